@@ -1,0 +1,218 @@
+"""Fits the demo generator to the procedural renderer: regression from z, progressively 16 -> 32 -> 64 -> 128.
+
+Rules of this file:
+- Every batch is fresh: latents are drawn from a counter-seeded generator, so a resumed run draws what an
+  undisturbed one would.
+- A pixel weighs (mean area / area of its part) ** 0.6. With a plain L1 the eyes and brows vanish.
+- Half of each batch mixes two latents at `CROSSOVER`; the target is the first's geometry in the second's colours.
+  So the early layers learn shape and the late ones appearance.
+- The checkpoint holds everything a resumed run needs and is written aside and renamed.
+
+Run it as `python -m labelmint.demo.train_generator OUT`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from labelmint.demo import faces
+from labelmint.models.stylegan2 import Generator, GeneratorSpec
+
+SPEC = GeneratorSpec(
+    z_dim=faces.Z_DIM,
+    w_dim=128,
+    mapping_layers=4,
+    mapping_lr_multiplier=1.0,  # a regression lives on an exact mapping; 0.01 would all but freeze it
+    resolution=faces.RESOLUTION,
+    channels={4: 128, 8: 128, 16: 128, 32: 96, 64: 48, 128: 32},
+)
+CROSSOVER = 7  # the first layer of the 64x64 block: shape before it, appearance from it on
+AREA_POWER = 0.6
+
+
+@dataclass(frozen=True)
+class Phase:
+    resolution: int
+    images: int
+    learning_rate: float
+    batch: int
+
+
+PHASES = (
+    Phase(16, 120_000, 3e-3, 64),
+    Phase(32, 80_000, 3e-3, 16),
+    Phase(64, 80_000, 2.5e-3, 16),
+    Phase(128, 200_000, 2e-3, 16),
+)
+EMA_HALF_LIFE = 5_000  # images
+
+
+def part_weights(label: Tensor) -> Tensor:
+    """Pixel weights of mean 1 from exact masks: uint8 [B,R,R] to float32 [B,1,R,R]."""
+    counts = torch.bincount(label.flatten().long(), minlength=len(faces.CLASS_NAMES)).clamp(min=1)  # [K]
+    weight = (counts.float() / label.numel()).pow(-AREA_POWER)  # [K]
+    per_pixel = weight[label.long()]  # [B,R,R]
+    return (per_pixel / per_pixel.mean()).unsqueeze(1)
+
+
+def loss_of(image: Tensor, target: Tensor, weight: Tensor, resolution: int) -> Tensor:
+    """Weighted L1 plus the weighted L1 of neighbour differences, which keeps edges where they are."""
+    factor = target.shape[-1] // resolution
+    if factor > 1:
+        target = F.avg_pool2d(target, factor)
+        weight = F.avg_pool2d(weight, factor)
+    error = image - target  # [B,3,r,r]
+    loss = (weight * (error.abs() + error.square())).mean()
+    dx = (error[..., 1:] - error[..., :-1]).abs() * weight[..., 1:]
+    dy = (error[..., 1:, :] - error[..., :-1, :]).abs() * weight[..., 1:, :]
+    return loss + 0.5 * (dx.mean() + dy.mean())
+
+
+class Run:
+    """The state of a training run and its checkpoint."""
+
+    def __init__(self, seed: int = 0) -> None:
+        torch.manual_seed(seed)
+        self.generator = Generator(SPEC).to(memory_format=torch.channels_last)
+        self.ema = {k: v.detach().clone() for k, v in self.generator.state_dict().items()}
+        mapping = list(self.generator.mapping.parameters())
+        synthesis = list(self.generator.synthesis.parameters())
+        self.optimizer = torch.optim.Adam([{"params": mapping}, {"params": synthesis}], betas=(0.9, 0.99))
+        self.step = 0
+        self.phase = 0
+        self.images = 0  # in this phase
+
+    def save(self, path: Path) -> None:
+        aside = path.with_suffix(".part")
+        torch.save(
+            {
+                "generator": self.generator.state_dict(),
+                "ema": self.ema,
+                "optimizer": self.optimizer.state_dict(),
+                "step": self.step,
+                "phase": self.phase,
+                "images": self.images,
+            },
+            aside,
+        )
+        os.replace(aside, path)
+
+    def load(self, path: Path) -> None:
+        state = torch.load(path, weights_only=True)
+        self.generator.load_state_dict(state["generator"])
+        self.ema = state["ema"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.phase, self.images = state["step"], state["phase"], state["images"]
+
+    def update_ema(self, batch: int) -> None:
+        # A short memory at first, so that the average does not carry the initial weights.
+        decay = 0.5 ** (batch / min(EMA_HALF_LIFE, max(self.step * batch * 0.1, 1.0)))
+        with torch.no_grad():
+            for name, value in self.generator.state_dict().items():
+                self.ema[name].lerp_(value, 1.0 - decay)
+
+
+def train(run: Run, checkpoint: Path, minutes: float) -> None:
+    """Train until the last phase ends or `minutes` have passed; checkpoints every two minutes."""
+    started = time.monotonic()
+    saved = started
+    render = torch.compile(faces.render)
+    while run.phase < len(PHASES):
+        phase = PHASES[run.phase]
+        synthesis = _compiled_synthesis(run.generator, phase.resolution)
+        bar = tqdm(total=phase.images, initial=run.images, unit="img", desc=f"{phase.resolution}x{phase.resolution}")
+        while run.images < phase.images:
+            # The time limit, if it cuts the last phase short, still lets the rate anneal to its end.
+            done = run.images / phase.images
+            if run.phase == len(PHASES) - 1:
+                done = max(done, (time.monotonic() - started) / (60.0 * minutes))
+            if done >= 1.0:
+                break
+            loss = _step(run, phase, render, synthesis, done)
+            bar.update(phase.batch)
+            if run.step % 50 == 0:
+                bar.set_postfix(loss=f"{loss:.4f}")
+            if time.monotonic() - saved > 120:
+                run.save(checkpoint)
+                saved = time.monotonic()
+        bar.close()
+        run.phase += 1
+        run.images = 0
+        run.save(checkpoint)
+
+
+def _step(run: Run, phase: Phase, render: Callable, synthesis: Callable, done: float) -> float:
+    last = phase is PHASES[-1]
+    # Constant, then a cosine to a hundredth over the second half of the last phase.
+    anneal = 0.01 + 0.99 * 0.5 * (1.0 + float(torch.cos(torch.tensor(max(done - 0.4, 0.0) / 0.6 * torch.pi)))) if last else 1.0
+    warm = min(1.0, (run.images + phase.batch) / 2_000)
+    for group in run.optimizer.param_groups:
+        group["lr"] = phase.learning_rate * anneal * warm
+    rng = torch.Generator().manual_seed(1_000_000_007 + run.step)
+    z = torch.randn(phase.batch, SPEC.z_dim, generator=rng)
+    style_z = torch.randn(phase.batch, SPEC.z_dim, generator=rng)
+    half = phase.batch // 2
+    style_z[:half] = z[:half]
+    with torch.no_grad():
+        target = render(z, style_z)
+        weight = part_weights(target.label)
+    with torch.autocast("cpu", torch.bfloat16):
+        w = run.generator.mapping(z)  # [B,w_dim]
+        style_w = run.generator.mapping(style_z)
+        late = torch.arange(SPEC.num_ws)[None, :, None] >= CROSSOVER
+        ws = torch.where(late, style_w[:, None], w[:, None])  # [B,num_ws,w_dim]
+        image = synthesis(ws)
+    loss = loss_of(image.float(), target.image, weight, phase.resolution)
+    run.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    run.optimizer.step()
+    run.step += 1
+    run.images += phase.batch
+    run.update_ema(phase.batch)
+    return float(loss.detach())
+
+
+def _compiled_synthesis(generator: Generator, resolution: int) -> Callable[[Tensor], Tensor]:
+    def synthesize(ws: Tensor) -> Tensor:
+        return generator.synthesis(ws, None, resolution)[0]
+
+    return torch.compile(synthesize)
+
+
+def finished_generator(run: Run) -> Generator:
+    """The averaged generator with w_avg measured over 10,000 latents."""
+    generator = Generator(SPEC)
+    generator.load_state_dict(run.ema)
+    generator.eval()
+    with torch.no_grad():
+        z = torch.randn(10_000, SPEC.z_dim, generator=torch.Generator().manual_seed(1))
+        generator.mapping.w_avg.copy_(generator.mapping(z).mean(dim=0))
+    return generator
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path, help="directory for checkpoint.pt and, at the end, the weights")
+    parser.add_argument("--minutes", type=float, default=120.0, help="time limit of this run")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    checkpoint = arguments.out / "checkpoint.pt"
+    run = Run()
+    if checkpoint.exists():
+        run.load(checkpoint)
+    train(run, checkpoint, arguments.minutes)
+
+
+if __name__ == "__main__":
+    main()

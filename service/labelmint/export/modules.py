@@ -1,0 +1,156 @@
+"""The Triton steps as torch modules: the tensor contract of the model repository, one class a step.
+
+Rules of this file:
+- Input and output names and their order are the contract; `config.py` writes them into config.pbtxt from here.
+- The steps only rearrange; all mathematics is in `labelmint.models`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from labelmint.models.interpreter import StyleInterpreter
+from labelmint.models.stylegan2 import Generator, to_uint8
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A tensor of the contract; `shape` is that of one sample, without the batch dimension."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+class Step(nn.Module):
+    """A Triton model: `inputs` and `outputs` in the order of `forward`'s arguments and results."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+def latent_inputs(z_dim: int) -> tuple[TensorSpec, ...]:
+    return (
+        TensorSpec("latent", torch.float32, (z_dim,)),
+        TensorSpec("style_latent", torch.float32, (z_dim,)),
+        TensorSpec("crossover", torch.int32, (1,)),
+        TensorSpec("truncation_psi", torch.float32, (1,)),
+    )
+
+
+def feature_tensors(interpreter: StyleInterpreter) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(f"features_{r}", torch.float32, (c, r, r)) for r, c in interpreter.spec.channels.items())
+
+
+def label_outputs(resolution: int) -> tuple[TensorSpec, ...]:
+    return (
+        TensorSpec("label", torch.uint8, (resolution, resolution)),
+        TensorSpec("js_map", torch.float32, (resolution, resolution)),
+        TensorSpec("js_score", torch.float32, (1,)),
+    )
+
+
+def statistics_tensors(interpreter: StyleInterpreter) -> tuple[TensorSpec, ...]:
+    r, k = interpreter.spec.resolution, interpreter.spec.num_classes
+    return (
+        TensorSpec("mean_probability", torch.float32, (k, r, r)),
+        TensorSpec("mean_entropy", torch.float32, (r, r)),
+        TensorSpec("votes", torch.uint8, (k, r, r)),
+    )
+
+
+def hidden_tensor(interpreter: StyleInterpreter) -> TensorSpec:
+    spec = interpreter.spec
+    return TensorSpec("hidden", torch.float32, (spec.num_heads * spec.hidden[0], spec.resolution, spec.resolution))
+
+
+class GeneratorStep(Step):
+    def __init__(self, generator: Generator, interpreter: StyleInterpreter) -> None:
+        super().__init__()
+        self.generator = generator
+        self.layout = interpreter.spec.layout
+        r = generator.spec.resolution
+        self.inputs = latent_inputs(generator.spec.z_dim)
+        self.outputs = (
+            TensorSpec("image", torch.uint8, (r, r, generator.spec.image_channels)),
+            *feature_tensors(interpreter),
+        )
+
+    def forward(
+        self, latent: Tensor, style_latent: Tensor, crossover: Tensor, truncation_psi: Tensor
+    ) -> tuple[Tensor, ...]:
+        image, features = self.generator(latent, style_latent, crossover, truncation_psi, self.layout)
+        return (to_uint8(image), *features.values())
+
+
+class StyleInterpreterStep(Step):
+    def __init__(self, interpreter: StyleInterpreter) -> None:
+        super().__init__()
+        self.interpreter = interpreter
+        self.inputs = feature_tensors(interpreter)
+        self.outputs = label_outputs(interpreter.spec.resolution)
+
+    def forward(self, *features: Tensor) -> tuple[Tensor, ...]:
+        return self.interpreter(dict(zip(self.interpreter.spec.channels, features, strict=True)))
+
+
+class FeatureAggregationStep(Step):
+    def __init__(self, interpreter: StyleInterpreter) -> None:
+        super().__init__()
+        self.interpreter = interpreter
+        self.inputs = feature_tensors(interpreter)
+        self.outputs = (hidden_tensor(interpreter),)
+
+    def forward(self, *features: Tensor) -> tuple[Tensor, ...]:
+        by_level = dict(zip(self.interpreter.spec.channels, features, strict=True))
+        hidden = self.interpreter.aggregate(by_level, range(self.interpreter.spec.resolution))  # [B,R,N*h1,R]
+        return (hidden.transpose(1, 2),)  # [B,N*h1,R,R]
+
+
+class MlpHeadsStep(Step):
+    def __init__(self, interpreter: StyleInterpreter) -> None:
+        super().__init__()
+        self.interpreter = interpreter
+        self.inputs = (hidden_tensor(interpreter),)
+        self.outputs = statistics_tensors(interpreter)
+
+    def forward(self, hidden: Tensor) -> tuple[Tensor, ...]:
+        probability, entropy, votes = self.interpreter.heads(hidden.transpose(1, 2))
+        return probability.transpose(1, 2), entropy, votes.transpose(1, 2)  # [B,K,R,R], [B,R,R], [B,K,R,R]
+
+
+class UncertaintyStep(Step):
+    def __init__(self, interpreter: StyleInterpreter) -> None:
+        super().__init__()
+        self.interpreter = interpreter
+        self.inputs = statistics_tensors(interpreter)
+        self.outputs = label_outputs(interpreter.spec.resolution)
+
+    def forward(self, mean_probability: Tensor, mean_entropy: Tensor, votes: Tensor) -> tuple[Tensor, ...]:
+        label, js_map = self.interpreter.uncertainty(
+            mean_probability.transpose(1, 2), mean_entropy, votes.transpose(1, 2)
+        )
+        return label, js_map, self.interpreter.score(js_map)
+
+
+def example_inputs(step: Step, batch: int, seed: int = 0) -> tuple[Tensor, ...]:
+    """Random but plausible inputs of a step, for tracing and comparing."""
+    rng = torch.Generator().manual_seed(seed)
+    tensors = []
+    for spec in step.inputs:
+        if spec.name == "crossover":
+            tensors.append(torch.arange(batch, dtype=torch.int32)[:, None] % 5 + 3)
+        elif spec.name == "truncation_psi":
+            tensors.append(torch.linspace(0.5, 1.0, batch)[:, None])
+        elif spec.name == "mean_probability":
+            tensors.append(torch.randn(batch, *spec.shape, generator=rng).softmax(dim=1))
+        elif spec.name == "mean_entropy":
+            tensors.append(torch.rand(batch, *spec.shape, generator=rng) * 0.1)
+        elif spec.dtype == torch.uint8:
+            tensors.append(torch.randint(0, 11, (batch, *spec.shape), generator=rng, dtype=torch.uint8))
+        else:
+            tensors.append(torch.randn(batch, *spec.shape, generator=rng))
+    return tuple(tensors)

@@ -1,0 +1,129 @@
+"""Writes one Triton step as an ONNX file that was compared with torch before it is kept.
+
+Rules of this file:
+- Standard operators only, opset 18 and IR version 8, so that the ONNX Runtime of older containers loads it.
+- The batch dimension must be symbolic in the file; the exporter can fix it silently, so it is asserted.
+- The same weights give the same bytes: names, traces and tool versions are removed.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+
+from labelmint.export.modules import Step, example_inputs
+
+OPSET = 18
+IR_VERSION = 8
+# Largest difference to torch that is float rounding and not a mistake, relative to the tensor's largest value.
+TOLERANCE = 2e-5
+LABEL_AGREEMENT = 0.9999
+
+
+@dataclass(frozen=True)
+class ExportedStep:
+    """The file's bytes and, per output, the largest difference to torch relative to the output's largest value."""
+
+    data: bytes
+    difference: dict[str, float]
+
+
+def export_onnx(step: Step) -> ExportedStep:
+    """Trace, clean, check and compare; raises RuntimeError when the file would not equal the torch module."""
+    step.eval()
+    arguments = example_inputs(step, batch=2)
+    batch = torch.export.Dim("batch", min=1, max=64)
+    dynamic = tuple({0: batch} for _ in arguments)
+    takes_any_number = any(p.kind is p.VAR_POSITIONAL for p in inspect.signature(step.forward).parameters.values())
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            step,
+            arguments,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[spec.name for spec in step.inputs],
+            output_names=[spec.name for spec in step.outputs],
+            dynamic_shapes=(dynamic,) if takes_any_number else dynamic,
+            external_data=False,
+            verbose=False,
+        )
+    assert program is not None
+    model = _clean(program.model_proto)
+    _assert_contract(model, step)
+    data = model.SerializeToString(deterministic=True)
+    return ExportedStep(data, compare(step, data))
+
+
+def compare(step: Step, data: bytes) -> dict[str, float]:
+    """Run the file at batch 1 and 3 against torch: largest relative difference per output."""
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    difference = dict.fromkeys((spec.name for spec in step.outputs), 0.0)
+    for size in (1, 3):
+        arguments = example_inputs(step, size, seed=size)
+        with torch.no_grad():
+            expected = step(*arguments)
+        feeds = {spec.name: value.numpy() for spec, value in zip(step.inputs, arguments, strict=True)}
+        for spec, want, got in zip(step.outputs, expected, session.run(None, feeds), strict=True):
+            error = _difference(spec.name, want.numpy(), got)
+            difference[spec.name] = max(difference[spec.name], error)
+    return difference
+
+
+def _difference(name: str, want: np.ndarray, got: np.ndarray) -> float:
+    if got.shape != want.shape or got.dtype != want.dtype:
+        raise RuntimeError(f"{name}: exported {got.dtype}{got.shape}, torch {want.dtype}{want.shape}")
+    if want.dtype == np.uint8:
+        disagreement = float((want != got).mean())
+        # An image may differ by the rounding of a value at a step of uint8; a label or vote hardly ever.
+        if name == "image" and int(np.abs(want.astype(int) - got).max()) <= 1 and disagreement < 1e-3:
+            return disagreement
+        if 1.0 - disagreement < LABEL_AGREEMENT:
+            raise RuntimeError(f"{name}: {disagreement:.2e} of the values differ between ONNX and torch")
+        return disagreement
+    error = float(np.abs(want - got).max() / max(float(np.abs(want).max()), 1e-12))
+    if not error <= TOLERANCE:
+        raise RuntimeError(f"{name}: ONNX differs from torch by {error:.2e} of the largest value")
+    return error
+
+
+def _clean(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Drop what names the machine or the tool, and the intermediate shapes that nobody reads."""
+    model.ir_version = IR_VERSION
+    model.producer_name = "labelmint"
+    model.producer_version = ""
+    model.doc_string = ""
+    del model.metadata_props[:]
+    del model.functions[:]
+    graph = model.graph
+    graph.name = "labelmint"
+    graph.doc_string = ""
+    del graph.metadata_props[:]
+    del graph.value_info[:]
+    for item in (*graph.node, *graph.initializer, *graph.input, *graph.output):
+        item.doc_string = ""
+        del item.metadata_props[:]
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def _assert_contract(model: onnx.ModelProto, step: Step) -> None:
+    domains = {entry.domain for entry in model.opset_import}
+    if domains - {"", "ai.onnx"}:
+        raise RuntimeError(f"non-standard operator domains in the export: {sorted(domains)}")
+    for side, specs in ((model.graph.input, step.inputs), (model.graph.output, step.outputs)):
+        if [value.name for value in side] != [spec.name for spec in specs]:
+            raise RuntimeError(f"exported tensors {[value.name for value in side]} are not the contract's")
+        for value, spec in zip(side, specs, strict=True):
+            dims = value.type.tensor_type.shape.dim
+            if not dims[0].dim_param:
+                raise RuntimeError(f"{spec.name}: the exporter fixed the batch dimension at {dims[0].dim_value}")
+            if tuple(dim.dim_value for dim in dims[1:]) != spec.shape:
+                raise RuntimeError(f"{spec.name}: exported shape {dims} is not {spec.shape}")
+

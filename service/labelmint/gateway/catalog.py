@@ -1,0 +1,73 @@
+"""The models that Triton has ready, kept in step with it.
+
+Rules of this file:
+- Triton's model configurations are the only source; they are read again when a model is unknown or was lost.
+- A malformed model is left out and reported once in the log; it does not take the others with it.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from labelmint.errors import LabelmintError, ModelNotFound, TritonUnavailable
+from labelmint.gateway.served_model import MalformedModel, ServedModel, is_labelmint, read_served_model
+from labelmint.triton.client import TritonClient
+
+logger = logging.getLogger(__name__)
+
+
+class Catalog:
+    """The served models of one pipeline ("fused" or "staged"), by name."""
+
+    def __init__(self, triton: TritonClient, pipeline: str) -> None:
+        self._triton = triton
+        self._pipeline = pipeline
+        self._models: dict[str, ServedModel] = {}
+        self._reported: set[str] = set()
+
+    async def refresh(self) -> None:
+        """Read the models from Triton; raises TritonUnavailable and then forgets what it knew."""
+        try:
+            configs = await self._triton.model_configs()
+        except LabelmintError:
+            self._models = {}
+            raise
+        models = {}
+        for (_, version), config in sorted(configs.items()):
+            if is_labelmint(config) and config.parameters["pipeline"].string_value == self._pipeline:
+                try:
+                    model = read_served_model(config, version)
+                except MalformedModel as error:
+                    self._report(str(error))
+                else:
+                    models[model.name] = model
+        self._models = models
+
+    async def get(self, name: str) -> ServedModel:
+        """The model of that name; asks Triton once more before it raises ModelNotFound."""
+        if name not in self._models:
+            await self.refresh()
+        if name not in self._models:
+            raise ModelNotFound(name, tuple(sorted(self._models)))
+        return self._models[name]
+
+    async def list(self) -> list[ServedModel]:
+        """All models by name, as Triton has them now."""
+        await self.refresh()
+        return [self._models[name] for name in sorted(self._models)]
+
+    async def check_ready(self) -> None:
+        """Raises TritonUnavailable unless Triton has at least one model, and every known one, ready now."""
+        if not self._models:
+            await self.refresh()
+        if not self._models:
+            raise TritonUnavailable(f"Triton at {self._triton.url} has no {self._pipeline} labelmint model ready")
+        for model in self._models.values():
+            if not await self._triton.is_ready(model.triton_name):
+                self._models = {}
+                raise TritonUnavailable(f"Triton at {self._triton.url} does not have model {model.name!r} ready")
+
+    def _report(self, problem: str) -> None:
+        if problem not in self._reported:
+            self._reported.add(problem)
+            logger.error("left out: %s", problem)

@@ -1,0 +1,115 @@
+"""The decisions of the gateway, free of I/O: seed to latent, options to gate, score to outcome, cursor of a walk.
+
+Rules of this file:
+- A seed is an identity: its latent is `numpy.random.RandomState(seed).randn(1, z_dim)` in float32, as the official
+  StyleGAN scripts draw it.
+- A threshold is never applied where it was not measured.
+- Nothing is adjusted silently: what cannot be honoured is an InvalidRequest that names the field.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from labelmint.errors import InvalidRequest, Uncalibrated
+from labelmint.gateway.served_model import ServedModel
+
+SEED_END = 2**32
+MAX_BATCH = 64
+MAX_TRUNCATION_PSI = 2.0
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """What a caller may choose; None means the model's own value."""
+
+    truncation_psi: float | None = None
+    max_js: float | None = None
+    max_quantile: float | None = None
+    include_rejected: bool = False
+    include_js_map: bool = False
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Accept scores up to `threshold` nats; `calibration_id` is empty when the caller gave the threshold."""
+
+    truncation_psi: float
+    threshold: float
+    calibration_id: str
+
+    def accepts(self, js_score: float) -> bool:
+        # A score that is not a number is accepted by no gate.
+        return js_score <= self.threshold
+
+
+def check_seed(seed: int, field: str = "seed") -> int:
+    if not 0 <= seed < SEED_END:
+        raise InvalidRequest(field, f"{seed} is out of range; seeds are 0 to {SEED_END - 1}")
+    return seed
+
+
+def check_batch(seeds: Sequence[int]) -> tuple[int, ...]:
+    if not 1 <= len(seeds) <= MAX_BATCH:
+        raise InvalidRequest("seeds", f"{len(seeds)} given; a batch takes 1 to {MAX_BATCH}, use a stream for more")
+    return tuple(check_seed(seed, "seeds") for seed in seeds)
+
+
+def latent_of(seed: int, z_dim: int) -> npt.NDArray[np.float32]:
+    """The latent of a seed, float32 [1,z_dim]."""
+    return np.random.RandomState(seed).randn(1, z_dim).astype(np.float32)
+
+
+def gate_of(model: ServedModel, options: SampleOptions) -> Gate:
+    """The gate that applies; raises InvalidRequest or Uncalibrated."""
+    calibration = model.calibration
+    psi = options.truncation_psi
+    if psi is None:
+        psi = calibration.truncation_psi if calibration is not None else 1.0
+    if not (math.isfinite(psi) and 0.0 <= psi <= MAX_TRUNCATION_PSI):
+        raise InvalidRequest("truncation_psi", f"{psi} is out of range; give 0 to {MAX_TRUNCATION_PSI:g}")
+    if options.max_js is not None and options.max_quantile is not None:
+        raise InvalidRequest("max_js", "give max_js or max_quantile, not both")
+    if options.max_js is not None:
+        if not (math.isfinite(options.max_js) and options.max_js >= 0.0):
+            raise InvalidRequest("max_js", f"{options.max_js} is not a JS score; give nats, at least 0")
+        return Gate(psi, options.max_js, "")
+    if options.max_quantile is not None and not 0.0 < options.max_quantile <= 1.0:
+        raise InvalidRequest("max_quantile", f"{options.max_quantile} is out of range; give above 0 and at most 1")
+    if calibration is None:
+        raise Uncalibrated("max_js", f"model {model.name!r} is not calibrated; give max_js or run `labelmint calibrate`")
+    if psi != calibration.truncation_psi:
+        raise Uncalibrated(
+            "truncation_psi",
+            f"{psi:g} was not calibrated, only {calibration.truncation_psi:g}; give max_js with it",
+        )
+    if options.max_quantile is not None:
+        return Gate(psi, calibration.score_at(options.max_quantile), calibration.id)
+    return Gate(psi, calibration.threshold, calibration.id)
+
+
+@dataclass(frozen=True)
+class Walk:
+    """The seeds of a stream: those from `start` on that are congruent to `shard_index` modulo `shard_count`."""
+
+    start: int
+    shard_index: int = 0
+    shard_count: int = 1
+
+    def __post_init__(self) -> None:
+        # 2^32 is where a finished walk resumes: an empty one, no error.
+        if self.start != SEED_END:
+            check_seed(self.start, "start_seed")
+        if self.shard_count < 1:
+            raise InvalidRequest("shard_count", f"{self.shard_count} is not a number of shards; give at least 1")
+        if not 0 <= self.shard_index < self.shard_count:
+            raise InvalidRequest("shard_index", f"{self.shard_index} is out of range; give 0 to {self.shard_count - 1}")
+
+    def seeds(self) -> Iterator[int]:
+        first = self.start + (self.shard_index - self.start) % self.shard_count
+        return iter(range(first, SEED_END, self.shard_count))

@@ -1,0 +1,119 @@
+"""Weights on disk: one safetensors file and, in its header, the JSON that says what the tensors are.
+
+Rules of this file:
+- The dimensions travel with the weights; nothing about a file is guessed from its name.
+- A missing, extra or misshapen tensor is an error that names it.
+- Files are written aside and renamed; the same tensors give the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+
+from labelmint.errors import UnusableFile
+from labelmint.models.interpreter import InterpreterSpec, StyleInterpreter
+from labelmint.models.stylegan2 import Generator, GeneratorSpec
+
+FORMAT_VERSION = 1
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def save_generator(path: Path, generator: Generator, notes: Mapping[str, Any]) -> None:
+    """Write a generator; `notes` (source, measured figures) is kept in the header for the reader."""
+    _save(path, "stylegan2", generator, generator.spec.to_json(), notes)
+
+
+def load_generator(path: Path) -> Generator:
+    spec = GeneratorSpec.from_json(_header(path, "stylegan2"))
+    return _load(path, Generator(spec)).eval()
+
+
+def save_interpreter(path: Path, interpreter: StyleInterpreter, notes: Mapping[str, Any]) -> None:
+    _save(path, "style_interpreter", interpreter, asdict(interpreter.spec), notes)
+
+
+def load_interpreter(path: Path, score_kind: str = "sum") -> StyleInterpreter:
+    data = _header(path, "style_interpreter")
+    spec = InterpreterSpec(
+        layout=data["layout"],
+        resolution=data["resolution"],
+        channels={int(r): c for r, c in data["channels"].items()},
+        num_heads=data["num_heads"],
+        hidden=tuple(data["hidden"]),
+        class_names=tuple(data["class_names"]),
+        palette=tuple(tuple(colour) for colour in data["palette"]),
+    )
+    return _load(path, StyleInterpreter(spec, score_kind)).eval()
+
+
+def read_notes(path: Path) -> dict[str, Any]:
+    """What `save_*` was given as notes."""
+    return dict(json.loads(_metadata(path)["notes"]))
+
+
+def _save(path: Path, kind: str, module: nn.Module, spec: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
+    header = {"format_version": FORMAT_VERSION, "kind": kind, "spec": spec}
+    tensors = {name: value.detach().contiguous() for name, value in module.state_dict().items()}
+    data = safetensors.torch.save(tensors, {"labelmint": json.dumps(header), "notes": json.dumps(dict(notes))})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".part")
+    aside.write_bytes(_sorted_header(data))
+    os.replace(aside, path)
+
+
+def _sorted_header(data: bytes) -> bytes:
+    """safetensors writes its metadata in hash order; sorted keys make equal content equal bytes."""
+    (size,) = struct.unpack("<Q", data[:8])
+    header = json.dumps(json.loads(data[8 : 8 + size]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return struct.pack("<Q", len(header)) + header + data[8 + size :]
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    if not path.is_file():
+        raise UnusableFile(path, "does not exist")
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+    except safetensors.SafetensorError as error:
+        raise UnusableFile(path, f"is not a whole safetensors file ({error})") from error
+    if "labelmint" not in metadata:
+        raise UnusableFile(path, "was not written by labelmint: its header has no 'labelmint' entry")
+    return dict(metadata)
+
+
+def _header(path: Path, kind: str) -> dict[str, Any]:
+    header = json.loads(_metadata(path)["labelmint"])
+    if header["format_version"] != FORMAT_VERSION:
+        raise UnusableFile(path, f"has format version {header['format_version']}; this labelmint reads {FORMAT_VERSION}")
+    if header["kind"] != kind:
+        raise UnusableFile(path, f"holds a {header['kind']}, not a {kind}")
+    return dict(header["spec"])
+
+
+def _load(path: Path, module: M) -> M:
+    tensors = safetensors.torch.load_file(path)
+    expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    for name in sorted(expected.keys() | tensors.keys()):
+        if name not in tensors:
+            raise UnusableFile(path, f"lacks the tensor {name!r}")
+        if name not in expected:
+            raise UnusableFile(path, f"has an unexpected tensor {name!r}")
+        if tuple(tensors[name].shape) != expected[name]:
+            raise UnusableFile(path, f"has {name!r} of shape {tuple(tensors[name].shape)}, expected {expected[name]}")
+        if not torch.isfinite(tensors[name]).all():
+            raise UnusableFile(path, f"has NaN or infinity in {name!r}")
+    module.load_state_dict(tensors)
+    return module

@@ -1,0 +1,136 @@
+"""The gateway's Triton client: latents in, arrays out, and the one place where Triton's errors are translated.
+
+Rules of this file:
+- It knows tensors, not policy: no seeds, gates or models beyond their Triton names.
+- Every tritonclient error becomes a LabelmintError here; the cause is kept. A test goes through all gRPC codes.
+- Triton 2.51 answers UNAVAILABLE for a full queue and for a queue timeout; only the text tells them from an outage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import grpc
+import numpy as np
+import numpy.typing as npt
+import tritonclient.grpc.aio as triton
+from tritonclient.grpc import model_config_pb2 as pb
+from tritonclient.utils import InferenceServerException
+
+from labelmint.errors import (
+    DeadlineExceeded,
+    InferenceFailed,
+    LabelmintError,
+    Overloaded,
+    TritonUnavailable,
+)
+
+Array = npt.NDArray[np.generic]
+
+_QUEUE_FULL = ("exceeds maximum queue size",)
+_QUEUE_TIMEOUT = ("request timeout expired",)
+# Arrays of a whole batch of large images come in one message.
+_CHANNEL_OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+
+
+@dataclass(frozen=True)
+class Latents:
+    """What an ensemble takes for one sample: float32 [1,z_dim] twice, then two numbers."""
+
+    latent: npt.NDArray[np.float32]
+    style_latent: npt.NDArray[np.float32]
+    crossover: int
+    truncation_psi: float
+
+
+class TritonClient:
+    """Talks gRPC to one Triton. Safe for concurrent use within one event loop."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._client = triton.InferenceServerClient(url, channel_args=_CHANNEL_OPTIONS)
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    async def is_ready(self, model: str) -> bool:
+        """Whether Triton answers and has the model ready; False instead of an error when it does not answer."""
+        try:
+            return bool(await self._client.is_model_ready(model, client_timeout=2.0))
+        except InferenceServerException:
+            return False
+
+    async def model_configs(self) -> dict[tuple[str, str], pb.ModelConfig]:
+        """The configurations of all ready models, by (name, version)."""
+        try:
+            index = await self._client.get_model_repository_index(client_timeout=5.0)
+            ready = [(entry.name, entry.version) for entry in index.models if entry.state == "READY"]
+            configs = {}
+            for name, version in ready:
+                answer = await self._client.get_model_config(name, version, client_timeout=5.0)
+                configs[name, version] = answer.config
+            return configs
+        except InferenceServerException as error:
+            raise translate(error) from error
+
+    async def infer(
+        self,
+        model: str,
+        version: str,
+        latents: Latents,
+        outputs: Sequence[str],
+        timeout_seconds: float | None = None,
+    ) -> dict[str, Array]:
+        """Run an ensemble for one sample; arrays without the batch dimension, by output name.
+
+        `timeout_seconds` bounds the call and Triton's queues. Cancelling the awaiting task cancels the request in
+        Triton.
+        """
+        inputs = [
+            _input("latent", latents.latent, "FP32"),
+            _input("style_latent", latents.style_latent, "FP32"),
+            _input("crossover", np.array([[latents.crossover]], np.int32), "INT32"),
+            _input("truncation_psi", np.array([[latents.truncation_psi]], np.float32), "FP32"),
+        ]
+        try:
+            result = await self._client.infer(
+                model,
+                inputs,
+                model_version=version,
+                outputs=[triton.InferRequestedOutput(name) for name in outputs],
+                client_timeout=timeout_seconds,
+                timeout=None if timeout_seconds is None else max(1, int(timeout_seconds * 1e6)),
+            )
+        except InferenceServerException as error:
+            raise translate(error) from error
+        arrays = {}
+        for name in outputs:
+            array = result.as_numpy(name)
+            if array is None:
+                raise InferenceFailed(f"Triton's answer for model {model!r} lacks the output {name!r}")
+            arrays[name] = array[0]
+        return arrays
+
+
+def translate(error: InferenceServerException) -> LabelmintError:
+    """The LabelmintError that says the same as a tritonclient error."""
+    status, message = str(error.status() or ""), str(error.message() or "")
+    lowered = message.lower()
+    if any(text in lowered for text in _QUEUE_FULL):
+        return Overloaded("Triton's queue is full; try again later")
+    if any(text in lowered for text in _QUEUE_TIMEOUT) or status.endswith(grpc.StatusCode.DEADLINE_EXCEEDED.name):
+        return DeadlineExceeded("the sample was not ready within the deadline; allow more time or send less at once")
+    if status.endswith(grpc.StatusCode.RESOURCE_EXHAUSTED.name):
+        return Overloaded(f"Triton is overloaded: {message}")
+    # NOT_FOUND and "not ready" mean that the model left Triton after the gateway had seen it.
+    gone = (grpc.StatusCode.UNAVAILABLE.name, grpc.StatusCode.NOT_FOUND.name, grpc.StatusCode.CANCELLED.name)
+    if status.endswith(gone):
+        return TritonUnavailable(f"Triton does not answer or has no such model ready ({message}); try again later")
+    return InferenceFailed(f"Triton failed to run the model: {message}")
+
+
+def _input(name: str, array: Array, dtype: str) -> triton.InferInput:
+    tensor = triton.InferInput(name, list(array.shape), dtype)
+    tensor.set_data_from_numpy(array)
+    return tensor

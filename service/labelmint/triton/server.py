@@ -1,0 +1,213 @@
+"""Runs the `tritonserver` of the nvidia-pytriton wheel as a child process.
+
+Rules of this file:
+- The wheel's files stay untouched: the backend directory is a copy in a temporary directory of the run (Triton
+  refuses a backend library that is a link out of its directory).
+- The child listens on loopback only, in a process group of its own, and dies with this process.
+- What Triton says on its way up is kept: a start that fails tells the user why, in Triton's words.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import shutil
+import signal
+import socket
+import sys
+import sysconfig
+import tempfile
+import time
+from collections import deque
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from labelmint.errors import TritonUnavailable
+from labelmint.triton.client import TritonClient
+
+BACKENDS = Path(__file__).parent / "backends"
+EXIT_TIMEOUT_SECONDS = 20
+START_TIMEOUT_SECONDS = 180.0
+_POLL_SECONDS = 0.1
+_LOG_LINES = 400
+_PR_SET_PDEATHSIG = 1
+
+
+class TritonServer:
+    """One tritonserver child. Serves gRPC at `grpc_url` and metrics at `metrics_url`."""
+
+    def __init__(self, repository: Path, models: Sequence[str], log_path: Path | None = None) -> None:
+        """Serve `models` (Triton names; an ensemble brings its steps) of `repository`.
+
+        `log_path` receives Triton's whole log; without it only the last lines are kept for error messages.
+        """
+        self._repository = repository
+        self._models = tuple(models)
+        self._log_path = log_path
+        self._process: asyncio.subprocess.Process | None = None
+        self._reader: asyncio.Task[None] | None = None
+        self._lines: deque[str] = deque(maxlen=_LOG_LINES)
+        self._directory = tempfile.TemporaryDirectory(prefix="labelmint-triton-")
+        # Chosen once, so that clients find the child again after it was restarted.
+        self._grpc_port, self._http_port, self._metrics_port = _free_ports(3)
+        self.grpc_url = f"127.0.0.1:{self._grpc_port}"
+        self.metrics_url = f"http://127.0.0.1:{self._metrics_port}/metrics"
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.returncode is None
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process is not None else None
+
+    async def start(self) -> None:
+        """Launch the process; readiness is asked over gRPC by the caller."""
+        root = _wheel_root()
+        backends = _backend_directory(root, Path(self._directory.name))
+        command = [
+            str(root / "pytriton" / "tritonserver" / "bin" / "tritonserver"),
+            f"--model-repository={self._repository.resolve()}",
+            f"--backend-directory={backends}",
+            "--model-control-mode=explicit",
+            *(f"--load-model={model}" for model in self._models),
+            "--strict-readiness=true",
+            "--disable-auto-complete-config",
+            "--grpc-address=127.0.0.1",
+            f"--grpc-port={self._grpc_port}",
+            "--http-address=127.0.0.1",
+            f"--http-port={self._http_port}",
+            "--metrics-address=127.0.0.1",
+            f"--metrics-port={self._metrics_port}",
+            f"--exit-timeout-secs={EXIT_TIMEOUT_SECONDS}",
+            # Names of the shared memory regions carry the pid, so that several servers live on one machine.
+            f"--backend-config=python,shm-region-prefix-name=labelmint_{os.getpid()}_{self._grpc_port}_",
+        ]
+        self._process = await asyncio.create_subprocess_exec(
+            *command,
+            env=_environment(root),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=_die_with_parent,
+        )
+        self._reader = asyncio.create_task(self._read_log(self._process))
+
+    async def wait(self) -> int:
+        """Wait until the child ends; returns its exit code."""
+        assert self._process is not None
+        return await self._process.wait()
+
+    def explain(self) -> str:
+        """Why the child ended: the errors in Triton's own log, or its last lines."""
+        problems = [line for line in self._lines if line.startswith(("E1", "E0")) or "UNAVAILABLE: " in line]
+        return "\n".join(problems[-12:] or list(self._lines)[-12:])
+
+    async def stop(self) -> None:
+        """SIGTERM, wait for the exit timeout, then SIGKILL to the whole group; removes the temporary directory."""
+        if self._process is not None:
+            if self._process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    self._process.terminate()
+                try:
+                    await asyncio.wait_for(self._process.wait(), EXIT_TIMEOUT_SECONDS + 5)
+                except asyncio.TimeoutError:
+                    pass
+            # Model processes of a killed server outlive it; the group is theirs too.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            await self._process.wait()
+        if self._reader is not None:
+            await self._reader
+        self._directory.cleanup()
+
+    async def _read_log(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdout is not None
+        log = self._log_path.open("ab") if self._log_path is not None else None
+        try:
+            async for raw in process.stdout:
+                self._lines.append(raw.decode("utf-8", "replace").rstrip())
+                if log is not None:
+                    log.write(raw)
+                    log.flush()
+        finally:
+            if log is not None:
+                log.close()
+
+
+async def wait_until_ready(server: TritonServer, models: Sequence[str], stop: asyncio.Event | None = None) -> None:
+    """Return when all models are ready or `stop` is set; raises TritonUnavailable with Triton's own words."""
+    client = TritonClient(server.grpc_url)
+    deadline = time.monotonic() + START_TIMEOUT_SECONDS
+    try:
+        while stop is None or not stop.is_set():
+            if all([await client.is_ready(model) for model in models]):
+                return
+            if not server.running:
+                raise TritonUnavailable(f"Triton could not load the model repository. It said:\n{server.explain()}")
+            if time.monotonic() > deadline:
+                raise TritonUnavailable(
+                    f"Triton was not ready after {START_TIMEOUT_SECONDS:.0f} s. It said:\n{server.explain()}"
+                )
+            await asyncio.sleep(_POLL_SECONDS)
+    finally:
+        await client.close()
+
+
+def _wheel_root() -> Path:
+    spec = find_spec("pytriton")
+    if spec is None or spec.origin is None:
+        raise TritonUnavailable(
+            "the nvidia-pytriton wheel, which brings tritonserver, is not installed; "
+            "run `pip install 'labelmint[triton]'` or point --triton-url at a running Triton"
+        )
+    return Path(spec.origin).parent.parent
+
+
+def _backend_directory(root: Path, directory: Path) -> Path:
+    """Copies of the wheel's Python backend, its stub for this Python, and our backends."""
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    triton = root / "pytriton" / "tritonserver"
+    stub = triton / "python_backend_stubs" / version / "triton_python_backend_stub"
+    if not stub.exists():
+        known = sorted(path.name for path in stub.parent.parent.iterdir())
+        raise TritonUnavailable(f"nvidia-pytriton has no Python {version} stub; use one of {', '.join(known)}")
+    backends = directory / "backends"
+    python = backends / "python"
+    shutil.rmtree(backends, ignore_errors=True)
+    shutil.copytree(BACKENDS, backends, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(triton / "backends" / "python", python, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy2(stub, python)
+    return backends
+
+
+def _environment(root: Path) -> dict[str, str]:
+    """The child's environment: the wheel's libraries, this Python's library and this environment's packages."""
+    environment = dict(os.environ)
+    libraries = [str(root / "nvidia_pytriton.libs")]
+    library = sysconfig.get_config_var("LIBDIR")
+    if library and sysconfig.get_config_var("Py_ENABLE_SHARED"):
+        libraries.append(library)
+    environment["LD_LIBRARY_PATH"] = os.pathsep.join([*libraries, *filter(None, [os.environ.get("LD_LIBRARY_PATH")])])
+    # The stub ignores PYTHONPATH; it takes the environment of the first python3 on the PATH.
+    bin_directory = os.path.dirname(os.path.abspath(sys.executable))
+    environment["PATH"] = os.pathsep.join([bin_directory, os.environ.get("PATH", os.defpath)])
+    environment["PYTHONDONTWRITEBYTECODE"] = "1"
+    return environment
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [int(each.getsockname()[1]) for each in sockets]
+
+
+def _die_with_parent() -> None:
+    """Linux: SIGTERM to the child when this process vanishes, however it vanishes."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
