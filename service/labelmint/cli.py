@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 from pydantic_settings import BaseSettings, CliApp, CliPositionalArg, CliSubCommand, SettingsConfigDict, get_subcommand
 
 from labelmint.errors import LabelmintError
@@ -130,6 +130,8 @@ def main() -> None:
         _fail(_TORCH_HINT)
     except LabelmintError as error:
         _fail(error.message)
+    except ValidationError as error:
+        _fail("; ".join(f"{'.'.join(map(str, entry['loc'][1:]))}: {entry['msg']}" for entry in error.errors()))
     except ValueError as error:
         _fail(str(error))
 

@@ -14,11 +14,10 @@ Run it as `python -m labelmint.demo.train_generator OUT`.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -27,6 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from labelmint.demo import faces
+from labelmint.models.store import save_generator
 from labelmint.models.stylegan2 import Generator, GeneratorSpec
 
 SPEC = GeneratorSpec(
@@ -212,6 +212,12 @@ def main() -> None:
     if checkpoint.exists():
         run.load(checkpoint)
     train(run, checkpoint, arguments.minutes)
+    notes = {
+        "made_by": "python -m labelmint.demo.train_generator",
+        "steps": run.step,
+        "phases": [asdict(phase) for phase in PHASES],
+    }
+    save_generator(arguments.out / "generator.safetensors", finished_generator(run), notes)
 
 
 if __name__ == "__main__":

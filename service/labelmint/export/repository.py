@@ -8,7 +8,6 @@ Rules of this file:
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -35,7 +34,7 @@ from labelmint.models.interpreter import StyleInterpreter
 from labelmint.models.layout import channels_of
 from labelmint.models.store import load_generator, load_interpreter
 from labelmint.models.stylegan2 import Generator
-from labelmint.triton.model_config import CALIBRATION, read_config, write_config
+from labelmint.triton.model_config import CALIBRATION, model_digest, read_config, write_config
 
 MAX_BATCH_SIZE = 16
 # A request older than this has no client any more; nothing waits in a queue for ever.
@@ -84,14 +83,6 @@ def export_repository(
         _keep_calibration(repository / name / "config.pbtxt", config)
         _write_model(repository, config, None)
     return differences
-
-
-def model_digest(artifacts: Iterable[tuple[str, bytes]]) -> str:
-    """SHA-256 over the steps' names and files in order: with a seed and options it names a sample for ever."""
-    total = hashlib.sha256()
-    for name, data in artifacts:
-        total.update(f"{name}:{hashlib.sha256(data).hexdigest()}\n".encode())
-    return total.hexdigest()
 
 
 def _step_config(name: str, step: Step) -> pb.ModelConfig:

@@ -31,7 +31,7 @@ from labelmint.gateway.rest_api import create_app
 from labelmint.gateway.sampling import Sampler
 from labelmint.settings import ServeSettings
 from labelmint.triton.client import TritonClient
-from labelmint.triton.model_config import ensembles
+from labelmint.triton.model_config import check_artifacts, ensembles
 from labelmint.triton.server import TritonServer, wait_until_ready
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 
@@ -71,11 +71,11 @@ async def serve(settings: ServeSettings, say: Callable[[str], None] = print) -> 
 @contextlib.asynccontextmanager
 async def _own_triton(settings: ServeSettings, stop: asyncio.Event, say: Callable[[str], None]) -> AsyncIterator[str]:
     """A child Triton that has its models ready, and a task that restarts it when it dies."""
-    served = [
-        name
-        for name, config in ensembles(settings.model_repository).items()
-        if config.parameters["pipeline"].string_value == settings.pipeline
-    ]
+    served = []
+    for name, config in ensembles(settings.model_repository).items():
+        if config.parameters["pipeline"].string_value == settings.pipeline:
+            check_artifacts(settings.model_repository, config)
+            served.append(name)
     server = TritonServer(settings.model_repository, served, settings.triton_log)
     say(f"labelmint: starting Triton on {settings.model_repository} ({', '.join(served)})")
     supervisor: asyncio.Task[None] | None = None

@@ -101,21 +101,26 @@ class StyleInterpreter(nn.Module):
         """Everything linear, for the S output rows `rows`: [B,S,N*h1,R], before the first ReLU."""
         size = self.spec.resolution
         interpolated, vertical = [], []
-        hidden = self.bias1[:, None]  # [N*h1,1]
+        full = None
+        # Interpolation weights sum to one, so the bias may ride on the smallest level instead of the largest map.
+        bias: Tensor | None = self.bias1[:, None]  # [N*h1,1]
         for r in self.spec.channels:
             bilinear = self.get_buffer(f"bilinear_{r}")  # [R,r]
             low, high = touched_rows(r, size, rows)
             source = features[r][:, :, low:high].transpose(1, 2)  # [B,rows,C,r]
             projected = self.projection[str(r)] @ source  # [B,rows,N*h1,r]
+            if bias is not None:
+                projected, bias = projected + bias, None
             if r == size:
-                hidden = hidden + projected  # nothing to interpolate
+                full = projected  # nothing to interpolate
             else:
                 interpolated.append(projected @ bilinear.t())  # [B,rows,N*h1,R]
                 vertical.append(bilinear[rows.start : rows.stop, low:high])  # [S,rows]
         # Vertical interpolation and the sum over the levels in one matrix product.
         stacked = torch.cat(interpolated, dim=1)  # [B,rows of all levels,N*h1,R]
         summed = torch.cat(vertical, dim=1) @ stacked.flatten(2)  # [B,S,N*h1*R]
-        return hidden + summed.unflatten(2, (self.bias1.shape[0], size))  # [B,S,N*h1,R]
+        hidden = summed.unflatten(2, (self.bias1.shape[0], size))  # [B,S,N*h1,R]
+        return hidden if full is None else hidden + full
 
     def heads(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Everything after the first linear layer, down to sufficient statistics.

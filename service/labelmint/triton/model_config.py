@@ -3,11 +3,14 @@
 Rules of this file:
 - The same message gives the same bytes: maps are written in key order.
 - A file is written aside and renamed.
+- The model digest is defined here, since both the exporter that writes it and the server that checks it need it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from google.protobuf import text_format
@@ -48,3 +51,27 @@ def ensembles(repository: Path) -> dict[str, pb.ModelConfig]:
     if not found:
         raise UnusableFile(repository, "holds no labelmint ensemble; write one with `labelmint export`")
     return found
+
+
+def model_digest(artifacts: Iterable[tuple[str, bytes]]) -> str:
+    """SHA-256 over the steps' names and files in order: with a seed and options it names a sample for ever."""
+    total = hashlib.sha256()
+    for name, data in artifacts:
+        total.update(f"{name}:{hashlib.sha256(data).hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def check_artifacts(repository: Path, config: pb.ModelConfig) -> None:
+    """Raises UnusableFile unless the ensemble's steps are the files that its digest was taken over."""
+    prefix = f"{config.parameters['model'].string_value}_"
+    artifacts = []
+    for step in config.ensemble_scheduling.step:
+        path = repository / step.model_name / "1" / "model.onnx"
+        if not path.is_file():
+            raise UnusableFile(path, f"is missing; the ensemble {config.name!r} needs it, export the model again")
+        artifacts.append((step.model_name.removeprefix(prefix), path.read_bytes()))
+    if model_digest(artifacts) != config.parameters["model_digest"].string_value:
+        raise UnusableFile(
+            repository / config.name / "config.pbtxt",
+            "names another model digest than its steps have: a file is damaged or was exchanged; export the model again",
+        )

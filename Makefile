@@ -1,0 +1,43 @@
+# One verb a target. Environments live in .venv (serving: no torch) and .venv-test (everything).
+
+PYTHON ?= python3
+SERVE := .venv
+TEST := .venv-test
+PIP_FLAGS := --quiet --disable-pip-version-check --prefer-binary
+
+.PHONY: serve test check proto clean
+
+serve: $(SERVE)/.ready
+	@exec $(SERVE)/bin/labelmint serve
+
+test: $(TEST)/.ready
+	@$(TEST)/bin/python -m pytest $(PYTEST_FLAGS)
+
+check: $(TEST)/.ready
+	$(TEST)/bin/ruff check .
+	$(TEST)/bin/ruff format --check .
+	$(TEST)/bin/mypy
+
+proto: $(TEST)/.ready
+	$(TEST)/bin/python -m grpc_tools.protoc -Iprotos --python_out=service --pyi_out=service \
+		--grpc_python_out=service protos/labelmint/v1/sample_service.proto
+
+clean:
+	rm -rf $(SERVE) $(TEST) build dist service/labelmint.egg-info
+
+# pip is renewed first: old resolvers try source packages for minutes.
+$(SERVE)/.ready: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "labelmint needs Python 3.10 or newer")'
+	@echo "labelmint: installing into $(SERVE) (about 150 MB to download, once)"
+	@$(PYTHON) -m venv $(SERVE)
+	@$(SERVE)/bin/pip install $(PIP_FLAGS) --upgrade 'pip>=24'
+	@$(SERVE)/bin/pip install $(PIP_FLAGS) --editable '.[triton]'
+	@touch $@
+
+$(TEST)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "labelmint needs Python 3.10 or newer")'
+	@echo "labelmint: installing into $(TEST) (with torch, once)"
+	@$(PYTHON) -m venv $(TEST)
+	@$(TEST)/bin/pip install $(PIP_FLAGS) --upgrade 'pip>=24'
+	@$(TEST)/bin/pip install $(PIP_FLAGS) --constraint constraints.txt --editable '.[triton,export,test,dev]'
+	@touch $@

@@ -1,0 +1,59 @@
+"""Makes the README's picture from a running service: accepted pairs, and what the gate rejects.
+
+Run it as `python docs/make_pictures.py http://127.0.0.1:8080`.
+"""
+
+import io
+import sys
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+OUT = Path(__file__).parent / "images" / "pairs.png"
+COLUMNS, SIZE, MARGIN, CAPTION = 6, 176, 8, 24
+
+
+def arrays(base: str, seed: int) -> dict[str, np.ndarray]:
+    url = f"{base}/v1/models/faces/samples/{seed}.npz?include_rejected=true"
+    with urllib.request.urlopen(url) as answer, np.load(io.BytesIO(answer.read())) as file:
+        return dict(file)
+
+
+def overlay(sample: dict[str, np.ndarray], palette: np.ndarray) -> np.ndarray:
+    return (sample["image"] * 0.35 + palette[sample["label"]] * 0.65).astype(np.uint8)
+
+
+def main() -> None:
+    base = sys.argv[1].rstrip("/")
+    with urllib.request.urlopen(f"{base}/v1/models/faces") as answer:
+        import json
+
+        classes = json.load(answer)["classes"]
+    palette = np.array([[int(entry["rgb"][i : i + 2], 16) for i in (1, 3, 5)] for entry in classes])
+    samples = [arrays(base, seed) for seed in range(COLUMNS)]
+    cell = SIZE + MARGIN
+    sheet = Image.new("RGB", (COLUMNS * cell + MARGIN, 2 * cell + CAPTION + MARGIN + 28), (250, 250, 248))
+    draw = ImageDraw.Draw(sheet)
+    for column, sample in enumerate(samples):
+        x = MARGIN + column * cell
+        verdict = "accepted" if sample["js_score"] <= sample["threshold"] else "rejected"
+        colour = (0, 110, 84) if verdict == "accepted" else (178, 34, 34)
+        text = f"seed {int(sample['seed'])} · JS {float(sample['js_score']):.0f} · {verdict}"
+        draw.text((x, 6), text, colour, ImageFont.load_default(13))
+        for row, picture in enumerate((sample["image"], overlay(sample, palette))):
+            enlarged = Image.fromarray(picture).resize((SIZE, SIZE), Image.Resampling.LANCZOS)
+            sheet.paste(enlarged, (x, CAPTION + row * cell))
+    step = (sheet.width - MARGIN) // len(classes)
+    for index, entry in enumerate(classes):
+        x, y = MARGIN + index * step, CAPTION + 2 * cell + 4
+        draw.rectangle((x, y, x + 13, y + 13), tuple(palette[index].tolist()), (110, 114, 122))
+        draw.text((x + 18, y - 2), entry["name"], (28, 30, 36), ImageFont.load_default(13))
+    OUT.parent.mkdir(exist_ok=True)
+    sheet.save(OUT, optimize=True)
+    print(OUT)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""Measures the demo against the renderer, whose masks are exact: the figures of the model card.
+
+Rules of this file:
+- Seeds are unseen: not those of training, annotation or calibration.
+- A figure is printed by the run that measured it, and kept as JSON for the model card.
+
+Run it as `python -m labelmint.demo.evaluate generator|interpreter|gate ...`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from labelmint.demo import faces, metrics
+from labelmint.demo.annotate import render_seed
+from labelmint.demo.segmenter import Segmenter, segment
+from labelmint.gateway.calibrate import measure, serving
+from labelmint.models.annotations import write_json
+from labelmint.models.draw import draw
+from labelmint.models.store import load_generator, load_interpreter
+from labelmint.triton.client import Array
+
+EVALUATION_SEED = 4_200_000_000
+
+
+def evaluate_generator(path: Path, segmenter_path: Path, count: int, sheet: Path | None) -> dict[str, object]:
+    """PSNR against the renderer and the independent segmenter's IoU on the generated images."""
+    generator = load_generator(path)
+    judge = Segmenter()
+    judge.load_state_dict(torch.load(segmenter_path, weights_only=True))
+    judge.eval()
+    values, counts = [], torch.zeros(metrics.NUM_CLASSES, metrics.NUM_CLASSES, dtype=torch.long)
+    pairs: list[tuple[Tensor, Tensor]] = []
+    for seed in tqdm(range(EVALUATION_SEED, EVALUATION_SEED + count), desc="generator", unit="img"):
+        exact = render_seed(seed)
+        image, _ = draw(generator, seed, 1.0, "paper")
+        values.append(metrics.psnr(image, exact.image))
+        counts += metrics.confusion(segment(judge, image), exact.label)
+        if len(pairs) < 16:
+            pairs.append((exact.image[0], image[0]))
+    if sheet is not None:
+        write_sheet(sheet, pairs)
+    by_class = metrics.iou(counts)
+    mean = float(torch.cat(values).mean())
+    print(f"PSNR against the renderer on {count} unseen seeds: {mean:.2f} dB")
+    print(f"IoU of an independent segmenter on the generated images:\n{metrics.table(by_class)}")
+    return {"seeds": count, "psnr_db": mean, "segmenter_iou": by_class}
+
+
+def evaluate_interpreter(generator_path: Path, path: Path, count: int) -> dict[str, object]:
+    """IoU of the ensemble's labels against the renderer's masks."""
+    generator, interpreter = load_generator(generator_path), load_interpreter(path)
+    counts = torch.zeros(metrics.NUM_CLASSES, metrics.NUM_CLASSES, dtype=torch.long)
+    for seed in tqdm(range(EVALUATION_SEED, EVALUATION_SEED + count), desc="interpreter", unit="img"):
+        _, features = draw(generator, seed, 1.0, interpreter.spec.layout)
+        with torch.no_grad():
+            label, _, _ = interpreter(features)
+        counts += metrics.confusion(label, render_seed(seed).label)
+    by_class = metrics.iou(counts)
+    print(f"IoU of the labels against exact masks on {count} unseen seeds:\n{metrics.table(by_class)}")
+    return {"seeds": count, "label_iou": by_class}
+
+
+async def evaluate_gate(repository: Path, count: int) -> dict[str, object]:
+    """Acceptance of the calibrated gate on unseen seeds, through the real Triton, and the label error either side."""
+    first = EVALUATION_SEED + 100_000
+
+    def judged(seed: int, arrays: dict[str, Array]) -> tuple[float, float]:
+        wrong = arrays["label"] != render_seed(seed).label[0].numpy()
+        return float(arrays["js_score"][0]), float(wrong.mean())
+
+    async with serving(repository, "faces") as (client, model):
+        assert model.calibration is not None, "run `labelmint calibrate` first"
+        psi = model.calibration.truncation_psi
+        pairs = await measure(client, model, range(first, first + count), psi, ("label", "js_score"), judged, "gate")
+    scores, errors = (np.array(column) for column in zip(*pairs, strict=True))
+    accepted = scores <= model.calibration.threshold
+    figures = {
+        "seeds": count,
+        "acceptance": float(accepted.mean()),
+        "label_error_accepted": float(errors[accepted].mean()),
+        "label_error_rejected": float(errors[~accepted].mean()),
+    }
+    print(f"acceptance on {count} unseen seeds: {figures['acceptance']:.3f}")
+    print(f"pixels labelled wrongly: {figures['label_error_accepted']:.4f} of the accepted samples,")
+    print(f"                         {figures['label_error_rejected']:.4f} of the rejected ones")
+    return figures
+
+
+def write_sheet(path: Path, pairs: list[tuple[Tensor, Tensor]]) -> None:
+    """A contact sheet: rows of eight renders, the generated ones beneath."""
+    rows = []
+    for first in range(0, len(pairs), 8):
+        for side in (0, 1):
+            rows.append(torch.cat([pair[side] for pair in pairs[first : first + 8]], dim=2))
+    sheet = torch.cat(rows, dim=1).permute(1, 2, 0)
+    Image.fromarray((sheet * 127.5 + 128).clamp(0, 255).numpy().astype(np.uint8)).save(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("generator")
+    one.add_argument("generator", type=Path)
+    one.add_argument("segmenter", type=Path)
+    one.add_argument("--count", type=int, default=256)
+    one.add_argument("--sheet", type=Path)
+    two = commands.add_parser("interpreter")
+    two.add_argument("generator", type=Path)
+    two.add_argument("interpreter", type=Path)
+    two.add_argument("--count", type=int, default=500)
+    three = commands.add_parser("gate")
+    three.add_argument("repository", type=Path)
+    three.add_argument("--count", type=int, default=1000)
+    for each in (one, two, three):
+        each.add_argument("--json", type=Path, help="file to keep the figures in")
+    arguments = parser.parse_args()
+    if arguments.command == "generator":
+        figures = evaluate_generator(arguments.generator, arguments.segmenter, arguments.count, arguments.sheet)
+    elif arguments.command == "gate":
+        figures = asyncio.run(evaluate_gate(arguments.repository, arguments.count))
+    else:
+        figures = evaluate_interpreter(arguments.generator, arguments.interpreter, arguments.count)
+    if arguments.json is not None:
+        known = json.loads(arguments.json.read_text()) if arguments.json.exists() else {}
+        write_json(arguments.json, known | {arguments.command: figures})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""Real parts for the tests: a running `labelmint serve` on the committed model repository.
+
+Rules of this file:
+- The service is the installed program in a process of its own, with a real Triton, reached over real sockets.
+- It takes free ports, so that tests run beside a service that a developer has running.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import httpx
+import pytest
+import pytest_asyncio
+
+from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
+
+ROOT = Path(__file__).parent.parent
+REPOSITORY = ROOT / "model_repository"
+READY = re.compile(r"ready after .* REST (http://\S+) .*gRPC (\S+?)\. ", re.DOTALL)
+START_SECONDS = 120
+
+
+@dataclass
+class Service:
+    """A running `labelmint serve`."""
+
+    process: subprocess.Popen[str]
+    http: str
+    grpc: str
+    log: Path
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(60)
+
+
+def start_service(log: Path, *arguments: str, repository: Path = REPOSITORY) -> Service:
+    """Start the program and wait for its own word that it is ready."""
+    command = [sys.executable, "-m", "labelmint.cli", "serve", "--model-repository", str(repository)]
+    command += ["--http-port", "0", "--grpc-port", "0", "--triton-log", str(log.with_suffix(".triton")), *arguments]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("LABELMINT_")}
+    with log.open("w") as stream:
+        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, text=True, env=environment)
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if (match := READY.search(log.read_text())) is not None:
+            return Service(process, match[1], match[2], log)
+        if process.poll() is not None:
+            break
+        time.sleep(0.1)
+    process.kill()
+    raise AssertionError(f"labelmint serve did not become ready:\n{log.read_text()}")
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """The service as `make serve` starts it: the fused pipeline."""
+    running = start_service(tmp_path_factory.mktemp("service") / "serve.log")
+    yield running
+    assert running.stop() == 0, running.log.read_text()
+
+
+@pytest.fixture(scope="session")
+def http(service: Service) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=service.http, timeout=60.0) as client:
+        yield client
+
+
+@pytest_asyncio.fixture(scope="session")
+async def stub(service: Service) -> AsyncIterator[pb_grpc.SampleServiceStub]:
+    async with grpc.aio.insecure_channel(service.grpc) as channel:
+        yield pb_grpc.SampleServiceStub(channel)

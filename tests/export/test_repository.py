@@ -1,0 +1,143 @@
+"""The committed model repository is what its weights export to, and keeps the promises of the tensor contract."""
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+from labelmint.calibration import Calibration
+from labelmint.export.modules import GeneratorStep
+from labelmint.export.onnx_export import IR_VERSION, OPSET, export_onnx
+from labelmint.export.repository import export_repository
+from labelmint.gateway.served_model import read_served_model
+from labelmint.models.interpreter import InterpreterSpec, StyleInterpreter
+from labelmint.models.store import load_generator, load_interpreter
+from labelmint.models.stylegan2 import Generator, GeneratorSpec
+from labelmint.triton.model_config import check_artifacts, ensembles, read_config
+from tests.conftest import REPOSITORY, ROOT
+
+WEIGHTS = ROOT / "service" / "labelmint" / "demo" / "weights"
+STEPS = ("generator", "style_interpreter", "feature_aggregation", "mlp_heads", "uncertainty")
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo, exported again from its weights, over a copy that has the calibration."""
+    directory = tmp_path_factory.mktemp("export") / "repository"
+    shutil.copytree(REPOSITORY, directory)
+    generator = load_generator(WEIGHTS / "generator.safetensors")
+    export_repository(directory, "faces", generator, load_interpreter(WEIGHTS / "interpreter.safetensors"))
+    return directory
+
+
+def files(directory: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_exporting_again_gives_the_committed_bytes(exported: Path) -> None:
+    assert files(exported) == files(REPOSITORY)
+
+
+def test_small_enough_for_git() -> None:
+    assert sum(path.stat().st_size for path in REPOSITORY.rglob("*") if path.is_file()) < 30e6
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_files_keep_to_standard_operators_and_a_symbolic_batch(step: str) -> None:
+    model = onnx.load(REPOSITORY / f"faces_{step}" / "1" / "model.onnx")
+    assert model.ir_version == IR_VERSION <= 10
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", OPSET)] and OPSET <= 20
+    for value in (*model.graph.input, *model.graph.output):
+        assert value.type.tensor_type.shape.dim[0].dim_param, value.name
+    text = model.SerializeToString()
+    assert b"/home/" not in text and b".py" not in text
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_weights_are_finite(step: str) -> None:
+    model = onnx.load(REPOSITORY / f"faces_{step}" / "1" / "model.onnx")
+    for tensor in model.graph.initializer:
+        assert np.isfinite(numpy_helper.to_array(tensor).astype(np.float64)).all(), tensor.name
+
+
+def test_ensembles_describe_themselves() -> None:
+    found = ensembles(REPOSITORY)
+    assert set(found) == {"faces", "faces_staged"}
+    for config in found.values():
+        check_artifacts(REPOSITORY, config)
+        model = read_served_model(config, "1")
+        assert model.name == "faces" and model.resolution == 128 and len(model.class_names) == 12
+        assert isinstance(model.calibration, Calibration) and model.calibration.seed_count >= 1000
+    assert found["faces"].parameters["model_digest"] != found["faces_staged"].parameters["model_digest"]
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_nothing_waits_for_ever_in_a_queue(step: str) -> None:
+    config = read_config(REPOSITORY / f"faces_{step}" / "config.pbtxt")
+    assert config.backend == "onnxruntime"
+    policy = config.dynamic_batching.default_queue_policy
+    assert policy.max_queue_size > 0 and policy.default_timeout_microseconds > 0 and policy.allow_timeout_override
+
+
+def small() -> tuple[Generator, StyleInterpreter]:
+    torch.manual_seed(0)
+    channels = {4: 4, 8: 4, 16: 4}
+    generator = Generator(GeneratorSpec(z_dim=8, w_dim=8, mapping_layers=2, resolution=16, channels=channels)).eval()
+    spec = InterpreterSpec("paper", 16, {4: 4, 8: 8, 16: 8}, 2, (4, 4), ("a", "b"), ((0, 0, 0), (1, 1, 1)))
+    interpreter = StyleInterpreter(spec)
+    with torch.no_grad():
+        for parameter in interpreter.parameters():
+            parameter.normal_()
+    return generator, interpreter
+
+
+def test_exporting_twice_gives_the_same_bytes(tmp_path: Path) -> None:
+    generator, interpreter = small()
+    for name in ("one", "two"):
+        differences = export_repository(tmp_path / name, "tiny", generator, interpreter)
+        assert set(differences) == set(STEPS)
+        assert all(value < 1e-3 for step in differences.values() for value in step.values())
+    assert files(tmp_path / "one") == files(tmp_path / "two")
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_a_calibration_does_not_survive_other_weights(tmp_path: Path) -> None:
+    shutil.copytree(REPOSITORY / "faces", tmp_path / "faces")
+    export_repository(tmp_path, "faces", *small())
+    assert "calibration" not in read_config(tmp_path / "faces" / "config.pbtxt").parameters
+
+
+def test_an_interpreter_of_other_features_is_refused(tmp_path: Path) -> None:
+    generator, _ = small()
+    _, interpreter = small()
+    other = GeneratorSpec(z_dim=8, w_dim=8, mapping_layers=2, resolution=16, channels={4: 4, 8: 4, 16: 2})
+    with pytest.raises(ValueError, match=r"layout 'paper' with D=20 .* the generator gives D=16"):
+        export_repository(tmp_path / "repository", "tiny", Generator(other), interpreter)
+    assert not (tmp_path / "repository").exists()
+    assert generator.spec.resolution == 16
+
+
+def test_a_file_that_differs_from_torch_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Provoked by a noise strength that changes between tracing and comparing."""
+    generator, interpreter = small()
+    step = GeneratorStep(generator, interpreter)
+    original = torch.onnx.export
+
+    def tampered(*arguments: object, **options: object) -> object:
+        program = original(*arguments, **options)  # type: ignore[arg-type]
+        with torch.no_grad():
+            generator.synthesis.const.add_(0.5)
+        return program
+
+    monkeypatch.setattr(torch.onnx, "export", tampered)
+    with pytest.raises(RuntimeError, match="differ"):
+        export_onnx(step)

@@ -1,0 +1,198 @@
+"""gRPC over a real service, through the generated stub."""
+
+import asyncio
+
+import grpc
+import grpc.aio
+import numpy as np
+import pytest
+from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from labelmint.v1 import sample_service_pb2 as pb
+from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
+from tests.conftest import Service
+
+LOOSE = pb.SampleOptions(max_quantile=1.0, include_rejected=True)
+RAW = pb.SampleOptions(
+    max_quantile=1.0,
+    include_rejected=True,
+    image_encoding=pb.ENCODING_RAW,
+    label_encoding=pb.ENCODING_RAW,
+)
+Stub = pb_grpc.SampleServiceStub
+
+
+def info_of(error: grpc.aio.AioRpcError) -> error_details_pb2.ErrorInfo:
+    trailers = dict(error.trailing_metadata() or ())
+    status = status_pb2.Status.FromString(trailers["grpc-status-details-bin"])
+    assert status.code == error.code().value[0] and status.message == error.details()
+    info = error_details_pb2.ErrorInfo()
+    assert status.details[0].Unpack(info) and info.domain == "labelmint"
+    return info
+
+
+async def test_a_pair_in_raw_bytes(stub: Stub) -> None:
+    options = pb.SampleOptions()
+    options.CopyFrom(RAW)
+    options.include_js_map = True
+    sample = (await stub.GetSample(pb.GetSampleRequest(model="faces", seed=7, options=options))).sample
+    image = np.frombuffer(sample.image.data, np.uint8).reshape(sample.image.height, sample.image.width, 3)
+    label = np.frombuffer(sample.label.data, np.uint8).reshape(sample.label.height, sample.label.width)
+    js_map = np.frombuffer(sample.js_map, "<f4").reshape(label.shape)
+    assert image.shape == (128, 128, 3) and label.max() < 12
+    assert float(js_map.sum()) == pytest.approx(sample.js_score, rel=1e-4)
+    assert sample.accepted == (sample.js_score <= sample.threshold)
+    assert sample.image.encoding == sample.label.encoding == pb.ENCODING_RAW
+
+
+async def test_models(stub: Stub) -> None:
+    model = (await stub.GetModel(pb.GetModelRequest(model="faces"))).model
+    assert list((await stub.ListModels(pb.ListModelsRequest())).models) == [model]
+    assert [entry.name for entry in model.classes][:2] == ["background", "hair"]
+    assert len(model.calibration.quantiles) == 101 and model.resolution == 128
+
+
+async def test_a_batch_has_an_outcome_for_every_seed(stub: Stub) -> None:
+    request = pb.BatchGetSamplesRequest(model="faces", seeds=[5, 4, 6], options=pb.SampleOptions(max_js=0))
+    outcomes = (await stub.BatchGetSamples(request)).outcomes
+    assert [outcome.rejection.seed for outcome in outcomes] == [5, 4, 6]
+    assert all(outcome.WhichOneof("outcome") == "rejection" for outcome in outcomes)
+
+
+async def collect(stub: Stub, **arguments: object) -> list[pb.StreamSamplesResponse]:
+    request = pb.StreamSamplesRequest(model="faces", **arguments)  # type: ignore[arg-type]
+    return [message async for message in stub.StreamSamples(request)]
+
+
+async def test_a_stream_walks_in_order_and_counts_its_holes(stub: Stub) -> None:
+    everything = await collect(stub, start_seed=100, count=12, options=LOOSE)
+    assert [message.sample.seed for message in everything] == list(range(100, 112))
+    scores = sorted(message.sample.js_score for message in everything)
+    gate = pb.SampleOptions(max_js=scores[7])
+    kept = [message.sample.seed for message in everything if message.sample.js_score <= scores[7]]
+    some = await collect(stub, start_seed=100, count=len(kept), options=gate)
+    assert [message.sample.seed for message in some] == kept
+    for message in some:
+        holes = message.sample.seed + 1 - 100 - (kept.index(message.sample.seed) + 1)
+        assert message.rejected_count == holes
+        assert message.next_seed == message.sample.seed + 1
+
+
+async def test_a_stream_resumes_from_next_seed(stub: Stub) -> None:
+    whole = await collect(stub, start_seed=200, count=8, options=LOOSE)
+    first = await collect(stub, start_seed=200, count=3, options=LOOSE)
+    rest = await collect(stub, start_seed=first[-1].next_seed, count=5, options=LOOSE)
+    assert [m.sample for m in first + rest] == [m.sample for m in whole]
+
+
+async def test_shards_part_a_walk(stub: Stub) -> None:
+    shards = await asyncio.gather(
+        *(collect(stub, start_seed=300, count=3, shard_index=k, shard_count=3, options=LOOSE) for k in range(3))
+    )
+    seeds = [[message.sample.seed for message in shard] for shard in shards]
+    assert all(seed % 3 == k for k, shard in enumerate(seeds) for seed in shard)
+    assert sorted(seed for shard in seeds for seed in shard) == list(range(300, 309))
+
+
+async def test_a_walk_ends_at_the_last_seed(stub: Stub) -> None:
+    messages = await collect(stub, start_seed=2**32 - 2, options=LOOSE)
+    assert [message.sample.seed for message in messages] == [2**32 - 2, 2**32 - 1]
+    assert messages[-1].next_seed == 2**32
+    assert await collect(stub, start_seed=2**32, options=LOOSE) == []
+
+
+async def test_leaving_a_stream_stops_it(stub: Stub, http: object) -> None:
+    call = stub.StreamSamples(pb.StreamSamplesRequest(model="faces", start_seed=0, options=LOOSE))
+    async for _ in call:
+        break
+    call.cancel()
+    for _ in range(100):
+        text = http.get("/metrics").text  # type: ignore[attr-defined]
+        if "labelmint_samples_in_flight 0.0" in text and 'labelmint_requests_in_flight{transport="grpc"} 0.0' in text:
+            return
+        await asyncio.sleep(0.1)
+    raise AssertionError("the stream went on after its client had left")
+
+
+async def test_rejection_carries_the_evidence(stub: Stub) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.GetSample(pb.GetSampleRequest(model="faces", seed=7, options=pb.SampleOptions(max_js=0)))
+    assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    info = info_of(caught.value)
+    assert info.reason == "SAMPLE_REJECTED"
+    assert info.metadata["threshold"] == "0.0" and float(info.metadata["js_score"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("request_", "code", "reason", "metadata"),
+    [
+        (pb.GetSampleRequest(model="cats", seed=1), "NOT_FOUND", "MODEL_NOT_FOUND", {"model": "cats"}),
+        (pb.GetSampleRequest(seed=1), "NOT_FOUND", "MODEL_NOT_FOUND", {"model": ""}),
+        (pb.GetSampleRequest(model="faces", seed=2**32), "INVALID_ARGUMENT", "INVALID_REQUEST", {"field": "seed"}),
+        (
+            pb.GetSampleRequest(model="faces", options=pb.SampleOptions(truncation_psi=-1)),
+            "INVALID_ARGUMENT",
+            "INVALID_REQUEST",
+            {"field": "truncation_psi"},
+        ),
+        (
+            pb.GetSampleRequest(model="faces", options=pb.SampleOptions(truncation_psi=0.3)),
+            "INVALID_ARGUMENT",
+            "UNCALIBRATED",
+            {"field": "truncation_psi"},
+        ),
+        (
+            pb.GetSampleRequest(model="faces", options=pb.SampleOptions(image_encoding=17)),  # type: ignore[arg-type]
+            "INVALID_ARGUMENT",
+            "INVALID_REQUEST",
+            {"field": "options.image_encoding"},
+        ),
+        (
+            pb.GetSampleRequest(model="faces", options=pb.SampleOptions(max_quantile=float("nan"))),
+            "INVALID_ARGUMENT",
+            "INVALID_REQUEST",
+            {"field": "max_quantile"},
+        ),
+    ],
+)
+async def test_bad_input(
+    stub: Stub, request_: pb.GetSampleRequest, code: str, reason: str, metadata: dict[str, str]
+) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.GetSample(request_)
+    assert caught.value.code().name == code
+    info = info_of(caught.value)
+    assert (info.reason, dict(info.metadata)) == (reason, metadata)
+    assert "Traceback" not in str(caught.value.details())
+
+
+async def test_batch_and_stream_refuse_what_cannot_be(stub: Stub) -> None:
+    with pytest.raises(grpc.aio.AioRpcError, match="65 given; a batch takes 1 to 64"):
+        await stub.BatchGetSamples(pb.BatchGetSamplesRequest(model="faces", seeds=range(65)))
+    with pytest.raises(grpc.aio.AioRpcError, match="shard_index: 2 is out of range; give 0 to 1"):
+        await collect(stub, shard_index=2, shard_count=2)
+
+
+async def test_a_deadline_too_short_is_exceeded(stub: Stub) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.GetSample(pb.GetSampleRequest(model="faces", seed=7, options=LOOSE), timeout=0.001)
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+async def test_health_and_reflection(service: Service) -> None:
+    async with grpc.aio.insecure_channel(service.grpc) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        for name in ("", "labelmint.v1.SampleService"):
+            for _ in range(50):
+                answer = await health.Check(health_pb2.HealthCheckRequest(service=name))
+                if answer.status == health_pb2.HealthCheckResponse.SERVING:
+                    break
+                await asyncio.sleep(0.1)
+            assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
+        request = reflection_pb2.ServerReflectionRequest(list_services="")
+        async for answer in reflection.ServerReflectionInfo(iter([request])):
+            names = {entry.name for entry in answer.list_services_response.service}
+            assert {"labelmint.v1.SampleService", "grpc.health.v1.Health"} <= names

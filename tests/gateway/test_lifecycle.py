@@ -1,0 +1,173 @@
+"""Starting, losing Triton, and ending: with real processes and real signals."""
+
+import asyncio
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import grpc
+import httpx
+import pytest
+
+from labelmint.triton.server import TritonServer, wait_until_ready
+from labelmint.v1 import sample_service_pb2 as pb
+from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
+from tests.conftest import REPOSITORY, Service, start_service
+
+SAMPLE = "/v1/models/faces/samples/7.npz?max_js=1e9"
+
+
+def descendants(pid: int) -> set[int]:
+    """All processes below `pid`, from /proc."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            except (OSError, IndexError):
+                continue
+            children.setdefault(parent, []).append(int(entry.name))
+    found, frontier = set(), [pid]
+    while frontier:
+        for child in children.get(frontier.pop(), []):
+            found.add(child)
+            frontier.append(child)
+    return found
+
+
+def triton_pid(service: Service) -> int:
+    names = {pid: (Path("/proc") / str(pid) / "comm").read_text().strip() for pid in descendants(service.process.pid)}
+    (pid,) = [pid for pid, name in names.items() if name == "tritonserver"]
+    return pid
+
+
+def alive(pids: set[int]) -> set[int]:
+    def living(pid: int) -> bool:
+        try:
+            return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+        except OSError:
+            return False
+
+    return {pid for pid in pids if living(pid)}
+
+
+def wait_for(condition: object, seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_everything(tmp_path: Path, number: int) -> None:
+    before = {path.name for path in Path("/dev/shm").glob("labelmint_*")}
+    service = start_service(tmp_path / "serve.log")
+    processes = descendants(service.process.pid)
+    assert len(processes) >= 3  # Triton and one process a step
+    assert service.stop(number) == 0
+    assert alive(processes) == set()
+    assert {path.name for path in Path("/dev/shm").glob("labelmint_*")} <= before
+    log = service.log.read_text()
+    assert "curl -so pair.png" in log and log.endswith("labelmint: stopping\n")
+
+
+def test_a_killed_gateway_takes_triton_with_it(tmp_path: Path) -> None:
+    service = start_service(tmp_path / "serve.log")
+    processes = descendants(service.process.pid)
+    service.stop(signal.SIGKILL)
+    wait_for(lambda: not alive(processes))
+
+
+def test_a_killed_triton_is_started_again(tmp_path: Path) -> None:
+    service = start_service(tmp_path / "serve.log")
+    try:
+        with httpx.Client(base_url=service.http, timeout=30.0) as http:
+            before = http.get(SAMPLE)
+            assert before.status_code == 200
+            os.kill(triton_pid(service), signal.SIGKILL)
+            wait_for(lambda: http.get("/readyz").status_code == 503)
+            lost = http.get(SAMPLE)
+            assert lost.status_code in (503, 200), lost.text  # 200 if it is back already
+            wait_for(lambda: http.get("/readyz").status_code == 200)
+            after = http.get(SAMPLE)
+            assert after.status_code == 200 and after.content == before.content
+        assert "starting it again" in service.log.read_text()
+    finally:
+        service.stop()
+
+
+async def test_an_external_triton_comes_and_goes(tmp_path: Path) -> None:
+    triton = TritonServer(REPOSITORY, ["faces"])
+    await triton.start()
+    try:
+        await wait_until_ready(triton, ["faces"])
+        service = await asyncio.to_thread(
+            start_service, tmp_path / "serve.log", "--triton-url", triton.grpc_url, repository=tmp_path / "unused"
+        )
+        try:
+            async with httpx.AsyncClient(base_url=service.http, timeout=30.0) as http:
+                assert (await http.get(SAMPLE)).status_code == 200
+                await triton.stop()
+                for path in ("/readyz", "/healthz", SAMPLE, "/v1/models"):
+                    answer = await http.get(path)
+                    assert answer.status_code == 503, path
+                    assert answer.json()["reason"] == "TRITON_UNAVAILABLE"
+                with grpc.insecure_channel(service.grpc) as channel, pytest.raises(grpc.RpcError) as caught:
+                    pb_grpc.SampleServiceStub(channel).GetSample(pb.GetSampleRequest(model="faces", seed=1))
+                assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        finally:
+            assert await asyncio.to_thread(service.stop) == 0
+    finally:
+        await triton.stop()
+
+
+def refused(*arguments: str) -> str:
+    """Run a `serve` that must not start; returns what it said."""
+    command = [sys.executable, "-m", "labelmint.cli", "serve", "--http-port", "0", "--grpc-port", "0", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(REPOSITORY, tmp_path / "repository"))
+
+
+def test_damaged_repositories_are_named(tmp_path: Path, copy: Path) -> None:
+    missing = tmp_path / "nothing"
+    assert f"{missing} is not a directory" in refused("--model-repository", str(missing))
+    (tmp_path / "empty").mkdir()
+    assert "holds no labelmint ensemble" in refused("--model-repository", str(tmp_path / "empty"))
+    model = copy / "faces_generator" / "1" / "model.onnx"
+    data = model.read_bytes()
+    model.write_bytes(data[: len(data) // 2])
+    assert "a file is damaged or was exchanged" in refused("--model-repository", str(copy))
+    model.unlink()
+    assert f"{model} is missing" in refused("--model-repository", str(copy))
+    config = copy / "faces" / "config.pbtxt"
+    config.write_text(config.read_text().replace("max_batch_size", "max_bach_size"))
+    assert "config.pbtxt is not a Triton model configuration" in refused("--model-repository", str(copy))
+
+
+def test_what_triton_refuses_is_told_in_its_own_words(copy: Path) -> None:
+    config = copy / "faces_generator" / "config.pbtxt"
+    config.write_text(config.read_text().replace('backend: "onnxruntime"', 'backend: "nonesuch"'))
+    said = refused("--model-repository", str(copy))
+    assert "Triton could not load the model repository" in said and "nonesuch" in said
+
+
+def test_a_taken_port_is_named() -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = str(listener.getsockname()[1])
+        for flag in ("--http-port", "--grpc-port"):
+            said = refused("--model-repository", str(REPOSITORY), flag, port)
+            assert f"cannot listen on 127.0.0.1:{port}" in said and flag in said

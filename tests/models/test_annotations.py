@@ -1,0 +1,88 @@
+"""Annotated images on disk: what is missing or wrong is named."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from labelmint.errors import UnusableFile
+from labelmint.models.annotations import (
+    LabelClasses,
+    image_path,
+    mask_path,
+    read_dataset,
+    write_dataset,
+    write_masks,
+)
+
+CLASSES = LabelClasses(("background", "thing"), ((0, 0, 0), (255, 255, 255)))
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    images = {seed: rng.integers(0, 256, (8, 8, 3), dtype=np.uint8) for seed in (3, 12)}
+    write_dataset(tmp_path, "0" * 64, 0.7, images)
+    write_masks(tmp_path, CLASSES, {seed: (image[..., 0] > 128).astype(np.uint8) for seed, image in images.items()})
+    return tmp_path
+
+
+def test_round_trip(directory: Path) -> None:
+    dataset = read_dataset(directory)
+    assert dataset.truncation_psi == 0.7 and dataset.classes == CLASSES
+    assert list(dataset.images) == [3, 12]
+    np.testing.assert_array_equal(dataset.masks[3], (dataset.images[3][..., 0] > 128).astype(np.uint8))
+
+
+def test_a_mask_of_gray_values_is_read_as_ids(directory: Path) -> None:
+    Image.fromarray(np.ones((8, 8), np.uint8)).save(mask_path(directory, 3))
+    assert read_dataset(directory).masks[3].tolist() == np.ones((8, 8)).tolist()
+
+
+def test_missing_mask_is_named(directory: Path) -> None:
+    mask_path(directory, 12).unlink()
+    with pytest.raises(UnusableFile, match=r"masks/0000000012.png does not exist"):
+        read_dataset(directory)
+
+
+def test_mask_of_another_size_is_named(directory: Path) -> None:
+    Image.fromarray(np.zeros((4, 8), np.uint8)).save(mask_path(directory, 3))
+    with pytest.raises(UnusableFile, match=r"0000000003.png is 8x4 pixels, its image 8x8"):
+        read_dataset(directory)
+
+
+def test_mask_with_an_unknown_class_is_named(directory: Path) -> None:
+    Image.fromarray(np.full((8, 8), 2, np.uint8)).save(mask_path(directory, 3))
+    with pytest.raises(UnusableFile, match="has class id 2; classes.json names 2 classes"):
+        read_dataset(directory)
+
+
+def test_colour_mask_is_refused(directory: Path) -> None:
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(mask_path(directory, 3))
+    with pytest.raises(UnusableFile, match="is a RGB image; a mask has one channel"):
+        read_dataset(directory)
+
+
+def test_truncated_image_is_named(directory: Path) -> None:
+    path = image_path(directory, 3)
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(UnusableFile, match=r"images/0000000003.png is not a whole image"):
+        read_dataset(directory)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"seeds": []}', '{"seeds": ["1"]}'])
+def test_bad_dataset_file_is_named(directory: Path, content: str) -> None:
+    (directory / "dataset.json").write_text(content)
+    with pytest.raises(UnusableFile, match=r"dataset.json (is not JSON|has no list of seeds)"):
+        read_dataset(directory)
+
+
+def test_missing_classes_say_what_to_write(directory: Path) -> None:
+    (directory / "classes.json").unlink()
+    with pytest.raises(UnusableFile, match='list the classes as .*"name": "background"'):
+        read_dataset(directory)
+    (directory / "classes.json").write_text(json.dumps([{"name": "a"}]))
+    with pytest.raises(UnusableFile, match="is not a list of name and rgb"):
+        read_dataset(directory)

@@ -1,0 +1,112 @@
+"""Fitting: what the heads learn, what the pool holds, and that a run can be repeated."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from labelmint.errors import UnusableFile
+from labelmint.models.annotations import AnnotatedDataset, LabelClasses, image_path, read_dataset, write_masks
+from labelmint.models.draw import draw, synthesize
+from labelmint.models.fit import FitSettings, _Heads, choose_pixels, fit, fit_files
+from labelmint.models.store import load_interpreter, save_generator
+from labelmint.models.stylegan2 import Generator, GeneratorSpec
+from tests.models.test_interpreter import SPEC as INTERPRETER_SPEC
+from tests.models.test_interpreter import upsampled
+
+SPEC = GeneratorSpec(z_dim=8, w_dim=8, mapping_layers=2, resolution=32, channels={4: 8, 8: 8, 16: 8, 32: 8})
+SETTINGS = FitSettings(pixels_per_image=512, steps=300, batch=64)
+CLASSES = LabelClasses(("dark", "bright"), ((0, 0, 0), (255, 255, 255)))
+
+
+@pytest.fixture(scope="module")
+def generator() -> Generator:
+    torch.manual_seed(0)
+    return Generator(SPEC).eval()
+
+
+def bright(generator: Generator, seed: int) -> np.ndarray:
+    """A label that is written in the image: is it bright?"""
+    gray = draw(generator, seed, 1.0, "paper")[0][0].mean(dim=0)
+    return (gray > 0.0).numpy().astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def dataset(generator: Generator) -> AnnotatedDataset:
+    masks = {seed: bright(generator, seed) for seed in range(8)}
+    return AnnotatedDataset("", 1.0, CLASSES, {}, masks)
+
+
+def test_learns_what_the_features_say(generator: Generator, dataset: AnnotatedDataset) -> None:
+    interpreter, accuracy = fit(generator, dataset, "paper", 3, SETTINGS)
+    assert accuracy > 0.9
+    right = []
+    for seed in range(100, 110):
+        with torch.no_grad():
+            label, js_map, _ = interpreter(draw(generator, seed, 1.0, "paper")[1])
+        right.append((label[0].numpy() == bright(generator, seed)).mean())
+        assert float(js_map.max()) <= np.log(2) + 1e-5
+    assert np.mean(right) > 0.85
+
+
+def test_can_be_repeated_to_the_bit(generator: Generator, dataset: AnnotatedDataset) -> None:
+    settings = FitSettings(pixels_per_image=256, steps=20, batch=32)
+    first, _ = fit(generator, dataset, "paper", 2, settings)
+    second, _ = fit(generator, dataset, "paper", 2, settings)
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name]), name
+
+
+@torch.no_grad()
+def test_folding_changes_nothing() -> None:
+    rng = torch.Generator().manual_seed(0)
+    network = _Heads(INTERPRETER_SPEC, rng)
+    maps = {r: torch.randn(1, c, r, r, generator=rng) for r, c in INTERPRETER_SPEC.channels.items()}
+    mean, deviation = torch.randn(36, generator=rng), torch.rand(36, generator=rng) + 0.5
+    x = ((upsampled(maps)[0].float().flatten(1).t() - mean) / deviation).expand(5, -1, -1)  # [N,P,D]
+    network.train()
+    for _ in range(50):
+        network(x)  # running statistics
+    network.eval()
+    logits = network(x)  # [N,P,K]
+    interpreter = network.folded(mean, deviation)
+    probability, _, votes = interpreter.heads(interpreter.aggregate(maps, range(32)))
+    want = F.softmax(logits, dim=2).mean(dim=0).view(32, 32, 4).transpose(1, 2)  # [R,K,R]
+    torch.testing.assert_close(probability[0], want, atol=2e-5, rtol=0)
+    assert int(votes.sum()) == 5 * 32 * 32
+
+
+def test_every_class_of_an_image_is_drawn() -> None:
+    label = torch.zeros(64 * 64, dtype=torch.long)
+    label[100] = 1  # a region of one pixel
+    label[200:240] = 2
+    rng = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        chosen = choose_pixels(label, FitSettings(pixels_per_image=16), rng)
+        assert len(chosen.unique()) == 16
+        assert set(label[chosen].tolist()) == {0, 1, 2}
+
+
+def test_masks_of_another_generator_are_refused(tmp_path: Path, generator: Generator) -> None:
+    weights, annotations = tmp_path / "generator.safetensors", tmp_path / "annotations"
+    save_generator(weights, generator, {})
+    synthesize(weights, annotations, range(2), 1.0)
+    write_masks(annotations, CLASSES, {seed: bright(generator, seed) for seed in range(2)})
+    assert list(read_dataset(annotations).images) == [0, 1]
+    image_path(annotations, 1).write_bytes(image_path(annotations, 0).read_bytes())
+    with pytest.raises(UnusableFile, match=r"0000000001.png is not what .* draws for seed 1"):
+        fit_files(weights, annotations, tmp_path / "out.safetensors", "paper", 2)
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_from_files_to_file(tmp_path: Path, generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("labelmint.models.fit.FitSettings", lambda: SETTINGS)
+    weights, annotations = tmp_path / "generator.safetensors", tmp_path / "annotations"
+    save_generator(weights, generator, {})
+    synthesize(weights, annotations, range(4), 1.0)
+    write_masks(annotations, CLASSES, {seed: bright(generator, seed) for seed in range(4)})
+    fit_files(weights, annotations, tmp_path / "out.safetensors", "paper", 2)
+    loaded = load_interpreter(tmp_path / "out.safetensors")
+    assert loaded.spec.class_names == CLASSES.names and loaded.spec.num_heads == 2

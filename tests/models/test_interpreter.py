@@ -1,0 +1,158 @@
+"""The factored interpreter against the naive one: upsample everything, concatenate, N MLPs one after the other."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from labelmint.models.interpreter import (
+    InterpreterSpec,
+    StyleInterpreter,
+    fold_batch_norm,
+    hidden_widths,
+    sample_features,
+    touched_rows,
+)
+
+CHANNELS = {4: 6, 8: 10, 16: 12, 32: 8}
+SPEC = InterpreterSpec(
+    layout="paper",
+    resolution=32,
+    channels=CHANNELS,
+    num_heads=5,
+    hidden=(16, 8),
+    class_names=("a", "b", "c", "d"),
+    palette=((0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255)),
+)
+
+
+def interpreter(score_kind: str = "sum", strip_rows: int = 8) -> StyleInterpreter:
+    rng = torch.Generator().manual_seed(1)
+    built = StyleInterpreter(SPEC, score_kind, strip_rows)
+    with torch.no_grad():
+        for parameter in built.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=rng) / parameter.shape[-1] ** 0.5)
+    return built
+
+
+def features(batch: int = 2) -> dict[int, torch.Tensor]:
+    rng = torch.Generator().manual_seed(2)
+    return {r: torch.randn(batch, c, r, r, generator=rng) for r, c in CHANNELS.items()}
+
+
+def upsampled(maps: dict[int, torch.Tensor]) -> torch.Tensor:
+    size = (SPEC.resolution, SPEC.resolution)
+    parts = [F.interpolate(x.double(), size=size, mode="bilinear", align_corners=False) for x in maps.values()]
+    return torch.cat(parts, dim=1)  # [B,D,R,R]
+
+
+@torch.no_grad()
+def naive(built: StyleInterpreter, maps: dict[int, torch.Tensor]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Label, JS and its top-10 % mean in float64, in the order of the paper's text."""
+    h1, _ = SPEC.hidden
+    stacked = upsampled(maps).permute(0, 2, 3, 1)  # [B,R,R,D]
+    weight1 = torch.cat([built.projection[str(r)] for r in CHANNELS], dim=1).double()
+    probabilities = []
+    for n in range(SPEC.num_heads):
+        rows = slice(n * h1, (n + 1) * h1)
+        x = F.relu(stacked @ weight1[rows].t() + built.bias1[rows].double())
+        x = F.relu(x @ built.weight2[n].double().t() + built.bias2[n].double())
+        probabilities.append((x @ built.weight3[n].double().t() + built.bias3[n].double()).softmax(dim=-1))
+    p = torch.stack(probabilities)  # [N,B,R,R,K]
+    mean = p.mean(dim=0)
+    entropy = -(mean * mean.log()).sum(-1)
+    js = entropy - (-(p * p.log()).sum(-1)).mean(dim=0)  # [B,R,R]
+    label = p.argmax(dim=-1).mode(dim=0).values
+    return label.numpy(), js.numpy(), np.sort(js.flatten(1).numpy())[:, ::-1]
+
+
+@torch.no_grad()
+def test_equals_the_naive_ensemble() -> None:
+    built = interpreter()
+    label, js_map, js_score = built(features())
+    want_label, want_js, _ = naive(built, features())
+    assert label.dtype == torch.uint8
+    assert (label.numpy() == want_label).mean() >= 0.9999
+    np.testing.assert_allclose(js_map.numpy(), want_js, atol=1e-6)
+    np.testing.assert_allclose(js_score.numpy()[:, 0], want_js.sum(axis=(1, 2)), rtol=1e-5)
+
+
+@torch.no_grad()
+def test_top10_mean_is_the_mean_of_the_top_tenth() -> None:
+    built = interpreter("top10_mean")
+    _, _, score = built(features())
+    _, _, ordered = naive(built, features())
+    np.testing.assert_allclose(score.numpy()[:, 0], ordered[:, : ordered.shape[1] // 10].mean(axis=1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("strip_rows", [1, 4, 32])
+@torch.no_grad()
+def test_strips_do_not_show(strip_rows: int) -> None:
+    whole = interpreter(strip_rows=32)(features())
+    strips = interpreter(strip_rows=strip_rows)(features())
+    assert torch.equal(whole[0], strips[0])
+    torch.testing.assert_close(whole[1], strips[1], atol=2e-6, rtol=0)
+
+
+@torch.no_grad()
+def test_votes_tie_to_the_smallest_class() -> None:
+    votes = torch.zeros(1, 1, 4, 1, dtype=torch.uint8)
+    votes[0, 0, :, 0] = torch.tensor([1, 2, 2, 0])
+    label, js = interpreter().uncertainty(torch.full((1, 1, 4, 1), 0.25), torch.full((1, 1, 1), 1.5), votes)
+    assert label.item() == 1
+    assert js.item() == 0.0  # ln 4 - 1.5 is negative: rounding may not make a score smaller
+
+
+@torch.no_grad()
+def test_js_is_zero_for_agreeing_heads_and_ln_2_for_two_sure_halves() -> None:
+    built = interpreter()
+    sure = torch.tensor([1.0, 0.0, 0.0, 0.0]).view(1, 1, 4, 1)
+    split = torch.tensor([0.5, 0.5, 0.0, 0.0]).view(1, 1, 4, 1)
+    votes = torch.zeros(1, 1, 4, 1, dtype=torch.uint8)
+    no_entropy = torch.zeros(1, 1, 1)
+    assert built.uncertainty(sure, no_entropy, votes)[1].item() == 0.0
+    assert built.uncertainty(split, no_entropy, votes)[1].item() == pytest.approx(np.log(2.0), abs=1e-6)
+
+
+@torch.no_grad()
+def test_sampled_features_equal_the_upsampled_ones() -> None:
+    rows, columns = torch.arange(32), torch.arange(32).flip(0)
+    maps = features(1)
+    got = sample_features({r: x[0] for r, x in maps.items()}, rows, columns, 32)
+    want = upsampled(maps)[0][:, rows, columns].t().float()
+    torch.testing.assert_close(got, want, atol=1e-6, rtol=0)
+
+
+@torch.no_grad()
+def test_batch_norm_folds_exactly() -> None:
+    rng = torch.Generator().manual_seed(3)
+    norm = torch.nn.BatchNorm1d(6).double().eval()
+    assert norm.running_mean is not None and norm.running_var is not None
+    norm.running_mean.copy_(torch.randn(6, generator=rng))
+    norm.running_var.copy_(torch.rand(6, generator=rng) + 0.1)
+    norm.weight.copy_(torch.randn(6, generator=rng))
+    norm.bias.copy_(torch.randn(6, generator=rng))
+    linear = torch.nn.Linear(6, 3).double()
+    x = torch.randn(50, 6, generator=rng).double()
+    weight, bias = fold_batch_norm(
+        linear.weight, linear.bias, norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps
+    )
+    torch.testing.assert_close(F.linear(x, weight, bias), linear(norm(x)), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("source", [4, 8, 16, 32])
+def test_touched_rows_are_those_with_weight(source: int) -> None:
+    matrix = interpreter().get_buffer(f"bilinear_{source}")
+    for start in range(0, 32, 8):
+        used = matrix[start : start + 8].any(dim=0).nonzero().flatten()
+        low, high = touched_rows(source, 32, range(start, start + 8))
+        assert low <= int(used[0]) and high >= int(used[-1]) + 1
+        assert 0 <= low < high <= source
+
+
+def test_spec_refuses_what_a_label_cannot_hold() -> None:
+    assert hidden_widths(31) == (128, 32) and hidden_widths(32) == (256, 128)
+    with pytest.raises(ValueError, match="4 class names need as many colours, not 1"):
+        InterpreterSpec("paper", 32, CHANNELS, 5, (16, 8), ("a", "b", "c", "d"), ((0, 0, 0),))
+    with pytest.raises(ValueError, match="unknown score kind 'max'"):
+        StyleInterpreter(SPEC, "max")

@@ -1,0 +1,87 @@
+"""Weights on disk: whole, named, and the same bytes for the same tensors."""
+
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from labelmint.errors import UnusableFile
+from labelmint.models.store import load_generator, load_interpreter, read_notes, save_generator, save_interpreter
+from labelmint.models.stylegan2 import Generator, GeneratorSpec
+from tests.models.test_interpreter import interpreter
+
+SPEC = GeneratorSpec(z_dim=8, w_dim=8, mapping_layers=2, resolution=16, channels={4: 8, 8: 8, 16: 4})
+
+
+@pytest.fixture
+def generator() -> Generator:
+    torch.manual_seed(0)
+    return Generator(SPEC)
+
+
+def test_generator_returns_as_it_was(tmp_path: Path, generator: Generator) -> None:
+    path = tmp_path / "generator.safetensors"
+    save_generator(path, generator, {"psnr_db": 26.5})
+    loaded = load_generator(path)
+    assert loaded.spec == SPEC
+    assert read_notes(path) == {"psnr_db": 26.5}
+    for name, value in generator.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+
+
+def test_interpreter_returns_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "interpreter.safetensors"
+    built = interpreter()
+    save_interpreter(path, built, {})
+    loaded = load_interpreter(path, "top10_mean")
+    assert loaded.spec == built.spec and loaded.score_kind == "top10_mean"
+    for name, value in built.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+
+
+def test_same_tensors_same_bytes(tmp_path: Path, generator: Generator) -> None:
+    first, second = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    save_generator(first, generator, {"x": 1})
+    save_generator(second, generator, {"x": 1})
+    assert first.read_bytes() == second.read_bytes()
+    assert not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        (lambda tensors: tensors.pop("synthesis.const"), "lacks the tensor 'synthesis.const'"),
+        (lambda tensors: tensors.update(extra=torch.zeros(1)), "has an unexpected tensor 'extra'"),
+        (
+            lambda tensors: tensors.update({"synthesis.const": torch.zeros(2, 4, 4)}),
+            r"has 'synthesis.const' of shape \(2, 4, 4\), expected \(8, 4, 4\)",
+        ),
+        (lambda tensors: tensors["mapping.w_avg"].fill_(float("nan")), "has NaN or infinity in 'mapping.w_avg'"),
+    ],
+)
+def test_damage_is_named(tmp_path: Path, generator: Generator, damage: object, problem: str) -> None:
+    path = tmp_path / "generator.safetensors"
+    save_generator(path, generator, {})
+    with safetensors.safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    tensors = safetensors.torch.load_file(path)
+    damage(tensors)  # type: ignore[operator]
+    safetensors.torch.save_file(tensors, path, metadata)
+    with pytest.raises(UnusableFile, match=problem):
+        load_generator(path)
+
+
+def test_wrong_files_are_named(tmp_path: Path, generator: Generator) -> None:
+    path = tmp_path / "generator.safetensors"
+    with pytest.raises(UnusableFile, match="does not exist"):
+        load_generator(path)
+    save_generator(path, generator, {})
+    with pytest.raises(UnusableFile, match="holds a stylegan2, not a style_interpreter"):
+        load_interpreter(path)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UnusableFile, match="is not a whole safetensors file"):
+        load_generator(path)
+    safetensors.torch.save_file({"a": torch.zeros(1)}, path)
+    with pytest.raises(UnusableFile, match="was not written by labelmint"):
+        load_generator(path)
