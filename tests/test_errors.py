@@ -1,15 +1,12 @@
 """The error tree: each class carries its wire status, once."""
 
 import grpc
-
 from labelmint import errors
 from labelmint.errors import LabelmintError
 
 
 def every_error() -> list[type[LabelmintError]]:
-    return [
-        value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, LabelmintError)
-    ]
+    return [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, LabelmintError)]
 
 
 def test_reasons_are_stable_and_unique() -> None:

@@ -7,14 +7,13 @@ Rules of this file:
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import sys
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, Field, ValidationError
-from pydantic_settings import BaseSettings, CliApp, CliPositionalArg, CliSubCommand, SettingsConfigDict, get_subcommand
+from pydantic_settings import BaseSettings, CliApp, CliPositionalArg, CliSubCommand, SettingsConfigDict
 
 from labelmint.errors import LabelmintError
 from labelmint.settings import ServeSettings
@@ -121,7 +120,7 @@ class Labelmint(BaseSettings):
 
 
 def main() -> None:
-    logging.basicConfig(level=logging.INFO, format="labelmint: %(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.WARNING, format="labelmint: %(message)s", stream=sys.stderr)
     try:
         CliApp.run(Labelmint)
     except ModuleNotFoundError as error:

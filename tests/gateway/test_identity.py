@@ -11,10 +11,10 @@ import httpx
 import numpy as np
 import pytest
 import pytest_asyncio
-from PIL import Image
-
 from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
+from PIL import Image
+
 from tests.conftest import start_service
 from tests.gateway.test_grpc import RAW
 
@@ -33,7 +33,7 @@ async def over_grpc(stub: Stub) -> str:
 
 async def in_a_batch(stub: Stub, size: int) -> str:
     """The seed among `size - 1` others, at a place that moves with the size."""
-    others = [seed for seed in range(1000, 1000 + size - 1)]
+    others = list(range(1000, 1000 + size - 1))
     seeds = [*others[: size // 2], SEED, *others[size // 2 :]]
     request = pb.BatchGetSamplesRequest(model="faces", seeds=seeds, options=RAW)
     (sample,) = [o.sample for o in (await stub.BatchGetSamples(request)).outcomes if o.sample.seed == SEED]

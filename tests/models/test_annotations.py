@@ -5,8 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
-
 from labelmint.errors import UnusableFile
 from labelmint.models.annotations import (
     LabelClasses,
@@ -16,6 +14,7 @@ from labelmint.models.annotations import (
     write_dataset,
     write_masks,
 )
+from PIL import Image
 
 CLASSES = LabelClasses(("background", "thing"), ((0, 0, 0), (255, 255, 255)))
 

@@ -2,8 +2,6 @@
 
 import grpc
 import pytest
-from tritonclient.utils import InferenceServerException
-
 from labelmint.errors import (
     DeadlineExceeded,
     InferenceFailed,
@@ -12,6 +10,7 @@ from labelmint.errors import (
     TritonUnavailable,
 )
 from labelmint.triton.client import TritonClient, translate
+from tritonclient.utils import InferenceServerException
 
 EXPECTED = {
     grpc.StatusCode.UNAVAILABLE: TritonUnavailable,

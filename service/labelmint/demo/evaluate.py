@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from labelmint.demo import faces, metrics
+from labelmint.demo import metrics
 from labelmint.demo.annotate import render_seed
 from labelmint.demo.segmenter import Segmenter, segment
 from labelmint.gateway.calibrate import measure, serving
@@ -84,7 +84,7 @@ async def evaluate_gate(repository: Path, count: int) -> dict[str, object]:
         pairs = await measure(client, model, range(first, first + count), psi, ("label", "js_score"), judged, "gate")
     scores, errors = (np.array(column) for column in zip(*pairs, strict=True))
     accepted = scores <= model.calibration.threshold
-    figures = {
+    figures: dict[str, object] = {
         "seeds": count,
         "acceptance": float(accepted.mean()),
         "label_error_accepted": float(errors[accepted].mean()),

@@ -167,10 +167,15 @@ def _paint(geo: _Uniform, app: _Uniform, resolution: int) -> Faces:
     bx, by = gx - shift_x * 0.33, gy - shift_y * 0.33
 
     # Colours [B,3,1,1].
-    skin = _SKIN_LIGHT.to(tone).view(1, 3, 1, 1) * (1 - tone[:, None]) + _SKIN_DARK.to(tone).view(1, 3, 1, 1) * tone[:, None]
+    skin = (
+        _SKIN_LIGHT.to(tone).view(1, 3, 1, 1) * (1 - tone[:, None])
+        + _SKIN_DARK.to(tone).view(1, 3, 1, 1) * tone[:, None]
+    )
     skin = skin + torch.stack([warmth, 0 * warmth, -warmth], 1)
     hair = torch.stack([hair_tone * (1 + hair_red), hair_tone * 0.85, hair_tone * (0.7 - 0.6 * hair_red)], 1)
-    iris = torch.stack([0.45 * (1 - iris_hue) + 0.1, 0.3 + 0.15 * iris_hue, 0.12 + 0.6 * iris_hue], 1) * (iris_light[:, None] + 0.45)
+    iris = torch.stack([0.45 * (1 - iris_hue) + 0.1, 0.3 + 0.15 * iris_hue, 0.12 + 0.6 * iris_hue], 1) * (
+        iris_light[:, None] + 0.45
+    )
     lip = skin * (0.82 + lip_light[:, None]) + torch.stack([lip_red * 0.5, -lip_red * 0.55, -lip_red * 0.25], 1)
 
     light = 1.0 + (light_x * x / half_w + light_y * (y / half_h))  # [B,R,R]
@@ -181,7 +186,9 @@ def _paint(geo: _Uniform, app: _Uniform, resolution: int) -> Faces:
 
     # Hair behind the head: a cap and, for long hair, a curtain down to `hair_length`.
     cap = _ellipse(x, y + 0.06, half_w + hair_volume, half_h + hair_volume)
-    curtain = torch.maximum((x.abs() - half_w - hair_volume * 0.9).expand_as(y), torch.maximum(y - hair_length, -0.1 - y))
+    curtain = torch.maximum(
+        (x.abs() - half_w - hair_volume * 0.9).expand_as(y), torch.maximum(y - hair_length, -0.1 - y)
+    )
     above_nape = torch.maximum(cap, y - torch.clamp(hair_length, min=0.15))
     back_hair = _smooth_union(above_nape, curtain, 0.06)
     strands = 1.0 + 0.18 * (1.0 - ((x / (half_w + hair_volume)) ** 2).clamp(max=1.5)) - 0.12 * (y + 0.3)
@@ -202,7 +209,9 @@ def _paint(geo: _Uniform, app: _Uniform, resolution: int) -> Faces:
     ear_x, ear_y = half_w + 0.012, -0.01
     ear = _ellipse(x.abs() - ear_x, y - ear_y, 0.062 * ear_size, 0.105 * ear_size)
     ear_hollow = 1.0 - 0.25 * torch.exp(-(((x.abs() - ear_x - 0.012) / 0.03) ** 2) - ((y - ear_y) / 0.06) ** 2)
-    canvas.paint("ear", ear, skin * torch.tensor([0.97, 0.86, 0.84]).to(skin).view(1, 3, 1, 1) * ear_hollow.unsqueeze(1) * light)
+    canvas.paint(
+        "ear", ear, skin * torch.tensor([0.97, 0.86, 0.84]).to(skin).view(1, 3, 1, 1) * ear_hollow.unsqueeze(1) * light
+    )
     taper = 1.0 - jaw * _smoothstep(y / half_h)
     face = _ellipse(x / taper, y, half_w, half_h)
     cheek = torch.exp(-(((fx.abs() - 0.22) / 0.12) ** 2) - ((y - 0.16) / 0.12) ** 2)
@@ -236,7 +245,9 @@ def _paint(geo: _Uniform, app: _Uniform, resolution: int) -> Faces:
     nostril = torch.exp(-(((fx.abs() - nose_w * 0.5) / 0.02) ** 2) - ((y - nose_y - 0.012) / 0.016) ** 2)
     glow = torch.exp(-((fx / 0.022) ** 2)) * along
     nose_light = 0.90 + 0.16 * glow - 0.55 * nostril + light_x * fx / nose_w * 0.35
-    canvas.paint("nose", nose, skin * torch.tensor([1.0, 0.93, 0.91]).to(skin).view(1, 3, 1, 1) * nose_light.unsqueeze(1) * light)
+    canvas.paint(
+        "nose", nose, skin * torch.tensor([1.0, 0.93, 0.91]).to(skin).view(1, 3, 1, 1) * nose_light.unsqueeze(1) * light
+    )
 
     mx = fx / mouth_w
     my = y - mouth_y + smile * (mx * mx - 0.4)
@@ -256,7 +267,18 @@ def _paint(geo: _Uniform, app: _Uniform, resolution: int) -> Faces:
     canvas.paint("hair", fringe, hair_shaded * (1.0 - 0.12 * torch.exp(-((fringe_line / 0.05) ** 2))).unsqueeze(1))
 
     keypoints = _keypoints(
-        (angle, shift_x, shift_y), yaw, eye_x, eye_y, nose_y, mouth_y, mouth_w, smile, ear_x, ear_y, ear_size, resolution
+        (angle, shift_x, shift_y),
+        yaw,
+        eye_x,
+        eye_y,
+        nose_y,
+        mouth_y,
+        mouth_w,
+        smile,
+        ear_x,
+        ear_y,
+        ear_size,
+        resolution,
     )
     return Faces(canvas.image.clamp(0.0, 1.0) * 2.0 - 1.0, canvas.label, keypoints)
 
@@ -292,7 +314,9 @@ def _keypoints(
     points = []
     for hx, hy in head:
         dy = hy - 0.45
-        points.append(torch.cat([(cos * hx - sin * dy + shift_x)[:, 0], (sin * hx + cos * dy + shift_y + 0.45)[:, 0]], 1))
+        points.append(
+            torch.cat([(cos * hx - sin * dy + shift_x)[:, 0], (sin * hx + cos * dy + shift_y + 0.45)[:, 0]], 1)
+        )
     units = torch.stack(points, 1)  # [B,7,2] in scene units
     return (units + VIEW) * (resolution / (2.0 * VIEW)) - 0.5
 

@@ -25,9 +25,7 @@ def model_card(figures: dict[str, Any]) -> str:
         f"| {name} | {generator['segmenter_iou'][name]:.3f} | {interpreter['label_iou'][name]:.3f} |"
         for name in CLASSES.names
     )
-    means = [
-        sum(values.values()) / len(values) for values in (generator["segmenter_iou"], interpreter["label_iou"])
-    ]
+    means = [sum(values.values()) / len(values) for values in (generator["segmenter_iou"], interpreter["label_iou"])]
     channels = ", ".join(f"{r}: {c}" for r, c in SPEC.channels.items())
     phases = ", ".join(f"{phase.resolution}²" for phase in PHASES)
     return f"""# Model card: `faces`

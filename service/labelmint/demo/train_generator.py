@@ -152,10 +152,16 @@ def train(run: Run, checkpoint: Path, minutes: float) -> None:
         run.save(checkpoint)
 
 
-def _step(run: Run, phase: Phase, render: Callable, synthesis: Callable, done: float) -> float:
+def _step(
+    run: Run, phase: Phase, render: Callable[..., faces.Faces], synthesis: Callable[[Tensor], Tensor], done: float
+) -> float:
     last = phase is PHASES[-1]
     # Constant, then a cosine to a hundredth over the second half of the last phase.
-    anneal = 0.01 + 0.99 * 0.5 * (1.0 + float(torch.cos(torch.tensor(max(done - 0.4, 0.0) / 0.6 * torch.pi)))) if last else 1.0
+    anneal = (
+        0.01 + 0.99 * 0.5 * (1.0 + float(torch.cos(torch.tensor(max(done - 0.4, 0.0) / 0.6 * torch.pi))))
+        if last
+        else 1.0
+    )
     warm = min(1.0, (run.images + phase.batch) / 2_000)
     for group in run.optimizer.param_groups:
         group["lr"] = phase.learning_rate * anneal * warm

@@ -11,8 +11,10 @@ from __future__ import annotations
 import inspect
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnxruntime
 import torch
@@ -76,7 +78,7 @@ def compare(step: Step, data: bytes) -> dict[str, float]:
     return difference
 
 
-def _difference(name: str, want: np.ndarray, got: np.ndarray) -> float:
+def _difference(name: str, want: npt.NDArray[Any], got: npt.NDArray[Any]) -> float:
     if got.shape != want.shape or got.dtype != want.dtype:
         raise RuntimeError(f"{name}: exported {got.dtype}{got.shape}, torch {want.dtype}{want.shape}")
     if want.dtype == np.uint8:
@@ -126,4 +128,3 @@ def _assert_contract(model: onnx.ModelProto, step: Step) -> None:
                 raise RuntimeError(f"{spec.name}: the exporter fixed the batch dimension at {dims[0].dim_value}")
             if tuple(dim.dim_value for dim in dims[1:]) != spec.shape:
                 raise RuntimeError(f"{spec.name}: exported shape {dims} is not {spec.shape}")
-

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
-from tritonclient.grpc import model_config_pb2 as pb
 from tqdm import tqdm
+from tritonclient.grpc import model_config_pb2 as pb
 
 from labelmint.export.modules import (
     FeatureAggregationStep,
@@ -158,9 +158,9 @@ def _keep_calibration(path: Path, config: pb.ModelConfig) -> None:
     if not path.exists():
         return
     old = read_config(path)
-    if old.parameters["model_digest"].string_value == config.parameters["model_digest"].string_value:
-        if CALIBRATION in old.parameters:
-            config.parameters[CALIBRATION].CopyFrom(old.parameters[CALIBRATION])
+    unchanged = old.parameters["model_digest"] == config.parameters["model_digest"]
+    if unchanged and CALIBRATION in old.parameters:
+        config.parameters[CALIBRATION].CopyFrom(old.parameters[CALIBRATION])
 
 
 def _write_model(repository: Path, config: pb.ModelConfig, data: bytes | None) -> None:

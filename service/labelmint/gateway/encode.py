@@ -59,7 +59,9 @@ def uncertainty_png(sample: Sample) -> bytes:
     """For people: the image and the JS divergence of its pixels, dark for agreement, bright from ln 2 nats on."""
     assert sample.js_map is not None, "uncertainty needs include_js_map"
     ticks = np.linspace(0.0, MAX_JS, 5)
-    legend = [(f"{tick:.2f} nats", tuple(colour)) for tick, colour in zip(ticks, heat_colours(ticks).tolist(), strict=True)]
+    legend = [
+        (f"{tick:.2f} nats", tuple(colour)) for tick, colour in zip(ticks, heat_colours(ticks).tolist(), strict=True)
+    ]
     return _figure(sample, [sample.image, heat_colours(sample.js_map)], legend)
 
 

@@ -12,12 +12,12 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 import grpc
 import grpc.aio
-import numpy.typing as npt
 import numpy as np
+import numpy.typing as npt
 from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
 
@@ -32,7 +32,7 @@ from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 
 logger = logging.getLogger(__name__)
 
-Context = grpc.aio.ServicerContext
+Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["SampleService"].full_name
 ERROR_DOMAIN = "labelmint"
 
@@ -49,9 +49,7 @@ class SampleService(pb_grpc.SampleServiceServicer):
             call.model = sample.model.name
             return pb.GetSampleResponse(sample=await asyncio.to_thread(_sample, sample, request.options))
 
-    async def BatchGetSamples(
-        self, request: pb.BatchGetSamplesRequest, context: Context
-    ) -> pb.BatchGetSamplesResponse:
+    async def BatchGetSamples(self, request: pb.BatchGetSamplesRequest, context: Context) -> pb.BatchGetSamplesResponse:
         async with _Call(self._metrics, "BatchGetSamples", context) as call:
             options = _options(request.options)
             samples = await self._sampler.batch(request.model, request.seeds, options, context.time_remaining())
@@ -177,7 +175,7 @@ def _outcomes(samples: list[Sample], options: pb.SampleOptions) -> list[pb.Sampl
     ]
 
 
-def _pixels(array: npt.NDArray[np.uint8], encoding: pb.Encoding.ValueType, png: Callable[[], bytes]) -> pb.Pixels:
+def _pixels(array: npt.NDArray[np.uint8], encoding: pb.Encoding, png: Callable[[], bytes]) -> pb.Pixels:
     raw = encoding == pb.ENCODING_RAW
     return pb.Pixels(
         encoding=pb.ENCODING_RAW if raw else pb.ENCODING_PNG,

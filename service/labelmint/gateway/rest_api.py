@@ -222,9 +222,9 @@ def create_app(sampler: Sampler, metrics: Metrics, version: str) -> FastAPI:
         ("/uncertainty.png", encode.uncertainty_png, True, "For people: image and JS divergence of its pixels"),
     )
     for suffix, encoder, js_map, summary in pictures:
-        app.get(
-            "/v1/models/{model}/samples/{seed}" + suffix, responses=_PNG, summary=summary, response_class=Response
-        )(picture(encoder, "image/png", js_map))
+        app.get("/v1/models/{model}/samples/{seed}" + suffix, responses=_PNG, summary=summary, response_class=Response)(
+            picture(encoder, "image/png", js_map)
+        )
     app.get(
         "/v1/models/{model}/samples/{seed}.npz",
         responses=_NPZ,

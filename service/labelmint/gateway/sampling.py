@@ -31,7 +31,7 @@ from labelmint.gateway.policy import (
     latent_of,
 )
 from labelmint.gateway.served_model import ServedModel
-from labelmint.triton.client import Latents, TritonClient
+from labelmint.triton.client import Array, Latents, TritonClient
 
 WINDOW = 8
 
@@ -105,9 +105,7 @@ class Sampler:
             await _cancel(tasks)
             raise
 
-    async def walk(
-        self, model_name: str, walk: Walk, count: int, options: SampleOptions
-    ) -> AsyncIterator[Delivery]:
+    async def walk(self, model_name: str, walk: Walk, count: int, options: SampleOptions) -> AsyncIterator[Delivery]:
         """Deliver the samples of a walk in order, `count` of them or, when 0, to the last seed.
 
         Rejected samples are delivered only with `include_rejected`, and are counted either way.
@@ -170,7 +168,7 @@ class Sampler:
 
     async def _infer(
         self, model: ServedModel, seed: int, gate: Gate, with_js_map: bool, timeout_seconds: float | None
-    ) -> dict[str, npt.NDArray]:
+    ) -> dict[str, Array]:
         latent = latent_of(seed, model.z_dim)
         outputs = ["image", "label", "js_score", *(["js_map"] if with_js_map else [])]
         latents = Latents(latent, latent, model.num_ws, gate.truncation_psi)

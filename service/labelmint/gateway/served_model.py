@@ -68,7 +68,9 @@ def _read(config: pb.ModelConfig, version: str, parameters: Mapping[str, str]) -
         raise ValueError(f"{len(class_names)} class names but {len(palette)} colours")
     calibration = Calibration.from_json(parameters["calibration"]) if "calibration" in parameters else None
     if calibration is not None and calibration.score_kind != parameters["score_kind"]:
-        raise ValueError(f"calibrated for score kind {calibration.score_kind!r}, the model is {parameters['score_kind']!r}")
+        raise ValueError(
+            f"calibrated for score kind {calibration.score_kind!r}, the model is {parameters['score_kind']!r}"
+        )
     return ServedModel(
         name=parameters["model"],
         triton_name=config.name,

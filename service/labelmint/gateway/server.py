@@ -107,13 +107,13 @@ async def _keep_running(server: TritonServer) -> None:
 
 @contextlib.asynccontextmanager
 async def _grpc_server(settings: ServeSettings, sampler: Sampler, metrics: Metrics) -> AsyncIterator[int]:
-    server = grpc.aio.server(
-        options=[("grpc.max_receive_message_length", MAX_REQUEST_BYTES), ("grpc.so_reuseport", 0)]
-    )
+    server = grpc.aio.server(options=[("grpc.max_receive_message_length", MAX_REQUEST_BYTES), ("grpc.so_reuseport", 0)])
     pb_grpc.add_SampleServiceServicer_to_server(SampleService(sampler, metrics), server)
     health = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    reflection.enable_server_reflection((SERVICE_NAME, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME), server)
+    reflection.enable_server_reflection(
+        (SERVICE_NAME, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME), server
+    )
     try:
         port = server.add_insecure_port(f"{settings.host}:{settings.grpc_port}")
     except RuntimeError as error:
@@ -182,7 +182,12 @@ def _port_taken(host: str, port: int, flag: str) -> LabelmintError:
 
 
 async def _announce(
-    settings: ServeSettings, catalog: Catalog, grpc_port: int, http_port: int, seconds: float, say: Callable[[str], None]
+    settings: ServeSettings,
+    catalog: Catalog,
+    grpc_port: int,
+    http_port: int,
+    seconds: float,
+    say: Callable[[str], None],
 ) -> None:
     try:
         models = await catalog.list()
@@ -191,9 +196,7 @@ async def _announce(
         say(f"labelmint: not ready yet: {error.message}")
     for model in models:
         gate = f"gate at JS {model.calibration.threshold:.4g}" if model.calibration is not None else "not calibrated"
-        say(
-            f"labelmint: {model.name}, {model.resolution}x{model.resolution}, {len(model.class_names)} classes, {gate}"
-        )
+        say(f"labelmint: {model.name}, {model.resolution}x{model.resolution}, {len(model.class_names)} classes, {gate}")
     say(
         f"labelmint: ready after {seconds:.1f} s. REST http://{settings.host}:{http_port} (docs at /docs), "
         f"gRPC {settings.host}:{grpc_port}. Ctrl-C stops everything."

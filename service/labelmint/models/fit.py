@@ -135,7 +135,7 @@ class _Heads(nn.Module):
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList()
         for width_in, width_out in ((spec.feature_dim, h1), (h1, h2), (h2, k)):
-            # Normal with the variance of Glorot, as the released code's init_weights("normal" is its choice).
+            # Normal with Glorot's variance.
             scale = (2.0 / (width_in + width_out)) ** 0.5
             self.weights.append(torch.randn(n, width_out, width_in, generator=rng) * scale)
             self.biases.append(torch.zeros(n, width_out))
@@ -165,11 +165,13 @@ class _Heads(nn.Module):
         for layer, (weight, bias) in ((1, ("weight2", "bias2")), (2, ("weight3", "bias3"))):
             norm = self.norms[layer - 1]
             assert isinstance(norm, nn.BatchNorm1d) and norm.running_mean is not None and norm.running_var is not None
-            statistics = [
+            average, variance, gamma, beta = (
                 value.detach().double().view(n, -1)
                 for value in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
-            ]
-            folded = fold_batch_norm(self.weights[layer].double(), self.biases[layer].double(), *statistics, norm.eps)
+            )
+            folded = fold_batch_norm(
+                self.weights[layer].double(), self.biases[layer].double(), average, variance, gamma, beta, norm.eps
+            )
             getattr(interpreter, weight).copy_(folded[0])
             getattr(interpreter, bias).copy_(folded[1])
         return interpreter.eval()

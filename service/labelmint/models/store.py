@@ -97,7 +97,9 @@ def _metadata(path: Path) -> dict[str, str]:
 def _header(path: Path, kind: str) -> dict[str, Any]:
     header = json.loads(_metadata(path)["labelmint"])
     if header["format_version"] != FORMAT_VERSION:
-        raise UnusableFile(path, f"has format version {header['format_version']}; this labelmint reads {FORMAT_VERSION}")
+        raise UnusableFile(
+            path, f"has format version {header['format_version']}; this labelmint reads {FORMAT_VERSION}"
+        )
     if header["kind"] != kind:
         raise UnusableFile(path, f"holds a {header['kind']}, not a {kind}")
     return dict(header["spec"])

@@ -11,6 +11,7 @@ Rules of this file:
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping as MappingType
 from dataclasses import asdict, dataclass
@@ -44,7 +45,9 @@ class GeneratorSpec:
         if self.resolution < 8 or self.resolution & (self.resolution - 1):
             raise ValueError(f"resolution must be a power of two of at least 8, not {self.resolution}")
         if sorted(self.channels) != self.resolutions:
-            raise ValueError(f"channels must be given for the resolutions {self.resolutions}, not {sorted(self.channels)}")
+            raise ValueError(
+                f"channels must be given for the resolutions {self.resolutions}, not {sorted(self.channels)}"
+            )
 
     @property
     def resolutions(self) -> list[int]:
@@ -103,7 +106,7 @@ class Mapping(nn.Module):
         super().__init__()
         widths = [spec.z_dim] + [spec.w_dim] * spec.mapping_layers
         self.layers = nn.ModuleList(
-            EqualizedLinear(a, b, spec.mapping_lr_multiplier) for a, b in zip(widths[:-1], widths[1:], strict=True)
+            EqualizedLinear(a, b, spec.mapping_lr_multiplier) for a, b in itertools.pairwise(widths)
         )
         self.register_buffer("w_avg", torch.zeros(spec.w_dim))
 
@@ -165,7 +168,9 @@ class Synthesis(nn.Module):
 class Block(nn.Module):
     """One resolution: an up-convolution (none at 4x4), a convolution, and ToRGB."""
 
-    def __init__(self, in_channels: int | None, out_channels: int, w_dim: int, resolution: int, image_channels: int) -> None:
+    def __init__(
+        self, in_channels: int | None, out_channels: int, w_dim: int, resolution: int, image_channels: int
+    ) -> None:
         super().__init__()
         self.conv0 = None if in_channels is None else StyledConv(in_channels, out_channels, w_dim, resolution, up=True)
         self.conv1 = StyledConv(out_channels, out_channels, w_dim, resolution, up=False)

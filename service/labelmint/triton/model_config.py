@@ -73,5 +73,5 @@ def check_artifacts(repository: Path, config: pb.ModelConfig) -> None:
     if model_digest(artifacts) != config.parameters["model_digest"].string_value:
         raise UnusableFile(
             repository / config.name / "config.pbtxt",
-            "names another model digest than its steps have: a file is damaged or was exchanged; export the model again",
+            "names another model digest than its steps have: a file is damaged or was exchanged; export it again",
         )

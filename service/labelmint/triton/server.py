@@ -113,10 +113,8 @@ class TritonServer:
             if self._process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
                     self._process.terminate()
-                try:
+                with contextlib.suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(self._process.wait(), EXIT_TIMEOUT_SECONDS + 5)
-                except asyncio.TimeoutError:
-                    pass
             # Model processes of a killed server outlive it; the group is theirs too.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
@@ -194,7 +192,7 @@ def _environment(root: Path) -> dict[str, str]:
         libraries.append(library)
     environment["LD_LIBRARY_PATH"] = os.pathsep.join([*libraries, *filter(None, [os.environ.get("LD_LIBRARY_PATH")])])
     # The stub ignores PYTHONPATH; it takes the environment of the first python3 on the PATH.
-    bin_directory = os.path.dirname(os.path.abspath(sys.executable))
+    bin_directory = str(Path(sys.executable).absolute().parent)
     environment["PATH"] = os.pathsep.join([bin_directory, os.environ.get("PATH", os.defpath)])
     environment["PYTHONDONTWRITEBYTECODE"] = "1"
     return environment

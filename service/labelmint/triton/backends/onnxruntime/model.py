@@ -8,7 +8,7 @@ Rules of this file:
 """
 
 import json
-import os
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -39,7 +39,7 @@ class TritonPythonModel:
         # The steps of an ensemble share the cores; a spinning pool would take them from the next step.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         filename = config.get("default_model_filename") or "model.onnx"
-        path = os.path.join(pb_utils.get_model_dir(), filename)
+        path = str(Path(pb_utils.get_model_dir()) / filename)
         self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self._inputs = [tensor.name for tensor in self._session.get_inputs()]
         missing = {entry["name"] for entry in config["input"]} ^ set(self._inputs)
@@ -63,7 +63,7 @@ class TritonPythonModel:
         except Exception as error:
             failure = pb_utils.TritonError(f"onnxruntime: {error}")
             results = [pb_utils.InferenceResponse(error=failure) for _ in live]
-        for index, response in zip(live, results):
+        for index, response in zip(live, results, strict=False):
             responses[index] = response
         return responses
 
@@ -73,7 +73,7 @@ class TritonPythonModel:
             parts = [pb_utils.get_input_tensor_by_name(request, name).as_numpy() for request in requests]
             feeds[name] = parts[0] if len(parts) == 1 else np.concatenate(parts)
         wanted = sorted({name for request in requests for name in request.requested_output_names()})
-        outputs = dict(zip(wanted, self._session.run(wanted, feeds)))
+        outputs = dict(zip(wanted, self._session.run(wanted, feeds), strict=False))
         if not self._batched:
             (request,) = requests
             return [self._response(request, outputs, slice(None))]

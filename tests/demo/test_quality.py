@@ -1,0 +1,59 @@
+"""The bars that the demo must keep, on fewer seeds than the model card's and with the same yardstick."""
+
+import torch
+from labelmint.calibration import THRESHOLD_QUANTILE
+from labelmint.demo import metrics
+from labelmint.demo.annotate import render_seed
+from labelmint.demo.evaluate import EVALUATION_SEED
+from labelmint.demo.train_generator import CROSSOVER
+from labelmint.models.draw import draw
+from labelmint.models.store import load_generator, load_interpreter
+from labelmint.triton.model_config import ensembles
+
+from tests.conftest import REPOSITORY, ROOT
+
+WEIGHTS = ROOT / "service" / "labelmint" / "demo" / "weights"
+SEEDS = range(EVALUATION_SEED + 50_000, EVALUATION_SEED + 50_048)
+
+
+@torch.no_grad()
+def test_images_and_labels_keep_their_bars() -> None:
+    generator = load_generator(WEIGHTS / "generator.safetensors")
+    interpreter = load_interpreter(WEIGHTS / "interpreter.safetensors")
+    values, counts = [], torch.zeros(metrics.NUM_CLASSES, metrics.NUM_CLASSES, dtype=torch.long)
+    for seed in SEEDS:
+        exact = render_seed(seed)
+        image, features = draw(generator, seed, 1.0, interpreter.spec.layout)
+        values.append(float(metrics.psnr(image, exact.image)))
+        counts += metrics.confusion(interpreter(features)[0], exact.label)
+    by_class = metrics.iou(counts)
+    assert sum(values) / len(values) >= 26.0
+    assert sum(by_class.values()) / len(by_class) >= 0.70
+    assert min(by_class.values()) >= 0.45, by_class
+
+
+@torch.no_grad()
+def test_mixing_keeps_the_geometry() -> None:
+    """One shape in another's colours: close to the renderer's image of the same mixture."""
+    generator = load_generator(WEIGHTS / "generator.safetensors")
+    rng = torch.Generator().manual_seed(11)
+    z, style = torch.randn(8, 64, generator=rng), torch.randn(8, 64, generator=rng)
+    from labelmint.demo import faces
+
+    crossover = torch.full((8, 1), CROSSOVER, dtype=torch.int32)
+    image, _ = generator(z, style, crossover, torch.ones(8, 1), "paper")
+    assert float(metrics.psnr(image, faces.render(z, style).image).mean()) >= 25.0
+
+
+def test_measures() -> None:
+    image = torch.zeros(1, 3, 4, 4)
+    assert float(metrics.psnr(image, image + 0.2)) == torch.tensor(20.0)
+    exact = torch.tensor([[0, 0, 1, 1]])
+    by_class = metrics.iou(metrics.confusion(torch.tensor([[0, 1, 1, 1]]), exact))
+    assert by_class["background"] == 0.5 and abs(by_class["hair"] - 2 / 3) < 1e-9
+
+
+def test_the_gate_is_the_ninetieth_percentile() -> None:
+    for config in ensembles(REPOSITORY).values():
+        assert THRESHOLD_QUANTILE == 0.9
+        assert '"seed_count": 2000' in config.parameters["calibration"].string_value

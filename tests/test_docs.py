@@ -1,0 +1,81 @@
+"""The README's commands, run one by one against a live service, and its links."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from labelmint.demo.model_card import model_card
+from PIL import Image
+
+from tests.conftest import ROOT, Service
+
+README = (ROOT / "README.md").read_text()
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/model-card.md")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def here(text: str, service: Service) -> str:
+    """The README's default ports are this service's."""
+    http = service.http.removeprefix("http://")
+    return text.replace("localhost:8080", http).replace("localhost:50051", service.grpc)
+
+
+def seed_to_show(http: httpx.Client) -> int:
+    assert http.get("/v1/models/faces/samples/7").status_code == 200, "the README's seed must be an accepted one"
+    return 7
+
+
+def test_the_curl_commands(service: Service, http: httpx.Client, tmp_path: Path) -> None:
+    commands = [block for block in blocks("sh") if block.startswith("curl")]
+    assert len(commands) == 4
+    assert seed_to_show(http) == 7
+    outputs = []
+    for command in commands:
+        done = subprocess.run(
+            ["bash", "-ec", here(command, service)], cwd=tmp_path, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, command + done.stderr
+        outputs.append(done.stdout)
+    assert Image.open(tmp_path / "pair.png").size[0] > 600
+    assert json.loads(outputs[1])["accepted"] is True
+    with np.load(tmp_path / "sample.npz", allow_pickle=False) as arrays:
+        assert set(arrays) == {"image", "label", "js_map", "js_score", "threshold", "seed"}
+    assert [outcome["seed"] for outcome in json.loads(outputs[3])["outcomes"]] == [0, 1, 2, 3]
+
+
+def test_the_grpc_example(service: Service, tmp_path: Path) -> None:
+    (script,) = blocks("python")
+    done = subprocess.run(
+        [sys.executable, "-c", here(script, service)], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 4 and all("(128, 128, 3)" in line and "resume at" in line for line in lines)
+
+
+def test_the_make_targets_exist() -> None:
+    targets = {block.split()[1] for block in blocks("sh") if block.startswith("make ")}
+    assert targets == {"serve", "test"}
+    makefile = (ROOT / "Makefile").read_text()
+    assert all(f"\n{target}:" in makefile for target in targets)
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_local_links_lead_somewhere(name: str) -> None:
+    document = ROOT / name
+    for target in re.findall(r"\]\(([^)]+)\)", document.read_text()):
+        if "://" not in target:
+            assert (document.parent / target).exists(), target
+
+
+def test_the_model_card_is_what_the_figures_say() -> None:
+    figures = json.loads((ROOT / "service" / "labelmint" / "demo" / "weights" / "figures.json").read_text())
+    assert (ROOT / "docs" / "model-card.md").read_text() == model_card(figures)

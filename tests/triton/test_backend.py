@@ -1,0 +1,130 @@
+"""The onnxruntime backend in the real Triton, on a model small enough to ask it a thousand times."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import pytest_asyncio
+import torch
+import tritonclient.grpc.aio as triton
+from labelmint.errors import DeadlineExceeded, InferenceFailed
+from labelmint.export.repository import export_repository
+from labelmint.gateway.calibrate import calibrate_repository
+from labelmint.gateway.policy import latent_of
+from labelmint.models.draw import draw
+from labelmint.models.stylegan2 import to_uint8
+from labelmint.triton.client import Latents, TritonClient
+from labelmint.triton.model_config import ensembles, read_config
+from labelmint.triton.server import TritonServer, wait_until_ready
+
+from tests.export.test_repository import small
+
+OUTPUTS = ("image", "label", "js_map", "js_score")
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("tiny")
+    export_repository(directory, "tiny", *small())
+    return directory
+
+
+@pytest_asyncio.fixture(scope="module")
+async def client(repository: Path) -> AsyncIterator[TritonClient]:
+    server = TritonServer(repository, ["tiny", "tiny_staged"])
+    await server.start()
+    try:
+        await wait_until_ready(server, ["tiny", "tiny_staged"])
+        connected = TritonClient(server.grpc_url)
+        yield connected
+        await connected.close()
+    finally:
+        await server.stop()
+
+
+def latents(seed: int, psi: float = 1.0, crossover: int = 6) -> Latents:
+    return Latents(latent_of(seed, 8), latent_of(seed + 1, 8), crossover, psi)
+
+
+@pytest.mark.parametrize("model", ["tiny", "tiny_staged"])
+async def test_served_equals_torch(client: TritonClient, model: str) -> None:
+    generator, interpreter = small()
+    for seed in range(5):
+        got = await client.infer(model, "1", Latents(latent_of(seed, 8), latent_of(seed, 8), 6, 0.7), OUTPUTS)
+        image, features = draw(generator, seed, 0.7, "paper")
+        with torch.no_grad():
+            label, js_map, js_score = interpreter(features)
+        assert np.abs(got["image"].astype(int) - to_uint8(image)[0].numpy()).max() <= 1
+        assert (got["label"] == label[0].numpy()).mean() >= 0.99
+        np.testing.assert_allclose(got["js_map"], js_map[0].numpy(), atol=1e-5)
+        np.testing.assert_allclose(got["js_score"], js_score[0].numpy(), rtol=1e-4)
+
+
+async def test_crossover_takes_the_second_latent(client: TritonClient) -> None:
+    generator, _ = small()
+    for crossover in (0, 3, 6):
+        got = await client.infer("tiny", "1", latents(3, crossover=crossover), ("image",))
+        one, two = (torch.from_numpy(latent_of(seed, 8)) for seed in (3, 4))
+        with torch.no_grad():
+            want, _ = generator(one, two, torch.tensor([[crossover]], dtype=torch.int32), torch.ones(1, 1), "paper")
+        assert np.abs(got["image"].astype(int) - to_uint8(want)[0].numpy()).max() <= 1
+
+
+async def test_only_what_is_requested_is_returned(client: TritonClient) -> None:
+    assert set(await client.infer("tiny", "1", latents(0), ("js_score",))) == {"js_score"}
+    with pytest.raises(InferenceFailed, match="unexpected inference output 'nonesuch'"):
+        await client.infer("tiny", "1", latents(0), ("nonesuch",))
+
+
+async def test_concurrent_requests_are_batched_and_answers_do_not_show_it(client: TritonClient) -> None:
+    alone = [await client.infer("tiny", "1", latents(seed), OUTPUTS) for seed in range(16)]
+    before = await statistics(client, "tiny_generator")
+    crowd = await asyncio.gather(*(client.infer("tiny", "1", latents(seed % 16), OUTPUTS) for seed in range(256)))
+    after = await statistics(client, "tiny_generator")
+    assert after[0] - before[0] == 256
+    assert after[1] - before[1] < 256, "nothing was batched"
+    for seed, got in enumerate(crowd):
+        for name in OUTPUTS:
+            assert got[name].tobytes() == alone[seed % 16][name].tobytes(), name
+
+
+async def test_a_deadline_reaches_the_queues(client: TritonClient) -> None:
+    with pytest.raises(DeadlineExceeded):
+        await client.infer("tiny", "1", latents(0), OUTPUTS, timeout_seconds=1e-6)
+
+
+async def test_cancelled_requests_leave_nothing_behind(client: TritonClient) -> None:
+    tasks = [asyncio.create_task(client.infer("tiny", "1", latents(seed), OUTPUTS)) for seed in range(64)]
+    await asyncio.sleep(0)
+    for task in tasks:
+        task.cancel()
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert all(isinstance(outcome, asyncio.CancelledError) for outcome in outcomes)
+    assert (await client.infer("tiny", "1", latents(0), ("js_score",)))["js_score"].shape == (1,)
+
+
+async def statistics(client: TritonClient, model: str) -> tuple[int, int]:
+    """(samples, executions) of a Triton model so far."""
+    connection = triton.InferenceServerClient(client.url)
+    try:
+        (entry,) = (await connection.get_inference_statistics(model)).model_stats
+        return entry.inference_count, entry.execution_count
+    finally:
+        await connection.close()
+
+
+async def test_calibrate_writes_both_ensembles(repository: Path, client: TritonClient) -> None:
+    calibration = await calibrate_repository(repository, "tiny", first_seed=0, count=1000, truncation_psi=0.9)
+    scores = sorted(
+        [
+            float((await client.infer("tiny", "1", Latents(z, z, 6, 0.9), ("js_score",)))["js_score"][0])
+            for z in (latent_of(seed, 8) for seed in range(1000))
+        ]
+    )
+    assert calibration.quantiles[0] == scores[0] and calibration.quantiles[-1] == scores[-1]
+    assert sum(score <= calibration.threshold for score in scores) / 1000 == pytest.approx(0.9, abs=0.002)
+    for name in ensembles(repository):
+        config = read_config(repository / name / "config.pbtxt")
+        assert config.parameters["calibration"].string_value == calibration.to_json()
