@@ -4,6 +4,7 @@ Run it as `python docs/make_pictures.py http://127.0.0.1:8080`.
 """
 
 import io
+import json
 import sys
 import urllib.request
 from pathlib import Path
@@ -28,8 +29,6 @@ def overlay(sample: dict[str, np.ndarray], palette: np.ndarray) -> np.ndarray:
 def main() -> None:
     base = sys.argv[1].rstrip("/")
     with urllib.request.urlopen(f"{base}/v1/models/faces") as answer:
-        import json
-
         classes = json.load(answer)["classes"]
     palette = np.array([[int(entry["rgb"][i : i + 2], 16) for i in (1, 3, 5)] for entry in classes])
     samples = [arrays(base, seed) for seed in range(COLUMNS)]

@@ -109,11 +109,11 @@ class Labelmint(BaseSettings):
         cli_avoid_json=True,
     )
 
-    serve: CliSubCommand[Serve]
-    synth: CliSubCommand[Synth]
-    fit: CliSubCommand[Fit]
-    export: CliSubCommand[Export]
-    calibrate: CliSubCommand[Calibrate]
+    serve: Annotated[CliSubCommand[Serve], Field(description="start Triton and the gateway, until Ctrl-C")]
+    synth: Annotated[CliSubCommand[Synth], Field(description="write generated images for a person to annotate")]
+    fit: Annotated[CliSubCommand[Fit], Field(description="train the Style Interpreter on annotated images")]
+    export: Annotated[CliSubCommand[Export], Field(description="write a model repository that Triton serves")]
+    calibrate: Annotated[CliSubCommand[Calibrate], Field(description="measure JS scores and set the gate")]
 
     def cli_cmd(self) -> None:
         CliApp.run_subcommand(self)

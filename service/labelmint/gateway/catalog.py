@@ -2,18 +2,23 @@
 
 Rules of this file:
 - Triton's model configurations are the only source; they are read again when a model is unknown or was lost.
+- A flood of unknown names asks Triton once a second, not once a name.
 - A malformed model is left out and reported once in the log; it does not take the others with it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import time
 
 from labelmint.errors import LabelmintError, ModelNotFound, TritonUnavailable
 from labelmint.gateway.served_model import MalformedModel, ServedModel, is_labelmint, read_served_model
 from labelmint.triton.client import TritonClient
 
 logger = logging.getLogger(__name__)
+
+_REFRESH_SECONDS = 1.0
 
 
 class Catalog:
@@ -24,6 +29,8 @@ class Catalog:
         self._pipeline = pipeline
         self._models: dict[str, ServedModel] = {}
         self._reported: set[str] = set()
+        self._refreshed = -_REFRESH_SECONDS
+        self._refreshing = asyncio.Lock()
 
     async def refresh(self) -> None:
         """Read the models from Triton; raises TritonUnavailable and then forgets what it knew."""
@@ -42,11 +49,14 @@ class Catalog:
                 else:
                     models[model.name] = model
         self._models = models
+        self._refreshed = time.monotonic()
 
     async def get(self, name: str) -> ServedModel:
         """The model of that name; asks Triton once more before it raises ModelNotFound."""
         if name not in self._models:
-            await self.refresh()
+            async with self._refreshing:
+                if not self._models or time.monotonic() - self._refreshed >= _REFRESH_SECONDS:
+                    await self.refresh()
         if name not in self._models:
             raise ModelNotFound(name, tuple(sorted(self._models)))
         return self._models[name]

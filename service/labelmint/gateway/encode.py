@@ -74,12 +74,12 @@ def heat_colours(nats: npt.NDArray[np.floating[Any]]) -> Bytes:
 
 def npz(sample: Sample) -> bytes:
     """`image`, `label`, `js_map`, `js_score`, `threshold`, `seed` as a NumPy archive."""
-    arrays = {
+    arrays: dict[str, npt.NDArray[Any]] = {
         "image": sample.image,
         "label": sample.label,
-        "js_score": np.float64(sample.js_score),
-        "threshold": np.float64(sample.gate.threshold),
-        "seed": np.int64(sample.seed),
+        "js_score": np.array(sample.js_score),
+        "threshold": np.array(sample.gate.threshold),
+        "seed": np.array(sample.seed),
     }
     if sample.js_map is not None:
         arrays["js_map"] = sample.js_map
@@ -88,7 +88,7 @@ def npz(sample: Sample) -> bytes:
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, array in arrays.items():
             member = io.BytesIO()
-            np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
+            np.save(member, array, allow_pickle=False)
             archive.writestr(zipfile.ZipInfo(f"{name}.npy"), member.getvalue(), zipfile.ZIP_DEFLATED)
     return buffer.getvalue()
 

@@ -108,7 +108,7 @@ async def _keep_running(server: TritonServer) -> None:
 @contextlib.asynccontextmanager
 async def _grpc_server(settings: ServeSettings, sampler: Sampler, metrics: Metrics) -> AsyncIterator[int]:
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", MAX_REQUEST_BYTES), ("grpc.so_reuseport", 0)])
-    pb_grpc.add_SampleServiceServicer_to_server(SampleService(sampler, metrics), server)
+    pb_grpc.add_SampleServiceServicer_to_server(SampleService(sampler, metrics), server)  # type: ignore[no-untyped-call]
     health = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     reflection.enable_server_reflection(
@@ -132,11 +132,11 @@ async def _grpc_server(settings: ServeSettings, sampler: Sampler, metrics: Metri
 async def _watch_health(health: HealthServicer, catalog: Catalog) -> None:
     """grpc.health.v1 follows Triton's readiness."""
     while True:
+        status = health_pb2.HealthCheckResponse.SERVING
         try:
             await catalog.check_ready()
-            status = health_pb2.HealthCheckResponse.SERVING
         except LabelmintError:
-            status = health_pb2.HealthCheckResponse.NOT_SERVING
+            status = health_pb2.HealthCheckResponse.NOT_SERVING  # type: ignore[assignment]
         for service in ("", SERVICE_NAME):
             await health.set(service, status)
         await asyncio.sleep(_HEALTH_SECONDS)

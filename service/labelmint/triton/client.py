@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 import numpy as np
@@ -26,7 +27,7 @@ from labelmint.errors import (
     TritonUnavailable,
 )
 
-Array = npt.NDArray[np.generic]
+Array = npt.NDArray[Any]
 
 _QUEUE_FULL = ("exceeds maximum queue size",)
 _QUEUE_TIMEOUT = ("request timeout expired",)
