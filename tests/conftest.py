@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -42,6 +43,15 @@ class Service:
     def stop(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)
         return self.process.wait(60)
+
+
+def need_program(name: str, package: str) -> None:
+    """Skip the test where a system program is missing; in CI that is a failure."""
+    if shutil.which(name) is None:
+        message = f"{name} is not installed (Debian package {package})"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
 
 
 def start_service(log: Path, *arguments: str, repository: Path = REPOSITORY) -> Service:

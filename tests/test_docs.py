@@ -12,7 +12,7 @@ import pytest
 from labelmint.demo.model_card import model_card
 from PIL import Image
 
-from tests.conftest import ROOT, Service
+from tests.conftest import ROOT, Service, need_program
 
 README = (ROOT / "README.md").read_text()
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/model-card.md")
@@ -34,6 +34,7 @@ def seed_to_show(http: httpx.Client) -> int:
 
 
 def test_the_curl_commands(service: Service, http: httpx.Client, tmp_path: Path) -> None:
+    need_program("curl", "curl")
     commands = [block for block in blocks("sh") if block.startswith("curl")]
     assert len(commands) == 4
     assert seed_to_show(http) == 7
