@@ -19,7 +19,7 @@ ALLOWED = {
     "demo": {"models", "gateway", "triton"},
     "cli": {"errors", "settings", "gateway", "models", "export"},
 }
-WIRES = ("grpc_api", "rest_api")
+WIRES = ("grpc_api", "rest_api", "rest_messages")
 HEAVY = {"torch", "onnx", "onnxruntime", "safetensors"}
 
 

@@ -14,6 +14,7 @@ Run it as `python -m labelmint.demo.train_generator OUT`.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import time
 from collections.abc import Callable
@@ -53,7 +54,7 @@ PHASES = (
     Phase(16, 120_000, 3e-3, 64),
     Phase(32, 80_000, 3e-3, 16),
     Phase(64, 80_000, 2.5e-3, 16),
-    Phase(128, 200_000, 2e-3, 16),
+    Phase(128, 105_000, 2e-3, 16),
 )
 EMA_HALF_LIFE = 5_000  # images
 
@@ -123,23 +124,16 @@ class Run:
                 self.ema[name].lerp_(value, 1.0 - decay)
 
 
-def train(run: Run, checkpoint: Path, minutes: float) -> None:
-    """Train until the last phase ends or `minutes` have passed; checkpoints every two minutes."""
-    started = time.monotonic()
-    saved = started
+def train(run: Run, checkpoint: Path) -> None:
+    """Train to the end of the last phase, with a checkpoint every two minutes."""
+    saved = time.monotonic()
     render = torch.compile(faces.render)
     while run.phase < len(PHASES):
         phase = PHASES[run.phase]
         synthesis = _compiled_synthesis(run.generator, phase.resolution)
         bar = tqdm(total=phase.images, initial=run.images, unit="img", desc=f"{phase.resolution}x{phase.resolution}")
         while run.images < phase.images:
-            # The time limit, if it cuts the last phase short, still lets the rate anneal to its end.
-            done = run.images / phase.images
-            if run.phase == len(PHASES) - 1:
-                done = max(done, (time.monotonic() - started) / (60.0 * minutes))
-            if done >= 1.0:
-                break
-            loss = _step(run, phase, render, synthesis, done)
+            loss = _step(run, phase, render, synthesis)
             bar.update(phase.batch)
             if run.step % 50 == 0:
                 bar.set_postfix(loss=f"{loss:.4f}")
@@ -152,19 +146,19 @@ def train(run: Run, checkpoint: Path, minutes: float) -> None:
         run.save(checkpoint)
 
 
-def _step(
-    run: Run, phase: Phase, render: Callable[..., faces.Faces], synthesis: Callable[[Tensor], Tensor], done: float
-) -> float:
-    last = phase is PHASES[-1]
-    # Constant, then a cosine to a hundredth over the second half of the last phase.
-    anneal = (
-        0.01 + 0.99 * 0.5 * (1.0 + float(torch.cos(torch.tensor(max(done - 0.4, 0.0) / 0.6 * torch.pi))))
-        if last
-        else 1.0
-    )
+def _learning_rate(run: Run, phase: Phase) -> float:
+    """Warm-up, constant, and in the last phase a cosine to a hundredth over its last three fifths."""
     warm = min(1.0, (run.images + phase.batch) / 2_000)
+    if phase is not PHASES[-1]:
+        return phase.learning_rate * warm
+    position = max(run.images / phase.images - 0.4, 0.0) / 0.6
+    return phase.learning_rate * warm * (0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * position)))
+
+
+def _step(run: Run, phase: Phase, render: Callable[..., faces.Faces], synthesis: Callable[[Tensor], Tensor]) -> float:
+    rate = _learning_rate(run, phase)
     for group in run.optimizer.param_groups:
-        group["lr"] = phase.learning_rate * anneal * warm
+        group["lr"] = rate
     rng = torch.Generator().manual_seed(1_000_000_007 + run.step)
     z = torch.randn(phase.batch, SPEC.z_dim, generator=rng)
     style_z = torch.randn(phase.batch, SPEC.z_dim, generator=rng)
@@ -210,14 +204,13 @@ def finished_generator(run: Run) -> Generator:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, help="directory for checkpoint.pt and, at the end, the weights")
-    parser.add_argument("--minutes", type=float, default=120.0, help="time limit of this run")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     checkpoint = arguments.out / "checkpoint.pt"
     run = Run()
     if checkpoint.exists():
         run.load(checkpoint)
-    train(run, checkpoint, arguments.minutes)
+    train(run, checkpoint)
     notes = {
         "made_by": "python -m labelmint.demo.train_generator",
         "steps": run.step,

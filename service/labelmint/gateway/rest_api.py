@@ -2,146 +2,45 @@
 
 Rules of this file:
 - It knows nothing of Triton or policy; it translates requests and, in one place, errors (RFC 9457 problem+json).
-- Query parameters are declared once and unknown ones are refused: a misspelt gate must not be ignored.
 - The document at /docs is what the routes really take and answer.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from labelmint.errors import InvalidRequest, LabelmintError
 from labelmint.gateway import encode
 from labelmint.gateway.metrics import UNKNOWN_MODEL, Metrics
-from labelmint.gateway.policy import MAX_BATCH, MAX_TRUNCATION_PSI, SEED_END, SampleOptions
+from labelmint.gateway.policy import SEED_END, SampleOptions
+from labelmint.gateway.rest_messages import (
+    BatchBody,
+    BatchModel,
+    ModelModel,
+    ModelsModel,
+    OptionsModel,
+    Problem,
+    SampleModel,
+    SampleQuery,
+    batch_model,
+    model_model,
+    sample_model,
+)
 from labelmint.gateway.sampling import Sample, Sampler
-from labelmint.gateway.served_model import ServedModel
 
 logger = logging.getLogger(__name__)
 
 PROBLEM_TYPE = "application/problem+json"
-
-
-class OptionsModel(BaseModel):
-    """Gate and truncation of a request."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    truncation_psi: Annotated[
-        float | None,
-        Field(ge=0, le=MAX_TRUNCATION_PSI, description="Truncation; unset: as calibrated. Another needs max_js."),
-    ] = None
-    max_js: Annotated[
-        float | None, Field(ge=0, allow_inf_nan=False, description="Accept JS scores up to this, in nats.")
-    ] = None
-    max_quantile: Annotated[
-        float | None, Field(gt=0, le=1, description="Accept JS scores up to this quantile of the calibration.")
-    ] = None
-    include_rejected: Annotated[bool, Field(description="Answer with a rejected sample too.")] = False
-
-
-class SampleQuery(OptionsModel):
-    encoding: Annotated[
-        Literal["png", "raw"], Field(description="Encoding of the base64 data in the JSON: png, or raw rows of bytes.")
-    ] = "png"
-
-
-class BatchBody(SampleQuery):
-    seeds: Annotated[
-        list[Annotated[int, Field(ge=0, lt=SEED_END, strict=True)]],
-        Field(min_length=1, max_length=MAX_BATCH, description=f"1 to {MAX_BATCH} seeds."),
-    ]
-
-
-class PixelsModel(BaseModel):
-    encoding: Literal["png", "raw"]
-    height: int
-    width: int
-    channels: int
-    data: Annotated[str, Field(description="base64")]
-
-
-class SampleModel(BaseModel):
-    model: str
-    seed: int
-    accepted: bool
-    js_score: float
-    threshold: float
-    calibration_id: str
-    truncation_psi: float
-    model_digest: str
-    image: PixelsModel
-    label: PixelsModel
-
-
-class RejectionModel(BaseModel):
-    seed: int
-    accepted: Literal[False]
-    js_score: float
-    threshold: float
-    calibration_id: str
-
-
-class BatchModel(BaseModel):
-    outcomes: list[SampleModel | RejectionModel]
-
-
-class LabelClassModel(BaseModel):
-    id: int
-    name: str
-    rgb: Annotated[str, Field(description="#RRGGBB in palette images")]
-
-
-class CalibrationModel(BaseModel):
-    id: str
-    truncation_psi: float
-    threshold: float
-    threshold_quantile: float
-    quantiles: list[float]
-    first_seed: int
-    seed_count: int
-
-
-class ModelModel(BaseModel):
-    name: str
-    version: str
-    pipeline: str
-    task: str
-    digest: str
-    resolution: int
-    z_dim: int
-    layout: str
-    num_heads: int
-    score_kind: str
-    classes: list[LabelClassModel]
-    calibration: CalibrationModel | None
-
-
-class ModelsModel(BaseModel):
-    models: list[ModelModel]
-
-
-class Problem(BaseModel):
-    """RFC 9457 problem details; `reason` is the stable name of the error."""
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    reason: str
-    metadata: dict[str, str]
 
 
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
@@ -203,7 +102,7 @@ def create_app(sampler: Sampler, metrics: Metrics, version: str) -> FastAPI:
 
     @app.get("/v1/models", responses={503: _PROBLEMS[503]}, summary="List the served models")
     async def list_models() -> ModelsModel:
-        return ModelsModel(models=[_model(model) for model in await sampler.catalog.list()])
+        return ModelsModel(models=[model_model(model) for model in await sampler.catalog.list()])
 
     @app.get(
         "/v1/models/{model}",
@@ -213,7 +112,7 @@ def create_app(sampler: Sampler, metrics: Metrics, version: str) -> FastAPI:
     async def get_model(request: Request, model: ModelName) -> ModelModel:
         served = await sampler.catalog.get(model)
         request.state.model = served.name
-        return _model(served)
+        return model_model(served)
 
     pictures = (
         ("/image.png", encode.image_png, False, "The image as RGB PNG"),
@@ -237,14 +136,14 @@ def create_app(sampler: Sampler, metrics: Metrics, version: str) -> FastAPI:
         request: Request, model: ModelName, seed: Seed, query: Annotated[SampleQuery, Query()]
     ) -> SampleModel:
         minted = await sample(request, model, seed, query)
-        return await asyncio.to_thread(_sample, minted, query.encoding)
+        return await asyncio.to_thread(sample_model, minted, query.encoding)
 
     @app.post("/v1/models/{model}/samples:batchGet", responses=_PROBLEMS, summary="The pairs of several seeds")
     async def batch_get_samples(request: Request, model: ModelName, body: BatchBody) -> BatchModel:
         options = SampleOptions(body.truncation_psi, body.max_js, body.max_quantile, body.include_rejected)
         samples = await sampler.batch(model, body.seeds, options)
         request.state.model = samples[0].model.name
-        return await asyncio.to_thread(_batch, samples, body)
+        return await asyncio.to_thread(batch_model, samples, body)
 
     async def ready() -> None:
         await sampler.catalog.check_ready()
@@ -339,75 +238,3 @@ async def _answer_http(_: Request, error: Exception) -> Response:
 async def _answer_unexpected(_: Request, error: Exception) -> Response:
     logger.error("unexpected error while answering", exc_info=error)
     return _problem(LabelmintError("an unexpected error happened; the gateway's log has it"))
-
-
-def _sample(sample: Sample, encoding: Literal["png", "raw"]) -> SampleModel:
-    raw = encoding == "raw"
-    image = sample.image.tobytes() if raw else encode.image_png(sample)
-    label = sample.label.tobytes() if raw else encode.label_png(sample)
-    height, width, channels = sample.image.shape
-
-    def pixels(data: bytes, count: int) -> PixelsModel:
-        text = base64.b64encode(data).decode()
-        return PixelsModel(encoding=encoding, height=height, width=width, channels=count, data=text)
-
-    return SampleModel(
-        model=sample.model.name,
-        seed=sample.seed,
-        accepted=sample.accepted,
-        js_score=sample.js_score,
-        threshold=sample.gate.threshold,
-        calibration_id=sample.gate.calibration_id,
-        truncation_psi=sample.gate.truncation_psi,
-        model_digest=sample.model.digest,
-        image=pixels(image, channels),
-        label=pixels(label, 1),
-    )
-
-
-def _batch(samples: list[Sample], body: BatchBody) -> BatchModel:
-    return BatchModel(
-        outcomes=[
-            _sample(sample, body.encoding)
-            if sample.accepted or body.include_rejected
-            else RejectionModel(
-                seed=sample.seed,
-                accepted=False,
-                js_score=sample.js_score,
-                threshold=sample.gate.threshold,
-                calibration_id=sample.gate.calibration_id,
-            )
-            for sample in samples
-        ]
-    )
-
-
-def _model(model: ServedModel) -> ModelModel:
-    calibration = None
-    if model.calibration is not None:
-        calibration = CalibrationModel(
-            id=model.calibration.id,
-            truncation_psi=model.calibration.truncation_psi,
-            threshold=model.calibration.threshold,
-            threshold_quantile=model.calibration.threshold_quantile,
-            quantiles=list(model.calibration.quantiles),
-            first_seed=model.calibration.first_seed,
-            seed_count=model.calibration.seed_count,
-        )
-    return ModelModel(
-        name=model.name,
-        version=model.version,
-        pipeline=model.pipeline,
-        task=model.task,
-        digest=model.digest,
-        resolution=model.resolution,
-        z_dim=model.z_dim,
-        layout=model.layout,
-        num_heads=model.num_heads,
-        score_kind=model.score_kind,
-        classes=[
-            LabelClassModel(id=index, name=name, rgb="#{:02x}{:02x}{:02x}".format(*colour))
-            for index, (name, colour) in enumerate(zip(model.class_names, model.palette, strict=True))
-        ],
-        calibration=calibration,
-    )
