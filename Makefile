@@ -5,6 +5,9 @@ SERVE := .venv
 TEST := .venv-test
 PIP_FLAGS := --quiet --disable-pip-version-check --prefer-binary
 
+CHECK_PYTHON = $(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13) and \
+	"labelmint needs Python 3.10, 3.11 or 3.12; name one with: make PYTHON=python3.12 ...")'
+
 .PHONY: serve test check proto clean
 
 serve: $(SERVE)/.ready
@@ -27,7 +30,7 @@ clean:
 
 # pip is renewed first: old resolvers try source packages for minutes.
 $(SERVE)/.ready: pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "labelmint needs Python 3.10 or newer")'
+	@$(CHECK_PYTHON)
 	@echo "labelmint: installing into $(SERVE) (about 150 MB to download, once)"
 	@$(PYTHON) -m venv $(SERVE)
 	@$(SERVE)/bin/pip install $(PIP_FLAGS) --upgrade 'pip>=24'
@@ -35,7 +38,7 @@ $(SERVE)/.ready: pyproject.toml
 	@touch $@
 
 $(TEST)/.ready: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "labelmint needs Python 3.10 or newer")'
+	@$(CHECK_PYTHON)
 	@echo "labelmint: installing into $(TEST) (with torch, once)"
 	@$(PYTHON) -m venv $(TEST)
 	@$(TEST)/bin/pip install $(PIP_FLAGS) --upgrade 'pip>=24'

@@ -23,6 +23,7 @@ import grpc.aio
 import httpx
 import pytest
 import pytest_asyncio
+
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 
 ROOT = Path(__file__).parent.parent

@@ -9,9 +9,9 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from labelmint.demo.model_card import model_card
 from PIL import Image
 
+from labelmint.demo.model_card import model_card
 from tests.conftest import ROOT, Service, need_program
 
 README = (ROOT / "README.md").read_text()

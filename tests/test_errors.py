@@ -1,6 +1,7 @@
 """The error tree: each class carries its wire status, once."""
 
 import grpc
+
 from labelmint import errors
 from labelmint.errors import LabelmintError
 

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from labelmint.v1 import sample_service_pb2 as pb
 
 ROOT = Path(__file__).parent.parent

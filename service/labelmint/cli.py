@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_settings import BaseSettings, CliApp, CliPositionalArg, CliSubCommand, SettingsConfigDict
@@ -55,7 +55,7 @@ class Fit(BaseModel):
     generator: Annotated[Path, Field(description="generator weights (safetensors)")]
     annotations: Annotated[Path, Field(description="directory of `synth` with a mask beside every image")]
     out: Annotated[CliPositionalArg[Path], Field(description="file for the interpreter weights (safetensors)")]
-    layout: Annotated[str, Field(description="feature layout")] = "paper"
+    layout: Annotated[Literal["paper", "editgan-stylegan2"], Field(description="feature layout")] = "paper"
     heads: Annotated[int, Field(ge=2, description="number of classifiers in the ensemble")] = 10
 
     def cli_cmd(self) -> None:
@@ -71,7 +71,7 @@ class Export(BaseModel):
     interpreter: Annotated[Path, Field(description="interpreter weights (safetensors)")]
     model: Annotated[CliPositionalArg[str], Field(description="name to serve it by", pattern=r"^[a-z][a-z0-9_]*$")]
     model_repository: Annotated[Path, Field(description="directory of the repository")] = Path("model_repository")
-    score_kind: Annotated[str, Field(description="image score: sum or top10_mean")] = "sum"
+    score_kind: Annotated[Literal["sum", "top10_mean"], Field(description="image score")] = "sum"
 
     def cli_cmd(self) -> None:
         from labelmint.export.repository import export_files
@@ -124,15 +124,18 @@ def main() -> None:
     try:
         CliApp.run(Labelmint)
     except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in ("torch", "onnx", "safetensors"):
+        if (error.name or "").split(".")[0] not in ("torch", "onnx", "onnxruntime", "onnxscript", "safetensors"):
             raise
         _fail(_TORCH_HINT)
     except LabelmintError as error:
         _fail(error.message)
     except ValidationError as error:
         _fail("; ".join(f"{'.'.join(map(str, entry['loc'][1:]))}: {entry['msg']}" for entry in error.errors()))
-    except ValueError as error:
+    except OSError as error:
         _fail(str(error))
+    except KeyboardInterrupt:
+        print("labelmint: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 def _fail(message: str) -> None:

@@ -15,6 +15,7 @@ Rules of this file:
     |- TritonUnavailable       Triton or the model in it is not ready
     |- DeadlineExceeded
     |- InferenceFailed         Triton ran the model and failed
+    |- IncompatibleWeights     two files that do not belong together (command line only)
     |- UnusableFile            a file on disk is not what it should be (command line only)
     `- AddressInUse            a port is taken (command line only)
 """
@@ -64,8 +65,8 @@ class ModelNotFound(LabelmintError):
     title = "Model not found"
 
     def __init__(self, model: str, known: tuple[str, ...]) -> None:
-        served = ", ".join(known) if known else "none"
-        super().__init__(f"no model named {model!r}; served: {served}", {"model": model})
+        shown = model if len(model) <= 64 else f"{model[:64]}..."
+        super().__init__(f"no model named {shown!r}; served: {', '.join(known) or 'none'}", {"model": shown})
 
 
 class SampleRejected(LabelmintError):
@@ -114,6 +115,13 @@ class InferenceFailed(LabelmintError):
     grpc_code = grpc.StatusCode.INTERNAL
     http_status = 502
     title = "Triton failed to run the model"
+
+
+class IncompatibleWeights(LabelmintError):
+    reason = "INCOMPATIBLE_WEIGHTS"
+    grpc_code = grpc.StatusCode.FAILED_PRECONDITION
+    http_status = 422
+    title = "Weights that do not belong together"
 
 
 class UnusableFile(LabelmintError):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from labelmint.demo import faces
 
 

@@ -4,11 +4,11 @@ import io
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from labelmint.gateway import encode
 from labelmint.gateway.policy import Gate
 from labelmint.gateway.sampling import Sample
-from PIL import Image
-
 from tests.gateway.test_policy import MODEL
 
 

@@ -11,10 +11,10 @@ import httpx
 import numpy as np
 import pytest
 import pytest_asyncio
-from labelmint.v1 import sample_service_pb2 as pb
-from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 from PIL import Image
 
+from labelmint.v1 import sample_service_pb2 as pb
+from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 from tests.conftest import start_service
 from tests.gateway.test_grpc import RAW
 

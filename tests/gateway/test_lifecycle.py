@@ -13,10 +13,10 @@ from pathlib import Path
 import grpc
 import httpx
 import pytest
+
 from labelmint.triton.server import TritonServer, wait_until_ready
 from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
-
 from tests.conftest import REPOSITORY, Service, start_service
 
 SAMPLE = "/v1/models/faces/samples/7.npz?max_js=1e9"

@@ -6,6 +6,7 @@ from itertools import islice
 
 import numpy as np
 import pytest
+
 from labelmint.calibration import Calibration, calibrate
 from labelmint.errors import InvalidRequest, Uncalibrated
 from labelmint.gateway.policy import (

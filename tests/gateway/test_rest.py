@@ -137,7 +137,7 @@ def test_bad_batches_name_their_field(http: httpx.Client, body: object, field: s
 
 def test_a_body_that_is_no_json(http: httpx.Client) -> None:
     answer = http.post("/v1/models/faces/samples:batchGet", content=b"{", headers={"content-type": "application/json"})
-    problem(answer, 400, "INVALID_REQUEST")
+    assert problem(answer, 400, "INVALID_REQUEST") == {"field": "body"}
 
 
 def test_unknown_model_names_those_that_exist(http: httpx.Client) -> None:
@@ -171,7 +171,7 @@ def test_metrics_count_what_happened(http: httpx.Client) -> None:
     rejected = 'labelmint_samples_total{model="faces",outcome="rejected"}'
     scores = 'labelmint_js_score_nats_count{model="faces"}'
     answered = (
-        'labelmint_requests_total{code="422",method="/v1/models/{model}/samples/{seed}",model="-",transport="rest"}'
+        'labelmint_requests_total{code="422",method="/v1/models/{model}/samples/{seed}",model="faces",transport="rest"}'
     )
     before = [value(name) for name in (accepted, rejected, scores, answered)]
     assert http.get(SAMPLE, params={"max_js": 1e9}).status_code == 200

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from labelmint.errors import UnusableFile
 from labelmint.models.annotations import (
     LabelClasses,
@@ -14,7 +16,6 @@ from labelmint.models.annotations import (
     write_dataset,
     write_masks,
 )
-from PIL import Image
 
 CLASSES = LabelClasses(("background", "thing"), ((0, 0, 0), (255, 255, 255)))
 
@@ -38,6 +39,11 @@ def test_round_trip(directory: Path) -> None:
 def test_a_mask_of_gray_values_is_read_as_ids(directory: Path) -> None:
     Image.fromarray(np.ones((8, 8), np.uint8)).save(mask_path(directory, 3))
     assert read_dataset(directory).masks[3].tolist() == np.ones((8, 8)).tolist()
+
+
+def test_images_are_never_written_beside_old_masks(directory: Path) -> None:
+    with pytest.raises(UnusableFile, match="exists and is not empty"):
+        write_dataset(directory, "0" * 64, 1.0, {})
 
 
 def test_missing_mask_is_named(directory: Path) -> None:

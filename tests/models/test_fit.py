@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+
 from labelmint.errors import UnusableFile
 from labelmint.models.annotations import AnnotatedDataset, LabelClasses, image_path, read_dataset, write_masks
 from labelmint.models.draw import draw, synthesize
 from labelmint.models.fit import FitSettings, _Heads, choose_pixels, fit, fit_files
 from labelmint.models.store import load_interpreter, save_generator
 from labelmint.models.stylegan2 import Generator, GeneratorSpec
-
 from tests.models.test_interpreter import SPEC as INTERPRETER_SPEC
 from tests.models.test_interpreter import upsampled
 
@@ -36,7 +36,7 @@ def bright(generator: Generator, seed: int) -> np.ndarray:
 @pytest.fixture(scope="module")
 def dataset(generator: Generator) -> AnnotatedDataset:
     masks = {seed: bright(generator, seed) for seed in range(32)}
-    return AnnotatedDataset("", 1.0, CLASSES, {}, masks)
+    return AnnotatedDataset(1.0, CLASSES, {}, masks)
 
 
 def test_learns_what_the_features_say(generator: Generator, dataset: AnnotatedDataset) -> None:
@@ -84,7 +84,7 @@ def test_every_class_of_an_image_is_drawn() -> None:
     label[200:240] = 2
     rng = torch.Generator().manual_seed(0)
     for _ in range(20):
-        chosen = choose_pixels(label, FitSettings(pixels_per_image=16), rng)
+        chosen = choose_pixels(label, 16, 0.5, rng)
         assert len(chosen.unique()) == 16
         assert set(label[chosen].tolist()) == {0, 1, 2}
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from labelmint.models.stylegan2 import Generator, GeneratorSpec, to_uint8
 
 IMAGE_TOLERANCE = 1e-5

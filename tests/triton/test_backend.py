@@ -9,6 +9,7 @@ import pytest
 import pytest_asyncio
 import torch
 import tritonclient.grpc.aio as triton
+
 from labelmint.errors import DeadlineExceeded, InferenceFailed
 from labelmint.export.repository import export_repository
 from labelmint.gateway.calibrate import calibrate_repository
@@ -18,7 +19,6 @@ from labelmint.models.stylegan2 import to_uint8
 from labelmint.triton.client import Latents, TritonClient
 from labelmint.triton.model_config import ensembles, read_config
 from labelmint.triton.server import TritonServer, wait_until_ready
-
 from tests.export.test_repository import small
 
 OUTPUTS = ("image", "label", "js_map", "js_score")

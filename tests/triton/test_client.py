@@ -2,6 +2,8 @@
 
 import grpc
 import pytest
+from tritonclient.utils import InferenceServerException
+
 from labelmint.errors import (
     DeadlineExceeded,
     InferenceFailed,
@@ -10,7 +12,6 @@ from labelmint.errors import (
     TritonUnavailable,
 )
 from labelmint.triton.client import TritonClient, translate
-from tritonclient.utils import InferenceServerException
 
 EXPECTED = {
     grpc.StatusCode.UNAVAILABLE: TritonUnavailable,

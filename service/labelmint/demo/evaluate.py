@@ -4,7 +4,7 @@ Rules of this file:
 - Seeds are unseen: not those of training, annotation or calibration.
 - A figure is printed by the run that measured it, and kept as JSON for the model card.
 
-Run it as `python -m labelmint.demo.evaluate generator|interpreter|gate ...`.
+Run it as `python -m labelmint.demo.evaluate generator|interpreter|gate|served ...`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from labelmint.demo.segmenter import Segmenter, segment
 from labelmint.gateway.calibrate import measure, serving
 from labelmint.models.annotations import write_json
 from labelmint.models.draw import draw
-from labelmint.models.store import load_generator, load_interpreter
+from labelmint.models.store import load_generator, load_interpreter, read_notes
+from labelmint.models.stylegan2 import to_uint8
 from labelmint.triton.client import Array
 
 EVALUATION_SEED = 4_200_000_000
@@ -67,7 +68,13 @@ def evaluate_interpreter(generator_path: Path, path: Path, count: int) -> dict[s
         counts += metrics.confusion(label, render_seed(seed).label)
     by_class = metrics.iou(counts)
     print(f"IoU of the labels against exact masks on {count} unseen seeds:\n{metrics.table(by_class)}")
-    return {"seeds": count, "label_iou": by_class}
+    return {
+        "seeds": count,
+        "label_iou": by_class,
+        "num_heads": interpreter.spec.num_heads,
+        "layout": interpreter.spec.layout,
+        "annotated_images": len(read_notes(path)["seeds"]),
+    }
 
 
 async def evaluate_gate(repository: Path, count: int) -> dict[str, object]:
@@ -89,10 +96,43 @@ async def evaluate_gate(repository: Path, count: int) -> dict[str, object]:
         "acceptance": float(accepted.mean()),
         "label_error_accepted": float(errors[accepted].mean()),
         "label_error_rejected": float(errors[~accepted].mean()),
+        "calibration_seeds": model.calibration.seed_count,
+        "threshold_quantile": model.calibration.threshold_quantile,
     }
     print(f"acceptance on {count} unseen seeds: {figures['acceptance']:.3f}")
     print(f"pixels labelled wrongly: {figures['label_error_accepted']:.4f} of the accepted samples,")
     print(f"                         {figures['label_error_rejected']:.4f} of the rejected ones")
+    return figures
+
+
+async def evaluate_served(repository: Path, generator_path: Path, path: Path, count: int) -> dict[str, object]:
+    """Largest differences between torch and what the real Triton answers, seed by seed."""
+    generator, interpreter = load_generator(generator_path), load_interpreter(path)
+    outputs = ("image", "label", "js_map", "js_score")
+
+    def compared(seed: int, arrays: dict[str, Array]) -> tuple[float, float, float, float]:
+        image, features = draw(generator, seed, 1.0, interpreter.spec.layout)
+        with torch.no_grad():
+            label, js_map, js_score = interpreter(features)
+        levels = np.abs(to_uint8(image)[0].numpy().astype(int) - arrays["image"]).max()
+        return (
+            float(levels),
+            float((label[0].numpy() != arrays["label"]).mean()),
+            float(np.abs(js_map[0].numpy() - arrays["js_map"]).max()),
+            float(np.abs(js_score[0].numpy() / arrays["js_score"] - 1.0).max()),
+        )
+
+    async with serving(repository, "faces") as (client, model):
+        seeds = range(EVALUATION_SEED, EVALUATION_SEED + count)
+        rows = np.array(await measure(client, model, seeds, 1.0, outputs, compared, "served"))
+    figures: dict[str, object] = {
+        "seeds": count,
+        "image_levels": float(rows[:, 0].max()),
+        "label_agreement": 1.0 - float(rows[:, 1].mean()),
+        "js_map_nats": float(rows[:, 2].max()),
+        "js_score_relative": float(rows[:, 3].max()),
+    }
+    print(f"torch against served, largest over {count} seeds: {figures}")
     return figures
 
 
@@ -121,13 +161,22 @@ def main() -> None:
     three = commands.add_parser("gate")
     three.add_argument("repository", type=Path)
     three.add_argument("--count", type=int, default=1000)
-    for each in (one, two, three):
+    four = commands.add_parser("served")
+    four.add_argument("repository", type=Path)
+    four.add_argument("generator", type=Path)
+    four.add_argument("interpreter", type=Path)
+    four.add_argument("--count", type=int, default=64)
+    for each in (one, two, three, four):
         each.add_argument("--json", type=Path, help="file to keep the figures in")
     arguments = parser.parse_args()
     if arguments.command == "generator":
         figures = evaluate_generator(arguments.generator, arguments.segmenter, arguments.count, arguments.sheet)
     elif arguments.command == "gate":
         figures = asyncio.run(evaluate_gate(arguments.repository, arguments.count))
+    elif arguments.command == "served":
+        figures = asyncio.run(
+            evaluate_served(arguments.repository, arguments.generator, arguments.interpreter, arguments.count)
+        )
     else:
         figures = evaluate_interpreter(arguments.generator, arguments.interpreter, arguments.count)
     if arguments.json is not None:

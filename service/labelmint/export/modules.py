@@ -1,12 +1,13 @@
 """The Triton steps as torch modules: the tensor contract of the model repository, one class a step.
 
 Rules of this file:
-- Input and output names and their order are the contract; `config.py` writes them into config.pbtxt from here.
+- Input and output names and their order are the contract; `repository.py` writes them into config.pbtxt from here.
 - The steps only rearrange; all mathematics is in `labelmint.models`.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +24,10 @@ class TensorSpec:
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 class Step(nn.Module):

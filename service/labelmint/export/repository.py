@@ -18,6 +18,7 @@ import torch
 from tqdm import tqdm
 from tritonclient.grpc import model_config_pb2 as pb
 
+from labelmint.errors import IncompatibleWeights
 from labelmint.export.modules import (
     FeatureAggregationStep,
     GeneratorStep,
@@ -37,6 +38,8 @@ from labelmint.models.stylegan2 import Generator
 from labelmint.triton.model_config import CALIBRATION, model_digest, read_config, write_config
 
 MAX_BATCH_SIZE = 16
+# Triton copies the tensors between steps several times; a step's batch is bounded by what one copy may weigh.
+MAX_BATCH_BYTES = 384 << 20
 # A request older than this has no client any more; nothing waits in a queue for ever.
 QUEUE_TIMEOUT_MICROSECONDS = 60_000_000
 MAX_QUEUE_SIZE = 512
@@ -52,12 +55,12 @@ def export_repository(
 ) -> dict[str, dict[str, float]]:
     """Write `<model>`, `<model>_staged` and their steps into `repository`.
 
-    Returns, per step, the largest difference of each output between ONNX and torch. Raises ValueError when the
+    Returns, per step, the largest difference of each output between ONNX and torch. Raises IncompatibleWeights when the
     interpreter was not trained on this generator's features. A calibration is kept if the artifacts did not change.
     """
     spec, given = interpreter.spec, channels_of(interpreter.spec.layout, generator.spec.channels)
     if dict(spec.channels) != given:
-        raise ValueError(
+        raise IncompatibleWeights(
             f"the interpreter reads layout {spec.layout!r} with D={spec.feature_dim} channels {dict(spec.channels)}, "
             f"the generator gives D={sum(given.values())} channels {given}"
         )
@@ -85,8 +88,13 @@ def export_repository(
     return differences
 
 
+def _max_batch(step: Step) -> int:
+    heaviest = max(sum(spec.bytes for spec in side) for side in (step.inputs, step.outputs))
+    return max(1, min(MAX_BATCH_SIZE, MAX_BATCH_BYTES // heaviest))
+
+
 def _step_config(name: str, step: Step) -> pb.ModelConfig:
-    config = pb.ModelConfig(name=name, backend="onnxruntime", max_batch_size=MAX_BATCH_SIZE)
+    config = pb.ModelConfig(name=name, backend="onnxruntime", max_batch_size=_max_batch(step))
     _add_tensors(config, step.inputs, step.outputs)
     config.version_policy.latest.num_versions = 1
     config.instance_group.add(count=1)
@@ -107,7 +115,8 @@ def _step_config(name: str, step: Step) -> pb.ModelConfig:
 def _ensemble_config(
     name: str, model: str, steps: Sequence[tuple[str, Step]], generator: Generator, interpreter: StyleInterpreter
 ) -> pb.ModelConfig:
-    config = pb.ModelConfig(name=name, platform="ensemble", max_batch_size=MAX_BATCH_SIZE)
+    batch = min(_max_batch(step) for _, step in steps)
+    config = pb.ModelConfig(name=name, platform="ensemble", max_batch_size=batch)
     resolution = generator.spec.resolution
     image = TensorSpec("image", torch.uint8, (resolution, resolution, generator.spec.image_channels))
     _add_tensors(config, latent_inputs(generator.spec.z_dim), (image, *label_outputs(interpreter.spec.resolution)))
@@ -175,9 +184,13 @@ def _write_model(repository: Path, config: pb.ModelConfig, data: bytes | None) -
     else:
         (version / "model.onnx").write_bytes(data)
     write_config(aside / "config.pbtxt", config)
+    # A directory cannot replace one that is not empty: the old one steps aside, and goes when the new one stands.
+    old = repository / f".{config.name}.old"
+    shutil.rmtree(old, ignore_errors=True)
     if final.exists():
-        shutil.rmtree(final)
+        os.replace(final, old)
     os.replace(aside, final)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def export_files(generator: Path, interpreter: Path, repository: Path, model: str, score_kind: str) -> None:

@@ -21,7 +21,7 @@ from labelmint.errors import ModelNotFound
 from labelmint.gateway.policy import check_seed, latent_of
 from labelmint.gateway.served_model import ServedModel, read_served_model
 from labelmint.triton.client import Array, Latents, TritonClient
-from labelmint.triton.model_config import CALIBRATION, ensembles, read_config, write_config
+from labelmint.triton.model_config import CALIBRATION, check_artifacts, ensembles, is_fused, write_config
 from labelmint.triton.server import TritonServer, wait_until_ready
 
 CONCURRENCY = 6
@@ -54,19 +54,18 @@ async def calibrate_repository(
     )
     for name, config in ensembles(repository).items():
         if config.parameters["model"].string_value == model:
-            path = repository / name / "config.pbtxt"
-            config = read_config(path)
             config.parameters[CALIBRATION].string_value = calibration.to_json()
-            write_config(path, config)
+            write_config(repository / name / "config.pbtxt", config)
     return calibration
 
 
 @asynccontextmanager
 async def serving(repository: Path, model: str) -> AsyncIterator[tuple[TritonClient, ServedModel]]:
-    """A Triton of our own with one ensemble (by its Triton name) of the repository."""
-    known = ensembles(repository)
+    """A Triton of our own with one fused ensemble of the repository."""
+    known = {name: config for name, config in ensembles(repository).items() if is_fused(config)}
     if model not in known:
         raise ModelNotFound(model, tuple(known))
+    check_artifacts(repository, known[model])
     server = TritonServer(repository, [model])
     try:
         await server.start()

@@ -11,6 +11,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Mapping
+
+from tritonclient.grpc import model_config_pb2 as pb
 
 from labelmint.errors import LabelmintError, ModelNotFound, TritonUnavailable
 from labelmint.gateway.served_model import MalformedModel, ServedModel, is_labelmint, read_served_model
@@ -29,34 +32,31 @@ class Catalog:
         self._pipeline = pipeline
         self._models: dict[str, ServedModel] = {}
         self._reported: set[str] = set()
-        self._refreshed = -_REFRESH_SECONDS
-        self._refreshing = asyncio.Lock()
+        self._asked = -_REFRESH_SECONDS
+        self._failure: LabelmintError | None = None
+        self._asking = asyncio.Lock()
 
     async def refresh(self) -> None:
-        """Read the models from Triton; raises TritonUnavailable and then forgets what it knew."""
+        """Read the models from Triton; raises TritonUnavailable and forgets what it knew when there are none."""
+        self._failure = None
         try:
-            configs = await self._triton.model_configs()
-        except LabelmintError:
-            self._models = {}
+            self._models = self._read(await self._triton.model_configs())
+            if not self._models:
+                raise TritonUnavailable(f"Triton at {self._triton.url} has no {self._pipeline} labelmint model ready")
+        except LabelmintError as error:
+            self._models, self._failure = {}, error
             raise
-        models = {}
-        for (_, version), config in sorted(configs.items()):
-            if is_labelmint(config) and config.parameters["pipeline"].string_value == self._pipeline:
-                try:
-                    model = read_served_model(config, version)
-                except MalformedModel as error:
-                    self._report(str(error))
-                else:
-                    models[model.name] = model
-        self._models = models
-        self._refreshed = time.monotonic()
+        finally:
+            self._asked = time.monotonic()
 
     async def get(self, name: str) -> ServedModel:
-        """The model of that name; asks Triton once more before it raises ModelNotFound."""
+        """The model of that name; asks Triton again, at most once a second, before it raises ModelNotFound."""
         if name not in self._models:
-            async with self._refreshing:
-                if not self._models or time.monotonic() - self._refreshed >= _REFRESH_SECONDS:
+            async with self._asking:
+                if time.monotonic() - self._asked >= _REFRESH_SECONDS:
                     await self.refresh()
+                elif self._failure is not None:
+                    raise self._failure
         if name not in self._models:
             raise ModelNotFound(name, tuple(sorted(self._models)))
         return self._models[name]
@@ -70,12 +70,22 @@ class Catalog:
         """Raises TritonUnavailable unless Triton has at least one model, and every known one, ready now."""
         if not self._models:
             await self.refresh()
-        if not self._models:
-            raise TritonUnavailable(f"Triton at {self._triton.url} has no {self._pipeline} labelmint model ready")
         for model in self._models.values():
             if not await self._triton.is_ready(model.triton_name):
-                self._models = {}
+                self._models, self._asked = {}, -_REFRESH_SECONDS
                 raise TritonUnavailable(f"Triton at {self._triton.url} does not have model {model.name!r} ready")
+
+    def _read(self, configs: Mapping[tuple[str, str], pb.ModelConfig]) -> dict[str, ServedModel]:
+        models = {}
+        for (_, version), config in sorted(configs.items()):
+            if is_labelmint(config) and config.parameters["pipeline"].string_value == self._pipeline:
+                try:
+                    model = read_served_model(config, version)
+                except MalformedModel as error:
+                    self._report(str(error))
+                else:
+                    models[model.name] = model
+        return models
 
     def _report(self, problem: str) -> None:
         if problem not in self._reported:

@@ -23,6 +23,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from labelmint.errors import InvalidRequest, LabelmintError
 from labelmint.gateway import encode
+from labelmint.gateway.catalog import Catalog
 from labelmint.gateway.metrics import UNKNOWN_MODEL, Metrics
 from labelmint.gateway.policy import SampleOptions, Walk
 from labelmint.gateway.sampling import Sample, Sampler
@@ -35,6 +36,7 @@ logger = logging.getLogger(__name__)
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["SampleService"].full_name
 ERROR_DOMAIN = "labelmint"
+MAX_MESSAGE = 1_000  # characters
 
 
 class SampleService(pb_grpc.SampleServiceServicer):
@@ -44,16 +46,16 @@ class SampleService(pb_grpc.SampleServiceServicer):
 
     async def GetSample(self, request: pb.GetSampleRequest, context: Context) -> pb.GetSampleResponse:
         async with _Call(self._metrics, "GetSample", context) as call:
+            model = await call.find(self._sampler.catalog, request.model)
             options = _options(request.options)
-            sample = await self._sampler.sample(request.model, request.seed, options, context.time_remaining())
-            call.model = sample.model.name
+            sample = await self._sampler.sample(model, request.seed, options, context.time_remaining())
             return pb.GetSampleResponse(sample=await asyncio.to_thread(_sample, sample, request.options))
 
     async def BatchGetSamples(self, request: pb.BatchGetSamplesRequest, context: Context) -> pb.BatchGetSamplesResponse:
         async with _Call(self._metrics, "BatchGetSamples", context) as call:
+            model = await call.find(self._sampler.catalog, request.model)
             options = _options(request.options)
-            samples = await self._sampler.batch(request.model, request.seeds, options, context.time_remaining())
-            call.model = samples[0].model.name
+            samples = await self._sampler.batch(model, request.seeds, options, context.time_remaining())
             outcomes = await asyncio.to_thread(_outcomes, samples, request.options)
             return pb.BatchGetSamplesResponse(outcomes=outcomes)
 
@@ -61,10 +63,10 @@ class SampleService(pb_grpc.SampleServiceServicer):
         self, request: pb.StreamSamplesRequest, context: Context
     ) -> AsyncIterator[pb.StreamSamplesResponse]:
         async with _Call(self._metrics, "StreamSamples", context) as call:
+            model = await call.find(self._sampler.catalog, request.model)
             walk = Walk(request.start_seed, request.shard_index, request.shard_count or 1)
-            deliveries = self._sampler.walk(request.model, walk, request.count, _options(request.options))
+            deliveries = self._sampler.walk(model, walk, request.count, _options(request.options))
             async for delivery in deliveries:
-                call.model = delivery.sample.model.name
                 yield pb.StreamSamplesResponse(
                     sample=await asyncio.to_thread(_sample, delivery.sample, request.options),
                     next_seed=delivery.next_seed,
@@ -73,8 +75,7 @@ class SampleService(pb_grpc.SampleServiceServicer):
 
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
         async with _Call(self._metrics, "GetModel", context) as call:
-            model = await self._sampler.catalog.get(request.model)
-            call.model = model.name
+            model = await call.find(self._sampler.catalog, request.model)
             return pb.GetModelResponse(model=model_message(model))
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
@@ -90,7 +91,13 @@ class _Call:
         self._metrics = metrics
         self._method = method
         self._context = context
-        self.model = UNKNOWN_MODEL
+        self._model = UNKNOWN_MODEL
+
+    async def find(self, catalog: Catalog, name: str) -> ServedModel:
+        """The model that the call is about; from here on the metrics name it."""
+        model = await catalog.get(name)
+        self._model = model.name
+        return model
 
     async def __aenter__(self) -> _Call:
         self._started = time.perf_counter()
@@ -103,7 +110,7 @@ class _Call:
         if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
             code = grpc.StatusCode.CANCELLED
         self._metrics.requests_in_flight.labels("grpc").dec()
-        self._metrics.requests.labels("grpc", self._method, self.model, code.name).inc()
+        self._metrics.requests.labels("grpc", self._method, self._model, code.name).inc()
         self._metrics.request_seconds.labels("grpc", self._method).observe(time.perf_counter() - self._started)
         if translated is not None:
             await _abort(self._context, translated)
@@ -119,12 +126,14 @@ def _translated(error: BaseException | None) -> LabelmintError | None:
 
 
 async def _abort(context: Context, error: LabelmintError) -> NoReturn:
+    # Trailers are bounded (8 KiB by default in many clients); beyond that the status itself would be lost.
+    message = error.message[:MAX_MESSAGE]
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN, metadata=error.metadata)
     detail = any_pb2.Any()
     detail.Pack(info)
-    status = status_pb2.Status(code=error.grpc_code.value[0], message=error.message, details=[detail])
+    status = status_pb2.Status(code=error.grpc_code.value[0], message=message, details=[detail])
     trailers = (("grpc-status-details-bin", status.SerializeToString()),)
-    await context.abort(error.grpc_code, error.message, trailers)
+    await context.abort(error.grpc_code, message, trailers)
     raise AssertionError("abort returns never")
 
 

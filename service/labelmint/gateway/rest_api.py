@@ -37,6 +37,7 @@ from labelmint.gateway.rest_messages import (
     sample_model,
 )
 from labelmint.gateway.sampling import Sample, Sampler
+from labelmint.gateway.served_model import ServedModel
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +80,12 @@ def create_app(sampler: Sampler, metrics: Metrics, version: str) -> FastAPI:
     app.add_exception_handler(Exception, _answer_unexpected)
     app.middleware("http")(_measured(metrics))
 
+    async def find(request: Request, name: str) -> ServedModel:
+        """The model that a request is about; from here on the metrics name it."""
+        model = await sampler.catalog.get(name)
+        request.state.model = model.name
+        return model
+
     async def sample(request: Request, model: str, seed: int, options: OptionsModel, js_map: bool = False) -> Sample:
         wanted = SampleOptions(
             truncation_psi=options.truncation_psi,
@@ -87,9 +94,7 @@ def create_app(sampler: Sampler, metrics: Metrics, version: str) -> FastAPI:
             include_rejected=options.include_rejected,
             include_js_map=js_map,
         )
-        minted = await sampler.sample(model, seed, wanted)
-        request.state.model = minted.model.name
-        return minted
+        return await sampler.sample(await find(request, model), seed, wanted)
 
     def picture(encoder: Callable[[Sample], bytes], media_type: str, js_map: bool = False) -> Any:
         async def endpoint(
@@ -110,9 +115,7 @@ def create_app(sampler: Sampler, metrics: Metrics, version: str) -> FastAPI:
         summary="Describe a model: digest, classes, palette, calibration",
     )
     async def get_model(request: Request, model: ModelName) -> ModelModel:
-        served = await sampler.catalog.get(model)
-        request.state.model = served.name
-        return model_model(served)
+        return model_model(await find(request, model))
 
     pictures = (
         ("/image.png", encode.image_png, False, "The image as RGB PNG"),
@@ -141,8 +144,7 @@ def create_app(sampler: Sampler, metrics: Metrics, version: str) -> FastAPI:
     @app.post("/v1/models/{model}/samples:batchGet", responses=_PROBLEMS, summary="The pairs of several seeds")
     async def batch_get_samples(request: Request, model: ModelName, body: BatchBody) -> BatchModel:
         options = SampleOptions(body.truncation_psi, body.max_js, body.max_quantile, body.include_rejected)
-        samples = await sampler.batch(model, body.seeds, options)
-        request.state.model = samples[0].model.name
+        samples = await sampler.batch(await find(request, model), body.seeds, options)
         return await asyncio.to_thread(batch_model, samples, body)
 
     async def ready() -> None:
@@ -213,7 +215,9 @@ async def _answer_invalid(_: Request, error: Exception) -> Response:
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"][1:]) or str(first["loc"][0])
     problem = str(first["msg"])
-    if first["type"] == "extra_forbidden":
+    if first["type"] == "json_invalid":
+        field, problem = "body", f"is not JSON: {first['ctx']['error']}"
+    elif first["type"] == "extra_forbidden":
         problem = "unknown parameter; see /docs for those that exist"
     elif field == "seed":
         problem = f"{first['input']!r} is not a seed; seeds are whole numbers from 0 to {SEED_END - 1}"

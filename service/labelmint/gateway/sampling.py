@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,48 +72,45 @@ class Sampler:
         self._triton = triton
         self._metrics = metrics
         self._max_in_flight = max_in_flight
-        self._in_flight = 0
+        self._admissions = 0
         self._slots = asyncio.Semaphore(max_in_flight)
 
     async def sample(
-        self, model_name: str, seed: int, options: SampleOptions, timeout_seconds: float | None = None
+        self, model: ServedModel, seed: int, options: SampleOptions, timeout_seconds: float | None = None
     ) -> Sample:
         """The sample of one seed; raises SampleRejected unless it is accepted or `include_rejected` is set."""
         check_seed(seed)
-        model = await self.catalog.get(model_name)
         gate = gate_of(model, options)
-        self._admit(1)
-        sample = await self._mint(model, seed, gate, options.include_js_map, timeout_seconds)
+        with self._admitted(1):
+            sample = await self._mint(model, seed, gate, options.include_js_map, timeout_seconds)
         if not sample.accepted and not options.include_rejected:
             raise sample.rejection()
         return sample
 
     async def batch(
-        self, model_name: str, seeds: Sequence[int], options: SampleOptions, timeout_seconds: float | None = None
+        self, model: ServedModel, seeds: Sequence[int], options: SampleOptions, timeout_seconds: float | None = None
     ) -> list[Sample]:
         """The samples of all seeds, in order, rejected ones included: the caller looks at `accepted`."""
         checked = check_batch(seeds)
-        model = await self.catalog.get(model_name)
         gate = gate_of(model, options)
-        self._admit(len(checked))
-        tasks = [
-            asyncio.create_task(self._mint(model, seed, gate, options.include_js_map, timeout_seconds))
-            for seed in checked
-        ]
-        try:
-            return list(await asyncio.gather(*tasks))
-        except BaseException:
-            await _cancel(tasks)
-            raise
+        with self._admitted(len(checked)):
+            tasks = [
+                asyncio.create_task(self._mint(model, seed, gate, options.include_js_map, timeout_seconds))
+                for seed in checked
+            ]
+            try:
+                return list(await asyncio.gather(*tasks))
+            except BaseException:
+                await _cancel(tasks)
+                raise
 
-    async def walk(self, model_name: str, walk: Walk, count: int, options: SampleOptions) -> AsyncIterator[Delivery]:
+    async def walk(self, model: ServedModel, walk: Walk, count: int, options: SampleOptions) -> AsyncIterator[Delivery]:
         """Deliver the samples of a walk in order, `count` of them or, when 0, to the last seed.
 
         Rejected samples are delivered only with `include_rejected`, and are counted either way.
         """
         if count < 0:
             raise InvalidRequest("count", f"{count} is negative; give 0 for a walk without end")
-        model = await self.catalog.get(model_name)
         gate = gate_of(model, options)
         seeds = walk.seeds()
         window: deque[asyncio.Task[Sample]] = deque()
@@ -134,25 +132,26 @@ class Sampler:
         finally:
             await _cancel(list(window))
 
-    def _admit(self, count: int) -> None:
-        if self._in_flight + count > self._max_in_flight and self._in_flight > 0:
+    @contextmanager
+    def _admitted(self, count: int) -> Iterator[None]:
+        """Take `count` places or raise Overloaded; a batch larger than the limit is admitted when it is alone."""
+        if self._admissions > 0 and self._admissions + count > self._max_in_flight:
             raise Overloaded(
-                f"{self._in_flight} samples are in flight and the limit is {self._max_in_flight}; try again in a second"
+                f"{self._admissions} samples are in flight and the limit is {self._max_in_flight}; "
+                "try again in a second"
             )
+        self._admissions += count
+        try:
+            yield
+        finally:
+            self._admissions -= count
 
     async def _mint(
         self, model: ServedModel, seed: int, gate: Gate, with_js_map: bool, timeout_seconds: float | None
     ) -> Sample:
-        self._in_flight += 1
-        try:
-            async with self._slots:
-                self._metrics.samples_in_flight.inc()
-                try:
-                    arrays = await self._infer(model, seed, gate, with_js_map, timeout_seconds)
-                finally:
-                    self._metrics.samples_in_flight.dec()
-        finally:
-            self._in_flight -= 1
+        async with self._slots:
+            with self._metrics.samples_in_flight.track_inprogress():
+                arrays = await self._infer(model, seed, gate, with_js_map, timeout_seconds)
         sample = Sample(
             model=model,
             seed=seed,

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import logging
 import signal
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from importlib.metadata import version
@@ -23,12 +22,13 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
-from labelmint.errors import AddressInUse, LabelmintError
+from labelmint.errors import AddressInUse, LabelmintError, UnusableFile
 from labelmint.gateway.catalog import Catalog
 from labelmint.gateway.grpc_api import SERVICE_NAME, SampleService
 from labelmint.gateway.metrics import Metrics
 from labelmint.gateway.rest_api import create_app
 from labelmint.gateway.sampling import Sampler
+from labelmint.gateway.served_model import MalformedModel, read_served_model
 from labelmint.settings import ServeSettings
 from labelmint.triton.client import TritonClient
 from labelmint.triton.model_config import check_artifacts, ensembles
@@ -63,7 +63,7 @@ async def serve(settings: ServeSettings, say: Callable[[str], None] = print) -> 
         sampler = Sampler(catalog, client, metrics, settings.max_in_flight)
         grpc_port = await stack.enter_async_context(_grpc_server(settings, sampler, metrics))
         http_port = await stack.enter_async_context(_http_server(settings, sampler, metrics))
-        await _announce(settings, catalog, grpc_port, http_port, time.monotonic() - started, say)
+        await _announce(settings, catalog, stop, (http_port, grpc_port), started, say)
         await stop.wait()
         say("labelmint: stopping")
 
@@ -75,7 +75,15 @@ async def _own_triton(settings: ServeSettings, stop: asyncio.Event, say: Callabl
     for name, config in ensembles(settings.model_repository).items():
         if config.parameters["pipeline"].string_value == settings.pipeline:
             check_artifacts(settings.model_repository, config)
+            try:
+                read_served_model(config, "1")
+            except MalformedModel as error:
+                raise UnusableFile(
+                    settings.model_repository / name / "config.pbtxt", f"is malformed: {error}"
+                ) from error
             served.append(name)
+    if not served:
+        raise UnusableFile(settings.model_repository, f"holds no {settings.pipeline} ensemble; export the model again")
     server = TritonServer(settings.model_repository, served, settings.triton_log)
     say(f"labelmint: starting Triton on {settings.model_repository} ({', '.join(served)})")
     supervisor: asyncio.Task[None] | None = None
@@ -102,7 +110,10 @@ async def _keep_running(server: TritonServer) -> None:
         failures += 1
         logger.error("Triton ended with exit code %s; starting it again in %.1f s", code, pause)
         await asyncio.sleep(pause)
-        await server.start()
+        try:
+            await server.start()
+        except Exception:
+            logger.exception("Triton could not be started; trying again")
 
 
 @contextlib.asynccontextmanager
@@ -118,6 +129,8 @@ async def _grpc_server(settings: ServeSettings, sampler: Sampler, metrics: Metri
         port = server.add_insecure_port(f"{settings.host}:{settings.grpc_port}")
     except RuntimeError as error:
         raise _port_taken(settings.host, settings.grpc_port, "--grpc-port") from error
+    for service in ("", SERVICE_NAME):
+        await health.set(service, health_pb2.HealthCheckResponse.NOT_SERVING)
     await server.start()
     watcher = asyncio.create_task(_watch_health(health, sampler.catalog))
     try:
@@ -135,8 +148,10 @@ async def _watch_health(health: HealthServicer, catalog: Catalog) -> None:
         status = health_pb2.HealthCheckResponse.SERVING
         try:
             await catalog.check_ready()
-        except LabelmintError:
+        except Exception as error:
             status = health_pb2.HealthCheckResponse.NOT_SERVING  # type: ignore[assignment]
+            if not isinstance(error, LabelmintError):
+                logger.exception("the readiness of Triton could not be asked")
         for service in ("", SERVICE_NAME):
             await health.set(service, status)
         await asyncio.sleep(_HEALTH_SECONDS)
@@ -184,23 +199,32 @@ def _port_taken(host: str, port: int, flag: str) -> LabelmintError:
 async def _announce(
     settings: ServeSettings,
     catalog: Catalog,
-    grpc_port: int,
-    http_port: int,
-    seconds: float,
+    stop: asyncio.Event,
+    ports: tuple[int, int],
+    started: float,
     say: Callable[[str], None],
 ) -> None:
-    try:
-        models = await catalog.list()
-    except LabelmintError as error:
-        models = []
-        say(f"labelmint: not ready yet: {error.message}")
+    """Say what is served once it is; until then say, once, what is waited for."""
+    waiting = False
+    while not stop.is_set():
+        try:
+            await catalog.check_ready()
+            break
+        except LabelmintError as error:
+            if not waiting:
+                say(f"labelmint: listening, but not ready: {error.message}. Waiting for Triton.")
+                waiting = True
+            await asyncio.sleep(_HEALTH_SECONDS)
+    else:
+        return
+    models = await catalog.list()
     for model in models:
         gate = f"gate at JS {model.calibration.threshold:.4g}" if model.calibration is not None else "not calibrated"
         say(f"labelmint: {model.name}, {model.resolution}x{model.resolution}, {len(model.class_names)} classes, {gate}")
+    http_port, grpc_port = ports
     say(
-        f"labelmint: ready after {seconds:.1f} s. REST http://{settings.host}:{http_port} (docs at /docs), "
-        f"gRPC {settings.host}:{grpc_port}. Ctrl-C stops everything."
+        f"labelmint: ready after {time.monotonic() - started:.1f} s. REST http://{settings.host}:{http_port} "
+        f"(docs at /docs), gRPC {settings.host}:{grpc_port}. Ctrl-C stops everything."
     )
-    name = models[0].name if models else "faces"
-    say(f"  try: curl -so pair.png http://{settings.host}:{http_port}/v1/models/{name}/samples/7/overlay.png")
-    sys.stdout.flush()
+    url = f"http://{settings.host}:{http_port}/v1/models/{models[0].name}/samples/7/overlay.png"
+    say(f"  try: curl -so pair.png {url}")

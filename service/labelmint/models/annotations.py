@@ -37,7 +37,6 @@ class LabelClasses:
 class AnnotatedDataset:
     """Seeds with their images uint8 [R,R,3] and masks uint8 [R,R]."""
 
-    generator_sha256: str
     truncation_psi: float
     classes: LabelClasses
     images: Mapping[int, Bytes]
@@ -58,12 +57,19 @@ def mask_path(directory: Path, seed: int) -> Path:
 
 def write_dataset(directory: Path, generator_sha256: str, truncation_psi: float, images: Mapping[int, Bytes]) -> None:
     """What `synth` writes; dataset.json comes last, so a directory that has it is whole."""
-    (directory / "images").mkdir(parents=True, exist_ok=True)
-    (directory / "masks").mkdir(exist_ok=True)
+    check_new(directory)
+    (directory / "images").mkdir(parents=True)
+    (directory / "masks").mkdir()
     for seed, image in images.items():
         write_png(image_path(directory, seed), Image.fromarray(image))
     content = {"generator_sha256": generator_sha256, "truncation_psi": truncation_psi, "seeds": list(images)}
     write_json(directory / "dataset.json", content)
+
+
+def check_new(directory: Path) -> None:
+    """Old masks beside new images would be trained on without a word."""
+    if directory.exists() and any(directory.iterdir()):
+        raise UnusableFile(directory, "exists and is not empty; name a new directory")
 
 
 def write_masks(directory: Path, classes: LabelClasses, masks: Mapping[int, Bytes]) -> None:
@@ -84,9 +90,7 @@ def read_dataset(directory: Path) -> AnnotatedDataset:
     for seed in _seeds(directory / "dataset.json", data):
         images[seed] = np.asarray(_open(image_path(directory, seed)).convert("RGB"))
         masks[seed] = _read_mask(mask_path(directory, seed), images[seed].shape[:2], len(classes.names))
-    return AnnotatedDataset(
-        str(data.get("generator_sha256")), float(data.get("truncation_psi", 1.0)), classes, images, masks
-    )
+    return AnnotatedDataset(float(data.get("truncation_psi", 1.0)), classes, images, masks)
 
 
 def write_json(path: Path, content: object) -> None:

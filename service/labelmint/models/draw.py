@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from labelmint.gateway.policy import check_seed, latent_of
-from labelmint.models.annotations import sha256_of, write_dataset
+from labelmint.models.annotations import check_new, sha256_of, write_dataset
 from labelmint.models.store import load_generator
 from labelmint.models.stylegan2 import Generator, to_uint8
 
@@ -40,6 +40,7 @@ def drawn_images(
 
 def synthesize(generator_path: Path, out: Path, seeds: range, truncation_psi: float) -> None:
     """Write the images that a person would annotate (`labelmint synth`)."""
+    check_new(out)
     generator = load_generator(generator_path)
     images = dict(tqdm(drawn_images(generator, seeds, truncation_psi), total=len(seeds), desc="synth", unit="img"))
     write_dataset(out, sha256_of(generator_path), truncation_psi, images)

@@ -30,8 +30,12 @@ from labelmint.models.interpreter import (
     hidden_widths,
     sample_features,
 )
+from labelmint.models.layout import channels_of
 from labelmint.models.store import load_generator, save_interpreter
 from labelmint.models.stylegan2 import Generator, to_uint8
+
+# The features of all drawn pixels together; with many images each gives fewer pixels.
+POOL_BYTES = 3 << 30
 
 
 @dataclass(frozen=True)
@@ -98,31 +102,34 @@ def draw_pool(
 ) -> tuple[Pool, dict[int, int]]:
     """Draw pixels from every image; returns the pool and the channels of each feature level."""
     resolution = generator.spec.resolution
-    features, labels = [], []
-    channels: dict[int, int] = {}
+    channels = channels_of(layout, generator.spec.channels)
+    affordable = POOL_BYTES // (4 * sum(channels.values()) * len(dataset.masks))
+    per_image = min(settings.pixels_per_image, affordable, resolution**2)
+    features = torch.empty(per_image * len(dataset.masks), sum(channels.values()))  # [P,D]
+    labels = torch.empty(len(features), dtype=torch.long)  # [P]
+    rows_used = 0
     for seed, mask in tqdm(dataset.masks.items(), desc="draw pixels", unit="img"):
         _, maps = draw(generator, seed, dataset.truncation_psi, layout)
-        channels = {r: x.shape[1] for r, x in maps.items()}
         label = torch.from_numpy(mask.astype(np.int64)).flatten()  # [R*R]
-        chosen = choose_pixels(label, settings, rng)  # [P]
+        chosen = choose_pixels(label, per_image, settings.class_power, rng)  # [P]
         rows, columns = chosen // resolution, chosen % resolution
-        features.append(sample_features({r: x[0] for r, x in maps.items()}, rows, columns, resolution))
-        labels.append(label[chosen])
-    return Pool(torch.cat(features), torch.cat(labels)), channels
+        here = slice(rows_used, rows_used + per_image)
+        features[here] = sample_features({r: x[0] for r, x in maps.items()}, rows, columns, resolution)
+        labels[here] = label[chosen]
+        rows_used += per_image
+    return Pool(features, labels), channels
 
 
-def choose_pixels(label: Tensor, settings: FitSettings, rng: torch.Generator) -> Tensor:
-    """Pixels of one image, without repetition: class ids int64 [R*R] to indices int64 [P]."""
-    if label.numel() <= settings.pixels_per_image:
-        return torch.arange(label.numel())
+def choose_pixels(label: Tensor, count: int, class_power: float, rng: torch.Generator) -> Tensor:
+    """`count` pixels of one image, without repetition: class ids int64 [R*R] to indices int64 [P]."""
     area = torch.bincount(label).double()  # [K]
-    weight = area.clamp(min=1).pow(settings.class_power - 1.0)[label]  # [R*R]
+    weight = area.clamp(min=1).pow(class_power - 1.0)[label]  # [R*R]
     # One pixel of every class first: the largest key of an exponential race wins.
     key = torch.rand(label.shape, generator=rng, dtype=torch.float64).clamp(min=1e-300).log() / weight
     for present in area.nonzero().flatten().tolist():
         members = (label == present).nonzero().flatten()
         key[members[key[members].argmax()]] = 1.0
-    return key.topk(settings.pixels_per_image).indices.sort().values
+    return key.topk(count).indices.sort().values
 
 
 class _Heads(nn.Module):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,6 +28,7 @@ from labelmint.models.stylegan2 import Generator, GeneratorSpec
 FORMAT_VERSION = 1
 
 M = TypeVar("M", bound=nn.Module)
+S = TypeVar("S")
 
 
 def save_generator(path: Path, generator: Generator, notes: Mapping[str, Any]) -> None:
@@ -36,8 +37,7 @@ def save_generator(path: Path, generator: Generator, notes: Mapping[str, Any]) -
 
 
 def load_generator(path: Path) -> Generator:
-    spec = GeneratorSpec.from_json(_header(path, "stylegan2"))
-    return _load(path, Generator(spec)).eval()
+    return _load(path, Generator(_spec(path, "stylegan2", GeneratorSpec.from_json))).eval()
 
 
 def save_interpreter(path: Path, interpreter: StyleInterpreter, notes: Mapping[str, Any]) -> None:
@@ -45,8 +45,11 @@ def save_interpreter(path: Path, interpreter: StyleInterpreter, notes: Mapping[s
 
 
 def load_interpreter(path: Path, score_kind: str = "sum") -> StyleInterpreter:
-    data = _header(path, "style_interpreter")
-    spec = InterpreterSpec(
+    return _load(path, StyleInterpreter(_spec(path, "style_interpreter", _interpreter_spec), score_kind)).eval()
+
+
+def _interpreter_spec(data: Mapping[str, Any]) -> InterpreterSpec:
+    return InterpreterSpec(
         layout=data["layout"],
         resolution=data["resolution"],
         channels={int(r): c for r, c in data["channels"].items()},
@@ -55,7 +58,6 @@ def load_interpreter(path: Path, score_kind: str = "sum") -> StyleInterpreter:
         class_names=tuple(data["class_names"]),
         palette=tuple(tuple(colour) for colour in data["palette"]),
     )
-    return _load(path, StyleInterpreter(spec, score_kind)).eval()
 
 
 def read_notes(path: Path) -> dict[str, Any]:
@@ -94,15 +96,17 @@ def _metadata(path: Path) -> dict[str, str]:
     return dict(metadata)
 
 
-def _header(path: Path, kind: str) -> dict[str, Any]:
-    header = json.loads(_metadata(path)["labelmint"])
-    if header["format_version"] != FORMAT_VERSION:
-        raise UnusableFile(
-            path, f"has format version {header['format_version']}; this labelmint reads {FORMAT_VERSION}"
-        )
-    if header["kind"] != kind:
-        raise UnusableFile(path, f"holds a {header['kind']}, not a {kind}")
-    return dict(header["spec"])
+def _spec(path: Path, kind: str, read: Callable[[Mapping[str, Any]], S]) -> S:
+    try:
+        header = json.loads(_metadata(path)["labelmint"])
+        version, held, data = header["format_version"], header["kind"], header["spec"]
+        if version != FORMAT_VERSION:
+            raise UnusableFile(path, f"has format version {version}; this labelmint reads {FORMAT_VERSION}")
+        if held != kind:
+            raise UnusableFile(path, f"holds a {held}, not a {kind}")
+        return read(data)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UnusableFile(path, f"has a header that cannot be read: {error!r}") from error
 
 
 def _load(path: Path, module: M) -> M:

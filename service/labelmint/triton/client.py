@@ -32,7 +32,17 @@ Array = npt.NDArray[Any]
 _QUEUE_FULL = ("exceeds maximum queue size",)
 _QUEUE_TIMEOUT = ("request timeout expired",)
 # Arrays of a whole batch of large images come in one message.
-_CHANNEL_OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+_CHANNEL_OPTIONS = [
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    # A Triton that comes back is found within two seconds, not two minutes; one that froze is noticed.
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+]
+# Without a deadline of the caller's: as long as the queues in the model configurations hold a request.
+DEFAULT_TIMEOUT_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -73,7 +83,10 @@ class TritonClient:
                 configs[name, version] = answer.config
             return configs
         except InferenceServerException as error:
-            raise translate(error) from error
+            translated = translate(error)
+            if isinstance(translated, DeadlineExceeded):  # no sample was asked for: Triton itself hangs
+                translated = TritonUnavailable(f"Triton at {self.url} does not answer; try again later")
+            raise translated from error
 
     async def infer(
         self,
@@ -85,9 +98,10 @@ class TritonClient:
     ) -> dict[str, Array]:
         """Run an ensemble for one sample; arrays without the batch dimension, by output name.
 
-        `timeout_seconds` bounds the call and Triton's queues. Cancelling the awaiting task cancels the request in
-        Triton.
+        `timeout_seconds` bounds the call and Triton's queues (`DEFAULT_TIMEOUT_SECONDS` when None). Cancelling the
+        awaiting task cancels the request in Triton.
         """
+        seconds = DEFAULT_TIMEOUT_SECONDS if timeout_seconds is None else timeout_seconds
         inputs = [
             _input("latent", latents.latent, "FP32"),
             _input("style_latent", latents.style_latent, "FP32"),
@@ -100,8 +114,8 @@ class TritonClient:
                 inputs,
                 model_version=version,
                 outputs=[triton.InferRequestedOutput(name) for name in outputs],
-                client_timeout=timeout_seconds,
-                timeout=None if timeout_seconds is None else max(1, int(timeout_seconds * 1e6)),
+                client_timeout=seconds,
+                timeout=max(1, int(seconds * 1e6)),  # microseconds
             )
         except InferenceServerException as error:
             raise translate(error) from error

@@ -53,6 +53,10 @@ def ensembles(repository: Path) -> dict[str, pb.ModelConfig]:
     return found
 
 
+def is_fused(config: pb.ModelConfig) -> bool:
+    return str(config.parameters["pipeline"].string_value) == "fused"
+
+
 def model_digest(artifacts: Iterable[tuple[str, bytes]]) -> str:
     """SHA-256 over the steps' names and files in order: with a seed and options it names a sample for ever."""
     total = hashlib.sha256()

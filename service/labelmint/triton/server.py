@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import logging
 import os
 import shutil
 import signal
@@ -24,9 +25,12 @@ from collections import deque
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import BinaryIO
 
-from labelmint.errors import TritonUnavailable
+from labelmint.errors import TritonUnavailable, UnusableFile
 from labelmint.triton.client import TritonClient
+
+logger = logging.getLogger(__name__)
 
 BACKENDS = Path(__file__).parent / "backends"
 EXIT_TIMEOUT_SECONDS = 20
@@ -86,6 +90,7 @@ class TritonServer:
             # Names of the shared memory regions carry the pid, so that several servers live on one machine.
             f"--backend-config=python,shm-region-prefix-name=labelmint_{os.getpid()}_{self._grpc_port}_",
         ]
+        log = self._open_log()
         self._process = await asyncio.create_subprocess_exec(
             *command,
             env=_environment(root),
@@ -95,7 +100,7 @@ class TritonServer:
             start_new_session=True,
             preexec_fn=_die_with_parent,
         )
-        self._reader = asyncio.create_task(self._read_log(self._process))
+        self._reader = asyncio.create_task(self._read_log(self._process, log))
 
     async def wait(self) -> int:
         """Wait until the child ends; returns its exit code."""
@@ -123,18 +128,28 @@ class TritonServer:
             await self._reader
         self._directory.cleanup()
 
-    async def _read_log(self, process: asyncio.subprocess.Process) -> None:
-        assert process.stdout is not None
-        log = self._log_path.open("ab") if self._log_path is not None else None
+    def _open_log(self) -> BinaryIO | None:
+        if self._log_path is None:
+            return None
         try:
-            async for raw in process.stdout:
-                self._lines.append(raw.decode("utf-8", "replace").rstrip())
-                if log is not None:
-                    log.write(raw)
-                    log.flush()
-        finally:
+            return self._log_path.open("ab", buffering=0)
+        except OSError as error:
+            raise UnusableFile(self._log_path, f"cannot be written: {error.strerror}") from error
+
+    async def _read_log(self, process: asyncio.subprocess.Process, log: BinaryIO | None) -> None:
+        """Read to the end whatever happens to the file: a full pipe would stop Triton."""
+        assert process.stdout is not None
+        async for raw in process.stdout:
+            self._lines.append(raw.decode("utf-8", "replace").rstrip())
             if log is not None:
-                log.close()
+                try:
+                    log.write(raw)
+                except OSError:
+                    logger.exception("Triton's log can no longer be written")
+                    log.close()
+                    log = None
+        if log is not None:
+            log.close()
 
 
 async def wait_until_ready(server: TritonServer, models: Sequence[str], stop: asyncio.Event | None = None) -> None:

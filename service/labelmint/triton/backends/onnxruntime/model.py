@@ -58,14 +58,17 @@ class TritonPythonModel:
                 live.append(index)
         if not live:
             return responses
-        try:
-            results = self._run([requests[index] for index in live])
-        except Exception as error:
-            failure = pb_utils.TritonError(f"onnxruntime: {error}")
-            results = [pb_utils.InferenceResponse(error=failure) for _ in live]
-        for index, response in zip(live, results, strict=False):
+        for index, response in zip(live, self._answers([requests[index] for index in live]), strict=True):
             responses[index] = response
         return responses
+
+    def _answers(self, requests):
+        try:
+            return self._run(requests)
+        except Exception as error:
+            if len(requests) > 1:  # find the culprit: each for itself
+                return [response for request in requests for response in self._answers([request])]
+            return [pb_utils.InferenceResponse(error=pb_utils.TritonError(f"onnxruntime: {error}"))]
 
     def _run(self, requests):
         feeds = {}
