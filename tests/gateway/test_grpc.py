@@ -175,10 +175,24 @@ async def test_batch_and_stream_refuse_what_cannot_be(stub: Stub) -> None:
         await collect(stub, shard_index=2, shard_count=2)
 
 
-async def test_a_deadline_too_short_is_exceeded(stub: Stub) -> None:
+async def test_a_deadline_holds_behind_a_queue(stub: Stub) -> None:
+    """Thirty samples are ahead; a tenth of a second is longer than a round trip and shorter than their work."""
+    ahead = [
+        asyncio.ensure_future(stub.GetSample(pb.GetSampleRequest(model="faces", seed=seed, options=LOOSE)))
+        for seed in range(30)
+    ]
+    await asyncio.sleep(0.3)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await stub.GetSample(pb.GetSampleRequest(model="faces", seed=7, options=LOOSE), timeout=0.001)
+        await stub.GetSample(pb.GetSampleRequest(model="faces", seed=7, options=LOOSE), timeout=0.1)
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert [answer.sample.seed for answer in await asyncio.gather(*ahead)] == list(range(30))
+
+
+async def test_a_name_too_long_for_the_trailers_is_still_not_found(stub: Stub) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.GetSample(pb.GetSampleRequest(model="x" * 20_000, seed=7))
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    assert info_of(caught.value).metadata["model"] == "x" * 64 + "..."
 
 
 async def test_health_and_reflection(service: Service) -> None:

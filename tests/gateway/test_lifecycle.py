@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import grpc
+import grpc.aio
 import httpx
 import pytest
 
@@ -120,13 +121,42 @@ async def test_an_external_triton_comes_and_goes(tmp_path: Path) -> None:
                 with grpc.insecure_channel(service.grpc) as channel, pytest.raises(grpc.RpcError) as caught:
                     pb_grpc.SampleServiceStub(channel).GetSample(pb.GetSampleRequest(model="faces", seed=1))
                 assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+                await triton.start()
+                for _ in range(300):
+                    if (await http.get("/readyz")).status_code == 200:
+                        break
+                    await asyncio.sleep(0.1)
+                assert (await http.get(SAMPLE)).status_code == 200
         finally:
             assert await asyncio.to_thread(service.stop) == 0
     finally:
         await triton.stop()
 
 
-def refused(*arguments: str) -> str:
+async def test_overload_is_refused_and_told_apart_from_an_outage(tmp_path: Path) -> None:
+    service = await asyncio.to_thread(start_service, tmp_path / "serve.log", "--max-in-flight", "2")
+    try:
+        async with httpx.AsyncClient(base_url=service.http, timeout=60.0) as http:
+            answers = await asyncio.gather(*(http.get(SAMPLE) for _ in range(12)))
+            refused = [answer for answer in answers if answer.status_code == 429]
+            assert refused and all(answer.status_code in (200, 429) for answer in answers)
+            assert all(answer.headers["retry-after"] == "1" for answer in refused)
+            assert {answer.json()["reason"] for answer in refused} == {"OVERLOADED"}
+            assert (await http.get(SAMPLE)).status_code == 200
+        async with grpc.aio.insecure_channel(service.grpc) as channel:
+            stub = pb_grpc.SampleServiceStub(channel)
+            request = pb.GetSampleRequest(model="faces", seed=1, options=pb.SampleOptions(max_js=1e9))
+            outcomes = await asyncio.gather(*(stub.GetSample(request) for _ in range(12)), return_exceptions=True)
+            codes = {outcome.code() for outcome in outcomes if isinstance(outcome, grpc.aio.AioRpcError)}
+            assert codes == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+            # A batch beyond the limit goes through when it is alone: it could never be admitted otherwise.
+            batch = pb.BatchGetSamplesRequest(model="faces", seeds=range(5), options=request.options)
+            assert len((await stub.BatchGetSamples(batch)).outcomes) == 5
+    finally:
+        await asyncio.to_thread(service.stop)
+
+
+def refused_start(*arguments: str) -> str:
     """Run a `serve` that must not start; returns what it said."""
     command = [sys.executable, "-m", "labelmint.cli", "serve", "--http-port", "0", "--grpc-port", "0", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
@@ -142,24 +172,24 @@ def copy(tmp_path: Path) -> Path:
 
 def test_damaged_repositories_are_named(tmp_path: Path, copy: Path) -> None:
     missing = tmp_path / "nothing"
-    assert f"{missing} is not a directory" in refused("--model-repository", str(missing))
+    assert f"{missing} is not a directory" in refused_start("--model-repository", str(missing))
     (tmp_path / "empty").mkdir()
-    assert "holds no labelmint ensemble" in refused("--model-repository", str(tmp_path / "empty"))
+    assert "holds no labelmint ensemble" in refused_start("--model-repository", str(tmp_path / "empty"))
     model = copy / "faces_generator" / "1" / "model.onnx"
     data = model.read_bytes()
     model.write_bytes(data[: len(data) // 2])
-    assert "a file is damaged or was exchanged" in refused("--model-repository", str(copy))
+    assert "a file is damaged or was exchanged" in refused_start("--model-repository", str(copy))
     model.unlink()
-    assert f"{model} is missing" in refused("--model-repository", str(copy))
+    assert f"{model} is missing" in refused_start("--model-repository", str(copy))
     config = copy / "faces" / "config.pbtxt"
     config.write_text(config.read_text().replace("max_batch_size", "max_bach_size"))
-    assert "config.pbtxt is not a Triton model configuration" in refused("--model-repository", str(copy))
+    assert "config.pbtxt is not a Triton model configuration" in refused_start("--model-repository", str(copy))
 
 
 def test_what_triton_refuses_is_told_in_its_own_words(copy: Path) -> None:
     config = copy / "faces_generator" / "config.pbtxt"
     config.write_text(config.read_text().replace('backend: "onnxruntime"', 'backend: "nonesuch"'))
-    said = refused("--model-repository", str(copy))
+    said = refused_start("--model-repository", str(copy))
     assert "Triton could not load the model repository" in said and "nonesuch" in said
 
 
@@ -169,5 +199,5 @@ def test_a_taken_port_is_named() -> None:
         listener.listen()
         port = str(listener.getsockname()[1])
         for flag in ("--http-port", "--grpc-port"):
-            said = refused("--model-repository", str(REPOSITORY), flag, port)
+            said = refused_start("--model-repository", str(REPOSITORY), flag, port)
             assert f"cannot listen on 127.0.0.1:{port}" in said and flag in said

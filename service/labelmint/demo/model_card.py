@@ -49,8 +49,9 @@ images.
 
 ## Style Interpreter
 
-{interpreter["num_heads"]} classifiers on the `{interpreter["layout"]}` layout, trained on {interpreter["annotated_images"]} images of the generator with the renderer's masks in place of an
-annotator (`labelmint synth`, `labelmint fit`). The second column is the IoU of its labels against exact masks on
+{interpreter["num_heads"]} classifiers on the `{interpreter["layout"]}` layout, trained on
+{interpreter["annotated_images"]} images of the generator with the renderer's masks in place of an annotator
+(`labelmint synth`, `labelmint fit`). The second column is the IoU of its labels against exact masks on
 {interpreter["seeds"]} unseen seeds.
 
 | Class | IoU, segmenter on generated images | IoU, labels |
@@ -60,8 +61,9 @@ annotator (`labelmint synth`, `labelmint fit`). The second column is the IoU of 
 
 ## Gate
 
-Calibrated on {gate["calibration_seeds"]} seeds at quantile {gate["threshold_quantile"]} of the JS score. On {gate["seeds"]} other seeds it accepts
-**{gate["acceptance"]:.1%}**; {gate["label_error_accepted"]:.2%} of the pixels of accepted samples are labelled wrongly,
+Calibrated on {gate["calibration_seeds"]} seeds at quantile {gate["threshold_quantile"]} of the JS score.
+On {gate["seeds"]} other seeds it accepts **{gate["acceptance"]:.1%}**;
+{gate["label_error_accepted"]:.2%} of the pixels of accepted samples are labelled wrongly,
 {gate["label_error_rejected"]:.2%} of the rejected ones.
 
 ## Classes

@@ -9,6 +9,7 @@ Rules of this file:
 from __future__ import annotations
 
 import inspect
+import logging
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,9 @@ import onnxruntime
 import torch
 
 from labelmint.export.modules import Step, example_inputs
+
+# torch names every operator of optional packages that are not there; that is no news to an exporting user.
+logging.getLogger("torch.onnx._internal.exporter").setLevel(logging.ERROR)
 
 OPSET = 18
 IR_VERSION = 8

@@ -12,6 +12,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from typing import Any, NoReturn, TypeAlias
 
 import grpc
@@ -66,12 +67,14 @@ class SampleService(pb_grpc.SampleServiceServicer):
             model = await call.find(self._sampler.catalog, request.model)
             walk = Walk(request.start_seed, request.shard_index, request.shard_count or 1)
             deliveries = self._sampler.walk(model, walk, request.count, _options(request.options))
-            async for delivery in deliveries:
-                yield pb.StreamSamplesResponse(
-                    sample=await asyncio.to_thread(_sample, delivery.sample, request.options),
-                    next_seed=delivery.next_seed,
-                    rejected_count=delivery.rejected_count,
-                )
+            # Closed here and now when the client leaves, not when the collector finds it.
+            async with aclosing(deliveries):
+                async for delivery in deliveries:
+                    yield pb.StreamSamplesResponse(
+                        sample=await asyncio.to_thread(_sample, delivery.sample, request.options),
+                        next_seed=delivery.next_seed,
+                        rejected_count=delivery.rejected_count,
+                    )
 
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
         async with _Call(self._metrics, "GetModel", context) as call:

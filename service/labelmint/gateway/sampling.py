@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -104,7 +104,9 @@ class Sampler:
                 await _cancel(tasks)
                 raise
 
-    async def walk(self, model: ServedModel, walk: Walk, count: int, options: SampleOptions) -> AsyncIterator[Delivery]:
+    async def walk(
+        self, model: ServedModel, walk: Walk, count: int, options: SampleOptions
+    ) -> AsyncGenerator[Delivery, None]:
         """Deliver the samples of a walk in order, `count` of them or, when 0, to the last seed.
 
         Rejected samples are delivered only with `include_rejected`, and are counted either way.
