@@ -31,7 +31,7 @@ clean:
 # pip is renewed first: old resolvers try source packages for minutes.
 $(SERVE)/.ready: pyproject.toml
 	@$(CHECK_PYTHON)
-	@echo "labelmint: installing into $(SERVE) (about 150 MB to download, once)"
+	@echo "labelmint: installing into $(SERVE) (once)"
 	@$(PYTHON) -m venv $(SERVE)
 	@$(SERVE)/bin/pip install $(PIP_FLAGS) --upgrade 'pip>=24'
 	@$(SERVE)/bin/pip install $(PIP_FLAGS) --editable '.[triton]'
@@ -39,7 +39,7 @@ $(SERVE)/.ready: pyproject.toml
 
 $(TEST)/.ready: pyproject.toml constraints.txt
 	@$(CHECK_PYTHON)
-	@echo "labelmint: installing into $(TEST) (with torch, once)"
+	@echo "labelmint: installing into $(TEST), with torch (once)"
 	@$(PYTHON) -m venv $(TEST)
 	@$(TEST)/bin/pip install $(PIP_FLAGS) --upgrade 'pip>=24'
 	@$(TEST)/bin/pip install $(PIP_FLAGS) --constraint constraints.txt --editable '.[triton,export,test,dev]'
