@@ -44,11 +44,14 @@ def main() -> None:
         for row, picture in enumerate((sample["image"], overlay(sample, palette))):
             enlarged = Image.fromarray(picture).resize((SIZE, SIZE), Image.Resampling.LANCZOS)
             sheet.paste(enlarged, (x, CAPTION + row * cell))
-    step = (sheet.width - MARGIN) // len(classes)
-    for index, entry in enumerate(classes):
-        x, y = MARGIN + index * step, CAPTION + 2 * cell + 4
-        draw.rectangle((x, y, x + 13, y + 13), tuple(palette[index].tolist()), (110, 114, 122))
-        draw.text((x + 18, y - 2), entry["name"], (28, 30, 36), ImageFont.load_default(13))
+    font = ImageFont.load_default(13)
+    widths = [22 + draw.textlength(entry["name"], font) for entry in classes]
+    gap = (sheet.width - 2 * MARGIN - sum(widths)) / (len(classes) - 1)
+    x, y = float(MARGIN), CAPTION + 2 * cell + 4
+    for entry, width, colour in zip(classes, widths, palette.tolist(), strict=True):
+        draw.rectangle((x, y, x + 13, y + 13), tuple(colour), (110, 114, 122))
+        draw.text((x + 18, y - 2), entry["name"], (28, 30, 36), font)
+        x += width + gap
     OUT.parent.mkdir(exist_ok=True)
     sheet.save(OUT, optimize=True)
     print(OUT)

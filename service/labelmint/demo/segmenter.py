@@ -20,7 +20,7 @@ from tqdm import tqdm
 from labelmint.demo import faces
 from labelmint.demo.metrics import NUM_CLASSES, confusion, iou, table
 
-STEPS = 700
+STEPS = 450
 BATCH = 16
 WIDTHS = (16, 32, 48, 64)
 
