@@ -1,4 +1,4 @@
-"""Makes the README's picture from a running service: accepted pairs, and what the gate rejects.
+"""Makes the README's picture from a running service: the first seeds, their labels and the verdict of the gate.
 
 Run it as `python docs/make_pictures.py http://127.0.0.1:8080`.
 """
