@@ -49,6 +49,12 @@ class Calibration:
         """The score at a quantile in 0..1, linear between the 101 measured ones."""
         return float(np.interp(quantile, np.linspace(0.0, 1.0, NUM_QUANTILES), self.quantiles))
 
+    def described(self) -> dict[str, Any]:
+        """What both wires tell of a calibration, by the names of the proto."""
+        data = asdict(self)
+        del data["model_digest"], data["score_kind"]  # the model says those
+        return {"id": self.id, **data}
+
     def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)
 

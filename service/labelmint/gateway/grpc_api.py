@@ -216,16 +216,5 @@ def model_message(model: ServedModel) -> pb.Model:
         score_kind=model.score_kind,
     )
     if model.calibration is not None:
-        calibration = model.calibration
-        message.calibration.CopyFrom(
-            pb.Calibration(
-                id=calibration.id,
-                truncation_psi=calibration.truncation_psi,
-                threshold=calibration.threshold,
-                threshold_quantile=calibration.threshold_quantile,
-                quantiles=calibration.quantiles,
-                first_seed=calibration.first_seed,
-                seed_count=calibration.seed_count,
-            )
-        )
+        message.calibration.CopyFrom(pb.Calibration(**model.calibration.described()))
     return message

@@ -170,17 +170,6 @@ def batch_model(samples: list[Sample], body: BatchBody) -> BatchModel:
 
 
 def model_model(model: ServedModel) -> ModelModel:
-    calibration = None
-    if model.calibration is not None:
-        calibration = CalibrationModel(
-            id=model.calibration.id,
-            truncation_psi=model.calibration.truncation_psi,
-            threshold=model.calibration.threshold,
-            threshold_quantile=model.calibration.threshold_quantile,
-            quantiles=list(model.calibration.quantiles),
-            first_seed=model.calibration.first_seed,
-            seed_count=model.calibration.seed_count,
-        )
     return ModelModel(
         name=model.name,
         version=model.version,
@@ -196,5 +185,5 @@ def model_model(model: ServedModel) -> ModelModel:
             LabelClassModel(id=index, name=name, rgb="#{:02x}{:02x}{:02x}".format(*colour))
             for index, (name, colour) in enumerate(zip(model.class_names, model.palette, strict=True))
         ],
-        calibration=calibration,
+        calibration=None if model.calibration is None else CalibrationModel(**model.calibration.described()),
     )
