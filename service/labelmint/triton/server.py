@@ -97,6 +97,7 @@ class TritonServer:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
+            limit=1 << 20,  # bytes of the longest line; a longer one would end the reading
             start_new_session=True,
             preexec_fn=_die_with_parent,
         )
