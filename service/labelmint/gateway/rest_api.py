@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 from labelmint.errors import InvalidRequest, LabelmintError
 from labelmint.gateway import encode
 from labelmint.gateway.metrics import UNKNOWN_MODEL, Metrics
-from labelmint.gateway.policy import SEED_END, SampleOptions
+from labelmint.gateway.policy import SEED_END
 from labelmint.gateway.rest_messages import (
     BatchBody,
     BatchModel,
@@ -87,14 +87,7 @@ def create_app(sampler: Sampler, metrics: Metrics, version: str) -> FastAPI:
         return model
 
     async def sample(request: Request, model: str, seed: int, options: OptionsModel, js_map: bool = False) -> Sample:
-        wanted = SampleOptions(
-            truncation_psi=options.truncation_psi,
-            max_js=options.max_js,
-            max_quantile=options.max_quantile,
-            include_rejected=options.include_rejected,
-            include_js_map=js_map,
-        )
-        return await sampler.sample(await find(request, model), seed, wanted)
+        return await sampler.sample(await find(request, model), seed, options.to_sample_options(js_map))
 
     def picture(encoder: Callable[[Sample], bytes], media_type: str, js_map: bool = False) -> Any:
         async def endpoint(
@@ -143,8 +136,7 @@ def create_app(sampler: Sampler, metrics: Metrics, version: str) -> FastAPI:
 
     @app.post("/v1/models/{model}/samples:batchGet", responses=_PROBLEMS, summary="The pairs of several seeds")
     async def batch_get_samples(request: Request, model: ModelName, body: BatchBody) -> BatchModel:
-        options = SampleOptions(body.truncation_psi, body.max_js, body.max_quantile, body.include_rejected)
-        samples = await sampler.batch(await find(request, model), body.seeds, options)
+        samples = await sampler.batch(await find(request, model), body.seeds, body.to_sample_options())
         return await asyncio.to_thread(batch_model, samples, body)
 
     async def ready() -> None:

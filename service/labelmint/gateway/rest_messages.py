@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from labelmint.gateway import encode
-from labelmint.gateway.policy import MAX_BATCH, MAX_TRUNCATION_PSI, SEED_END
+from labelmint.gateway.policy import MAX_BATCH, MAX_TRUNCATION_PSI, SEED_END, SampleOptions
 from labelmint.gateway.sampling import Sample
 from labelmint.gateway.served_model import ServedModel
 
@@ -34,6 +34,15 @@ class OptionsModel(BaseModel):
         float | None, Field(gt=0, le=1, description="Accept JS scores up to this quantile of the calibration.")
     ] = None
     include_rejected: Annotated[bool, Field(description="Answer with a rejected sample too.")] = False
+
+    def to_sample_options(self, include_js_map: bool = False) -> SampleOptions:
+        return SampleOptions(
+            truncation_psi=self.truncation_psi,
+            max_js=self.max_js,
+            max_quantile=self.max_quantile,
+            include_rejected=self.include_rejected,
+            include_js_map=include_js_map,
+        )
 
 
 class SampleQuery(OptionsModel):
