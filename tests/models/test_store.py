@@ -7,11 +7,12 @@ import safetensors.torch
 import torch
 
 from labelmint.errors import UnusableFile
+from labelmint.models.generator import Generator
 from labelmint.models.store import load_generator, load_interpreter, read_notes, save_generator, save_interpreter
-from labelmint.models.stylegan2 import Generator, GeneratorSpec
+from labelmint.models.stylegan2 import StyleGAN2Spec
 from tests.models.test_interpreter import interpreter
 
-SPEC = GeneratorSpec(z_dim=8, w_dim=8, mapping_layers=2, resolution=16, channels={4: 8, 8: 8, 16: 4})
+SPEC = StyleGAN2Spec(z_dim=8, w_dim=8, mapping_layers=2, resolution=16, channels={4: 8, 8: 8, 16: 4})
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from labelmint.models.stylegan2 import Generator, GeneratorSpec, to_uint8
+from labelmint.models.generator import Generator, to_uint8
+from labelmint.models.stylegan2 import StyleGAN2Spec
 
 IMAGE_TOLERANCE = 1e-5
 FEATURE_TOLERANCE = 5e-5
@@ -21,7 +22,7 @@ def vectors() -> dict[str, np.ndarray]:
 @pytest.fixture(scope="module")
 def generator(vectors: dict[str, np.ndarray]) -> Generator:
     channels = {r: len(vectors[f"param/synthesis.b{r}.conv1.bias"]) for r in (4, 8, 16, 32, 64)}
-    built = Generator(GeneratorSpec(z_dim=64, w_dim=64, mapping_layers=8, resolution=64, channels=channels))
+    built = Generator(StyleGAN2Spec(z_dim=64, w_dim=64, mapping_layers=8, resolution=64, channels=channels))
     state = {}
     for key, value in vectors.items():
         if key.startswith("param/") and not key.endswith("resample_filter"):
@@ -128,6 +129,6 @@ def test_uint8_truncates_as_the_official_scripts_do(vectors: dict[str, np.ndarra
 
 def test_spec_names_what_is_wrong() -> None:
     with pytest.raises(ValueError, match="power of two of at least 8, not 48"):
-        GeneratorSpec(8, 8, 2, 48, {4: 8})
+        StyleGAN2Spec(8, 8, 2, 48, {4: 8})
     with pytest.raises(ValueError, match=r"resolutions \[4, 8\], not \[4\]"):
-        GeneratorSpec(8, 8, 2, 8, {4: 8})
+        StyleGAN2Spec(8, 8, 2, 8, {4: 8})

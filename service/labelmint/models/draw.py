@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from labelmint.gateway.policy import check_seed, latent_of
 from labelmint.models.annotations import check_new, sha256_of, write_dataset
+from labelmint.models.generator import Generator, to_uint8
 from labelmint.models.store import load_generator
-from labelmint.models.stylegan2 import Generator, to_uint8
 
 
 @torch.no_grad()
@@ -44,3 +44,4 @@ def synthesize(generator_path: Path, out: Path, seeds: range, truncation_psi: fl
     generator = load_generator(generator_path)
     images = dict(tqdm(drawn_images(generator, seeds, truncation_psi), total=len(seeds), desc="synth", unit="img"))
     write_dataset(out, sha256_of(generator_path), truncation_psi, images)
+    print(f"{out}: {len(seeds)} images of seeds {seeds[0]} to {seeds[-1]}, ready to be annotated")

@@ -1,8 +1,9 @@
-"""Trains the Style Interpreter on annotated images: N classifiers at once, in bounded memory.
+"""Trains the Style Interpreter on annotated images: N classifiers (or regressors of heat) at once, in bounded memory.
 
 Rules of this file:
 - The generator is frozen. Pixels are drawn at random from each image, rare classes more often than their area says
   and at least one from every class that the image has; only their features are ever held.
+- Each image is drawn once: to check that the annotation was made on it, and for its features.
 - The heads differ by their initial weights and by the pixels they draw (DatasetGAN, section 3.2).
 - Linear -> ReLU -> BatchNorm -> Linear -> ReLU -> BatchNorm -> Linear, as the released `pixel_classifier`; the
   BatchNorms and the standardisation of the features are folded into the linear layers at the end, exactly.
@@ -10,30 +11,48 @@ Rules of this file:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from labelmint.errors import UnusableFile
-from labelmint.models.annotations import AnnotatedDataset, image_path, read_dataset, sha256_of
+from labelmint.models.annotations import (
+    AnnotatedDataset,
+    KeypointDataset,
+    KeypointFormat,
+    MaskFormat,
+    image_path,
+    read_dataset,
+    read_keypoints,
+    sha256_of,
+)
 from labelmint.models.draw import draw
+from labelmint.models.generator import Generator, to_uint8
 from labelmint.models.interpreter import (
     InterpreterSpec,
     StyleInterpreter,
+    Task,
     fold_batch_norm,
     hidden_widths,
     sample_features,
 )
+from labelmint.models.keypoints import build_interpreter, heat_targets
 from labelmint.models.layout import channels_of
 from labelmint.models.store import load_generator, save_interpreter
-from labelmint.models.stylegan2 import Generator, to_uint8
 
+Dataset: TypeAlias = "AnnotatedDataset | KeypointDataset"
+Bytes = npt.NDArray[np.uint8]
+
+# A pixel with at least this heat belongs to a keypoint's surroundings: three standard deviations.
+NEAR = 0.01
 # The features of all drawn pixels together; with many images each gives fewer pixels.
 POOL_BYTES = 3 << 30
 
@@ -50,74 +69,127 @@ class FitSettings:
 
 @dataclass(frozen=True)
 class Pool:
-    """The drawn pixels of all images: features float32 [P,D], class ids int64 [P]."""
+    """The drawn pixels of all images: features float32 [P,D]; targets are class ids int64 [P] or heat float32 [P,K]."""
 
     features: Tensor
-    labels: Tensor
+    targets: Tensor
 
 
-def fit_files(generator_path: Path, annotations: Path, out: Path, layout: str, heads: int) -> None:
+def fit_files(
+    generator_path: Path,
+    annotations: Path,
+    out: Path,
+    layout: str,
+    heads: int,
+    task: Task = "segmentation",
+    mask_format: MaskFormat = "png",
+    keypoint_format: KeypointFormat = "csv",
+) -> None:
     """`labelmint fit`: read, check that the images are this generator's, train, write the interpreter."""
     generator = load_generator(generator_path)
-    dataset = read_dataset(annotations)
-    _check_origin(generator, generator_path, dataset, annotations)
-    settings = FitSettings()
-    interpreter, accuracy = fit(generator, dataset, layout, heads, settings)
+    dataset: Dataset
+    if task == "keypoints":
+        dataset = read_keypoints(annotations, keypoint_format)
+        # Few pixels are near a keypoint; all of them are drawn, and the others fill up.
+        settings = FitSettings(pixels_per_image=generator.spec.resolution**2 // 8, class_power=0.0)
+    else:
+        dataset = read_dataset(annotations, mask_format)
+        settings = FitSettings()
+
+    def check(seed: int, drawn: Bytes) -> None:
+        """Annotations belong to the images they were made on."""
+        image = dataset.images[seed]
+        if drawn.shape != image.shape or int(np.abs(drawn.astype(int) - image).max()) > 1:
+            raise UnusableFile(
+                image_path(annotations, seed),
+                f"is not what {generator_path} draws for seed {seed}; annotate images of the generator that you fit",
+            )
+
+    interpreter, error = fit(generator, dataset, layout, heads, settings, check)
     notes: dict[str, Any] = {
         "generator_sha256": sha256_of(generator_path),
-        "seeds": list(dataset.masks),
+        "seeds": list(dataset.images),
         "truncation_psi": dataset.truncation_psi,
-        "training_accuracy": accuracy,
+        "training_error": error,
     }
     save_interpreter(out, interpreter, notes)
-    print(f"{out}: {heads} heads, {len(dataset.classes.names)} classes, {accuracy:.1%} of the drawn pixels right")
+    told = f"mean squared error {error:.2e}" if task == "keypoints" else f"{error:.1%} wrong"
+    print(f"{out}: {heads} heads, {interpreter.spec.num_classes} outputs, {told} on the drawn pixels")
 
 
 def fit(
-    generator: Generator, dataset: AnnotatedDataset, layout: str, heads: int, settings: FitSettings
+    generator: Generator,
+    dataset: Dataset,
+    layout: str,
+    heads: int,
+    settings: FitSettings,
+    check: Callable[[int, Bytes], None] = lambda seed, image: None,
 ) -> tuple[StyleInterpreter, float]:
-    """The trained, folded interpreter and its accuracy on the drawn pixels (mean over heads)."""
+    """The trained, folded interpreter and its error on the drawn pixels, mean over heads: the part of the pixels
+    labelled wrongly, or the mean squared error of the heat. `check` is called with each drawn image uint8 [R,R,3]."""
     rng = torch.Generator().manual_seed(settings.seed)
-    pool, channels = draw_pool(generator, dataset, layout, settings, rng)
+    pool, channels = draw_pool(generator, dataset, layout, settings, rng, check)
+    keypoints = isinstance(dataset, KeypointDataset)
+    classes = dataset if isinstance(dataset, KeypointDataset) else dataset.classes
     spec = InterpreterSpec(
         layout=layout,
         resolution=generator.spec.resolution,
         channels=channels,
         num_heads=heads,
-        hidden=hidden_widths(len(dataset.classes.names)),
-        class_names=dataset.classes.names,
-        palette=dataset.classes.palette,
+        hidden=hidden_widths(len(classes.names)),
+        class_names=classes.names,
+        palette=classes.palette,
+        task="keypoints" if keypoints else "segmentation",
     )
     mean = pool.features.mean(dim=0)  # [D]
     deviation = pool.features.std(dim=0).clamp(min=1e-4)  # [D]
     pool.features.sub_(mean).div_(deviation)
     network = _Heads(spec, rng)
-    accuracy = _train(network, pool, settings, rng)
-    return network.folded(mean, deviation), accuracy
+    error = _train(network, pool, settings, rng)
+    return network.folded(mean, deviation), error
 
 
 @torch.no_grad()
 def draw_pool(
-    generator: Generator, dataset: AnnotatedDataset, layout: str, settings: FitSettings, rng: torch.Generator
+    generator: Generator,
+    dataset: Dataset,
+    layout: str,
+    settings: FitSettings,
+    rng: torch.Generator,
+    check: Callable[[int, Bytes], None] = lambda seed, image: None,
 ) -> tuple[Pool, dict[int, int]]:
     """Draw pixels from every image; returns the pool and the channels of each feature level."""
     resolution = generator.spec.resolution
-    channels = channels_of(layout, generator.spec.channels)
-    affordable = POOL_BYTES // (4 * sum(channels.values()) * len(dataset.masks))
+    channels = channels_of(layout, generator.spec.taps)
+    seeds = list(dataset.keypoints if isinstance(dataset, KeypointDataset) else dataset.masks)
+    affordable = POOL_BYTES // (4 * sum(channels.values()) * len(seeds))
     per_image = min(settings.pixels_per_image, affordable, resolution**2)
-    features = torch.empty(per_image * len(dataset.masks), sum(channels.values()))  # [P,D]
-    labels = torch.empty(len(features), dtype=torch.long)  # [P]
-    rows_used = 0
-    for seed, mask in tqdm(dataset.masks.items(), desc="draw pixels", unit="img"):
-        _, maps = draw(generator, seed, dataset.truncation_psi, layout)
-        label = torch.from_numpy(mask.astype(np.int64)).flatten()  # [R*R]
-        chosen = choose_pixels(label, per_image, settings.class_power, rng)  # [P]
+    features = torch.empty(per_image * len(seeds), sum(channels.values()))  # [P,D]
+    targets = []
+    for index, seed in enumerate(tqdm(seeds, desc="draw pixels", unit="img")):
+        image, maps = draw(generator, seed, dataset.truncation_psi, layout)
+        check(seed, to_uint8(image)[0].numpy())
+        region = regions_of(dataset, seed, resolution)  # [R*R]
+        chosen = choose_pixels(region, per_image, settings.class_power, rng)  # [P]
         rows, columns = chosen // resolution, chosen % resolution
-        here = slice(rows_used, rows_used + per_image)
-        features[here] = sample_features({r: x[0] for r, x in maps.items()}, rows, columns, resolution)
-        labels[here] = label[chosen]
-        rows_used += per_image
-    return Pool(features, labels), channels
+        sampled = sample_features({r: x[0] for r, x in maps.items()}, rows, columns, resolution)
+        features[index * per_image : (index + 1) * per_image] = sampled
+        targets.append(
+            heat_targets(torch.from_numpy(dataset.keypoints[seed]), rows, columns, resolution)  # [P,K]
+            if isinstance(dataset, KeypointDataset)
+            else region[chosen]  # [P]
+        )
+    return Pool(features, torch.cat(targets)), channels
+
+
+def regions_of(dataset: Dataset, seed: int, resolution: int) -> Tensor:
+    """What pixels are drawn from evenly, int64 [R*R]: the classes of a mask, or 0 and around keypoint k k + 1."""
+    if not isinstance(dataset, KeypointDataset):
+        return torch.from_numpy(dataset.masks[seed].astype(np.int64)).flatten()
+    pixels = torch.arange(resolution**2)
+    keypoints = torch.from_numpy(dataset.keypoints[seed])  # [K,3]
+    heat, nearest = heat_targets(keypoints, pixels // resolution, pixels % resolution, resolution).max(dim=1)
+    return torch.where(heat > NEAR, nearest + 1, 0)
 
 
 def choose_pixels(label: Tensor, count: int, class_power: float, rng: torch.Generator) -> Tensor:
@@ -161,59 +233,56 @@ class _Heads(nn.Module):
     @torch.no_grad()
     def folded(self, mean: Tensor, deviation: Tensor) -> StyleInterpreter:
         """The interpreter that takes raw features: standardisation and BatchNorms folded, in float64."""
-        spec, n = self.spec, self.spec.num_heads
-        interpreter = StyleInterpreter(spec)
+        n = self.spec.num_heads
         weight1 = self.weights[0].double() / deviation.double()  # [N,h1,D]
-        bias1 = self.biases[0].double() - weight1 @ mean.double()  # [N,h1]
-        flat = weight1.flatten(0, 1)  # [N*h1,D]
-        for r, part in zip(spec.channels, flat.split(list(spec.channels.values()), dim=1), strict=True):
-            interpreter.projection[str(r)].copy_(part)
-        interpreter.bias1.copy_(bias1.flatten())
-        for layer, (weight, bias) in ((1, ("weight2", "bias2")), (2, ("weight3", "bias3"))):
+        layers = [(weight1, self.biases[0].double() - weight1 @ mean.double())]
+        for layer in (1, 2):
             norm = self.norms[layer - 1]
             assert isinstance(norm, nn.BatchNorm1d) and norm.running_mean is not None and norm.running_var is not None
             average, variance, gamma, beta = (
                 value.detach().double().view(n, -1)
                 for value in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
             )
-            folded = fold_batch_norm(
-                self.weights[layer].double(), self.biases[layer].double(), average, variance, gamma, beta, norm.eps
-            )
-            getattr(interpreter, weight).copy_(folded[0])
-            getattr(interpreter, bias).copy_(folded[1])
+            weight, bias = self.weights[layer].double(), self.biases[layer].double()
+            layers.append(fold_batch_norm(weight, bias, average, variance, gamma, beta, norm.eps))
+        interpreter = build_interpreter(self.spec)
+        interpreter.take_layers(layers)
         return interpreter.eval()
 
 
 def _train(network: _Heads, pool: Pool, settings: FitSettings, rng: torch.Generator) -> float:
-    n, k = network.spec.num_heads, network.spec.num_classes
+    n, size = network.spec.num_heads, len(pool.targets)
     optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
     network.train()
     bar = tqdm(range(settings.steps), desc="fit", unit="step")
     for step in bar:
         # Every head draws its own pixels.
-        draw = torch.randint(pool.labels.numel(), (n, settings.batch), generator=rng)  # [N,P]
-        logits = network(pool.features[draw])  # [N,P,K]
+        draw = torch.randint(size, (n, settings.batch), generator=rng)  # [N,P]
+        outputs = network(pool.features[draw])  # [N,P,K]
         # The sum over heads: their parameters are disjoint, so each is trained by its own mean loss.
-        loss = F.cross_entropy(logits.reshape(-1, k), pool.labels[draw].flatten()) * n
+        loss = _loss(outputs, pool.targets[draw]) * n
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         schedule.step()
         if step % 100 == 0:
-            bar.set_postfix(loss=f"{float(loss.detach()) / n:.4f}")
+            bar.set_postfix(loss=f"{float(loss.detach()) / n:.4g}")
     network.eval()
-    draw = torch.randint(pool.labels.numel(), (n, 4096), generator=rng)
+    draw = torch.randint(size, (n, 4096), generator=rng)
     with torch.no_grad():
-        return float((network(pool.features[draw]).argmax(dim=2) == pool.labels[draw]).float().mean())
+        return float(_error(network(pool.features[draw]), pool.targets[draw]))
 
 
-def _check_origin(generator: Generator, path: Path, dataset: AnnotatedDataset, directory: Path) -> None:
-    """Masks belong to the images they were drawn on: draw each image again and compare."""
-    for seed, image in dataset.images.items():
-        again = to_uint8(draw(generator, seed, dataset.truncation_psi, "paper")[0])[0].numpy()
-        if again.shape != image.shape or int(np.abs(again.astype(int) - image).max()) > 1:
-            raise UnusableFile(
-                image_path(directory, seed),
-                f"is not what {path} draws for seed {seed}; annotate images of the generator that you fit",
-            )
+def _loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy against class ids [N,P], squared error against heat [N,P,K]; outputs [N,P,K]."""
+    if targets.dtype == torch.long:
+        return F.cross_entropy(outputs.flatten(0, 1), targets.flatten())
+    return F.mse_loss(outputs, targets)
+
+
+def _error(outputs: Tensor, targets: Tensor) -> Tensor:
+    """The part of the pixels labelled wrongly, or the mean squared error."""
+    if targets.dtype == torch.long:
+        return (outputs.argmax(dim=2) != targets).float().mean()
+    return F.mse_loss(outputs, targets)

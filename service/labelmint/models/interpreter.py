@@ -14,13 +14,15 @@ H(mean of p_n) - mean of H(p_n), in nats.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 SCORE_KINDS = ("sum", "top10_mean")
+Task = Literal["segmentation", "keypoints"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class InterpreterSpec:
     """The dimensions that travel with the weights.
 
     `channels` maps a feature resolution to the number of channels the layout takes there, `class_names` has one
-    name a class id and `palette` one RGB triple.
+    name a class id (or keypoint, for that task) and `palette` one RGB triple.
     """
 
     layout: str
@@ -38,12 +40,16 @@ class InterpreterSpec:
     hidden: tuple[int, int]
     class_names: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
+    task: Task = "segmentation"
 
     def __post_init__(self) -> None:
+        if self.task not in get_args(Task):
+            raise ValueError(f"unknown task {self.task!r}; known: {', '.join(get_args(Task))}")
         if len(self.palette) != len(self.class_names):
             raise ValueError(f"{len(self.class_names)} class names need as many colours, not {len(self.palette)}")
-        if not 2 <= len(self.class_names) <= 255:
-            raise ValueError(f"2 to 255 classes fit a uint8 label, not {len(self.class_names)}")
+        fewest = 2 if self.task == "segmentation" else 1
+        if not fewest <= len(self.class_names) <= 255:
+            raise ValueError(f"{fewest} to 255 classes fit a uint8 label, not {len(self.class_names)}")
 
     @property
     def num_classes(self) -> int:
@@ -80,7 +86,23 @@ class StyleInterpreter(nn.Module):
         for r in spec.channels:
             self.register_buffer(f"bilinear_{r}", bilinear_matrix(r, spec.resolution), persistent=False)  # [R,r]
 
-    def forward(self, features: Mapping[int, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    @torch.no_grad()
+    def take_layers(self, layers: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Take the three folded linear layers of all heads: weight [N,out,in] and bias [N,out] each.
+
+        The first layer's D inputs are the channels of the levels, from the lowest resolution to the highest.
+        """
+        (weight1, bias1), *others = layers
+        levels = weight1.flatten(0, 1).split(list(self.spec.channels.values()), dim=1)  # [N*h1,C_r] each
+        for r, level in zip(self.spec.channels, levels, strict=True):
+            self.projection[str(r)].copy_(level)
+        self.bias1.copy_(bias1.flatten())
+        targets = ((self.weight2, self.bias2), (self.weight3, self.bias3))
+        for (weight, bias), (our_weight, our_bias) in zip(others, targets, strict=True):
+            our_weight.copy_(weight)
+            our_bias.copy_(bias)
+
+    def forward(self, features: Mapping[int, Tensor]) -> tuple[Tensor, ...]:
         """Label an image strip by strip.
 
         Args:
@@ -89,13 +111,15 @@ class StyleInterpreter(nn.Module):
         Returns:
             label uint8 [B,R,R], js_map float32 [B,R,R] in nats, js_score float32 [B,1].
         """
-        strips = []
-        for start in range(0, self.spec.resolution, self.strip_rows):
-            hidden = self.aggregate(features, range(start, start + self.strip_rows))
-            strips.append(self.uncertainty(*self.heads(hidden)))
+        strips = [self.uncertainty(*self.heads(hidden)) for hidden in self.strips(features)]
         label = torch.cat([strip[0] for strip in strips], dim=1)  # [B,R,R]
         js_map = torch.cat([strip[1] for strip in strips], dim=1)  # [B,R,R]
         return label, js_map, self.score(js_map)
+
+    def strips(self, features: Mapping[int, Tensor]) -> Iterator[Tensor]:
+        """The hidden layer before its ReLU, strip by strip from the top: [B,S,N*h1,R] each."""
+        for start in range(0, self.spec.resolution, self.strip_rows):
+            yield self.aggregate(features, range(start, start + self.strip_rows))
 
     def aggregate(self, features: Mapping[int, Tensor], rows: range) -> Tensor:
         """Everything linear, for the S output rows `rows`: [B,S,N*h1,R], before the first ReLU."""
@@ -122,16 +146,20 @@ class StyleInterpreter(nn.Module):
         hidden = summed.unflatten(2, (self.bias1.shape[0], size))  # [B,S,N*h1,R]
         return hidden if full is None else hidden + full
 
-    def heads(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def layers(self, hidden: Tensor) -> Tensor:
+        """The small layers of every head: hidden [B,S,N*h1,R] to its K outputs [B,S,N,K,R]."""
+        x = torch.relu(hidden).unflatten(2, (self.spec.num_heads, self.spec.hidden[0]))  # [B,S,N,h1,R]
+        x = torch.relu(self.weight2 @ x + self.bias2[:, :, None])  # [B,S,N,h2,R]
+        return self.weight3 @ x + self.bias3[:, :, None]  # [B,S,N,K,R]
+
+    def heads(self, hidden: Tensor) -> tuple[Tensor, ...]:
         """Everything after the first linear layer, down to sufficient statistics.
 
         hidden [B,S,N*h1,R] to mean_probability [B,S,K,R], mean_entropy [B,S,R] in nats, and votes uint8 [B,S,K,R],
         the number of heads that chose each class.
         """
-        n, k = self.spec.num_heads, self.spec.num_classes
-        x = torch.relu(hidden).unflatten(2, (n, self.spec.hidden[0]))  # [B,S,N,h1,R]
-        x = torch.relu(self.weight2 @ x + self.bias2[:, :, None])  # [B,S,N,h2,R]
-        logits = self.weight3 @ x + self.bias3[:, :, None]  # [B,S,N,K,R]
+        k = self.spec.num_classes
+        logits = self.layers(hidden)  # [B,S,N,K,R]
         # H(p) = logsumexp(l) - sum p l: one exponential a class, no logarithm.
         top = logits.amax(dim=3, keepdim=True)  # [B,S,N,1,R]
         shifted = logits - top
@@ -148,12 +176,14 @@ class StyleInterpreter(nn.Module):
             votes.to(torch.uint8),  # [B,S,K,R]
         )
 
-    def uncertainty(self, mean_probability: Tensor, mean_entropy: Tensor, votes: Tensor) -> tuple[Tensor, Tensor]:
+    def uncertainty(self, *statistics: Tensor) -> tuple[Tensor, ...]:
         """Majority label (ties to the smallest id) uint8 [B,S,R] and JS divergence [B,S,R] in nats, at least 0.
 
-        mean_probability [B,S,K,R], mean_entropy [B,S,R], votes uint8 [B,S,K,R]. The class axis stands inside the rows
-        because ONNX Runtime sums over an axis next to the batch in another order at batch 1 than at batch 2.
+        The statistics of `heads`: mean_probability [B,S,K,R], mean_entropy [B,S,R], votes uint8 [B,S,K,R]. The class
+        axis stands inside the rows because ONNX Runtime sums over an axis next to the batch in another order at batch 1
+        than at batch 2.
         """
+        mean_probability, mean_entropy, votes = statistics
         # The clamp keeps 0 log 0 at 0; below it the product is smaller than a float32 sum can see.
         logarithm = torch.log(mean_probability.clamp(min=1e-30))
         mixture_entropy = -(mean_probability * logarithm).sum(dim=2)  # [B,S,R]

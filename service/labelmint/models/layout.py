@@ -2,7 +2,7 @@
 
 Rules of this file:
 - The same number of channels can mean different taps, so a layout's name is stored with the weights.
-- Within a resolution, taps are concatenated in the order in which the network computes them.
+- Within a resolution, taps are concatenated in the order in which the layout lists them.
 """
 
 from __future__ import annotations
@@ -15,15 +15,20 @@ from torch import Tensor
 
 
 class Tap(NamedTuple):
-    """A place in the synthesis network: resolution and `const`, `conv0` or `conv1` (after the activation)."""
+    """A place in the synthesis network: resolution and layer.
+
+    StyleGAN2: `const`, and `conv0`, `conv1` after the activation. StyleGAN1: `adain0`, `adain1` after the style, and
+    `raw1`, the second convolution before noise and activation.
+    """
 
     resolution: int
     layer: str
 
 
 _LAYERS = {
-    "paper": ("conv0", "conv1"),  # every styled-convolution output
+    "paper": ("conv0", "conv1", "adain0", "adain1"),  # every styled-convolution or AdaIN output
     "editgan-stylegan2": ("const", "conv0", "conv1"),  # and the constant input
+    "release-stylegan1": ("adain1", "raw1"),  # DatasetGAN's released code: its list `affine_layers`
 }
 
 LAYOUTS = tuple(_LAYERS)
@@ -46,11 +51,18 @@ def taps_of(layout: str, taps: Mapping[Tap, Tensor]) -> dict[int, Tensor]:
     return features
 
 
-def channels_of(layout: str, channels: Mapping[int, int]) -> dict[int, int]:
-    """How many channels a layout takes at each resolution of a generator with `channels` feature channels."""
+def channels_of(layout: str, taps: Mapping[Tap, int]) -> dict[int, int]:
+    """How many channels a layout takes at each resolution of a generator with these taps (`GeneratorSpec.taps`).
+
+    Raises ValueError when the generator lacks a layer that only another architecture has.
+    """
     wanted = layers_of(layout)
-    result = {}
-    for r, count in channels.items():
-        present = {"const", "conv1"} if r == 4 else {"conv0", "conv1"}
-        result[r] = count * len(present.intersection(wanted))
-    return result
+    present = {tap.layer for tap in taps}
+    if not present.intersection(wanted) or (layout != "paper" and not present.issuperset(wanted)):
+        raise ValueError(
+            f"layout {layout!r} reads the layers {', '.join(wanted)}; this generator has {', '.join(sorted(present))}"
+        )
+    result: dict[int, int] = {}
+    for tap, channels in taps.items():
+        result[tap.resolution] = result.get(tap.resolution, 0) + (channels if tap.layer in wanted else 0)
+    return dict(sorted(result.items()))

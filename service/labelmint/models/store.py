@@ -22,10 +22,15 @@ import torch
 from torch import nn
 
 from labelmint.errors import UnusableFile
+from labelmint.models.generator import Generator, GeneratorSpec
 from labelmint.models.interpreter import InterpreterSpec, StyleInterpreter
-from labelmint.models.stylegan2 import Generator, GeneratorSpec
+from labelmint.models.keypoints import build_interpreter
+from labelmint.models.stylegan1 import StyleGAN1Spec
+from labelmint.models.stylegan2 import StyleGAN2Spec
 
 FORMAT_VERSION = 1
+
+GENERATOR_KINDS: Mapping[str, type[GeneratorSpec]] = {"stylegan2": StyleGAN2Spec, "stylegan1": StyleGAN1Spec}
 
 M = TypeVar("M", bound=nn.Module)
 S = TypeVar("S")
@@ -33,11 +38,12 @@ S = TypeVar("S")
 
 def save_generator(path: Path, generator: Generator, notes: Mapping[str, Any]) -> None:
     """Write a generator; `notes` (source, measured figures) is kept in the header for the reader."""
-    _save(path, "stylegan2", generator, generator.spec.to_json(), notes)
+    (kind,) = (name for name, spec in GENERATOR_KINDS.items() if isinstance(generator.spec, spec))
+    _save(path, kind, generator, generator.spec.to_json(), notes)
 
 
 def load_generator(path: Path) -> Generator:
-    return _load(path, Generator(_spec(path, "stylegan2", GeneratorSpec.from_json))).eval()
+    return _load(path, Generator(_spec(path, {kind: spec.from_json for kind, spec in GENERATOR_KINDS.items()}))).eval()
 
 
 def save_interpreter(path: Path, interpreter: StyleInterpreter, notes: Mapping[str, Any]) -> None:
@@ -45,7 +51,7 @@ def save_interpreter(path: Path, interpreter: StyleInterpreter, notes: Mapping[s
 
 
 def load_interpreter(path: Path, score_kind: str = "sum") -> StyleInterpreter:
-    return _load(path, StyleInterpreter(_spec(path, "style_interpreter", _interpreter_spec), score_kind)).eval()
+    return _load(path, build_interpreter(_spec(path, {"style_interpreter": _interpreter_spec}), score_kind)).eval()
 
 
 def _interpreter_spec(data: Mapping[str, Any]) -> InterpreterSpec:
@@ -57,6 +63,7 @@ def _interpreter_spec(data: Mapping[str, Any]) -> InterpreterSpec:
         hidden=tuple(data["hidden"]),
         class_names=tuple(data["class_names"]),
         palette=tuple(tuple(colour) for colour in data["palette"]),
+        task=data.get("task", "segmentation"),
     )
 
 
@@ -96,15 +103,15 @@ def _metadata(path: Path) -> dict[str, str]:
     return dict(metadata)
 
 
-def _spec(path: Path, kind: str, read: Callable[[Mapping[str, Any]], S]) -> S:
+def _spec(path: Path, readers: Mapping[str, Callable[[Mapping[str, Any]], S]]) -> S:
     try:
         header = json.loads(_metadata(path)["labelmint"])
         version, held, data = header["format_version"], header["kind"], header["spec"]
         if version != FORMAT_VERSION:
             raise UnusableFile(path, f"has format version {version}; this labelmint reads {FORMAT_VERSION}")
-        if held != kind:
-            raise UnusableFile(path, f"holds a {held}, not a {kind}")
-        return read(data)
+        if held not in readers:
+            raise UnusableFile(path, f"holds a {held}, not a {' or '.join(readers)}")
+        return readers[held](data)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UnusableFile(path, f"has a header that cannot be read: {error!r}") from error
 

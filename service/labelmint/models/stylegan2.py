@@ -1,138 +1,77 @@
-"""A StyleGAN2 generator in the form that exports: activations are modulated, weights stay constant.
+"""A StyleGAN2 synthesis network in the form that exports: activations are modulated, weights stay constant.
 
 Rules of this file:
 - y = d * conv(x * s, W) + noise + bias with d = rsqrt(s^2 . Q + 1e-8), Q = sum of W^2 over the kernel. This equals
   the fused, weight-modulated form of the paper (Karras et al. 2020, section 2.2) and needs neither dynamic weights
   nor grouped convolutions, so the batch stays symbolic and a sample never sees its neighbours.
 - Noise is a constant buffer times a learned strength: a seed is an identity.
-- Parameters are stored in the equalised form (Karras et al. 2018): multiplied by their gain where they are used.
-- The network reads top down: `Generator` -> `Mapping`, `Synthesis` -> `Block` -> `StyledConv`, `ToRGB`.
+- The three architectures of the paper's figure 7 are one network; they differ in where RGB leaves and joins.
+- The network reads top down: `Synthesis` -> `Block` -> `StyledConv`, `ToRGB`, `UpSkip`.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping as MappingType
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from labelmint.models.generator import EqualizedLinear, GeneratorSpec, leaky_relu
 from labelmint.models.layout import Tap, taps_of
 
-SQRT2 = math.sqrt(2.0)
-LEAK = 0.2
+ARCHITECTURES = ("skip", "orig", "resnet")
+BILINEAR = (1.0, 3.0, 3.0, 1.0)
 
 
 @dataclass(frozen=True)
-class GeneratorSpec:
-    """The dimensions that travel with the weights.
+class StyleGAN2Spec(GeneratorSpec):
+    """`conv_clamp` bounds the convolutions' outputs (None: not at all); `resample_filter` is the FIR filter [F] of the
+    up-sampling in one direction, of any sum."""
 
-    `channels` maps a resolution (4, 8, ... R) to its number of feature channels.
-    """
-
-    z_dim: int
-    w_dim: int
-    mapping_layers: int
-    resolution: int
-    channels: MappingType[int, int]
-    image_channels: int = 3
-    mapping_lr_multiplier: float = 0.01
+    architecture: str = "skip"
+    conv_clamp: float | None = None
+    resample_filter: tuple[float, ...] = BILINEAR
 
     def __post_init__(self) -> None:
-        if self.resolution < 8 or self.resolution & (self.resolution - 1):
-            raise ValueError(f"resolution must be a power of two of at least 8, not {self.resolution}")
-        if sorted(self.channels) != self.resolutions:
-            raise ValueError(
-                f"channels must be given for the resolutions {self.resolutions}, not {sorted(self.channels)}"
-            )
+        super().__post_init__()
+        if self.architecture not in ARCHITECTURES:
+            raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, not {self.architecture!r}")
+        if not self.resample_filter or abs(sum(self.resample_filter)) < 1e-6:
+            raise ValueError(f"a resample filter has taps whose sum is not 0, not {self.resample_filter}")
 
     @property
-    def resolutions(self) -> list[int]:
-        return [2**i for i in range(2, int(math.log2(self.resolution)) + 1)]
+    def taps(self) -> dict[Tap, int]:
+        result = {Tap(4, "const"): self.channels[4]}
+        for r in self.resolutions:
+            for layer in ("conv1",) if r == 4 else ("conv0", "conv1"):
+                result[Tap(r, layer)] = self.channels[r]
+        return result
 
-    @property
-    def num_ws(self) -> int:
-        """Number of w's the synthesis takes: one a styled convolution and one for the last ToRGB."""
-        return 2 * len(self.resolutions)
-
-    def to_json(self) -> dict[str, object]:
-        return asdict(self) | {"channels": {str(r): c for r, c in self.channels.items()}}
+    def build_synthesis(self) -> Synthesis:
+        return Synthesis(self)
 
     @classmethod
-    def from_json(cls, data: MappingType[str, object]) -> GeneratorSpec:
-        channels = data["channels"]
-        assert isinstance(channels, dict)
-        return cls(**{**data, "channels": {int(r): int(c) for r, c in channels.items()}})  # type: ignore[arg-type]
-
-
-class Generator(nn.Module):
-    """Latents to an image and the feature maps that the Style Interpreter reads."""
-
-    def __init__(self, spec: GeneratorSpec) -> None:
-        super().__init__()
-        self.spec = spec
-        self.mapping = Mapping(spec)
-        self.synthesis = Synthesis(spec)
-
-    def forward(
-        self, latent: Tensor, style_latent: Tensor, crossover: Tensor, truncation_psi: Tensor, layout: str
-    ) -> tuple[Tensor, dict[int, Tensor]]:
-        """Draw images; layers from `crossover` on take their style from `style_latent`.
-
-        Args:
-            latent, style_latent: float32 [B,z_dim].
-            crossover: int32 [B,1] in 0..num_ws.
-            truncation_psi: float32 [B,1].
-            layout: name of a feature layout (`labelmint.models.layout`).
-
-        Returns:
-            image float32 [B,C,R,R], nominally in [-1,1], and per resolution r the features [B,C_r,r,r].
-        """
-        w = self.mapping.truncate(self.mapping(latent), truncation_psi)  # [B,w_dim]
-        style_w = self.mapping.truncate(self.mapping(style_latent), truncation_psi)  # [B,w_dim]
-        layer = torch.arange(self.spec.num_ws, device=w.device, dtype=torch.int32)  # [num_ws]
-        takes_style = (layer[None, :] >= crossover)[:, :, None]  # [B,num_ws,1]
-        ws = torch.where(takes_style, style_w[:, None, :], w[:, None, :])  # [B,num_ws,w_dim]
-        return self.synthesis(ws, layout)
-
-
-class Mapping(nn.Module):
-    """z to w: normalise, then equalised linear layers with leaky ReLU."""
-
-    def __init__(self, spec: GeneratorSpec) -> None:
-        super().__init__()
-        widths = [spec.z_dim] + [spec.w_dim] * spec.mapping_layers
-        self.layers = nn.ModuleList(
-            EqualizedLinear(a, b, spec.mapping_lr_multiplier) for a, b in itertools.pairwise(widths)
-        )
-        self.register_buffer("w_avg", torch.zeros(spec.w_dim))
-
-    def forward(self, z: Tensor) -> Tensor:
-        """z float32 [B,z_dim] to w [B,w_dim], not truncated."""
-        x = z * torch.rsqrt(z.square().mean(dim=1, keepdim=True) + 1e-8)
-        for layer in self.layers:
-            x = leaky_relu(layer(x))  # [B,w_dim]
-        return x
-
-    def truncate(self, w: Tensor, psi: Tensor | float) -> Tensor:
-        """w_avg + psi (w - w_avg); psi float or [B,1]."""
-        return self.w_avg + psi * (w - self.w_avg)
+    def from_json(cls, data: MappingType[str, Any]) -> StyleGAN2Spec:
+        taps = tuple(float(tap) for tap in data.get("resample_filter", BILINEAR))
+        return super().from_json({**data, "resample_filter": taps})
 
 
 class Synthesis(nn.Module):
-    """w's to an image by ToRGB skips (Karras et al. 2020, figure 7b), with feature taps."""
+    """w's to an image, with feature taps."""
 
-    def __init__(self, spec: GeneratorSpec) -> None:
+    def __init__(self, spec: StyleGAN2Spec) -> None:
         super().__init__()
         self.spec = spec
         self.const = nn.Parameter(torch.randn(spec.channels[4], 4, 4))
         self.blocks = nn.ModuleDict()
         previous: int | None = None
         for r in spec.resolutions:
-            self.blocks[str(r)] = Block(previous, spec.channels[r], spec.w_dim, r, spec.image_channels)
+            self.blocks[str(r)] = Block(previous, r, spec)
             previous = spec.channels[r]
 
     def forward(
@@ -149,6 +88,7 @@ class Synthesis(nn.Module):
         layer = 0
         for r in self.spec.resolutions:
             block = self.blocks[str(r)]
+            shortcut = None if block.skip is None else block.skip(x)  # [B,C_r,r,r]
             if block.conv0 is not None:
                 x = block.conv0(x, ws[:, layer])
                 taps[Tap(r, "conv0")] = x
@@ -156,9 +96,12 @@ class Synthesis(nn.Module):
             x = block.conv1(x, ws[:, layer])
             taps[Tap(r, "conv1")] = x
             layer += 1
-            # ToRGB shares its w with the next block's first convolution.
-            rgb = block.to_rgb(x, ws[:, layer])  # [B,C,r,r]
-            image = rgb if image is None else upsample2(image) + rgb
+            if shortcut is not None:
+                x = x + shortcut
+            if block.to_rgb is not None:
+                # ToRGB shares its w with the next block's first convolution.
+                rgb = block.to_rgb(x, ws[:, layer])  # [B,C,r,r]
+                image = rgb if image is None else upsample2(image, self.spec.resample_filter) + rgb
             if r == resolution:
                 break
         assert image is not None
@@ -166,24 +109,32 @@ class Synthesis(nn.Module):
 
 
 class Block(nn.Module):
-    """One resolution: an up-convolution (none at 4x4), a convolution, and ToRGB."""
+    """One resolution: an up-convolution (none at 4x4), a convolution, and what the architecture adds to them."""
 
-    def __init__(
-        self, in_channels: int | None, out_channels: int, w_dim: int, resolution: int, image_channels: int
-    ) -> None:
+    def __init__(self, in_channels: int | None, resolution: int, spec: StyleGAN2Spec) -> None:
         super().__init__()
-        self.conv0 = None if in_channels is None else StyledConv(in_channels, out_channels, w_dim, resolution, up=True)
-        self.conv1 = StyledConv(out_channels, out_channels, w_dim, resolution, up=False)
-        self.to_rgb = ToRGB(out_channels, image_channels, w_dim)
+        out_channels = spec.channels[resolution]
+        residual = spec.architecture == "resnet" and in_channels is not None
+        # The two branches of a residual block are added; each is scaled so that the sum keeps its variance.
+        gain = math.sqrt(0.5) if residual else 1.0
+        self.conv0 = None if in_channels is None else StyledConv(in_channels, resolution, spec, up=True)
+        self.conv1 = StyledConv(out_channels, resolution, spec, up=False, gain=gain)
+        self.skip = UpSkip(in_channels, out_channels, spec, gain) if residual and in_channels is not None else None
+        has_rgb = spec.architecture == "skip" or resolution == spec.resolution
+        self.to_rgb = ToRGB(out_channels, spec) if has_rgb else None
 
 
 class StyledConv(nn.Module):
     """Modulated 3x3 convolution with demodulation, constant noise, bias and leaky ReLU of gain sqrt 2."""
 
-    def __init__(self, in_channels: int, out_channels: int, w_dim: int, resolution: int, up: bool) -> None:
+    def __init__(self, in_channels: int, resolution: int, spec: StyleGAN2Spec, up: bool, gain: float = 1.0) -> None:
         super().__init__()
+        out_channels = spec.channels[resolution]
         self.up = up
-        self.affine = EqualizedLinear(w_dim, in_channels, bias_init=1.0)
+        self.gain = gain
+        self.clamp = None if spec.conv_clamp is None else spec.conv_clamp * gain
+        self.resample_filter = spec.resample_filter
+        self.affine = EqualizedLinear(spec.w_dim, in_channels, bias_init=1.0)
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 3, 3))
         self.weight_gain = 1.0 / math.sqrt(in_channels * 9)
         self.bias = nn.Parameter(torch.zeros(out_channels))
@@ -199,67 +150,90 @@ class StyledConv(nn.Module):
         x = x * style[:, :, None, None].to(x.dtype)
         if self.up:
             x = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)  # [B,out,r+1,r+1]
-            x = blur(x)  # [B,out,r,r]
+            x = blur(x, self.resample_filter)  # [B,out,r,r]
         else:
             x = F.conv2d(x, weight, padding=1)  # [B,out,r,r]
         x = x * demodulation[:, :, None, None].to(x.dtype)
         x = x + (self.noise_const * self.noise_strength).to(x.dtype)  # [r,r] over [B,out,r,r]
         x = x + self.bias[:, None, None].to(x.dtype)
-        return leaky_relu(x)
+        x = leaky_relu(x)
+        if self.gain != 1.0:
+            x = x * self.gain
+        return x if self.clamp is None else x.clamp(-self.clamp, self.clamp)
 
 
 class ToRGB(nn.Module):
     """Modulated 1x1 convolution without demodulation."""
 
-    def __init__(self, in_channels: int, image_channels: int, w_dim: int) -> None:
+    def __init__(self, in_channels: int, spec: StyleGAN2Spec) -> None:
         super().__init__()
-        self.affine = EqualizedLinear(w_dim, in_channels, bias_init=1.0)
-        self.weight = nn.Parameter(torch.randn(image_channels, in_channels, 1, 1))
+        self.clamp = spec.conv_clamp
+        self.affine = EqualizedLinear(spec.w_dim, in_channels, bias_init=1.0)
+        self.weight = nn.Parameter(torch.randn(spec.image_channels, in_channels, 1, 1))
         self.weight_gain = 1.0 / math.sqrt(in_channels)
-        self.bias = nn.Parameter(torch.zeros(image_channels))
+        self.bias = nn.Parameter(torch.zeros(spec.image_channels))
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         """x [B,in,r,r], w [B,w_dim] to [B,C,r,r]."""
         style = self.affine(w) * self.weight_gain  # [B,in]
-        return F.conv2d(x * style[:, :, None, None].to(x.dtype), self.weight) + self.bias[:, None, None]
+        rgb = F.conv2d(x * style[:, :, None, None].to(x.dtype), self.weight) + self.bias[:, None, None]
+        return rgb if self.clamp is None else rgb.clamp(-self.clamp, self.clamp)
 
 
-class EqualizedLinear(nn.Module):
-    def __init__(self, in_features: int, out_features: int, lr_multiplier: float = 1.0, bias_init: float = 0.0) -> None:
+class UpSkip(nn.Module):
+    """The shortcut of a residual block: 1x1 convolution, then twofold upsampling."""
+
+    def __init__(self, in_channels: int, out_channels: int, spec: StyleGAN2Spec, gain: float) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(out_features, in_features) / lr_multiplier)
-        self.bias = nn.Parameter(torch.full((out_features,), bias_init))
-        self.weight_gain = lr_multiplier / math.sqrt(in_features)
-        self.bias_gain = lr_multiplier
+        self.resample_filter = spec.resample_filter
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 1, 1))
+        self.weight_gain = gain / math.sqrt(in_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight * self.weight_gain, self.bias * self.bias_gain)
+        """x [B,in,r/2,r/2] to [B,out,r,r]."""
+        return upsample2(F.conv2d(x, self.weight * self.weight_gain), self.resample_filter)
 
 
-def leaky_relu(x: Tensor) -> Tensor:
-    return F.leaky_relu(x, LEAK) * SQRT2
+def blur(x: Tensor, resample_filter: Sequence[float] = BILINEAR) -> Tensor:
+    """FIR filter of an up-convolution's output, [B,C,2r+1,2r+1] to [B,C,2r,2r].
 
-
-def blur(x: Tensor) -> Tensor:
-    """FIR filter [1,3,3,1] of an up-convolution's output, [B,C,2r+1,2r+1] to [B,C,2r,2r].
-
-    The outer product normalised to sum 1 and multiplied by 4, in two passes of gain 2.
+    The outer product of the filter, normalised to sum 1 and multiplied by 4, in two passes of gain 2. Padding as the
+    reference pads: the image and the filtered image share their centre.
     """
-    tap = torch.tensor([0.25, 0.75, 0.75, 0.25], dtype=x.dtype, device=x.device)
-    channels = x.shape[1]
-    x = F.conv2d(x, tap.view(1, 1, 4, 1).expand(channels, 1, 4, 1), padding=(1, 0), groups=channels)
-    return F.conv2d(x, tap.view(1, 1, 1, 4).expand(channels, 1, 1, 4), padding=(0, 1), groups=channels)
+    tap = _taps(resample_filter, x)  # [F]
+    size, channels = len(resample_filter), x.shape[1]
+    before, after = (size + 1) // 2 - 1, (size - 2) // 2
+    if before != after:
+        x, before = F.pad(x, (before, after, before, after)), 0
+    x = F.conv2d(x, tap.view(1, 1, size, 1).expand(channels, 1, size, 1), padding=(before, 0), groups=channels)
+    return F.conv2d(x, tap.view(1, 1, 1, size).expand(channels, 1, 1, size), padding=(0, before), groups=channels)
 
 
-def upsample2(image: Tensor) -> Tensor:
-    """Twofold upsampling by the filter [1,3,3,1] with zeros beyond the border: [B,C,r,r] to [B,C,2r,2r].
+def upsample2(image: Tensor, resample_filter: Sequence[float] = BILINEAR) -> Tensor:
+    """Twofold upsampling by the filter with zeros beyond the border: [B,C,r,r] to [B,C,2r,2r]."""
+    if is_bilinear(resample_filter):
+        # Bilinear interpolation is the same filter; one ring of zeros makes its border the official one.
+        padded = F.pad(image, (1, 1, 1, 1))
+        return F.interpolate(padded, scale_factor=2.0, mode="bilinear", align_corners=False)[:, :, 2:-2, 2:-2]
+    tap = _taps(resample_filter, image).flip(0)  # [F]; a transposed convolution does not flip
+    size, channels = len(resample_filter), image.shape[1]
+    first = size - 1 - (size + 1) // 2  # of the full convolution's outputs, the first that is kept
+    crop = (-first, 2 - size + first)
+    x = F.conv_transpose2d(
+        image, tap.view(1, 1, size, 1).expand(channels, 1, size, 1), stride=(2, 1), groups=channels
+    )  # [B,C,2r-2+F,r]
+    x = F.conv_transpose2d(x, tap.view(1, 1, 1, size).expand(channels, 1, 1, size), stride=(1, 2), groups=channels)
+    return F.pad(x, (*crop, *crop))
 
-    Bilinear interpolation is the same filter; one ring of zeros makes its border the official one.
-    """
-    padded = F.pad(image, (1, 1, 1, 1))
-    return F.interpolate(padded, scale_factor=2.0, mode="bilinear", align_corners=False)[:, :, 2:-2, 2:-2]
+
+def is_bilinear(resample_filter: Sequence[float]) -> bool:
+    total = sum(resample_filter)
+    return len(resample_filter) == len(BILINEAR) and all(
+        abs(tap / total - want / sum(BILINEAR)) < 1e-6 for tap, want in zip(resample_filter, BILINEAR, strict=True)
+    )
 
 
-def to_uint8(image: Tensor) -> Tensor:
-    """[-1,1] float [B,C,R,R] to uint8 [B,R,R,C] as the official scripts do: scale, clamp, truncate."""
-    return (image * 127.5 + 128.0).clamp(0.0, 255.0).to(torch.uint8).permute(0, 2, 3, 1)
+def _taps(resample_filter: Sequence[float], like: Tensor) -> Tensor:
+    """The filter at gain 2, flipped: F.conv2d correlates, the reference convolves."""
+    scale = 2.0 / sum(resample_filter)
+    return torch.tensor([tap * scale for tap in reversed(resample_filter)], dtype=like.dtype, device=like.device)

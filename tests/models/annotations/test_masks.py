@@ -1,4 +1,4 @@
-"""Annotated images on disk: what is missing or wrong is named."""
+"""The directory of `synth` and its masks as PNG: what is missing or wrong is named."""
 
 import json
 from pathlib import Path
@@ -77,10 +77,34 @@ def test_truncated_image_is_named(directory: Path) -> None:
         read_dataset(directory)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"seeds": []}', '{"seeds": ["1"]}'])
-def test_bad_dataset_file_is_named(directory: Path, content: str) -> None:
+def test_a_mask_without_an_image_is_named(directory: Path) -> None:
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(mask_path(directory, 4))
+    with pytest.raises(UnusableFile, match=r"masks/0000000004.png belongs to no image of dataset.json"):
+        read_dataset(directory)
+
+
+def test_missing_image_is_named(directory: Path) -> None:
+    image_path(directory, 3).unlink()
+    with pytest.raises(UnusableFile, match=r"images/0000000003.png does not exist; dataset.json lists it"):
+        read_dataset(directory)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("{", "Invalid JSON: EOF"),
+        ("[" * 100_000, "Invalid JSON: recursion limit"),
+        ("[]", "Input should be an object"),
+        ('{"truncation_psi": 1.0, "seeds": []}', "seeds: List should have at least 1 item"),
+        ('{"truncation_psi": 1.0, "seeds": ["1"]}', "seeds.0: Input should be a valid integer"),
+        ('{"truncation_psi": 1.0, "seeds": [4294967296]}', "seeds.0: Input should be less than 4294967296"),
+        ('{"truncation_psi": NaN, "seeds": [1]}', "truncation_psi: Input should be a finite number"),
+        ('{"seeds": [1]}', "truncation_psi: Field required"),
+    ],
+)
+def test_bad_dataset_file_is_named(directory: Path, content: str, problem: str) -> None:
     (directory / "dataset.json").write_text(content)
-    with pytest.raises(UnusableFile, match=r"dataset.json (is not JSON|has no list of seeds)"):
+    with pytest.raises(UnusableFile, match=f"dataset.json cannot be read: {problem}.*; write .* `labelmint synth`"):
         read_dataset(directory)
 
 
@@ -88,6 +112,17 @@ def test_missing_classes_say_what_to_write(directory: Path) -> None:
     (directory / "classes.json").unlink()
     with pytest.raises(UnusableFile, match='list the classes as .*"name": "background"'):
         read_dataset(directory)
-    (directory / "classes.json").write_text(json.dumps([{"name": "a"}]))
-    with pytest.raises(UnusableFile, match="is not a list of name and rgb"):
+
+
+@pytest.mark.parametrize(
+    ("entries", "problem"),
+    [
+        ([{"name": "a"}], "0.rgb: Field required"),
+        ([{"name": "a", "rgb": [0, 0, 256]}], "0.rgb.2: Input should be less than or equal to 255"),
+        ([{"name": "a", "rgb": [0, 0, 0]}] * 2, "names 'a' twice"),
+    ],
+)
+def test_bad_classes_are_named(directory: Path, entries: object, problem: str) -> None:
+    (directory / "classes.json").write_text(json.dumps(entries))
+    with pytest.raises(UnusableFile, match=f"classes.json .*{problem}"):
         read_dataset(directory)

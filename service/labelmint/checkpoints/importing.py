@@ -1,0 +1,130 @@
+"""`labelmint import`: other people's weights to the project's own safetensors.
+
+Rules of this file:
+- The format is named or told by a positive test of what the file holds; unknown and ambiguous files are refused with
+  the list of the known formats.
+- An option that the file at hand does not need is refused, not ignored.
+- Everything is read, checked and built before the first byte is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from labelmint.checkpoints.classifiers import import_classifiers, is_classifier
+from labelmint.checkpoints.generators import Imported
+from labelmint.checkpoints.nvlabs import import_nvlabs, is_nvlabs
+from labelmint.checkpoints.opening import Checkpoint, open_checkpoint
+from labelmint.checkpoints.rosinality import import_rosinality, is_rosinality
+from labelmint.checkpoints.stylegan1 import import_stylegan1, is_stylegan1
+from labelmint.errors import InvalidRequest, UnusableFile
+from labelmint.models.annotations import LabelClasses, sha256_of
+from labelmint.models.annotations.directory import read_names
+from labelmint.models.store import load_generator, save_generator, save_interpreter
+
+FormatName = Literal["nvlabs-stylegan2", "rosinality-stylegan2", "stylegan1", "datasetgan-classifiers"]
+
+_TESTS: Mapping[FormatName, Callable[[object], bool]] = {
+    "nvlabs-stylegan2": is_nvlabs,
+    "rosinality-stylegan2": is_rosinality,
+    "stylegan1": is_stylegan1,
+    "datasetgan-classifiers": is_classifier,
+}
+FORMATS = tuple(_TESTS)
+_KNOWN = f"known formats: {', '.join(FORMATS)}"
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """What some files need beside themselves; None where it was not given."""
+
+    class_index: int | None = None  # conditional NVlabs generators
+    average_latent: Path | None = None  # StyleGAN1
+    generator: Path | None = None  # classifiers: the imported generator that they read
+    layout: str | None = None  # classifiers
+    classes: Path | None = None  # classifiers: classes.json as of the annotations; may be absent
+
+    def allow_only(self, kind: str, *names: str) -> None:
+        for name, value in asdict(self).items():
+            if value is not None and name not in names:
+                raise InvalidRequest(name, f"{kind} files have no use for it")
+
+
+def import_file(source: Path, out: Path, format_name: FormatName | None, options: ImportOptions) -> str:
+    """Read `source`, write `out`, and say what it is. `format_name` None: told from the file."""
+    if source.exists() and out.exists() and out.samefile(source):
+        raise InvalidRequest("out", "would overwrite the file that is imported; name another one")
+    if source.is_dir():
+        if format_name not in (None, "datasetgan-classifiers"):
+            raise UnusableFile(source, f"is a directory; {format_name} is one file")
+        return _import_classifiers(source, out, options)
+    checkpoint = open_checkpoint(source)
+    told = format_of(checkpoint)
+    if format_name not in (None, told):
+        raise UnusableFile(source, f"is {told}, not {format_name}")
+    if told == "datasetgan-classifiers":
+        raise UnusableFile(source, "is one classifier of an ensemble; name the directory that holds model_0.pth ...")
+    return _import_generator(checkpoint, told, out, options)
+
+
+def format_of(checkpoint: Checkpoint) -> FormatName:
+    """The one format whose test the file's content passes."""
+    found = [name for name, test in _TESTS.items() if test(checkpoint.value)]
+    if not found:
+        raise UnusableFile(checkpoint.path, f"holds no network of a known format; {_KNOWN}")
+    if len(found) > 1:
+        raise UnusableFile(checkpoint.path, f"could be each of {', '.join(found)}; files of one format can be imported")
+    return found[0]
+
+
+def _import_generator(checkpoint: Checkpoint, told: FormatName, out: Path, options: ImportOptions) -> str:
+    if told == "nvlabs-stylegan2":
+        options.allow_only(told, "class_index")
+        imported: Imported = import_nvlabs(checkpoint, options.class_index)
+    elif told == "rosinality-stylegan2":
+        options.allow_only(told)
+        imported = import_rosinality(checkpoint)
+    else:
+        options.allow_only(told, "average_latent")
+        imported = import_stylegan1(checkpoint, options.average_latent)
+    notes: dict[str, Any] = {
+        "source": checkpoint.path.name,
+        "source_sha256": checkpoint.sha256,
+        "format": told,
+        **imported.remarks,
+    }
+    save_generator(out, imported.generator, notes)
+    spec = imported.generator.spec
+    return f"{out}: generator of {told}, {spec.resolution}x{spec.resolution}, z_dim {spec.z_dim}, {_digest(out)}"
+
+
+def _import_classifiers(directory: Path, out: Path, options: ImportOptions) -> str:
+    options.allow_only("datasetgan-classifiers", "generator", "layout", "classes")
+    if options.generator is None or options.layout is None:
+        missing = "generator" if options.generator is None else "layout"
+        raise InvalidRequest(missing, "classifiers need the generator that they read and the layout of its features")
+    classes = None
+    if options.classes is not None:
+        mend = 'list the classes as [{"name": "background", "rgb": [0, 0, 0]}, ...]'
+        classes = LabelClasses(*read_names(options.classes, mend))
+    generator = load_generator(options.generator)
+    interpreter, digests = import_classifiers(directory, generator.spec, options.layout, classes)
+    notes: dict[str, Any] = {
+        "source": directory.resolve().name,
+        "source_sha256": digests,
+        "format": "datasetgan-classifiers",
+        "generator_sha256": sha256_of(options.generator),
+    }
+    save_interpreter(out, interpreter, notes)
+    spec = interpreter.spec
+    return (
+        f"{out}: interpreter of {spec.num_heads} heads and {spec.num_classes} classes, "
+        f"{spec.resolution}x{spec.resolution}, layout {spec.layout}, D {spec.feature_dim}, {_digest(out)}"
+    )
+
+
+def _digest(path: Path) -> str:
+    return f"sha256 {sha256_of(path)}"

@@ -1,0 +1,336 @@
+"""Generators of NVlabs' stylegan2-ada-pytorch and of the StyleGAN2 in their stylegan3 repository (`*.pkl`).
+
+Rules of this file:
+- The network is what its modules recorded of themselves (`conv_clamp`, `architecture`, gains, ...), not what the
+  arguments of its constructor were: the two repositories' defaults differ.
+- Every module is read whole: a tensor or submodule that is not expected is an error, as is one that is missing.
+- A conditional generator becomes the unconditional one of one class. The class enters as a constant half of the first
+  layer's input, so it is added to that layer's bias, exactly (float64).
+- Layers that ran in float16 run in float32. Without noise, the noise is zero. A file without average latent (its
+  `w_avg_beta` is None) gets a measured one, and its notes say so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from labelmint.checkpoints.generators import Imported, build, scaled
+from labelmint.checkpoints.name_table import Floats, TensorTaker, check_resolution, one_value
+from labelmint.checkpoints.opening import Checkpoint
+from labelmint.checkpoints.pickle_reader import shown
+from labelmint.checkpoints.resample_filter import filter_taps
+from labelmint.checkpoints.stand_ins import PersistentObject
+from labelmint.checkpoints.torch_file import Tensor
+from labelmint.errors import InvalidRequest, UnusableFile
+from labelmint.models.stylegan2 import StyleGAN2Spec
+
+T = TypeVar("T")
+
+
+def is_nvlabs(value: object) -> bool:
+    """A dictionary of networks with `G_ema`, the averaged generator."""
+    return isinstance(value, dict) and isinstance(value.get("G_ema"), PersistentObject)
+
+
+def import_nvlabs(checkpoint: Checkpoint, class_index: int | None) -> Imported:
+    """The file's `G_ema`; `class_index` chooses the class of a conditional generator."""
+    assert isinstance(checkpoint.value, dict)
+    root = _Module(TensorTaker(checkpoint.path), "G_ema", checkpoint.value["G_ema"])
+    return _GeneratorReader(checkpoint.path, root).read(class_index)
+
+
+class _Module:
+    """A module of the file: its tensors and submodules are taken one by one, its attributes are looked up."""
+
+    def __init__(self, taker: TensorTaker, name: str, value: object) -> None:
+        self.name = name
+        self._taker = taker
+        if not isinstance(value, PersistentObject):
+            raise self.problem(f"has {name} that is no module")
+        self._state = value.state
+        self._tensors = {**self._mapping("_parameters"), **self._mapping("_buffers")}
+        self._modules = self._mapping("_modules")
+        self._left = set(self._tensors) | set(self._modules)
+
+    def problem(self, text: str) -> UnusableFile:
+        return UnusableFile(self._taker.path, text)
+
+    def has(self, name: str) -> bool:
+        return name in self._tensors or name in self._modules
+
+    def child(self, name: str) -> _Module:
+        if name not in self._modules:
+            raise self.problem(f"lacks the module {self.name}.{name}")
+        self._left.discard(name)
+        return _Module(self._taker, f"{self.name}.{name}", self._modules[name])
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        value = self._tensors.get(name)
+        if not isinstance(value, Tensor):
+            raise self.problem(f"lacks the tensor {self.name}.{name}")
+        return value.shape
+
+    def length(self, name: str) -> int:
+        """The number of elements of a vector that tells a dimension."""
+        shape = self.shape(name)
+        if len(shape) != 1 or shape[0] == 0:
+            raise self.problem(f"has {self.name}.{name} of shape {shape}, expected a vector")
+        return shape[0]
+
+    def take(self, name: str, shape: Sequence[int]) -> Floats:
+        if name not in self._tensors:
+            raise self.problem(f"lacks the tensor {self.name}.{name}")
+        self._left.discard(name)
+        return self._taker.take(f"{self.name}.{name}", self._tensors[name], shape)
+
+    def finish(self) -> None:
+        for name in sorted(self._left):
+            raise self.problem(f"has an unexpected tensor or module {self.name}.{shown(name)}")
+
+    def attribute(self, name: str) -> object:
+        if name not in self._state:
+            raise self.problem(f"lacks the attribute {self.name}.{name}")
+        return self._state[name]
+
+    def number(self, name: str) -> float:
+        value = self.attribute(name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e30:
+            raise self.problem(f"has {self.name}.{name} that is no number")
+        return float(value)
+
+    def gain(self, name: str) -> float:
+        value = self.number(name)
+        if not 1e-9 < value < 1e9:
+            raise self.problem(f"has {self.name}.{name} = {value:g}, which is no gain")
+        return value
+
+    def integer(self, name: str) -> int:
+        value = self.number(name)
+        if value != int(value):
+            raise self.problem(f"has {self.name}.{name} that is no whole number")
+        return int(value)
+
+    def flag(self, name: str) -> bool:
+        value = self.attribute(name)
+        if not isinstance(value, bool):
+            raise self.problem(f"has {self.name}.{name} that is neither true nor false")
+        return value
+
+    def text(self, name: str) -> str:
+        value = self.attribute(name)
+        if not isinstance(value, str):
+            raise self.problem(f"has {self.name}.{name} that is no text")
+        return value
+
+    def expect(self, **wanted: object) -> None:
+        """Attributes that our modules know one value of only."""
+        for name, want in wanted.items():
+            value = self.attribute(name)
+            same = (
+                math.isclose(self.number(name), want, rel_tol=1e-6)
+                if isinstance(want, float)
+                else type(value) is type(want) and value == want
+            )
+            if not same:
+                text = shown(value) if isinstance(value, str) else value if _is_plain(value) else "something else"
+                raise self.problem(f"has {self.name}.{name} = {text}; only {want} can be imported")
+
+    def _mapping(self, name: str) -> dict[str, object]:
+        """A dictionary of torch's modules; what it maps to None is absent (`bias=None`)."""
+        found = self._state.get(name)
+        if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
+            raise self.problem(f"has {self.name} that is no module: it has no {name}")
+        return {key: value for key, value in found.items() if value is not None}
+
+
+def _is_plain(value: object) -> bool:
+    return value is None or isinstance(value, (bool, float)) or (isinstance(value, int) and abs(value) < 1e9)
+
+
+class _GeneratorReader:
+    """Reads one generator; collects our tensors, and what must agree among all layers."""
+
+    def __init__(self, path: Path, root: _Module) -> None:
+        self._path = path
+        self._root = root
+        self._tensors: dict[str, Floats] = {}
+        self._architectures: dict[str, str] = {}  # each of the three: value to the name of a module that has it
+        self._clamps: dict[float | None, str] = {}
+        self._filters: dict[tuple[float, ...], str] = {}
+        self._without_noise: list[str] = []
+        self._half_precision: list[int] = []
+
+    def read(self, class_index: int | None) -> Imported:
+        mapping, synthesis = self._root.child("mapping"), self._root.child("synthesis")
+        if synthesis.has("input"):
+            raise self._root.problem(
+                "holds a StyleGAN3 network; only StyleGAN2 networks of that repository can be imported"
+            )
+        self._root.finish()
+        w_dim, image_channels = synthesis.integer("w_dim"), synthesis.integer("img_channels")
+        resolution = check_resolution(self._path, synthesis.integer("img_resolution"))
+        blocks = {2**i: synthesis.child(f"b{2**i}") for i in range(2, resolution.bit_length())}
+        synthesis.expect(num_ws=2 * len(blocks))
+        synthesis.finish()
+        channels = {r: block.child("conv1").length("bias") for r, block in blocks.items()}
+        for r, block in blocks.items():
+            block.expect(resolution=r, w_dim=w_dim, img_channels=image_channels, is_last=r == resolution)
+            block.expect(in_channels=channels.get(r // 2, 0))
+            self._block(block, r, channels)
+        mapping_spec = self._mapping(mapping, w_dim, class_index)
+        generator = build(
+            self._path,
+            StyleGAN2Spec,
+            self._tensors,
+            **mapping_spec,
+            w_dim=w_dim,
+            resolution=resolution,
+            channels=channels,
+            image_channels=image_channels,
+            architecture=one_value(self._path, self._architectures, "architecture"),
+            conv_clamp=one_value(self._path, self._clamps, "conv_clamp"),
+            resample_filter=one_value(self._path, self._filters, "resample_filter"),
+        )
+        remarks: dict[str, object] = {"average_latent": "file" if "mapping.w_avg" in self._tensors else "measured"}
+        if class_index is not None:
+            remarks["class_index"] = class_index
+        if self._half_precision:
+            remarks["float16_resolutions_in_float32"] = self._half_precision
+        if self._without_noise:
+            remarks["layers_without_noise"] = self._without_noise
+        return Imported(generator, remarks)
+
+    def _block(self, block: _Module, r: int, channels: Mapping[int, int]) -> None:
+        out, w_dim, architecture = channels[r], block.integer("w_dim"), block.text("architecture")
+        self._architectures.setdefault(architecture, block.name)
+        if block.flag("use_fp16"):
+            self._half_precision.append(r)
+        ours = f"synthesis.blocks.{r}"
+        self._filter(block, used=r > 4)
+        if r == 4:
+            self._tensors["synthesis.const"] = block.take("const", (out, 4, 4))
+        else:
+            self._styled_conv(block.child("conv0"), f"{ours}.conv0", r, (out, channels[r // 2]), w_dim, up=2)
+        self._styled_conv(block.child("conv1"), f"{ours}.conv1", r, (out, out), w_dim, up=1)
+        if architecture == "resnet" and r > 4:
+            self._skip(block.child("skip"), f"{ours}.skip", out, channels[r // 2])
+        if architecture == "skip" or block.flag("is_last"):
+            self._to_rgb(block.child("torgb"), f"{ours}.to_rgb", block.integer("img_channels"), out, w_dim)
+        block.finish()
+
+    def _styled_conv(
+        self, layer: _Module, ours: str, resolution: int, size: tuple[int, int], w_dim: int, up: int
+    ) -> None:
+        layer.expect(activation="lrelu", act_gain=math.sqrt(2.0), up=up, padding=1, resolution=resolution)
+        out_channels, in_channels = size
+        self._clamp(layer)
+        self._filter(layer, used=up == 2)
+        self._linear(layer.child("affine"), f"{ours}.affine", (in_channels, w_dim), "linear", 1.0)
+        self._tensors[f"{ours}.weight"] = layer.take("weight", (out_channels, in_channels, 3, 3))
+        self._tensors[f"{ours}.bias"] = layer.take("bias", (out_channels,))
+        if layer.flag("use_noise"):
+            self._tensors[f"{ours}.noise_const"] = layer.take("noise_const", (resolution, resolution))
+            self._tensors[f"{ours}.noise_strength"] = layer.take("noise_strength", ())
+        else:
+            self._without_noise.append(ours)
+            self._tensors[f"{ours}.noise_const"] = np.zeros((resolution, resolution), np.float32)
+            self._tensors[f"{ours}.noise_strength"] = np.zeros((), np.float32)
+        layer.finish()
+
+    def _to_rgb(self, layer: _Module, ours: str, image_channels: int, in_channels: int, w_dim: int) -> None:
+        self._clamp(layer)
+        self._linear(layer.child("affine"), f"{ours}.affine", (in_channels, w_dim), "linear", 1.0)
+        weight = layer.take("weight", (image_channels, in_channels, 1, 1))
+        self._tensors[f"{ours}.weight"] = scaled(weight, layer.gain("weight_gain"), 1.0 / math.sqrt(in_channels))
+        self._tensors[f"{ours}.bias"] = layer.take("bias", (image_channels,))
+        layer.finish()
+
+    def _skip(self, layer: _Module, ours: str, out_channels: int, in_channels: int) -> None:
+        layer.expect(activation="linear", act_gain=1.0, up=2, down=1, padding=0, conv_clamp=None)
+        self._filter(layer, used=True)
+        weight = layer.take("weight", (out_channels, in_channels, 1, 1))
+        self._tensors[f"{ours}.weight"] = scaled(weight, layer.gain("weight_gain"), 1.0 / math.sqrt(in_channels))
+        layer.finish()
+
+    def _linear(self, layer: _Module, ours: str, size: tuple[int, int], activation: str, lr_multiplier: float) -> None:
+        """A fully connected layer of `size` (out, in), which our module multiplies by its own gains."""
+        layer.expect(activation=activation)
+        weight, bias = layer.take("weight", size), layer.take("bias", size[:1])
+        layer.finish()
+        self._tensors[f"{ours}.weight"] = scaled(weight, layer.gain("weight_gain"), lr_multiplier / math.sqrt(size[1]))
+        self._tensors[f"{ours}.bias"] = scaled(bias, layer.gain("bias_gain"), lr_multiplier)
+
+    def _clamp(self, layer: _Module) -> None:
+        clamp = None if layer.attribute("conv_clamp") is None else layer.gain("conv_clamp")
+        self._clamps.setdefault(clamp, layer.name)
+
+    def _filter(self, layer: _Module, used: bool) -> None:
+        """Layers that do not resample keep a filter all the same, which may be another one."""
+        shape = layer.shape("resample_filter")
+        kernel = layer.take("resample_filter", shape)
+        taps = filter_taps(kernel, gain=1.0)
+        if used and taps is None:
+            raise layer.problem(f"has {layer.name}.resample_filter that is no separable filter of sum 1")
+        if used and taps is not None:
+            self._filters.setdefault(taps, layer.name)
+
+    def _mapping(self, mapping: _Module, w_dim: int, class_index: int | None) -> dict[str, Any]:
+        """Take the mapping network; returns its part of the spec."""
+        mapping.expect(w_dim=w_dim)
+        z_dim, classes, count = mapping.integer("z_dim"), mapping.integer("c_dim"), mapping.integer("num_layers")
+        if z_dim < 1 or count < 1:
+            raise mapping.problem(f"has a mapping of {count} layers from {z_dim} latents; both must be at least 1")
+        if mapping.has("w_avg"):
+            self._tensors["mapping.w_avg"] = mapping.take("w_avg", (w_dim,))
+        condition = self._condition(mapping, classes, class_index)
+        first = mapping.child("fc0")
+        lr_multiplier, width = first.gain("bias_gain"), first.length("bias")
+        sizes = [z_dim + len(condition), *[width] * (count - 1), w_dim]
+        for index in range(count):
+            layer = first if index == 0 else mapping.child(f"fc{index}")
+            size = (sizes[index + 1], sizes[index])
+            self._linear(layer, f"mapping.layers.{index}", size, "lrelu", lr_multiplier)
+        mapping.finish()
+        if len(condition):
+            self._fold(condition, z_dim, lr_multiplier)
+        return {
+            "z_dim": z_dim,
+            "mapping_layers": count,
+            "mapping_lr_multiplier": lr_multiplier,
+            "mapping_width": None if width == w_dim else width,
+        }
+
+    def _condition(self, mapping: _Module, classes: int, class_index: int | None) -> npt.NDArray[np.float64]:
+        """The half of the first layer's input that the class gives: its embedding, normalised [E]; empty if none."""
+        if classes == 0:
+            if class_index is not None:
+                raise InvalidRequest("class_index", "this generator knows no classes")
+            return np.zeros(0)
+        if class_index is None or not 0 <= class_index < classes:
+            asked = "none was given" if class_index is None else f"not {class_index}"
+            raise InvalidRequest(
+                "class_index", f"this generator is conditional; choose a class from 0 to {classes - 1}, {asked}"
+            )
+        layer = mapping.child("embed")
+        layer.expect(activation="linear")
+        width = layer.length("bias")
+        column = layer.take("weight", (width, classes))[:, class_index].astype(np.float64)
+        bias = layer.take("bias", (width,)).astype(np.float64)
+        layer.finish()
+        embedded = column * layer.gain("weight_gain") + bias * layer.gain("bias_gain")  # [E]
+        return embedded / np.sqrt(np.square(embedded).mean() + 1e-8)
+
+    def _fold(self, condition: npt.NDArray[np.float64], z_dim: int, lr_multiplier: float) -> None:
+        """Add the class's share of the first layer to its bias; the latents' share stays its weight."""
+        name = "mapping.layers.0"
+        weight, bias = self._tensors[f"{name}.weight"], self._tensors[f"{name}.bias"]  # [H,z+E], [H]
+        gain, our_gain = lr_multiplier / math.sqrt(weight.shape[1]), lr_multiplier / math.sqrt(z_dim)
+        share = weight[:, z_dim:].astype(np.float64) @ condition * gain / lr_multiplier  # [H]
+        self._tensors[f"{name}.weight"] = scaled(weight[:, :z_dim], gain, our_gain)
+        self._tensors[f"{name}.bias"] = (bias + share).astype(np.float32)

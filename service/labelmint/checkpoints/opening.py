@@ -1,0 +1,65 @@
+"""Opens a checkpoint of another project: what it holds, as inert values, and the digest of its bytes.
+
+Rules of this file:
+- The container is told from the first bytes; nothing is tried out.
+- The file is mapped, not loaded: tensors that nobody asks for cost no memory.
+- Whatever is wrong with the bytes ends as one UnusableFile that names the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+from dataclasses import dataclass
+from pathlib import Path
+
+from labelmint.checkpoints.pickle_reader import Budget, Malformed, PickleReader, check_tree
+from labelmint.checkpoints.stand_ins import NVLABS
+from labelmint.checkpoints.torch_file import LEGACY_MAGIC, TORCH, ZIP_MAGIC, nested_storage, read_legacy, read_zip
+from labelmint.errors import UnusableFile
+
+# A training state at 1024x1024 with both optimizers is about 1 GB.
+MAX_FILE_BYTES = 8 << 30
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """`value` is made of text, numbers, lists, dictionaries and the inert values of this room."""
+
+    path: Path
+    sha256: str
+    value: object
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Read a pickle or a file of `torch.save`. No code in it is run. Raises UnusableFile."""
+    if not path.is_file():
+        raise UnusableFile(path, "is not a file" if path.exists() else "does not exist")
+    size = path.stat().st_size
+    if not 0 < size <= MAX_FILE_BYTES:
+        raise UnusableFile(path, f"has {size} bytes; checkpoints have between 1 and {MAX_FILE_BYTES}")
+    with path.open("rb") as file:
+        data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    try:
+        value = _read(data)
+        check_tree(value)
+    except Malformed as problem:
+        raise UnusableFile(path, str(problem)) from None
+    return Checkpoint(path, hashlib.sha256(data).hexdigest(), value)
+
+
+def _read(data: memoryview) -> object:
+    budget = Budget(nested_bytes=len(data))
+    start = bytes(data[: len(LEGACY_MAGIC)])
+    if start.startswith(ZIP_MAGIC):
+        return read_zip(data, budget)
+    if start == LEGACY_MAGIC:
+        return read_legacy(data, budget)
+    if start[:1] != b"\x80":
+        raise Malformed("is neither a pickle nor a file of torch.save")
+    stand_ins = TORCH | NVLABS | {"torch.storage._load_from_bytes": nested_storage(budget)}
+    reader = PickleReader(data, stand_ins, budget)
+    value = reader.read()
+    if reader.position != len(data):
+        raise Malformed("has bytes behind its pickle")
+    return value

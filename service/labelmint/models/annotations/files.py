@@ -1,0 +1,77 @@
+"""JSON and PNG files, read whole or refused, written aside and renamed.
+
+Rules of this file:
+- A file that is missing, broken or of another content is one UnusableFile that says where in the file and what to do.
+- JSON is checked against a type, strictly: no number in quotes, no NaN, and what is not asked for is not looked at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from labelmint.errors import UnusableFile
+
+Bytes = npt.NDArray[np.uint8]
+T = TypeVar("T")
+
+# What Pillow raises for a picture that is none, broken off, spoiled, or declares a size beyond reason.
+BROKEN_PICTURE = (OSError, SyntaxError, Image.DecompressionBombError)
+
+
+class Strict(BaseModel):
+    """An object in a JSON file of a tool: the keys that are read, in their exact types."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, frozen=True)
+
+
+def sha256_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def read_json(path: Path, expected: TypeAdapter[T], mend: str) -> T:
+    """`mend` says how to get such a file. Raises UnusableFile with the first place that is not as expected."""
+    if not path.is_file():
+        raise UnusableFile(path, f"does not exist; {mend}")
+    try:
+        return expected.validate_json(path.read_bytes(), strict=True)
+    except ValidationError as error:
+        # Where alternatives exist, the one that fits best fails deepest.
+        worst = max(error.errors(include_input=False), key=lambda entry: len(entry["loc"]))
+        place = ".".join(map(str, worst["loc"]))
+        raise UnusableFile(path, f"cannot be read: {place + ': ' if place else ''}{worst['msg']}; {mend}") from error
+
+
+def open_picture(path: Path, mend: str) -> Image.Image:
+    if not path.is_file():
+        raise UnusableFile(path, f"does not exist; {mend}")
+    try:
+        picture = Image.open(path)
+        picture.load()
+    except BROKEN_PICTURE as error:
+        raise UnusableFile(path, f"is not a whole image: {error}") from error
+    return picture
+
+
+def write_json(path: Path, content: object) -> None:
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    aside = path.with_name(path.name + ".part")
+    aside.write_text(text, encoding="utf-8", newline="")
+    os.replace(aside, path)
+
+
+def write_png(path: Path, picture: Image.Image) -> None:
+    aside = path.with_name(path.name + ".part")
+    picture.save(aside, "PNG")
+    os.replace(aside, path)

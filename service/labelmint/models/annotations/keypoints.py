@@ -1,0 +1,93 @@
+"""Keypoints of the images that `synth` wrote, in the format that the user names.
+
+Rules of this file:
+- The format is never guessed; files of another format that lie beside it are not looked at.
+- A CSV has a header and every cell its column; what is not labelled (visible 0) may leave its x and y empty.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from labelmint.errors import UnusableFile
+from labelmint.models.annotations import coco
+from labelmint.models.annotations.directory import Palette, read_drawn, read_names, write_names
+from labelmint.models.annotations.files import Bytes, write_text
+from labelmint.models.annotations.points import Keypoint, Points, gather
+
+KeypointFormat = Literal["csv", "coco"]
+
+_HEADER = ["seed", "name", "x", "y"]
+_VISIBLE = "visible"
+
+
+@dataclass(frozen=True)
+class KeypointDataset:
+    """Seeds with their images uint8 [R,R,3] and keypoints float32 [K,3]: x and y in pixels, present 0 or 1."""
+
+    truncation_psi: float
+    names: tuple[str, ...]
+    palette: Palette
+    images: Mapping[int, Bytes]
+    keypoints: Mapping[int, Points]
+
+
+def csv_path(directory: Path) -> Path:
+    return directory / "keypoints.csv"
+
+
+def write_keypoints(directory: Path, names: tuple[str, ...], palette: Palette, keypoints: Mapping[int, Points]) -> None:
+    """What an annotator would write, in the format `csv`: of each seed float32 [K,3] of x, y, present."""
+    lines = io.StringIO()
+    writer = csv.writer(lines, lineterminator="\n")
+    writer.writerow([*_HEADER, _VISIBLE])
+    for seed, points in keypoints.items():
+        for name, (x, y, present) in zip(names, points.tolist(), strict=True):
+            # Nine digits bring a float32 back to the bit.
+            writer.writerow([seed, name, f"{x:.9g}", f"{y:.9g}", 2] if present else [seed, name, "", "", 0])
+    write_text(csv_path(directory), lines.getvalue())
+    write_names(directory / "keypoints.json", names, palette)
+
+
+def read_keypoints(directory: Path, keypoint_format: KeypointFormat = "csv") -> KeypointDataset:
+    """Raises UnusableFile naming the first file and place that is missing or not what it should be."""
+    drawn = read_drawn(directory)
+    mend = 'list the keypoints as [{"name": "nose", "rgb": [255, 0, 0]}, ...]'
+    names, palette = read_names(directory / "keypoints.json", mend)
+    entries = _read_csv(csv_path(directory)) if keypoint_format == "csv" else coco.read_keypoints(directory, drawn)
+    keypoints = gather(entries, names, drawn, directory)
+    return KeypointDataset(drawn.truncation_psi, names, palette, drawn.images, keypoints)
+
+
+def _read_csv(path: Path) -> Iterator[Keypoint]:
+    if not path.is_file():
+        raise UnusableFile(path, f"does not exist; write it with the header {','.join(_HEADER)}")
+    try:
+        # Spreadsheet programs put a byte order mark first.
+        rows = csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline=""), strict=True)
+        header = next(rows, [])
+        if header not in (_HEADER, [*_HEADER, _VISIBLE]):
+            raise UnusableFile(path, f"has the header {','.join(header)!r}; it is {','.join(_HEADER)}[,{_VISIBLE}]")
+        for row in rows:
+            if row:  # an empty line is no row
+                yield _parsed(row, header, path, rows.line_num)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UnusableFile(path, f"is not CSV: {error}") from error
+
+
+def _parsed(row: list[str], header: list[str], path: Path, line: int) -> Keypoint:
+    if len(row) != len(header):
+        raise UnusableFile(path, f"line {line} has {len(row)} columns, the header {len(header)}")
+    cells = dict(zip(header, row, strict=True))
+    where = f"line {line} ({cells['name']!r})"
+    try:
+        visible = int(cells.get(_VISIBLE, "2"))
+        x, y = (float(cells["x"]), float(cells["y"])) if visible else (0.0, 0.0)
+        return Keypoint(int(cells["seed"]), path, where, cells["name"], x, y, visible)
+    except ValueError as error:
+        raise UnusableFile(path, f"{where} has something else than a number: {error}") from error

@@ -1,0 +1,104 @@
+"""Label files of the program labelme, one JSON file beside each image.
+
+Rules of this file:
+- Areas are drawn with Pillow in the way of labelme's own converter, so outlines belong to the shape.
+- Lines and points have no area. labelme's converter gives them a width of its own; here they are refused.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Iterator
+from pathlib import Path, PureWindowsPath
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw
+from pydantic import TypeAdapter
+
+from labelmint.errors import UnusableFile
+from labelmint.models.annotations.directory import Drawn, Size, check_no_strays, check_size, image_name, image_path
+from labelmint.models.annotations.files import BROKEN_PICTURE, Strict, read_json
+from labelmint.models.annotations.shapes import Point, Shape, check_points
+
+
+class _Shape(Strict):
+    label: str
+    points: list[Point]
+    shape_type: str
+    mask: str | None = None  # base64 of a PNG
+
+
+class _LabelFile(Strict):
+    imagePath: str  # noqa: N815
+    imageHeight: int  # noqa: N815
+    imageWidth: int  # noqa: N815
+    shapes: list[_Shape]
+
+
+_LABEL_FILE = TypeAdapter(_LabelFile)
+
+
+def label_path(directory: Path, seed: int) -> Path:
+    return image_path(directory, seed).with_suffix(".json")
+
+
+def read_shapes(directory: Path, drawn: Drawn) -> Iterator[Shape]:
+    """The shapes of every image, in the order of its file. Raises UnusableFile."""
+    paths = {seed: label_path(directory, seed) for seed in drawn.images}
+    check_no_strays(paths.values(), "*.json")
+    for seed, path in paths.items():
+        size = drawn.size(seed)
+        content = read_json(path, _LABEL_FILE, "annotate its image with labelme and save")
+        # Either separator: the file may have been saved on Windows.
+        if PureWindowsPath(content.imagePath).name != image_name(seed):
+            raise UnusableFile(path, f"was saved for the image {content.imagePath!r}; annotate the image beside it")
+        check_size((content.imageHeight, content.imageWidth), size, path, "was saved for an image of")
+        for index, shape in enumerate(content.shapes):
+            where = f"shapes.{index} ({shape.label!r})"
+            yield Shape(seed, path, where, shape.label, _area(shape, size, path, where))
+
+
+def _area(shape: _Shape, size: Size, path: Path, where: str) -> npt.NDArray[np.bool_]:
+    """The pixels bool [R,R] that a shape covers."""
+    kind, points = shape.shape_type, shape.points
+    enough = {"polygon": len(points) >= 3, "oriented_rectangle": len(points) == 4}
+    enough.update(dict.fromkeys(("rectangle", "circle", "mask"), len(points) == 2))
+    if kind not in enough:
+        raise UnusableFile(path, f"{where} is a {kind}; only {', '.join(enough)} have an area")
+    if not enough[kind]:
+        raise UnusableFile(path, f"{where} is a {kind} of {len(points)} points; draw it again")
+    check_points(points, size, path, where)
+    if kind == "mask":
+        return _pasted(shape, size, path, where)
+    picture = Image.new("L", (size[1], size[0]))
+    draw = ImageDraw.Draw(picture)
+    if kind in ("polygon", "oriented_rectangle"):
+        draw.polygon(points, fill=1, outline=1)
+    elif kind == "rectangle":
+        (left, right), (top, bottom) = (sorted(values) for values in zip(*points, strict=True))
+        draw.rectangle((left, top, right, bottom), fill=1, outline=1)
+    else:
+        (x, y), on_the_rim = points
+        radius = math.dist((x, y), on_the_rim)
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=1, outline=1)
+    return np.asarray(picture) > 0
+
+
+def _pasted(shape: _Shape, size: Size, path: Path, where: str) -> npt.NDArray[np.bool_]:
+    """A bitmap lies between its two points, both inclusive."""
+    left, top, right, bottom = (int(value) for point in shape.points for value in point)
+    if not (0 <= left <= right < size[1] and 0 <= top <= bottom < size[0]):
+        raise UnusableFile(path, f"{where} has a bitmap from ({left}, {top}) to ({right}, {bottom}), outside its image")
+    try:
+        bitmap = Image.open(io.BytesIO(base64.b64decode(shape.mask or "")), formats=["PNG"])
+        if bitmap.size != (right - left + 1, bottom - top + 1) or bitmap.mode not in ("1", "L"):
+            raise UnusableFile(path, f"{where} has a bitmap of another size or mode than its points say; draw it again")
+        pixels = np.asarray(bitmap) > 0
+    except (ValueError, *BROKEN_PICTURE) as error:
+        raise UnusableFile(path, f"{where} has a bitmap that is not a whole PNG: {error}") from error
+    area = np.zeros(size, bool)
+    area[top : bottom + 1, left : right + 1] = pixels
+    return area

@@ -1,0 +1,94 @@
+"""Segmentation masks of the images that `synth` wrote, in the format that the user names.
+
+Rules of this file:
+- The format is never guessed; files of another format that lie beside it are not looked at.
+- What is missing, left over, of the wrong size or out of range is named; nothing is skipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from labelmint.errors import UnusableFile
+from labelmint.models.annotations import coco, labelme
+from labelmint.models.annotations.directory import (
+    Drawn,
+    Palette,
+    Size,
+    check_no_strays,
+    check_size,
+    image_name,
+    read_drawn,
+    read_names,
+    write_names,
+)
+from labelmint.models.annotations.files import Bytes, open_picture, write_png
+from labelmint.models.annotations.shapes import paint
+
+MaskFormat = Literal["png", "labelme", "coco"]
+
+
+@dataclass(frozen=True)
+class LabelClasses:
+    names: tuple[str, ...]
+    palette: Palette
+
+
+@dataclass(frozen=True)
+class AnnotatedDataset:
+    """Seeds with their images uint8 [R,R,3] and masks uint8 [R,R]."""
+
+    truncation_psi: float
+    classes: LabelClasses
+    images: Mapping[int, Bytes]
+    masks: Mapping[int, Bytes]
+
+
+def mask_path(directory: Path, seed: int) -> Path:
+    return directory / "masks" / image_name(seed)
+
+
+def write_masks(directory: Path, classes: LabelClasses, masks: Mapping[int, Bytes]) -> None:
+    """What an annotation tool would write, in the format `png`."""
+    for seed, mask in masks.items():
+        picture = Image.fromarray(mask, mode="P")
+        picture.putpalette(bytes(value for colour in classes.palette for value in colour))
+        write_png(mask_path(directory, seed), picture)
+    write_names(directory / "classes.json", classes.names, classes.palette)
+
+
+def read_dataset(directory: Path, mask_format: MaskFormat = "png") -> AnnotatedDataset:
+    """Raises UnusableFile naming the first file that is missing or not what it should be."""
+    drawn = read_drawn(directory)
+    mend = 'list the classes as [{"name": "background", "rgb": [0, 0, 0]}, ...]'
+    classes = LabelClasses(*read_names(directory / "classes.json", mend))
+    if mask_format == "png":
+        masks = _read_pngs(directory, drawn, len(classes.names))
+    elif mask_format == "labelme":
+        masks = paint(labelme.read_shapes(directory, drawn), classes.names, drawn, directory)
+    else:
+        masks = paint(coco.read_shapes(directory, drawn), classes.names, drawn, directory)
+    return AnnotatedDataset(drawn.truncation_psi, classes, drawn.images, masks)
+
+
+def _read_pngs(directory: Path, drawn: Drawn, num_classes: int) -> dict[int, Bytes]:
+    paths = {seed: mask_path(directory, seed) for seed in drawn.images}
+    check_no_strays(paths.values(), "*.png")
+    return {seed: _read_png(path, drawn.size(seed), num_classes) for seed, path in paths.items()}
+
+
+def _read_png(path: Path, size: Size, num_classes: int) -> Bytes:
+    picture = open_picture(path, "every image of dataset.json needs its mask")
+    if picture.mode not in ("L", "P", "1"):
+        raise UnusableFile(path, f"is a {picture.mode} image; a mask has one channel (or a palette) of class ids")
+    mask = np.asarray(picture, dtype=np.uint8)
+    check_size((mask.shape[0], mask.shape[1]), size, path, "is")
+    if int(mask.max()) >= num_classes:
+        raise UnusableFile(path, f"has class id {int(mask.max())}; classes.json names {num_classes} classes")
+    return mask

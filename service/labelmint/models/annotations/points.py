@@ -1,0 +1,73 @@
+"""Named points gathered into arrays: what the CSV and COCO files of keypoints have in common.
+
+Rules of this file:
+- Coordinates are pixels, x to the right and y down; the centre of the first pixel is (0, 0), as in COCO and in the
+  demo's renderer. Tools that count from its corner (CVAT) are half a pixel off, and are taken at their word.
+- Visibility is COCO's: 0 not labelled, 1 labelled though hidden, 2 visible. A keypoint is present where it is labelled;
+  one that is not listed for an image is not.
+- An image without any entry is an error, as is a keypoint that no image has; nothing is skipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from labelmint.errors import UnusableFile
+from labelmint.models.annotations.directory import Drawn, id_of, image_path
+
+Points = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Keypoint:
+    """One keypoint of one image: `where` it stands in the file `path`, and its place in pixels."""
+
+    seed: int
+    path: Path
+    where: str
+    name: str
+    x: float
+    y: float
+    visible: float
+
+
+def gather(entries: Iterable[Keypoint], names: tuple[str, ...], drawn: Drawn, directory: Path) -> dict[int, Points]:
+    """Points float32 [K,3] of x, y and present (0 or 1), one array of each drawn image."""
+    gathered = {seed: np.zeros((len(names), 3), np.float32) for seed in drawn.images}
+    given: dict[int, set[int]] = {seed: set() for seed in drawn.images}
+    for entry in entries:
+        number = id_of(entry.name, names, entry.path, entry.where)
+        if entry.seed not in gathered:
+            raise UnusableFile(entry.path, f"{entry.where} is of seed {entry.seed}, which dataset.json does not list")
+        if number in given[entry.seed]:
+            raise UnusableFile(entry.path, f"{entry.where} is the second one of seed {entry.seed}; keep one")
+        given[entry.seed].add(number)
+        if _is_present(entry, drawn):
+            gathered[entry.seed][number] = entry.x, entry.y, 1
+    for seed, numbers in given.items():
+        if not numbers:
+            raise UnusableFile(
+                image_path(directory, seed), "has no keypoint; list one, with visibility 0 if none is there"
+            )
+    for number, name in enumerate(names):
+        if not any(points[number, 2] for points in gathered.values()):
+            raise UnusableFile(directory / "keypoints.json", f"names {name!r}, which no image shows; remove it")
+    return gathered
+
+
+def _is_present(entry: Keypoint, drawn: Drawn) -> bool:
+    if entry.visible not in (0, 1, 2):
+        raise UnusableFile(entry.path, f"{entry.where} has the visibility {entry.visible:g}; it is 0, 1 or 2")
+    if entry.visible == 0:
+        return False
+    height, width = drawn.size(entry.seed)
+    if not (-0.5 <= entry.x <= width - 0.5 and -0.5 <= entry.y <= height - 0.5):
+        raise UnusableFile(
+            entry.path, f"{entry.where} is at ({entry.x:g}, {entry.y:g}), outside of {width}x{height} pixels"
+        )
+    return True

@@ -1,0 +1,168 @@
+"""What every StyleGAN generator shares: mapping, truncation, style mixing, and the image as bytes.
+
+Rules of this file:
+- A generator is a spec (`StyleGAN2Spec`, `StyleGAN1Spec`), the mapping below and the synthesis network the spec builds.
+- Parameters are stored in the equalised form (Karras et al. 2018): multiplied by their gain where they are used.
+- A sample never sees its neighbours in the batch, and the batch stays symbolic in an export.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping as MappingType
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from labelmint.models.layout import Tap
+
+SQRT2 = math.sqrt(2.0)
+LEAK = 0.2
+
+S = TypeVar("S", bound="GeneratorSpec")
+
+
+@dataclass(frozen=True)
+class GeneratorSpec:
+    """The dimensions that travel with the weights.
+
+    `channels` maps a resolution (4, 8, ... R) to its number of feature channels. `mapping_width` is the width between
+    the mapping's layers (None: `w_dim`). Truncation acts on the layers before `truncation_cutoff` (None: on all).
+    Raises ValueError naming what is wrong.
+    """
+
+    z_dim: int
+    w_dim: int
+    mapping_layers: int
+    resolution: int
+    channels: MappingType[int, int]
+    image_channels: int = 3
+    mapping_lr_multiplier: float = 0.01
+    mapping_width: int | None = None
+    truncation_cutoff: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.resolution < 8 or self.resolution & (self.resolution - 1):
+            raise ValueError(f"resolution must be a power of two of at least 8, not {self.resolution}")
+        if sorted(self.channels) != self.resolutions:
+            raise ValueError(
+                f"channels must be given for the resolutions {self.resolutions}, not {sorted(self.channels)}"
+            )
+        if self.image_channels not in (1, 3):
+            raise ValueError(f"images have 1 (gray) or 3 (RGB) channels, not {self.image_channels}")
+
+    @property
+    def resolutions(self) -> list[int]:
+        return [2**i for i in range(2, int(math.log2(self.resolution)) + 1)]
+
+    @property
+    def num_ws(self) -> int:
+        """Number of w's the synthesis takes: two a resolution."""
+        return 2 * len(self.resolutions)
+
+    @property
+    def taps(self) -> dict[Tap, int]:
+        """The tensors that a feature layout may read and their channels, in the order of computation."""
+        raise NotImplementedError
+
+    def build_synthesis(self) -> nn.Module:
+        """The synthesis network: (ws [B,num_ws,w_dim], layout) to image and features."""
+        raise NotImplementedError
+
+    def to_json(self) -> dict[str, object]:
+        return asdict(self) | {"channels": {str(r): c for r, c in self.channels.items()}}
+
+    @classmethod
+    def from_json(cls: type[S], data: MappingType[str, Any]) -> S:
+        return cls(**{**data, "channels": {int(r): int(c) for r, c in data["channels"].items()}})
+
+
+class Generator(nn.Module):
+    """Latents to an image and the feature maps that the Style Interpreter reads."""
+
+    def __init__(self, spec: GeneratorSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.mapping = Mapping(spec)
+        self.synthesis = spec.build_synthesis()
+
+    def forward(
+        self, latent: Tensor, style_latent: Tensor, crossover: Tensor, truncation_psi: Tensor, layout: str
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """Draw images; layers from `crossover` on take their style from `style_latent`.
+
+        Args:
+            latent, style_latent: float32 [B,z_dim].
+            crossover: int32 [B,1] in 0..num_ws.
+            truncation_psi: float32 [B,1].
+            layout: name of a feature layout (`labelmint.models.layout`).
+
+        Returns:
+            image float32 [B,C,R,R], nominally in [-1,1], and per resolution r the features [B,C_r,r,r].
+        """
+        w, truncated_w = self._w(latent, truncation_psi)  # [B,w_dim] each
+        style_w, truncated_style_w = self._w(style_latent, truncation_psi)  # [B,w_dim] each
+        layer = torch.arange(self.spec.num_ws, device=w.device, dtype=torch.int32)  # [num_ws]
+        takes_style = (layer[None, :] >= crossover)[:, :, None]  # [B,num_ws,1]
+        ws = torch.where(takes_style, truncated_style_w[:, None, :], truncated_w[:, None, :])  # [B,num_ws,w_dim]
+        if self.spec.truncation_cutoff is not None:
+            whole = torch.where(takes_style, style_w[:, None, :], w[:, None, :])  # [B,num_ws,w_dim]
+            ws = torch.where((layer < self.spec.truncation_cutoff)[None, :, None], ws, whole)
+        return self.synthesis(ws, layout)
+
+    def _w(self, latent: Tensor, truncation_psi: Tensor) -> tuple[Tensor, Tensor]:
+        w = self.mapping(latent)
+        return w, self.mapping.truncate(w, truncation_psi)
+
+
+class Mapping(nn.Module):
+    """z to w: normalise, then equalised linear layers with leaky ReLU of gain sqrt 2."""
+
+    def __init__(self, spec: GeneratorSpec) -> None:
+        super().__init__()
+        width = spec.mapping_width or spec.w_dim
+        widths = [spec.z_dim, *[width] * (spec.mapping_layers - 1), spec.w_dim]
+        self.layers = nn.ModuleList(
+            EqualizedLinear(a, b, spec.mapping_lr_multiplier) for a, b in itertools.pairwise(widths)
+        )
+        self.register_buffer("w_avg", torch.zeros(spec.w_dim))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """z float32 [B,z_dim] to w [B,w_dim], not truncated."""
+        x = z * torch.rsqrt(z.square().mean(dim=1, keepdim=True) + 1e-8)
+        for layer in self.layers:
+            x = leaky_relu(layer(x))  # [B,w_dim]
+        return x
+
+    def truncate(self, w: Tensor, psi: Tensor | float) -> Tensor:
+        """w_avg + psi (w - w_avg); psi float or [B,1]."""
+        return self.w_avg + psi * (w - self.w_avg)
+
+
+class EqualizedLinear(nn.Module):
+    def __init__(self, in_features: int, out_features: int, lr_multiplier: float = 1.0, bias_init: float = 0.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(out_features, in_features) / lr_multiplier)
+        self.bias = nn.Parameter(torch.full((out_features,), bias_init))
+        self.weight_gain = lr_multiplier / math.sqrt(in_features)
+        self.bias_gain = lr_multiplier
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight * self.weight_gain, self.bias * self.bias_gain)
+
+
+def leaky_relu(x: Tensor) -> Tensor:
+    return F.leaky_relu(x, LEAK) * SQRT2
+
+
+def to_uint8(image: Tensor) -> Tensor:
+    """[-1,1] float [B,C,R,R] to uint8 [B,R,R,3] as the official scripts do: scale, clamp, truncate.
+
+    A gray image becomes three equal channels.
+    """
+    pixels = (image * 127.5 + 128.0).clamp(0.0, 255.0).to(torch.uint8).permute(0, 2, 3, 1)  # [B,R,R,C]
+    return pixels if image.shape[1] == 3 else pixels.expand(-1, -1, -1, 3)

@@ -1,0 +1,96 @@
+"""The Style Interpreter's second task: keypoints by heat maps (DatasetGAN, section 4.4).
+
+Rules of this file:
+- Each head regresses one heat value a keypoint; heat maps are averaged over the heads, a keypoint is where the mean
+  heat is highest and its confidence is that heat.
+- The uncertainty is our extension, since the paper gives none for this task: each head's heat, clipped to [0,1], is
+  read as a Bernoulli probability, and the JS divergences of a pixel are summed over the keypoints.
+- Everything linear, and the walk in strips, is inherited; only what follows the heads' last layer differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from labelmint.models.interpreter import InterpreterSpec, StyleInterpreter
+
+# Standard deviation of a target's Gaussian, as a part of the image's side: 2 pixels at 128.
+SIGMA = 1.0 / 64.0
+
+
+def build_interpreter(spec: InterpreterSpec, score_kind: str = "sum") -> StyleInterpreter:
+    """The interpreter of the spec's task, its weights zero."""
+    return (KeypointInterpreter if spec.task == "keypoints" else StyleInterpreter)(spec, score_kind)
+
+
+class KeypointInterpreter(StyleInterpreter):
+    """The ensemble with K heat values a head and pixel in place of K classes."""
+
+    def forward(self, features: Mapping[int, Tensor]) -> tuple[Tensor, ...]:
+        """Find the keypoints strip by strip.
+
+        Args:
+            features: {r: float32 [B,C_r,r,r]} of the spec's layout.
+
+        Returns:
+            keypoints float32 [B,K,2] as (x, y) in pixels, pixel centres at integers; confidence float32 [B,K], the
+            mean heat there, nominally 0..1; js_map float32 [B,R,R] in nats, summed over keypoints; js_score [B,1].
+        """
+        heat, js = [], []
+        for hidden in self.strips(features):
+            mean_heat, *rest = self.heads(hidden)
+            heat.append(mean_heat)  # [B,S,K,R]
+            js.append(self.divergence(*rest))  # [B,S,R]
+        js_map = torch.cat(js, dim=1)  # [B,R,R]
+        return *locate(torch.cat(heat, dim=1)), js_map, self.score(js_map)
+
+    def heads(self, hidden: Tensor) -> tuple[Tensor, ...]:
+        """Everything after the first linear layer, down to sufficient statistics.
+
+        hidden [B,S,N*h1,R] to mean_heat [B,S,K,R], mean_probability [B,S,K,R] (of the clipped heat), and mean_entropy
+        [B,S,R] in nats, summed over keypoints.
+        """
+        heat = self.layers(hidden)  # [B,S,N,K,R]
+        probability = heat.clamp(0.0, 1.0)
+        entropy = bernoulli_entropy(probability).sum(dim=3)  # [B,S,N,R]
+        return heat.mean(dim=2), probability.mean(dim=2), entropy.mean(dim=2)
+
+    def uncertainty(self, *statistics: Tensor) -> tuple[Tensor, ...]:
+        """Of the whole image: keypoints [B,K,2], confidence [B,K] and JS divergence [B,R,R].
+
+        The statistics of `heads`: mean_heat and mean_probability [B,R,K,R], mean_entropy [B,R,R].
+        """
+        mean_heat, mean_probability, mean_entropy = statistics
+        return *locate(mean_heat), self.divergence(mean_probability, mean_entropy)
+
+    def divergence(self, mean_probability: Tensor, mean_entropy: Tensor) -> Tensor:
+        """mean_probability [B,S,K,R], mean_entropy [B,S,R] to the JS divergence [B,S,R], at least 0."""
+        return (bernoulli_entropy(mean_probability).sum(dim=2) - mean_entropy).clamp(min=0.0)
+
+
+def bernoulli_entropy(probability: Tensor) -> Tensor:
+    """-p log p - (1-p) log(1-p) in nats, elementwise; 0 log 0 is 0."""
+    other = 1.0 - probability
+    return -(probability * torch.log(probability.clamp(min=1e-30)) + other * torch.log(other.clamp(min=1e-30)))
+
+
+def locate(heat: Tensor) -> tuple[Tensor, Tensor]:
+    """The hottest pixel of each map (the first of equals, row by row): heat [B,R,K,R], the rows outermost, to
+    (x, y) float32 [B,K,2] and heat [B,K]."""
+    size = heat.shape[3]
+    flat = heat.transpose(1, 2).flatten(2)  # [B,K,R*R]
+    index = flat.argmax(dim=2)  # [B,K]
+    y = torch.div(index, size, rounding_mode="floor")
+    return torch.stack([index - y * size, y], dim=2).to(torch.float32), flat.amax(dim=2)
+
+
+def heat_targets(keypoints: Tensor, rows: Tensor, columns: Tensor, resolution: int) -> Tensor:
+    """Gaussian targets at chosen pixels: keypoints float32 [K,3] (x, y, present), rows and columns int64 [P], to
+    float32 [P,K] with peak 1; all 0 for a keypoint that is absent."""
+    dx = columns[:, None] - keypoints[None, :, 0]  # [P,K]
+    dy = rows[:, None] - keypoints[None, :, 1]  # [P,K]
+    deviation = SIGMA * resolution
+    return torch.exp(-(dx.square() + dy.square()) / (2.0 * deviation**2)) * keypoints[:, 2]

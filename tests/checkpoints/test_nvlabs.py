@@ -1,0 +1,276 @@
+"""NVlabs StyleGAN2: the official vectors, and every variant against the networks of reference.py."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from labelmint.errors import InvalidRequest, UnusableFile
+from labelmint.models.generator import Generator
+from tests.checkpoints import reference
+from tests.checkpoints.conftest import Vectors, distance, draw, vectors
+from tests.checkpoints.writers import write_nvlabs
+
+IMAGE_TOLERANCE = 1e-5
+FEATURE_TOLERANCE = 5e-5
+Import = Callable[..., Generator]
+
+
+@pytest.fixture(scope="module")
+def official() -> Vectors:
+    return vectors("stylegan2_64")
+
+
+@pytest.fixture(scope="module")
+def official_network() -> reference.Generator:
+    return reference_of_the_vectors()
+
+
+def reference_of_the_vectors() -> reference.Generator:
+    """The network of the vectors, in the form in which NVlabs would write it."""
+    official = vectors("stylegan2_64")
+    channels = {r: len(official[f"param/synthesis.b{r}.conv1.bias"]) for r in (4, 8, 16, 32, 64)}
+    network = reference.Generator(64, 0, 64, channels, mapping={"num_layers": 8})
+    state = {name.removeprefix("param/"): value for name, value in official.items() if name.startswith("param/")}
+    network.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
+    return network
+
+
+@torch.no_grad()
+def test_the_reference_draws_what_the_official_code_draws(
+    official: Vectors, official_network: reference.Generator
+) -> None:
+    image, features = official_network(torch.from_numpy(official["z"]).float(), psi=0.7)
+    assert distance(image, official["img/psi0.7"]) <= IMAGE_TOLERANCE
+    _, features = official_network(torch.from_numpy(official["z"][:1]).float())
+    assert distance(features[64, "conv0"], official["feat/b64.conv0"]) <= FEATURE_TOLERANCE
+
+
+@pytest.mark.parametrize("protocol", [3, 4])
+def test_official_vectors(
+    official: Vectors, official_network: reference.Generator, imported: Import, tmp_path: Path, protocol: int
+) -> None:
+    generator = imported(write_nvlabs(tmp_path / "network.pkl", official_network, protocol))
+    z = torch.from_numpy(official["z"]).float()
+    for psi in ("1", "0.7"):
+        image, _ = draw(generator, z, float(psi), "paper")
+        assert distance(image, official[f"img/psi{psi}"]) <= IMAGE_TOLERANCE
+    _, features = draw(generator, z[:1], 1.0, "paper")
+    for r, got in features.items():
+        layers = [f"feat/b{r}.{name}" for name in ("conv0", "conv1") if f"feat/b{r}.{name}" in official]
+        assert distance(got, np.concatenate([official[name] for name in layers], axis=1)) <= FEATURE_TOLERANCE
+
+
+def compare(
+    generator: Generator, network: reference.Generator, psi: float, classes: torch.Tensor | None = None
+) -> None:
+    z = torch.randn(2, network.z_dim, generator=torch.Generator().manual_seed(5))
+    image, features = draw(generator, z, psi, "paper")
+    with torch.no_grad():
+        want, want_features = network.double()(z.double(), classes, psi)
+        network.float()
+    # Networks of random weights draw images far outside of [-1, 1].
+    assert distance(image, want.float()) <= IMAGE_TOLERANCE * max(1.0, float(want.abs().max()))
+    for r, got in features.items():
+        layers = [want_features[r, name] for name in ("conv0", "conv1") if (r, name) in want_features]
+        assert distance(got, torch.cat(layers, dim=1).float()) <= FEATURE_TOLERANCE
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "skip": {},
+    "orig": {"architecture": "orig"},
+    "resnet": {"architecture": "resnet"},
+    "clamped": {"conv_clamp": 0.7},
+    "clamped resnet": {"conv_clamp": 0.7, "architecture": "resnet"},
+    "float16": {"fp16_from": 8, "conv_clamp": 256},
+    "gray": {"img_channels": 1},
+    "no noise": {"use_noise": False},
+    "3 taps": {"filter": (1, 2, 1)},
+    "5 taps": {"filter": (1, 4, 6, 4, 1), "architecture": "resnet"},
+    "8 taps": {"filter": (1, 2, 3, 4, 4, 3, 2, 1), "architecture": "resnet"},
+    "lopsided": {"filter": (1, 2, 3, 5)},
+    "uneven taps": {"filter": (0.1, 0.37, 0.33, 0.2)},
+    "narrow mapping": {"mapping": {"layer_features": 20, "num_layers": 4}},
+    "one mapping layer": {"mapping": {"num_layers": 1, "lr_multiplier": 1.0}},
+    "wide latents": {"z_dim": 40},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variants(imported: Import, tmp_path: Path, name: str) -> None:
+    torch.manual_seed(sum(name.encode()))
+    network = reference.Generator(**VARIANTS[name])
+    generator = imported(write_nvlabs(tmp_path / "network.pkl", network))
+    compare(generator, network, 1.0)
+    compare(generator, network, 0.6)
+
+
+def test_what_was_changed_is_noted(imported: Import, notes: Callable[[], dict], tmp_path: Path) -> None:
+    network = reference.Generator(fp16_from=8, use_noise=False, mapping={"w_avg_beta": None})
+    generator = imported(write_nvlabs(tmp_path / "network.pkl", network))
+    said = notes()
+    assert said["float16_resolutions_in_float32"] == [8, 16]
+    assert said["layers_without_noise"][0] == "synthesis.blocks.4.conv1" and len(said["layers_without_noise"]) == 5
+    assert said["average_latent"] == "measured"
+    assert said["format"] == "nvlabs-stylegan2" and said["source"] == "network.pkl"
+    # The measured average is that of many other latents, too.
+    z = torch.randn(20_000, network.z_dim, generator=torch.Generator().manual_seed(9))
+    with torch.no_grad():
+        w = network.mapping(z, None)
+    assert distance(generator.mapping.w_avg, w.mean(dim=0)) < 0.05 * float(w.std())
+
+
+@pytest.mark.parametrize("mapping", [{}, {"embed_features": 7}, {"num_layers": 1}, {"w_avg_beta": None}])
+def test_each_class_of_a_conditional_generator(imported: Import, tmp_path: Path, mapping: dict) -> None:
+    torch.manual_seed(4)
+    network = reference.Generator(c_dim=5, mapping=mapping)
+    path = write_nvlabs(tmp_path / "network.pkl", network)
+    for class_index in (0, 3):
+        generator = imported(path, class_index=class_index)
+        classes = torch.eye(5, dtype=torch.float64)[[class_index] * 2]
+        compare(generator, network, 1.0, classes)
+        if "w_avg_beta" not in mapping:
+            compare(generator, network, 0.5, classes)
+
+
+def test_a_class_is_chosen_where_there_are_classes(imported: Import, tmp_path: Path) -> None:
+    conditional = write_nvlabs(tmp_path / "conditional.pkl", reference.Generator(c_dim=5))
+    with pytest.raises(InvalidRequest, match="class_index: .* from 0 to 4, none was given"):
+        imported(conditional)
+    for index in (5, -1):
+        with pytest.raises(InvalidRequest, match=f"class_index: .* from 0 to 4, not {index}"):
+            imported(conditional, class_index=index)
+    with pytest.raises(InvalidRequest, match="class_index: this generator knows no classes"):
+        imported(write_nvlabs(tmp_path / "plain.pkl", reference.Generator()), class_index=0)
+
+
+def _delete(module: nn.Module, name: str) -> None:
+    delattr(module, name)
+
+
+def _buffer(module: nn.Module, name: str, value: torch.Tensor) -> None:
+    module.register_buffer(name, value)
+
+
+DAMAGE: dict[str, tuple[Callable[[reference.Generator], object], str]] = {
+    "missing tensor": (
+        lambda g: _delete(g.synthesis.b8.conv0, "weight"),
+        "lacks the tensor G_ema.synthesis.b8.conv0.weight",
+    ),
+    "missing bias": (lambda g: _delete(g.synthesis.b8.conv1, "bias"), "lacks the tensor G_ema.synthesis.b8.conv1.bias"),
+    "missing buffer": (
+        lambda g: _delete(g.synthesis.b8, "resample_filter"),
+        "lacks the tensor G_ema.synthesis.b8.resample_filter",
+    ),
+    "missing module": (lambda g: _delete(g.synthesis.b8, "torgb"), "lacks the module G_ema.synthesis.b8.torgb"),
+    "missing block": (lambda g: _delete(g.synthesis, "b8"), "lacks the module G_ema.synthesis.b8"),
+    "missing layer": (lambda g: _delete(g.mapping, "fc1"), "lacks the module G_ema.mapping.fc1"),
+    "extra tensor": (
+        lambda g: _buffer(g.synthesis.b8.conv0, "mask", torch.ones(3)),
+        "unexpected tensor or module G_ema.synthesis.b8.conv0.mask",
+    ),
+    "extra module": (
+        lambda g: setattr(g.synthesis, "b64", g.synthesis.b8),
+        "unexpected tensor or module G_ema.synthesis.b64",
+    ),
+    "extra network": (lambda g: setattr(g, "encoder", g.mapping), "unexpected tensor or module G_ema.encoder"),
+    "extra bias": (
+        lambda g: setattr(g.synthesis.b8.conv0.affine, "other", nn.Parameter(torch.ones(1))),
+        "unexpected tensor or module G_ema.synthesis.b8.conv0.affine.other",
+    ),
+    "misshapen": (
+        lambda g: setattr(g.synthesis.b8.conv0, "weight", nn.Parameter(torch.ones(8, 9, 3, 3))),
+        "G_ema.synthesis.b8.conv0.weight of shape (8, 9, 3, 3), expected (8, 10, 3, 3)",
+    ),
+    "wide kernel": (
+        lambda g: setattr(g.synthesis.b8.conv0, "weight", nn.Parameter(torch.ones(8, 10, 5, 5))),
+        "of shape (8, 10, 5, 5), expected (8, 10, 3, 3)",
+    ),
+    "shared tensor": (
+        lambda g: setattr(g.synthesis.b8.conv1.affine, "bias", g.synthesis.b8.torgb.affine.bias),
+        "in memory that another tensor uses too",
+    ),
+    "not a number": (
+        lambda g: g.synthesis.b8.conv0.bias.data.fill_(torch.nan),
+        "NaN or infinity in G_ema.synthesis.b8",
+    ),
+    "too large": (
+        lambda g: setattr(g.synthesis.b8.conv0, "bias", nn.Parameter(torch.full((8,), 1e300, dtype=torch.float64))),
+        "NaN or infinity in G_ema.synthesis.b8",
+    ),
+    "whole numbers": (
+        lambda g: _buffer(g.mapping, "w_avg", torch.ones(16, dtype=torch.int64)),
+        "G_ema.mapping.w_avg of whole numbers (LongStorage)",
+    ),
+    "another activation": (
+        lambda g: setattr(g.synthesis.b8.conv0, "activation", "swish"),
+        "G_ema.synthesis.b8.conv0.activation = swish; only lrelu",
+    ),
+    "another mapping activation": (lambda g: setattr(g.mapping.fc1, "activation", "relu"), "activation = relu; only"),
+    "another gain": (lambda g: setattr(g.synthesis.b8.conv0, "act_gain", np.sqrt(3)), "act_gain = 1.73205"),
+    "no gain": (lambda g: setattr(g.mapping.fc1, "weight_gain", 0.0), "weight_gain = 0, which is no gain"),
+    "gain of text": (lambda g: setattr(g.mapping.fc1, "weight_gain", "1"), "weight_gain that is no number"),
+    "clamps that differ": (
+        lambda g: setattr(g.synthesis.b8.conv0, "conv_clamp", 256),
+        "another conv_clamp in G_ema.synthesis.b8.conv0 than in G_ema.synthesis.b4.conv1",
+    ),
+    "architectures that differ": (
+        lambda g: setattr(g.synthesis.b8, "architecture", "orig"),
+        "unexpected tensor or module G_ema.synthesis.b8.torgb",
+    ),
+    "unknown architecture": (
+        lambda g: [
+            setattr(block, "architecture", "unet") for block in (g.synthesis.b4, g.synthesis.b8, g.synthesis.b16)
+        ],
+        "unexpected tensor or module",
+    ),
+    "filters that differ": (
+        lambda g: g.synthesis.b8.conv0.resample_filter.copy_(reference.filter_buffer((1, 2, 2, 1))),
+        "another resample_filter in G_ema.synthesis.b8.conv0 than in G_ema.synthesis.b8",
+    ),
+    "filter that is no product": (
+        lambda g: g.synthesis.b8.conv0.resample_filter.copy_(torch.eye(4) / 4),
+        "no separable filter of sum 1",
+    ),
+    "filter of another sum": (lambda g: g.synthesis.b8.conv0.resample_filter.mul_(2), "no separable filter of sum 1"),
+    "another resolution": (
+        lambda g: setattr(g.synthesis, "img_resolution", 2**40),
+        "a network for 1099511627776 pixels",
+    ),
+    "odd resolution": (lambda g: setattr(g.synthesis, "img_resolution", 17), "a network for 17 pixels"),
+    "four channels": (None, "images have 1 (gray) or 3 (RGB) channels, not 4"),
+    "no latents": (lambda g: setattr(g.mapping, "z_dim", 0), "from 0 latents"),
+    "more latents": (lambda g: setattr(g.mapping, "z_dim", 13), "fc0.weight of shape (16, 12), expected (16, 13)"),
+    "StyleGAN3": (lambda g: setattr(g.synthesis, "input", g.mapping.fc1), "holds a StyleGAN3 network"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damage_is_named(imported: Import, tmp_path: Path, name: str) -> None:
+    damage, problem = DAMAGE[name]
+    torch.manual_seed(1)
+    network = reference.Generator(img_channels=4 if name == "four channels" else 3)
+    if damage is not None:
+        with torch.no_grad():
+            damage(network)
+    path = write_nvlabs(tmp_path / "network.pkl", network)
+    with pytest.raises(UnusableFile, match=re.escape(problem)):
+        imported(path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_gains_decide_not_the_arguments(imported: Import, tmp_path: Path) -> None:
+    """The same network written with other gains draws the same."""
+    torch.manual_seed(2)
+    network = reference.Generator()
+    for layer in (network.synthesis.b8.torgb, network.synthesis.b8.conv0.affine, network.mapping.fc1):
+        layer.weight_gain = layer.weight_gain * 4
+        layer.weight.data /= 4
+    network.mapping.fc1.bias_gain *= 2
+    network.mapping.fc1.bias.data /= 2
+    compare(imported(write_nvlabs(tmp_path / "network.pkl", network)), network, 1.0)

@@ -1,0 +1,104 @@
+"""Label files of labelme: the masks are labelme's own, and every fault is named."""
+
+import base64
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from labelmint.errors import UnusableFile
+from labelmint.models.annotations import read_dataset
+from labelmint.models.annotations.labelme import label_path
+from tests.models.annotations.conftest import edit
+
+
+def test_masks_are_those_of_labelmes_converter(annotated: Path) -> None:
+    ours, theirs = read_dataset(annotated, "labelme"), read_dataset(annotated, "png")
+    assert ours.classes.names == ("background", "skin", "eye")
+    for seed in (3, 12):
+        assert set(np.unique(ours.masks[seed])) == {0, 1, 2}
+        np.testing.assert_array_equal(ours.masks[seed], theirs.masks[seed])
+
+
+def test_later_shapes_paint_over_earlier_ones(annotated: Path) -> None:
+    before = read_dataset(annotated, "labelme").masks[3]
+    edit(label_path(annotated, 3), lambda file: file["shapes"].reverse())
+    after = read_dataset(annotated, "labelme").masks[3]
+    assert (before == 2).sum() > 50 and not (after == 2).any()  # the skin now lies over the eyes
+
+
+def test_an_image_that_windows_saved_is_the_image_beside_it(annotated: Path) -> None:
+    edit(label_path(annotated, 3), lambda file: file.update(imagePath="..\\images\\0000000003.png"))
+    assert read_dataset(annotated, "labelme").masks[3].any()
+
+
+def shape(**changes: object) -> Callable[[Any], object]:
+    return lambda file: file["shapes"][0].update(changes)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda file: file.pop("shapes"), "cannot be read: shapes: Field required; annotate its image with labelme"),
+        (lambda file: file.update(imageWidth=24), "was saved for an image of 24x24 pixels, its image 40x24"),
+        (lambda file: file.update(imagePath="0000000012.png"), "was saved for the image '0000000012.png'"),
+        (shape(label="hare"), r"shapes.0 \('hare'\) has an unknown name; known are background, skin, eye"),
+        (shape(shape_type="point"), "is a point; only polygon, .*, mask have an area"),
+        (shape(points=[[1, 2], [3, 4]]), "is a polygon of 2 points"),
+        (shape(points=[[1, 2], [3, 4], [5, float("nan")]]), "shapes.0.points.2.1: Input should be a finite number"),
+        (shape(points=[[1, 2], [3, 4], [5, 10**400]]), "shapes.0.points.2.1: Input should be a finite number"),
+        (shape(points=[[1, 2], [3, 4], [5, "6"]]), "shapes.0.points.2.1: Input should be a valid number"),
+        (shape(points=[[1, 2], [3, 4], [5, 1000]]), r"has a point at \(5, 1000\), far outside of 40x24 pixels"),
+        (shape(points=[[50, 2], [60, 2], [60, 9]]), r"shapes.0 \('skin'\) covers no pixel"),
+    ],
+)
+def test_faults_are_named(annotated: Path, change: Callable[[Any], object], problem: str) -> None:
+    edit(label_path(annotated, 3), change)
+    with pytest.raises(UnusableFile, match=f"images/0000000003.json .*{problem}"):
+        read_dataset(annotated, "labelme")
+
+
+def png_that_claims(width: int, height: int) -> str:
+    """A PNG that is a header and nothing else."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    content = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    return base64.b64encode(content).decode()
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"mask": None}, "bitmap that is not a whole PNG"),
+        ({"mask": "x"}, "bitmap that is not a whole PNG"),
+        ({"mask": "é"}, "bitmap that is not a whole PNG"),
+        ({"mask": "iVBORw0KGgo="}, "bitmap that is not a whole PNG"),
+        ({"mask": png_that_claims(60_000, 60_000)}, "bitmap that is not a whole PNG"),
+        ({"mask": png_that_claims(4, 3)}, "bitmap that is not a whole PNG"),
+        ({"points": [[20, 15], [24, 17]]}, "bitmap of another size or mode"),
+        ({"points": [[38, 15], [41, 17]]}, r"bitmap from \(38, 15\) to \(41, 17\), outside its image"),
+        ({"points": [[23, 17], [20, 15]]}, r"bitmap from \(23, 17\) to \(20, 15\)"),
+    ],
+)
+def test_faults_of_bitmaps_are_named(annotated: Path, changes: dict[str, object], problem: str) -> None:
+    edit(label_path(annotated, 3), lambda file: file["shapes"][3].update(changes))
+    with pytest.raises(UnusableFile, match=rf"0000000003.json shapes.3 \('background'\) has a {problem}"):
+        read_dataset(annotated, "labelme")
+
+
+def test_every_image_needs_its_label_file_and_a_shape(annotated: Path) -> None:
+    edit(label_path(annotated, 12), lambda file: file["shapes"].clear())
+    with pytest.raises(UnusableFile, match=r"0000000012.png has no shape; draw one, of 'background' where nothing"):
+        read_dataset(annotated, "labelme")
+    label_path(annotated, 12).unlink()
+    with pytest.raises(UnusableFile, match=r"0000000012.json does not exist; annotate its image with labelme"):
+        read_dataset(annotated, "labelme")
+
+
+def test_a_label_file_without_an_image_is_named(annotated: Path) -> None:
+    label_path(annotated, 4).write_bytes(label_path(annotated, 3).read_bytes())
+    with pytest.raises(UnusableFile, match=r"images/0000000004.json belongs to no image of dataset.json"):
+        read_dataset(annotated, "labelme")
