@@ -6,7 +6,7 @@ import torch
 
 from labelmint.calibration import Calibration
 from labelmint.demo import faces, metrics
-from labelmint.demo.annotate import render_seed
+from labelmint.demo.annotate import exact_keypoints, render_seed
 from labelmint.demo.evaluate import EVALUATION_SEED
 from labelmint.demo.train_generator import CROSSOVER
 from labelmint.models.draw import draw
@@ -32,6 +32,19 @@ def test_images_and_labels_keep_their_bars() -> None:
     assert sum(values) / len(values) >= 26.0
     assert sum(by_class.values()) / len(by_class) >= 0.70
     assert min(by_class.values()) >= 0.45, by_class
+
+
+@torch.no_grad()
+def test_keypoints_keep_their_bar() -> None:
+    generator = load_generator(WEIGHTS / "generator.safetensors")
+    interpreter = load_interpreter(WEIGHTS / "keypoints.safetensors")
+    assert interpreter.spec.class_names == faces.KEYPOINT_NAMES
+    errors = []
+    for seed in SEEDS:
+        found, *_ = interpreter(draw(generator, seed, 1.0, interpreter.spec.layout)[1])
+        exact = torch.from_numpy(exact_keypoints([seed])[seed])  # [K,3]
+        errors.append((found[0] - exact[:, :2]).norm(dim=1)[exact[:, 2] > 0])
+    assert float(torch.cat(errors).mean()) <= 1.5
 
 
 @torch.no_grad()
@@ -64,6 +77,7 @@ def test_the_measured_figures_keep_the_bars() -> None:
     assert sum(interpreter["label_iou"].values()) / 12 >= 0.70
     assert gate["seeds"] >= 1000 and 0.87 <= gate["acceptance"] <= 0.93
     assert gate["label_error_rejected"] > gate["label_error_accepted"]
+    assert figures["keypoints"]["seeds"] >= 500 and figures["keypoints"]["mean_error_px"] <= 1.5
     assert figures["served"]["label_agreement"] >= 0.9999
 
 

@@ -18,14 +18,20 @@ from labelmint.export.modules import GeneratorStep
 from labelmint.export.onnx_export import IR_VERSION, OPSET, export_onnx
 from labelmint.export.repository import export_repository
 from labelmint.gateway.served_model import read_served_model
+from labelmint.models.generator import Generator
 from labelmint.models.interpreter import InterpreterSpec, StyleInterpreter
 from labelmint.models.store import load_generator, load_interpreter
-from labelmint.models.stylegan2 import Generator, GeneratorSpec
+from labelmint.models.stylegan2 import StyleGAN2Spec
 from labelmint.triton.model_config import check_artifacts, ensembles, read_config
 from tests.conftest import REPOSITORY, ROOT
 
 WEIGHTS = ROOT / "service" / "labelmint" / "demo" / "weights"
-STEPS = ("generator", "style_interpreter", "feature_aggregation", "mlp_heads", "uncertainty")
+INTERPRETERS = {"faces": "interpreter.safetensors", "faces_keypoints": "keypoints.safetensors"}
+STEPS = [
+    f"{model}_{step}"
+    for model in INTERPRETERS
+    for step in ("generator", "style_interpreter", "feature_aggregation", "mlp_heads", "uncertainty")
+]
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +40,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("export") / "repository"
     shutil.copytree(REPOSITORY, directory)
     generator = load_generator(WEIGHTS / "generator.safetensors")
-    export_repository(directory, "faces", generator, load_interpreter(WEIGHTS / "interpreter.safetensors"))
+    for model, weights in INTERPRETERS.items():
+        export_repository(directory, model, generator, load_interpreter(WEIGHTS / weights))
     return directory
 
 
@@ -55,12 +62,12 @@ def test_exporting_again_gives_the_committed_bytes(exported: Path) -> None:
 
 
 def test_small_enough_for_git() -> None:
-    assert sum(path.stat().st_size for path in REPOSITORY.rglob("*") if path.is_file()) < 30e6
+    assert sum(path.stat().st_size for path in REPOSITORY.rglob("*") if path.is_file()) < 40e6
 
 
 @pytest.mark.parametrize("step", STEPS)
 def test_files_keep_to_standard_operators_and_a_symbolic_batch(step: str) -> None:
-    model = onnx.load(REPOSITORY / f"faces_{step}" / "1" / "model.onnx")
+    model = onnx.load(REPOSITORY / step / "1" / "model.onnx")
     assert model.ir_version == IR_VERSION <= 10
     assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", OPSET)] and OPSET <= 20
     for value in (*model.graph.input, *model.graph.output):
@@ -71,25 +78,34 @@ def test_files_keep_to_standard_operators_and_a_symbolic_batch(step: str) -> Non
 
 @pytest.mark.parametrize("step", STEPS)
 def test_weights_are_finite(step: str) -> None:
-    model = onnx.load(REPOSITORY / f"faces_{step}" / "1" / "model.onnx")
+    model = onnx.load(REPOSITORY / step / "1" / "model.onnx")
     for tensor in model.graph.initializer:
         assert np.isfinite(numpy_helper.to_array(tensor).astype(np.float64)).all(), tensor.name
 
 
 def test_ensembles_describe_themselves() -> None:
     found = ensembles(REPOSITORY)
-    assert set(found) == {"faces", "faces_staged"}
-    for config in found.values():
+    assert set(found) == {"faces", "faces_staged", "faces_keypoints", "faces_keypoints_staged"}
+    for name, config in found.items():
         check_artifacts(REPOSITORY, config)
         model = read_served_model(config, "1")
-        assert model.name == "faces" and model.resolution == 128 and len(model.class_names) == 12
+        assert model.name == name.removesuffix("_staged") and model.resolution == 128
+        assert (model.task, len(model.label_names)) == (
+            ("keypoints", 7) if model.name == "faces_keypoints" else ("segmentation", 12)
+        )
         assert isinstance(model.calibration, Calibration) and model.calibration.seed_count >= 1000
-    assert found["faces"].parameters["model_digest"] != found["faces_staged"].parameters["model_digest"]
+    assert len({config.parameters["model_digest"].string_value for config in found.values()}) == 4
+
+
+def test_both_models_have_the_same_generator() -> None:
+    """Git and a registry of layers keep equal files once."""
+    first, second = (REPOSITORY / f"{model}_generator" / "1" / "model.onnx" for model in INTERPRETERS)
+    assert first.read_bytes() == second.read_bytes()
 
 
 @pytest.mark.parametrize("step", STEPS)
 def test_nothing_waits_for_ever_in_a_queue(step: str) -> None:
-    config = read_config(REPOSITORY / f"faces_{step}" / "config.pbtxt")
+    config = read_config(REPOSITORY / step / "config.pbtxt")
     assert config.backend == "onnxruntime"
     policy = config.dynamic_batching.default_queue_policy
     assert policy.max_queue_size > 0 and policy.default_timeout_microseconds > 0 and policy.allow_timeout_override
@@ -98,7 +114,7 @@ def test_nothing_waits_for_ever_in_a_queue(step: str) -> None:
 def small() -> tuple[Generator, StyleInterpreter]:
     torch.manual_seed(0)
     channels = {4: 4, 8: 4, 16: 4}
-    generator = Generator(GeneratorSpec(z_dim=8, w_dim=8, mapping_layers=2, resolution=16, channels=channels)).eval()
+    generator = Generator(StyleGAN2Spec(z_dim=8, w_dim=8, mapping_layers=2, resolution=16, channels=channels)).eval()
     spec = InterpreterSpec("paper", 16, {4: 4, 8: 8, 16: 8}, 2, (4, 4), ("a", "b"), ((0, 0, 0), (1, 1, 1)))
     interpreter = StyleInterpreter(spec)
     with torch.no_grad():
@@ -111,7 +127,7 @@ def test_exporting_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     generator, interpreter = small()
     for name in ("one", "two"):
         differences = export_repository(tmp_path / name, "tiny", generator, interpreter)
-        assert set(differences) == set(STEPS)
+        assert {f"faces_{step}" for step in differences} == set(STEPS[:5])
         assert all(value < 1e-3 for step in differences.values() for value in step.values())
     assert files(tmp_path / "one") == files(tmp_path / "two")
     assert not list(tmp_path.rglob("*.part"))
@@ -126,7 +142,7 @@ def test_a_calibration_does_not_survive_other_weights(tmp_path: Path) -> None:
 def test_an_interpreter_of_other_features_is_refused(tmp_path: Path) -> None:
     generator, _ = small()
     _, interpreter = small()
-    other = GeneratorSpec(z_dim=8, w_dim=8, mapping_layers=2, resolution=16, channels={4: 4, 8: 4, 16: 2})
+    other = StyleGAN2Spec(z_dim=8, w_dim=8, mapping_layers=2, resolution=16, channels={4: 4, 8: 4, 16: 2})
     with pytest.raises(IncompatibleWeights, match=r"layout 'paper' with D=20 .* the generator gives D=16"):
         export_repository(tmp_path / "repository", "tiny", Generator(other), interpreter)
     assert not (tmp_path / "repository").exists()

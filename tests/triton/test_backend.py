@@ -15,7 +15,7 @@ from labelmint.export.repository import export_repository
 from labelmint.gateway.calibrate import calibrate_repository
 from labelmint.gateway.policy import latent_of
 from labelmint.models.draw import draw
-from labelmint.models.stylegan2 import to_uint8
+from labelmint.models.generator import to_uint8
 from labelmint.triton.client import Latents, TritonClient
 from labelmint.triton.model_config import ensembles, read_config
 from labelmint.triton.server import TritonServer, wait_until_ready

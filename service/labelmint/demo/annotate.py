@@ -1,9 +1,9 @@
-"""Stands in for the annotator of the demo: writes the renderer's exact masks beside what `synth` wrote.
+"""Stands in for the annotator of the demo: writes the renderer's exact masks or keypoints beside what `synth` wrote.
 
 Rules of this file:
 - It writes what an annotation tool would write and nothing that a person could not know.
 
-Run it as `python -m labelmint.demo.annotate DIRECTORY`.
+Run it as `python -m labelmint.demo.annotate DIRECTORY [--task keypoints]`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 
 from labelmint.demo import faces
 from labelmint.gateway.policy import latent_of
-from labelmint.models.annotations import LabelClasses, write_masks
+from labelmint.models.annotations import LabelClasses, write_keypoints, write_masks
 
 CLASSES = LabelClasses(faces.CLASS_NAMES, faces.PALETTE)
 
@@ -33,13 +33,27 @@ def exact_masks(seeds: Iterable[int]) -> dict[int, npt.NDArray[np.uint8]]:
     return {seed: render_seed(seed).label[0].numpy() for seed in seeds}
 
 
+def exact_keypoints(seeds: Iterable[int]) -> dict[int, npt.NDArray[np.float32]]:
+    """float32 [K,3] of x, y in pixels and 1 where the point lies in the image."""
+    result = {}
+    for seed in seeds:
+        points = render_seed(seed).keypoints[0].numpy()  # [K,2]
+        inside = ((points >= -0.5) & (points <= faces.RESOLUTION - 0.5)).all(axis=1, keepdims=True)  # [K,1]
+        result[seed] = np.concatenate([points, inside], axis=1).astype(np.float32)
+    return result
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("directory", type=Path)
-    directory = parser.parse_args().directory
-    seeds = json.loads((directory / "dataset.json").read_text())["seeds"]
-    write_masks(directory, CLASSES, exact_masks(seeds))
-    print(f"{directory}: {len(seeds)} masks of {len(faces.CLASS_NAMES)} classes")
+    parser.add_argument("--task", choices=("segmentation", "keypoints"), default="segmentation")
+    arguments = parser.parse_args()
+    seeds = json.loads((arguments.directory / "dataset.json").read_text())["seeds"]
+    if arguments.task == "keypoints":
+        write_keypoints(arguments.directory, faces.KEYPOINT_NAMES, faces.KEYPOINT_PALETTE, exact_keypoints(seeds))
+    else:
+        write_masks(arguments.directory, CLASSES, exact_masks(seeds))
+    print(f"{arguments.directory}: annotated {len(seeds)} images for {arguments.task}")
 
 
 if __name__ == "__main__":

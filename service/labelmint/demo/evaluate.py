@@ -4,7 +4,7 @@ Rules of this file:
 - Seeds are unseen: not those of training, annotation or calibration.
 - A figure is printed by the run that measured it, and kept as JSON for the model card.
 
-Run it as `python -m labelmint.demo.evaluate generator|interpreter|gate|served ...`.
+Run it as `python -m labelmint.demo.evaluate generator|interpreter|keypoints|gate|served|formats ...`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +22,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from labelmint.demo import metrics
-from labelmint.demo.annotate import render_seed
+from labelmint.demo.annotate import exact_keypoints, render_seed
 from labelmint.demo.segmenter import Segmenter, segment
 from labelmint.gateway.calibrate import measure, serving
 from labelmint.models.annotations import write_json
 from labelmint.models.draw import draw
+from labelmint.models.generator import to_uint8
 from labelmint.models.store import load_generator, load_interpreter, read_notes
-from labelmint.models.stylegan2 import to_uint8
 from labelmint.triton.client import Array
 
 EVALUATION_SEED = 4_200_000_000
@@ -75,6 +76,35 @@ def evaluate_interpreter(generator_path: Path, path: Path, count: int) -> dict[s
         "layout": interpreter.spec.layout,
         "annotated_images": len(read_notes(path)["seeds"]),
     }
+
+
+def evaluate_keypoints(generator_path: Path, path: Path, count: int) -> dict[str, object]:
+    """Distance in pixels between the ensemble's keypoints and the renderer's, of those that lie in the image."""
+    generator, interpreter = load_generator(generator_path), load_interpreter(path)
+    errors, present, confidences = [], [], []
+    for seed in tqdm(range(EVALUATION_SEED, EVALUATION_SEED + count), desc="keypoints", unit="img"):
+        _, features = draw(generator, seed, 1.0, interpreter.spec.layout)
+        with torch.no_grad():
+            keypoints, confidence, *_ = interpreter(features)
+        exact = exact_keypoints([seed])[seed]  # [K,3]
+        errors.append(np.linalg.norm(keypoints[0].numpy() - exact[:, :2], axis=1))
+        present.append(exact[:, 2] > 0)
+        confidences.append(confidence[0].numpy())
+    error, here = np.array(errors), np.array(present)  # [S,K] each
+    by_name = {name: float(error[here[:, k], k].mean()) for k, name in enumerate(interpreter.spec.class_names)}
+    figures: dict[str, object] = {
+        "seeds": count,
+        "mean_error_px": float(error[here].mean()),
+        "percentile_95_px": float(np.percentile(error[here], 95)),
+        "error_px": by_name,
+        "mean_confidence": float(np.array(confidences)[here].mean()),
+        "annotated_images": len(read_notes(path)["seeds"]),
+        "num_heads": interpreter.spec.num_heads,
+    }
+    print(f"distance to exact keypoints on {count} unseen seeds, in pixels of {interpreter.spec.resolution}:")
+    print("\n".join(f"  {name:<19}{value:.2f}" for name, value in by_name.items()))
+    print(f"  {'mean':<19}{figures['mean_error_px']:.2f}   (95th percentile {figures['percentile_95_px']:.2f})")
+    return figures
 
 
 async def evaluate_gate(repository: Path, count: int) -> dict[str, object]:
@@ -136,6 +166,29 @@ async def evaluate_served(repository: Path, generator_path: Path, path: Path, co
     return figures
 
 
+async def evaluate_formats(repository: Path, other: Path, count: int) -> dict[str, object]:
+    """Differences between two exports of the same weights, both through the real Triton, and the time of each."""
+    seeds = range(EVALUATION_SEED, EVALUATION_SEED + count)
+    outputs = ("image", "label", "js_map", "js_score")
+    answers, milliseconds = [], []
+    for path in (repository, other):
+        async with serving(path, "faces") as (client, model):
+            started = time.perf_counter()
+            answers.append(await measure(client, model, seeds, 1.0, outputs, lambda _, arrays: arrays, path.name))
+            milliseconds.append((time.perf_counter() - started) / count * 1e3)
+    one, two = ({name: np.stack([arrays[name] for arrays in answer]) for name in outputs} for answer in answers)
+    figures: dict[str, object] = {
+        "seeds": count,
+        "label_agreement": float((one["label"] == two["label"]).mean()),
+        "image_levels": int(np.abs(one["image"].astype(int) - two["image"]).max()),
+        "js_map_nats": float(np.abs(one["js_map"] - two["js_map"]).max()),
+        "js_score_relative": float(np.abs(one["js_score"] / two["js_score"] - 1.0).max()),
+        "milliseconds_per_pair": milliseconds,
+    }
+    print(f"{repository} against {other}, over {count} seeds: {figures}")
+    return figures
+
+
 def write_sheet(path: Path, pairs: list[tuple[Tensor, Tensor]]) -> None:
     """A contact sheet: rows of eight renders, the generated ones beneath."""
     rows = []
@@ -149,39 +202,38 @@ def write_sheet(path: Path, pairs: list[tuple[Tensor, Tensor]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    one = commands.add_parser("generator")
-    one.add_argument("generator", type=Path)
-    one.add_argument("segmenter", type=Path)
-    one.add_argument("--count", type=int, default=256)
-    one.add_argument("--sheet", type=Path)
-    two = commands.add_parser("interpreter")
-    two.add_argument("generator", type=Path)
-    two.add_argument("interpreter", type=Path)
-    two.add_argument("--count", type=int, default=500)
-    three = commands.add_parser("gate")
-    three.add_argument("repository", type=Path)
-    three.add_argument("--count", type=int, default=1000)
-    four = commands.add_parser("served")
-    four.add_argument("repository", type=Path)
-    four.add_argument("generator", type=Path)
-    four.add_argument("interpreter", type=Path)
-    four.add_argument("--count", type=int, default=64)
-    for each in (one, two, three, four):
-        each.add_argument("--json", type=Path, help="file to keep the figures in")
-    arguments = parser.parse_args()
-    if arguments.command == "generator":
-        figures = evaluate_generator(arguments.generator, arguments.segmenter, arguments.count, arguments.sheet)
-    elif arguments.command == "gate":
-        figures = asyncio.run(evaluate_gate(arguments.repository, arguments.count))
-    elif arguments.command == "served":
-        figures = asyncio.run(
-            evaluate_served(arguments.repository, arguments.generator, arguments.interpreter, arguments.count)
-        )
+
+    def command(name: str, *files: str, count: int) -> argparse.ArgumentParser:
+        added = commands.add_parser(name)
+        for file in files:
+            added.add_argument(file, type=Path)
+        added.add_argument("--count", type=int, default=count, help="number of seeds")
+        added.add_argument("--json", type=Path, help="file to keep the figures in")
+        return added
+
+    command("generator", "generator", "segmenter", count=256).add_argument("--sheet", type=Path)
+    command("interpreter", "generator", "interpreter", count=500)
+    command("keypoints", "generator", "interpreter", count=500)
+    command("gate", "repository", count=1000)
+    command("served", "repository", "generator", "interpreter", count=64)
+    command("formats", "repository", "other", count=64)
+    given = parser.parse_args()
+    figures: dict[str, object]
+    if given.command == "generator":
+        figures = evaluate_generator(given.generator, given.segmenter, given.count, given.sheet)
+    elif given.command == "interpreter":
+        figures = evaluate_interpreter(given.generator, given.interpreter, given.count)
+    elif given.command == "keypoints":
+        figures = evaluate_keypoints(given.generator, given.interpreter, given.count)
+    elif given.command == "gate":
+        figures = asyncio.run(evaluate_gate(given.repository, given.count))
+    elif given.command == "served":
+        figures = asyncio.run(evaluate_served(given.repository, given.generator, given.interpreter, given.count))
     else:
-        figures = evaluate_interpreter(arguments.generator, arguments.interpreter, arguments.count)
-    if arguments.json is not None:
-        known = json.loads(arguments.json.read_text()) if arguments.json.exists() else {}
-        write_json(arguments.json, known | {arguments.command: figures})
+        figures = asyncio.run(evaluate_formats(given.repository, given.other, given.count))
+    if given.json is not None:
+        known = json.loads(given.json.read_text()) if given.json.exists() else {}
+        write_json(given.json, known | {given.command: figures})
 
 
 if __name__ == "__main__":

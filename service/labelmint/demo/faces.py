@@ -64,6 +64,17 @@ KEYPOINT_NAMES = (
     "right_ear_tip",
 )
 
+# RGB in 0..255, one row a keypoint; warm on the image's left, cold on its right.
+KEYPOINT_PALETTE = (
+    (230, 25, 75),
+    (0, 130, 200),
+    (255, 225, 25),
+    (245, 130, 48),
+    (70, 240, 240),
+    (240, 50, 230),
+    (60, 180, 75),
+)
+
 _SKIN_LIGHT = torch.tensor([0.98, 0.84, 0.73])
 _SKIN_DARK = torch.tensor([0.48, 0.31, 0.22])
 

@@ -21,6 +21,8 @@ from labelmint.demo.train_generator import CROSSOVER, PHASES, SPEC
 
 def model_card(figures: dict[str, Any]) -> str:
     generator, interpreter, gate = figures["generator"], figures["interpreter"], figures["gate"]
+    keypoints = figures["keypoints"]
+    errors = "\n".join(f"| {name} | {pixels:.2f} |" for name, pixels in keypoints["error_px"].items())
     rows = "\n".join(
         f"| {name} | {generator['segmenter_iou'][name]:.3f} | {interpreter['label_iou'][name]:.3f} |"
         for name in CLASSES.names
@@ -28,11 +30,11 @@ def model_card(figures: dict[str, Any]) -> str:
     means = [sum(values.values()) / len(values) for values in (generator["segmenter_iou"], interpreter["label_iou"])]
     channels = ", ".join(f"{r}: {c}" for r, c in SPEC.channels.items())
     phases = ", ".join(f"{phase.resolution}²" for phase in PHASES)
-    return f"""# Model card: `faces`
+    return f"""# Model card: `faces` and `faces_keypoints`
 
-The demo model of labelmint. It is made to be measured: every face comes from a procedural renderer
-(`labelmint.demo.faces`) that knows the exact part mask of every seed. The faces are drawings; no person and no
-photograph went into the model. It is of no use for real photographs.
+The demo models of labelmint: one generator, two Style Interpreters. They are made to be measured: every face comes from
+a procedural renderer (`labelmint.demo.faces`) that knows the exact part mask and keypoints of every seed. The faces are
+drawings; no person and no photograph went into the models. They are of no use for real photographs.
 
 ## Generator
 
@@ -47,7 +49,7 @@ images.
 
 ![Renders (odd rows) and generated images (even rows)](images/renders.png)
 
-## Style Interpreter
+## Style Interpreter of parts: `faces`
 
 {interpreter["num_heads"]} classifiers on the `{interpreter["layout"]}` layout, trained on
 {interpreter["annotated_images"]} images of the generator with the renderer's masks in place of an annotator
@@ -59,16 +61,26 @@ images.
 {rows}
 | **mean** | **{means[0]:.3f}** | **{means[1]:.3f}** |
 
-## Gate
-
-Calibrated on {gate["calibration_seeds"]} seeds at quantile {gate["threshold_quantile"]} of the JS score.
+The gate is calibrated on {gate["calibration_seeds"]} seeds at quantile {gate["threshold_quantile"]} of the JS score.
 On {gate["seeds"]} other seeds it accepts **{gate["acceptance"]:.1%}**;
 {gate["label_error_accepted"]:.2%} of the pixels of accepted samples are labelled wrongly,
 {gate["label_error_rejected"]:.2%} of the rejected ones.
 
-## Classes
+Classes: {", ".join(f"{index} {name}" for index, name in enumerate(faces.CLASS_NAMES))}.
 
-{", ".join(f"{index} {name}" for index, name in enumerate(faces.CLASS_NAMES))}.
+## Style Interpreter of keypoints: `faces_keypoints`
+
+{keypoints["num_heads"]} heads that regress heat maps, trained on the renderer's keypoints of
+{keypoints["annotated_images"]} images (`labelmint fit --task keypoints`). Distance to the exact keypoints on
+{keypoints["seeds"]} unseen seeds, in pixels of {SPEC.resolution}×{SPEC.resolution}: mean
+**{keypoints["mean_error_px"]:.2f}**, 95th percentile {keypoints["percentile_95_px"]:.2f}.
+
+| Keypoint | Mean distance |
+| --- | --- |
+{errors}
+
+The uncertainty of keypoints is our extension of the paper: the JS divergence of the heads' heat, read as Bernoulli
+probabilities, summed over keypoints.
 
 Made again with `make -f service/labelmint/demo/Makefile`; licence Apache-2.0, as the code.
 """

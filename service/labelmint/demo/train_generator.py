@@ -27,10 +27,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from labelmint.demo import faces
+from labelmint.models.generator import Generator
 from labelmint.models.store import save_generator
-from labelmint.models.stylegan2 import Generator, GeneratorSpec
+from labelmint.models.stylegan2 import StyleGAN2Spec
 
-SPEC = GeneratorSpec(
+SPEC = StyleGAN2Spec(
     z_dim=faces.Z_DIM,
     w_dim=128,
     mapping_layers=4,

@@ -13,8 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from labelmint.models.generator import Generator, to_uint8
 from labelmint.models.interpreter import StyleInterpreter
-from labelmint.models.stylegan2 import Generator, to_uint8
+
+MAX_BATCH_SIZE = 16
+# Triton copies the tensors between steps several times; a step's batch is bounded by what one copy may weigh.
+MAX_BATCH_BYTES = 384 << 20
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,12 @@ class Step(nn.Module):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
+    @property
+    def max_batch(self) -> int:
+        """How many samples the step is served with at once, at most."""
+        heaviest = max(sum(spec.bytes for spec in side) for side in (self.inputs, self.outputs))
+        return max(1, min(MAX_BATCH_SIZE, MAX_BATCH_BYTES // heaviest))
+
 
 def latent_inputs(z_dim: int) -> tuple[TensorSpec, ...]:
     return (
@@ -50,16 +60,23 @@ def feature_tensors(interpreter: StyleInterpreter) -> tuple[TensorSpec, ...]:
     return tuple(TensorSpec(f"features_{r}", torch.float32, (c, r, r)) for r, c in interpreter.spec.channels.items())
 
 
-def label_outputs(resolution: int) -> tuple[TensorSpec, ...]:
-    return (
-        TensorSpec("label", torch.uint8, (resolution, resolution)),
-        TensorSpec("js_map", torch.float32, (resolution, resolution)),
-        TensorSpec("js_score", torch.float32, (1,)),
-    )
+def label_outputs(interpreter: StyleInterpreter) -> tuple[TensorSpec, ...]:
+    """What leaves the pipeline beside the image: the label of the task, and its uncertainty."""
+    r, k = interpreter.spec.resolution, interpreter.spec.num_classes
+    label = [TensorSpec("label", torch.uint8, (r, r))]
+    if interpreter.spec.task == "keypoints":
+        label = [TensorSpec("keypoints", torch.float32, (k, 2)), TensorSpec("confidence", torch.float32, (k,))]
+    return (*label, TensorSpec("js_map", torch.float32, (r, r)), TensorSpec("js_score", torch.float32, (1,)))
 
 
 def statistics_tensors(interpreter: StyleInterpreter) -> tuple[TensorSpec, ...]:
     r, k = interpreter.spec.resolution, interpreter.spec.num_classes
+    if interpreter.spec.task == "keypoints":
+        return (
+            TensorSpec("mean_heat", torch.float32, (k, r, r)),
+            TensorSpec("mean_probability", torch.float32, (k, r, r)),
+            TensorSpec("mean_entropy", torch.float32, (r, r)),
+        )
     return (
         TensorSpec("mean_probability", torch.float32, (k, r, r)),
         TensorSpec("mean_entropy", torch.float32, (r, r)),
@@ -80,7 +97,7 @@ class GeneratorStep(Step):
         r = generator.spec.resolution
         self.inputs = latent_inputs(generator.spec.z_dim)
         self.outputs = (
-            TensorSpec("image", torch.uint8, (r, r, generator.spec.image_channels)),
+            TensorSpec("image", torch.uint8, (r, r, 3)),
             *feature_tensors(interpreter),
         )
 
@@ -96,7 +113,7 @@ class StyleInterpreterStep(Step):
         super().__init__()
         self.interpreter = interpreter
         self.inputs = feature_tensors(interpreter)
-        self.outputs = label_outputs(interpreter.spec.resolution)
+        self.outputs = label_outputs(interpreter)
 
     def forward(self, *features: Tensor) -> tuple[Tensor, ...]:
         return self.interpreter(dict(zip(self.interpreter.spec.channels, features, strict=True)))
@@ -123,8 +140,7 @@ class MlpHeadsStep(Step):
         self.outputs = statistics_tensors(interpreter)
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, ...]:
-        probability, entropy, votes = self.interpreter.heads(hidden.transpose(1, 2))
-        return probability.transpose(1, 2), entropy, votes.transpose(1, 2)  # [B,K,R,R], [B,R,R], [B,K,R,R]
+        return tuple(_rows_and_channels(statistic) for statistic in self.interpreter.heads(hidden.transpose(1, 2)))
 
 
 class UncertaintyStep(Step):
@@ -132,13 +148,16 @@ class UncertaintyStep(Step):
         super().__init__()
         self.interpreter = interpreter
         self.inputs = statistics_tensors(interpreter)
-        self.outputs = label_outputs(interpreter.spec.resolution)
+        self.outputs = label_outputs(interpreter)
 
-    def forward(self, mean_probability: Tensor, mean_entropy: Tensor, votes: Tensor) -> tuple[Tensor, ...]:
-        label, js_map = self.interpreter.uncertainty(
-            mean_probability.transpose(1, 2), mean_entropy, votes.transpose(1, 2)
-        )
-        return label, js_map, self.interpreter.score(js_map)
+    def forward(self, *statistics: Tensor) -> tuple[Tensor, ...]:
+        *label, js_map = self.interpreter.uncertainty(*(_rows_and_channels(statistic) for statistic in statistics))
+        return *label, js_map, self.interpreter.score(js_map)
+
+
+def _rows_and_channels(statistic: Tensor) -> Tensor:
+    """Exchange them: the contract has [B,K,R,R], the interpreter [B,R,K,R]. What has no channels, [B,R,R], stays."""
+    return statistic.transpose(1, 2) if statistic.dim() == 4 else statistic
 
 
 def example_inputs(step: Step, batch: int, seed: int = 0) -> tuple[Tensor, ...]:
@@ -152,6 +171,8 @@ def example_inputs(step: Step, batch: int, seed: int = 0) -> tuple[Tensor, ...]:
             tensors.append(torch.linspace(0.5, 1.0, batch)[:, None])
         elif spec.name == "mean_probability":
             tensors.append(torch.randn(batch, *spec.shape, generator=rng).softmax(dim=1))
+        elif spec.name == "mean_heat":
+            tensors.append(torch.rand(batch, *spec.shape, generator=rng))
         elif spec.name == "mean_entropy":
             tensors.append(torch.rand(batch, *spec.shape, generator=rng) * 0.1)
         elif spec.dtype == torch.uint8:

@@ -11,15 +11,14 @@ from __future__ import annotations
 import inspect
 import logging
 import warnings
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
-import numpy as np
-import numpy.typing as npt
 import onnx
 import onnxruntime
 import torch
+from torch import Tensor
 
+from labelmint.export.comparison import Array, ExportedStep, compare
 from labelmint.export.modules import Step, example_inputs
 
 # torch names every operator of optional packages that are not there; that is no news to an exporting user.
@@ -27,17 +26,6 @@ logging.getLogger("torch.onnx._internal.exporter").setLevel(logging.ERROR)
 
 OPSET = 18
 IR_VERSION = 8
-# Largest difference to torch that is float rounding and not a mistake, relative to the tensor's largest value.
-TOLERANCE = 2e-5
-LABEL_AGREEMENT = 0.9999
-
-
-@dataclass(frozen=True)
-class ExportedStep:
-    """The file's bytes and, per output, the largest difference to torch relative to the output's largest value."""
-
-    data: bytes
-    difference: dict[str, float]
 
 
 def export_onnx(step: Step) -> ExportedStep:
@@ -64,39 +52,12 @@ def export_onnx(step: Step) -> ExportedStep:
     model = _clean(program.model_proto)
     _assert_contract(model, step)
     data = model.SerializeToString(deterministic=True)
-    return ExportedStep(data, compare(step, data))
-
-
-def compare(step: Step, data: bytes) -> dict[str, float]:
-    """Run the file at batch 1 and 3 against torch: largest relative difference per output."""
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
-    difference = dict.fromkeys((spec.name for spec in step.outputs), 0.0)
-    for size in (1, 3):
-        arguments = example_inputs(step, size, seed=size)
-        with torch.no_grad():
-            expected = step(*arguments)
-        feeds = {spec.name: value.numpy() for spec, value in zip(step.inputs, arguments, strict=True)}
-        for spec, want, got in zip(step.outputs, expected, session.run(None, feeds), strict=True):
-            error = _difference(spec.name, want.numpy(), got)
-            difference[spec.name] = max(difference[spec.name], error)
-    return difference
 
+    def run(tensors: Sequence[Tensor]) -> Sequence[Array]:
+        return session.run(None, {spec.name: x.numpy() for spec, x in zip(step.inputs, tensors, strict=True)})
 
-def _difference(name: str, want: npt.NDArray[Any], got: npt.NDArray[Any]) -> float:
-    if got.shape != want.shape or got.dtype != want.dtype:
-        raise RuntimeError(f"{name}: exported {got.dtype}{got.shape}, torch {want.dtype}{want.shape}")
-    if want.dtype == np.uint8:
-        disagreement = float((want != got).mean())
-        # An image may differ by the rounding of a value at a step of uint8; a label or vote hardly ever.
-        if name == "image" and int(np.abs(want.astype(int) - got).max()) <= 1 and disagreement < 1e-3:
-            return disagreement
-        if 1.0 - disagreement < LABEL_AGREEMENT:
-            raise RuntimeError(f"{name}: {disagreement:.2e} of the values differ between ONNX and torch")
-        return disagreement
-    error = float(np.abs(want - got).max() / max(float(np.abs(want).max()), 1e-12))
-    if not error <= TOLERANCE:
-        raise RuntimeError(f"{name}: ONNX differs from torch by {error:.2e} of the largest value")
-    return error
+    return ExportedStep(data, compare(step, run))
 
 
 def _clean(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -1,4 +1,4 @@
-"""Writes a model repository that Triton serves: ONNX files, config.pbtxt files, calibration.
+"""Writes a model repository that Triton serves: ONNX or TorchScript files, config.pbtxt files, calibration.
 
 Rules of this file:
 - config.pbtxt is the text form of Triton's own ModelConfig message; nothing is pasted together as strings.
@@ -8,18 +8,20 @@ Rules of this file:
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 from tritonclient.grpc import model_config_pb2 as pb
 
-from labelmint.errors import IncompatibleWeights
+from labelmint.errors import IncompatibleWeights, UnusableFile
 from labelmint.export.modules import (
+    MAX_BATCH_BYTES,
     FeatureAggregationStep,
     GeneratorStep,
     MlpHeadsStep,
@@ -27,19 +29,25 @@ from labelmint.export.modules import (
     StyleInterpreterStep,
     TensorSpec,
     UncertaintyStep,
+    hidden_tensor,
     label_outputs,
     latent_inputs,
 )
 from labelmint.export.onnx_export import export_onnx
+from labelmint.export.torchscript_export import configure, export_torchscript
+from labelmint.models.generator import Generator
 from labelmint.models.interpreter import StyleInterpreter
 from labelmint.models.layout import channels_of
 from labelmint.models.store import load_generator, load_interpreter
-from labelmint.models.stylegan2 import Generator
-from labelmint.triton.model_config import CALIBRATION, model_digest, read_config, write_config
+from labelmint.triton.model_config import (
+    CALIBRATION,
+    base_name,
+    model_digest,
+    model_file,
+    read_config,
+    write_config,
+)
 
-MAX_BATCH_SIZE = 16
-# Triton copies the tensors between steps several times; a step's batch is bounded by what one copy may weigh.
-MAX_BATCH_BYTES = 384 << 20
 # A request older than this has no client any more; nothing waits in a queue for ever.
 QUEUE_TIMEOUT_MICROSECONDS = 60_000_000
 MAX_QUEUE_SIZE = 512
@@ -48,53 +56,86 @@ _DTYPES = {torch.float32: pb.TYPE_FP32, torch.int32: pb.TYPE_INT32, torch.uint8:
 
 FUSED = ("generator", "style_interpreter")
 STAGED = ("generator", "feature_aggregation", "mlp_heads", "uncertainty")
+STEPS: Mapping[str, Callable[[Generator, StyleInterpreter], Step]] = {
+    "generator": GeneratorStep,
+    "style_interpreter": lambda _, interpreter: StyleInterpreterStep(interpreter),
+    "feature_aggregation": lambda _, interpreter: FeatureAggregationStep(interpreter),
+    "mlp_heads": lambda _, interpreter: MlpHeadsStep(interpreter),
+    "uncertainty": lambda _, interpreter: UncertaintyStep(interpreter),
+}
+FORMATS = {"onnx": export_onnx, "torchscript": export_torchscript}
 
 
 def export_repository(
-    repository: Path, model: str, generator: Generator, interpreter: StyleInterpreter
+    repository: Path,
+    model: str,
+    generator: Generator,
+    interpreter: StyleInterpreter,
+    file_format: str = "onnx",
+    version: int = 1,
 ) -> dict[str, dict[str, float]]:
-    """Write `<model>`, `<model>_staged` and their steps into `repository`.
+    """Write `<model>`, `<model>_staged` and their steps into `repository`; from version 2 on `<model>_v2` and so on.
 
-    Returns, per step, the largest difference of each output between ONNX and torch. Raises IncompatibleWeights when the
-    interpreter was not trained on this generator's features. A calibration is kept if the artifacts did not change.
+    The staged pipeline is left out where one sample's `hidden` tensor is larger than `MAX_BATCH_BYTES`.
+    Each step is written in a format of `FORMATS`. Returns, per step, the largest difference of each output between the
+    file and torch. Raises IncompatibleWeights when the interpreter was not trained on this generator's features, and
+    UnusableFile when the name is that of another model's version. A calibration is kept if the artifacts did not
+    change.
     """
-    spec, given = interpreter.spec, channels_of(interpreter.spec.layout, generator.spec.channels)
+    _check_belong_together(generator, interpreter)
+    base = base_name(model, version)
+    _check_name_is_free(repository / base, model)
+    pipelines: dict[str, tuple[str, ...]] = {"fused": FUSED}
+    if hidden_tensor(interpreter).bytes <= MAX_BATCH_BYTES:
+        pipelines["staged"] = STAGED
+    wanted = dict.fromkeys(itertools.chain.from_iterable(pipelines.values()))
+    steps = {name: STEPS[name](generator, interpreter) for name in STEPS if name in wanted}
+    repository.mkdir(parents=True, exist_ok=True)
+    differences, data = {}, {}
+    for name, step in tqdm(steps.items(), desc="export", unit="model"):
+        exported = FORMATS[file_format](step)
+        differences[name], data[name] = exported.difference, exported.data
+    for name, step in steps.items():
+        _write_model(repository, _step_config(f"{base}_{name}", step, file_format), version, data[name])
+    for pipeline, used in pipelines.items():
+        name = base if pipeline == "fused" else f"{base}_{pipeline}"
+        digest = model_digest((step, data[step]) for step in used)
+        config = _ensemble_config(name, base, [(step, steps[step]) for step in used], generator, interpreter)
+        _describe(config, model, pipeline, digest, generator, interpreter)
+        _keep_calibration(repository / name / "config.pbtxt", config)
+        _write_model(repository, config, version, None)
+    if "staged" not in pipelines:  # what an earlier, smaller export of the same name left would be another model's
+        for name in (f"{base}_staged", *(f"{base}_{step}" for step in STAGED if step not in wanted)):
+            shutil.rmtree(repository / name, ignore_errors=True)
+    return differences
+
+
+def _check_belong_together(generator: Generator, interpreter: StyleInterpreter) -> None:
+    spec = interpreter.spec
+    try:
+        given = channels_of(spec.layout, generator.spec.taps)
+    except ValueError as error:
+        raise IncompatibleWeights(f"the interpreter does not fit the generator: {error}") from error
     if dict(spec.channels) != given:
         raise IncompatibleWeights(
             f"the interpreter reads layout {spec.layout!r} with D={spec.feature_dim} channels {dict(spec.channels)}, "
             f"the generator gives D={sum(given.values())} channels {given}"
         )
-    steps: dict[str, Step] = {
-        "generator": GeneratorStep(generator, interpreter),
-        "style_interpreter": StyleInterpreterStep(interpreter),
-        "feature_aggregation": FeatureAggregationStep(interpreter),
-        "mlp_heads": MlpHeadsStep(interpreter),
-        "uncertainty": UncertaintyStep(interpreter),
-    }
-    repository.mkdir(parents=True, exist_ok=True)
-    differences, data = {}, {}
-    for name, step in tqdm(steps.items(), desc="export", unit="model"):
-        exported = export_onnx(step)
-        differences[name], data[name] = exported.difference, exported.data
-    for name, step in steps.items():
-        _write_model(repository, _step_config(f"{model}_{name}", step), data[name])
-    for pipeline, used in (("fused", FUSED), ("staged", STAGED)):
-        name = model if pipeline == "fused" else f"{model}_{pipeline}"
-        digest = model_digest((step, data[step]) for step in used)
-        config = _ensemble_config(name, model, [(step, steps[step]) for step in used], generator, interpreter)
-        _describe(config, model, pipeline, digest, generator, interpreter)
-        _keep_calibration(repository / name / "config.pbtxt", config)
-        _write_model(repository, config, None)
-    return differences
+    if spec.resolution != generator.spec.resolution:
+        raise IncompatibleWeights(
+            f"the interpreter labels {spec.resolution}x{spec.resolution} pixels, the generator draws "
+            f"{generator.spec.resolution}x{generator.spec.resolution}"
+        )
 
 
-def _max_batch(step: Step) -> int:
-    heaviest = max(sum(spec.bytes for spec in side) for side in (step.inputs, step.outputs))
-    return max(1, min(MAX_BATCH_SIZE, MAX_BATCH_BYTES // heaviest))
+def _check_name_is_free(directory: Path, model: str) -> None:
+    path = directory / "config.pbtxt"
+    if path.exists() and (owner := read_config(path).parameters["model"].string_value) != model:
+        raise UnusableFile(path, f"belongs to the model {owner!r}; export under another name or version")
 
 
-def _step_config(name: str, step: Step) -> pb.ModelConfig:
-    config = pb.ModelConfig(name=name, backend="onnxruntime", max_batch_size=_max_batch(step))
+def _step_config(name: str, step: Step, file_format: str) -> pb.ModelConfig:
+    config = pb.ModelConfig(name=name, backend="onnxruntime", max_batch_size=step.max_batch)
     _add_tensors(config, step.inputs, step.outputs)
     config.version_policy.latest.num_versions = 1
     config.instance_group.add(count=1)
@@ -109,21 +150,23 @@ def _step_config(name: str, step: Step) -> pb.ModelConfig:
         entry.data_type = _DTYPES[spec.dtype]
         entry.dims.extend(spec.shape)
         entry.zero_data = True
+    if file_format == "torchscript":
+        configure(config)
     return config
 
 
 def _ensemble_config(
-    name: str, model: str, steps: Sequence[tuple[str, Step]], generator: Generator, interpreter: StyleInterpreter
+    name: str, base: str, steps: Sequence[tuple[str, Step]], generator: Generator, interpreter: StyleInterpreter
 ) -> pb.ModelConfig:
-    batch = min(_max_batch(step) for _, step in steps)
+    batch = min(step.max_batch for _, step in steps)
     config = pb.ModelConfig(name=name, platform="ensemble", max_batch_size=batch)
     resolution = generator.spec.resolution
-    image = TensorSpec("image", torch.uint8, (resolution, resolution, generator.spec.image_channels))
-    _add_tensors(config, latent_inputs(generator.spec.z_dim), (image, *label_outputs(interpreter.spec.resolution)))
+    image = TensorSpec("image", torch.uint8, (resolution, resolution, 3))
+    _add_tensors(config, latent_inputs(generator.spec.z_dim), (image, *label_outputs(interpreter)))
     config.version_policy.latest.num_versions = 1
     for step_name, step in steps:
         # Every tensor has the same name inside the ensemble as in its step.
-        entry = config.ensemble_scheduling.step.add(model_name=f"{model}_{step_name}", model_version=-1)
+        entry = config.ensemble_scheduling.step.add(model_name=f"{base}_{step_name}", model_version=-1)
         for spec in step.inputs:
             entry.input_map[spec.name] = spec.name
         for spec in step.outputs:
@@ -150,13 +193,13 @@ def _describe(
     described = {
         "model": model,
         "pipeline": pipeline,
-        "task": "segmentation",
+        "task": spec.task,
         "model_digest": digest,
         "layout": spec.layout,
         "num_heads": str(spec.num_heads),
         "num_ws": str(generator.spec.num_ws),
         "score_kind": interpreter.score_kind,
-        "class_names": json.dumps(spec.class_names),
+        "keypoint_names" if spec.task == "keypoints" else "class_names": json.dumps(spec.class_names),
         "palette": json.dumps(spec.palette),
     }
     for key, value in described.items():
@@ -172,17 +215,17 @@ def _keep_calibration(path: Path, config: pb.ModelConfig) -> None:
         config.parameters[CALIBRATION].CopyFrom(old.parameters[CALIBRATION])
 
 
-def _write_model(repository: Path, config: pb.ModelConfig, data: bytes | None) -> None:
+def _write_model(repository: Path, config: pb.ModelConfig, version: int, data: bytes | None) -> None:
     final = repository / config.name
     aside = repository / f".{config.name}.part"
     shutil.rmtree(aside, ignore_errors=True)
-    version = aside / "1"
-    version.mkdir(parents=True)
+    directory = aside / str(version)
+    directory.mkdir(parents=True)
     if data is None:
         # Triton wants a version directory even of an ensemble, and git keeps no empty ones.
-        (version / ".gitkeep").touch()
+        (directory / ".gitkeep").touch()
     else:
-        (version / "model.onnx").write_bytes(data)
+        (directory / model_file(config)).write_bytes(data)
     write_config(aside / "config.pbtxt", config)
     # A directory cannot replace one that is not empty: the old one steps aside, and goes when the new one stands.
     old = repository / f".{config.name}.old"
@@ -193,10 +236,21 @@ def _write_model(repository: Path, config: pb.ModelConfig, data: bytes | None) -
     shutil.rmtree(old, ignore_errors=True)
 
 
-def export_files(generator: Path, interpreter: Path, repository: Path, model: str, score_kind: str) -> None:
+def export_files(
+    generator: Path,
+    interpreter: Path,
+    repository: Path,
+    model: str,
+    score_kind: str,
+    file_format: str,
+    version: int,
+) -> None:
     """`labelmint export`: read both weights, write the repository, print the differences to torch."""
     loaded = load_interpreter(interpreter, score_kind)
-    differences = export_repository(repository, model, load_generator(generator), loaded)
+    differences = export_repository(repository, model, load_generator(generator), loaded, file_format, version)
+    base = base_name(model, version)
     for step, outputs in differences.items():
         worst = max(outputs, key=lambda name: outputs[name])
-        print(f"{model}_{step}: differs from torch by at most {outputs[worst]:.1e} ({worst})")
+        print(f"{base}_{step}: differs from torch by at most {outputs[worst]:.1e} ({worst})")
+    if "uncertainty" not in differences:
+        print(f"{base}_staged: left out, a sample's hidden tensor alone has {hidden_tensor(loaded).bytes >> 20} MiB")

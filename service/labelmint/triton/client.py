@@ -19,6 +19,7 @@ import tritonclient.grpc.aio as triton
 from tritonclient.grpc import model_config_pb2 as pb
 from tritonclient.utils import InferenceServerException
 
+from labelmint import tracing
 from labelmint.errors import (
     DeadlineExceeded,
     InferenceFailed,
@@ -43,6 +44,8 @@ _CHANNEL_OPTIONS = [
 ]
 # Without a deadline of the caller's: as long as the queues in the model configurations hold a request.
 DEFAULT_TIMEOUT_SECONDS = 60.0
+# Large models are read, compiled and warmed up.
+LOAD_TIMEOUT_SECONDS = 180.0
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,20 @@ class TritonClient:
                 translated = TritonUnavailable(f"Triton at {self.url} does not answer; try again later")
             raise translated from error
 
+    async def load(self, model: str) -> None:
+        """Have Triton load a model, or take over what changed of it; raises TritonUnavailable with Triton's words."""
+        try:
+            await self._client.load_model(model, client_timeout=LOAD_TIMEOUT_SECONDS)
+        except InferenceServerException as error:
+            raise TritonUnavailable(f"Triton could not load {model!r}: {error.message()}") from error
+
+    async def unload(self, model: str) -> None:
+        """Have Triton unload an ensemble with its steps, once what runs in it has ended."""
+        try:
+            await self._client.unload_model(model, unload_dependents=True, client_timeout=LOAD_TIMEOUT_SECONDS)
+        except InferenceServerException as error:
+            raise TritonUnavailable(f"Triton could not unload {model!r}: {error.message()}") from error
+
     async def infer(
         self,
         model: str,
@@ -99,7 +116,8 @@ class TritonClient:
         """Run an ensemble for one sample; arrays without the batch dimension, by output name.
 
         `timeout_seconds` bounds the call and Triton's queues (`DEFAULT_TIMEOUT_SECONDS` when None). Cancelling the
-        awaiting task cancels the request in Triton.
+        awaiting task cancels the request in Triton and does not wait for it: an ensemble's next step is not begun, but
+        what its first step has queued is run (Triton 2.51), other than with a timeout.
         """
         seconds = DEFAULT_TIMEOUT_SECONDS if timeout_seconds is None else timeout_seconds
         inputs = [
@@ -109,14 +127,17 @@ class TritonClient:
             _input("truncation_psi", np.array([[latents.truncation_psi]], np.float32), "FP32"),
         ]
         try:
-            result = await self._client.infer(
-                model,
-                inputs,
-                model_version=version,
-                outputs=[triton.InferRequestedOutput(name) for name in outputs],
-                client_timeout=seconds,
-                timeout=max(1, int(seconds * 1e6)),  # microseconds
-            )
+            with tracing.span("triton infer", model=model, version=version):
+                result = await self._client.infer(
+                    model,
+                    inputs,
+                    model_version=version,
+                    outputs=[triton.InferRequestedOutput(name) for name in outputs],
+                    request_id=tracing.request_id(),  # what Triton says of it carries the id
+                    headers=tracing.outgoing_headers(),
+                    client_timeout=seconds,
+                    timeout=max(1, int(seconds * 1e6)),  # microseconds
+                )
         except InferenceServerException as error:
             raise translate(error) from error
         arrays = {}
@@ -135,7 +156,7 @@ def translate(error: InferenceServerException) -> LabelmintError:
     if any(text in lowered for text in _QUEUE_FULL):
         return Overloaded("Triton's queue is full; try again later")
     if any(text in lowered for text in _QUEUE_TIMEOUT) or status.endswith(grpc.StatusCode.DEADLINE_EXCEEDED.name):
-        return DeadlineExceeded("the sample was not ready within the deadline; allow more time or send less at once")
+        return DeadlineExceeded()
     if status.endswith(grpc.StatusCode.RESOURCE_EXHAUSTED.name):
         return Overloaded(f"Triton is overloaded: {message}")
     # NOT_FOUND and "not ready" mean that the model left Triton after the gateway had seen it.

@@ -3,7 +3,10 @@
 Rules of this file:
 - The same message gives the same bytes: maps are written in key order.
 - A file is written aside and renamed.
-- The model digest is defined here, since both the exporter that writes it and the server that checks it need it.
+- The model digest and the names of versions are defined here, since both the exporter that writes them and the server
+  that checks them need them.
+- A version is a set of Triton models of its own. Triton's version directories share one configuration, so that an
+  ensemble's steps, digest and calibration could not differ between them. Each has one, named by the version.
 """
 
 from __future__ import annotations
@@ -53,8 +56,31 @@ def ensembles(repository: Path) -> dict[str, pb.ModelConfig]:
     return found
 
 
+def base_name(model: str, version: int) -> str:
+    """The fused ensemble's name in Triton, and the start of the names of its steps and of the staged ensemble."""
+    return model if version == 1 else f"{model}_v{version}"
+
+
+def version_of(directory: Path) -> int:
+    """The version of a model directory; raises UnusableFile unless it holds exactly one."""
+    found = [entry.name for entry in directory.iterdir() if entry.name.isdecimal()]
+    if len(found) != 1:
+        raise UnusableFile(
+            directory,
+            f"holds {len(found)} version directories, not one; `labelmint export --version` writes models of its own",
+        )
+    return int(found[0])
+
+
 def is_fused(config: pb.ModelConfig) -> bool:
     return str(config.parameters["pipeline"].string_value) == "fused"
+
+
+def model_file(config: pb.ModelConfig) -> str:
+    """The name of a step's file: what its config says, or else its backend's default."""
+    # Every backend but `pytorch` that can run an exported step reads ONNX, and calls the file so.
+    default = "model.pt" if config.backend == "pytorch" else "model.onnx"
+    return config.default_model_filename or default
 
 
 def model_digest(artifacts: Iterable[tuple[str, bytes]]) -> str:
@@ -67,10 +93,12 @@ def model_digest(artifacts: Iterable[tuple[str, bytes]]) -> str:
 
 def check_artifacts(repository: Path, config: pb.ModelConfig) -> None:
     """Raises UnusableFile unless the ensemble's steps are the files that its digest was taken over."""
-    prefix = f"{config.parameters['model'].string_value}_"
+    version = version_of(repository / config.name)
+    prefix = f"{base_name(config.parameters['model'].string_value, version)}_"
     artifacts = []
     for step in config.ensemble_scheduling.step:
-        path = repository / step.model_name / "1" / "model.onnx"
+        directory = repository / step.model_name
+        path = directory / str(version) / model_file(read_config(directory / "config.pbtxt"))
         if not path.is_file():
             raise UnusableFile(path, f"is missing; the ensemble {config.name!r} needs it, export the model again")
         artifacts.append((step.model_name.removeprefix(prefix), path.read_bytes()))

@@ -43,20 +43,26 @@ _PR_SET_PDEATHSIG = 1
 class TritonServer:
     """One tritonserver child. Serves gRPC at `grpc_url` and metrics at `metrics_url`."""
 
-    def __init__(self, repository: Path, models: Sequence[str], log_path: Path | None = None) -> None:
-        """Serve `models` (Triton names; an ensemble brings its steps) of `repository`.
+    def __init__(
+        self, repository: Path, models: Sequence[str], log_path: Path | None = None, traces_url: str = ""
+    ) -> None:
+        """Serve `models` (Triton names; an ensemble brings its steps) of `repository`: those that a start loads.
 
         `log_path` receives Triton's whole log; without it only the last lines are kept for error messages.
+        `traces_url` receives Triton's spans of the requests that bring a trace, over OTLP/HTTP.
         """
+        self.models = tuple(models)
         self._repository = repository
-        self._models = tuple(models)
         self._log_path = log_path
+        self._traces_url = traces_url
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
         self._lines: deque[str] = deque(maxlen=_LOG_LINES)
         self._directory = tempfile.TemporaryDirectory(prefix="labelmint-triton-")
         # Chosen once, so that clients find the child again after it was restarted.
         self._grpc_port, self._http_port, self._metrics_port = _free_ports(3)
+        # Names carry the pid, so that several servers live on one machine.
+        self._shared_memory = f"labelmint_{os.getpid()}_{self._grpc_port}_"
         self.grpc_url = f"127.0.0.1:{self._grpc_port}"
         self.metrics_url = f"http://127.0.0.1:{self._metrics_port}/metrics"
 
@@ -70,6 +76,7 @@ class TritonServer:
 
     async def start(self) -> None:
         """Launch the process; readiness is asked over gRPC by the caller."""
+        self._sweep()
         root = _wheel_root()
         backends = _backend_directory(root, Path(self._directory.name))
         command = [
@@ -77,7 +84,7 @@ class TritonServer:
             f"--model-repository={self._repository.resolve()}",
             f"--backend-directory={backends}",
             "--model-control-mode=explicit",
-            *(f"--load-model={model}" for model in self._models),
+            *(f"--load-model={model}" for model in self.models),
             "--strict-readiness=true",
             "--disable-auto-complete-config",
             "--grpc-address=127.0.0.1",
@@ -87,8 +94,8 @@ class TritonServer:
             "--metrics-address=127.0.0.1",
             f"--metrics-port={self._metrics_port}",
             f"--exit-timeout-secs={EXIT_TIMEOUT_SECONDS}",
-            # Names of the shared memory regions carry the pid, so that several servers live on one machine.
-            f"--backend-config=python,shm-region-prefix-name=labelmint_{os.getpid()}_{self._grpc_port}_",
+            *self._tracing(),
+            f"--backend-config=python,shm-region-prefix-name={self._shared_memory}",
         ]
         log = self._open_log()
         self._process = await asyncio.create_subprocess_exec(
@@ -114,20 +121,43 @@ class TritonServer:
         return "\n".join(problems[-12:] or list(self._lines)[-12:])
 
     async def stop(self) -> None:
-        """SIGTERM, wait for the exit timeout, then SIGKILL to the whole group; removes the temporary directory."""
+        """SIGTERM, wait for the exit timeout, then SIGKILL to the whole group; leaves no file behind."""
         if self._process is not None:
             if self._process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
                     self._process.terminate()
                 with contextlib.suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(self._process.wait(), EXIT_TIMEOUT_SECONDS + 5)
-            # Model processes of a killed server outlive it; the group is theirs too.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+            self._sweep()
             await self._process.wait()
         if self._reader is not None:
             await self._reader
         self._directory.cleanup()
+
+    def kill(self) -> None:
+        """End the child and its processes at once, whatever they do; leaves no file behind."""
+        self._sweep()
+        self._directory.cleanup()
+
+    def _sweep(self) -> None:
+        """SIGKILL what is left of the last process, and remove its shared memory: a killed server leaves both."""
+        if self._process is None:
+            return
+        # Model processes of a killed server outlive it; the group is theirs too.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        for region in Path("/dev/shm").glob(f"{self._shared_memory}*"):
+            region.unlink(missing_ok=True)
+
+    def _tracing(self) -> list[str]:
+        if not self._traces_url:
+            return []
+        settings = ("mode=opentelemetry", "level=TIMESTAMPS", "rate=1")
+        own = (f"url={self._traces_url}", "resource=service.name=labelmint-triton")
+        return [
+            *(f"--trace-config={setting}" for setting in settings),
+            *(f"--trace-config=opentelemetry,{setting}" for setting in own),
+        ]
 
     def _open_log(self) -> BinaryIO | None:
         if self._log_path is None:
@@ -183,7 +213,10 @@ def _wheel_root() -> Path:
 
 
 def _backend_directory(root: Path, directory: Path) -> Path:
-    """Copies of the wheel's Python backend, its stub for this Python, and our backends."""
+    """Copies of the wheel's Python backend, its stub for this Python, and our backends.
+
+    What our backends share goes into the Python backend's folder: all Python-based backends have it on their path.
+    """
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     triton = root / "pytriton" / "tritonserver"
     stub = triton / "python_backend_stubs" / version / "triton_python_backend_stub"
@@ -194,7 +227,8 @@ def _backend_directory(root: Path, directory: Path) -> Path:
     python = backends / "python"
     shutil.rmtree(backends, ignore_errors=True)
     shutil.copytree(BACKENDS, backends, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(triton / "backends" / "python", python, ignore=shutil.ignore_patterns("__pycache__"))
+    wheel = triton / "backends" / "python"
+    shutil.copytree(wheel, python, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
     shutil.copy2(stub, python)
     return backends
 

@@ -1,0 +1,80 @@
+"""What our Python-based backends have in common: from Triton's requests to arrays, and from arrays to responses.
+
+Rules of this file:
+- It lies in the folder of Triton's Python backend, which every Python-based backend has on its path.
+- A model's config.pbtxt means to a backend what it means to the native one of its name, so that the same repository
+  runs in NVIDIA's container. Honoured here: dynamic batching, requested outputs, cancellation, warm-up (by the core)
+  and `default_model_filename`.
+- A failure of one request never touches another one's answer.
+"""
+
+import json
+from pathlib import Path
+
+import triton_python_backend_utils as pb_utils
+
+
+class Backend:
+    """The base of a `TritonPythonModel` that runs a file of the repository with a library of this environment.
+
+    A backend has a `name`, the `default_filename` of its files, `load` and `run`.
+    """
+
+    name: str
+    default_filename: str
+
+    def load(self, path, config, parameters):
+        """Load the file; `config` is the model's configuration and `parameters` the strings of its parameters."""
+        raise NotImplementedError
+
+    def run(self, requests):
+        """Run one round of requests: for each, in order, {name: array} with at least the requested outputs."""
+        raise NotImplementedError
+
+    @staticmethod
+    def auto_complete_config(auto_complete_model_config):
+        return auto_complete_model_config  # our configs are complete
+
+    def initialize(self, args):
+        config = json.loads(args["model_config"])
+        if args["model_instance_kind"] == "GPU":
+            raise pb_utils.TritonModelException(
+                "this backend runs on the CPU; for GPUs use NVIDIA's Triton container, which has the native one"
+            )
+        self.batched = config["max_batch_size"] > 0
+        filename = config.get("default_model_filename") or self.default_filename
+        parameters = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
+        self.load(str(Path(pb_utils.get_model_dir()) / filename), config, parameters)
+
+    def execute(self, requests):
+        responses = [None] * len(requests)
+        live = []
+        for index, request in enumerate(requests):
+            if request.is_cancelled():
+                error = pb_utils.TritonError("request cancelled", pb_utils.TritonError.CANCELLED)
+                responses[index] = pb_utils.InferenceResponse(error=error)
+            else:
+                live.append(index)
+        if not live:
+            return responses
+        for index, response in zip(live, self._answers([requests[index] for index in live]), strict=True):
+            responses[index] = response
+        return responses
+
+    def _answers(self, requests):
+        try:
+            return [_response(*pair) for pair in zip(requests, self.run(requests), strict=True)]
+        except Exception as error:
+            if len(requests) > 1:  # find the culprit: each for itself
+                return [response for request in requests for response in self._answers([request])]
+            return [pb_utils.InferenceResponse(error=pb_utils.TritonError(f"{self.name}: {error}"))]
+
+
+def array_of(request, name):
+    """An input of a request as a NumPy array, in Triton's shared memory: valid while the request is."""
+    return pb_utils.get_input_tensor_by_name(request, name).as_numpy()
+
+
+def _response(request, outputs):
+    tensors = [pb_utils.Tensor(name, outputs[name]) for name in request.requested_output_names()]
+    return pb_utils.InferenceResponse(output_tensors=tensors)
