@@ -18,7 +18,10 @@ from pydantic_settings import BaseSettings, CliApp, CliPositionalArg, CliSubComm
 from labelmint.errors import LabelmintError
 from labelmint.settings import ServeSettings
 
-_TORCH_HINT = "this command needs torch and onnx; run `pip install 'labelmint[export]'`"
+_EXPORT_MODULES = ("torch", "onnx", "onnxruntime", "onnxscript", "pycocotools", "safetensors")
+# What is missing tells which extra brings it, and what for.
+_EXTRAS = dict.fromkeys(_EXPORT_MODULES, ("export", "this command needs torch and onnx"))
+_EXTRAS["opentelemetry"] = ("tracing", "traces need OpenTelemetry")
 
 # High seeds are kept for annotation and calibration, so that the samples that people ask for first are unseen ones.
 ANNOTATION_SEED = 4_000_000_000
@@ -31,7 +34,7 @@ class Serve(ServeSettings):
     async def cli_cmd(self) -> None:
         from labelmint.gateway.server import serve
 
-        await serve(self, lambda text: print(text, flush=True))
+        await serve(self)
 
 
 class Synth(BaseModel):
@@ -53,15 +56,29 @@ class Fit(BaseModel):
     """Train the Style Interpreter on annotated images."""
 
     generator: Annotated[Path, Field(description="generator weights (safetensors)")]
-    annotations: Annotated[Path, Field(description="directory of `synth` with a mask beside every image")]
+    annotations: Annotated[Path, Field(description="directory of `synth`, annotated (docs/annotating.md)")]
     out: Annotated[CliPositionalArg[Path], Field(description="file for the interpreter weights (safetensors)")]
-    layout: Annotated[Literal["paper", "editgan-stylegan2"], Field(description="feature layout")] = "paper"
+    layout: Annotated[
+        Literal["paper", "editgan-stylegan2", "release-stylegan1"], Field(description="feature layout")
+    ] = "paper"
     heads: Annotated[int, Field(ge=2, description="number of classifiers in the ensemble")] = 10
+    task: Annotated[Literal["segmentation", "keypoints"], Field(description="what to learn")] = "segmentation"
+    mask_format: Annotated[Literal["png", "labelme", "coco"], Field(description="format of the masks")] = "png"
+    keypoint_format: Annotated[Literal["csv", "coco"], Field(description="format of the keypoints")] = "csv"
 
     def cli_cmd(self) -> None:
         from labelmint.models.fit import fit_files
 
-        fit_files(self.generator, self.annotations, self.out, self.layout, self.heads)
+        fit_files(
+            self.generator,
+            self.annotations,
+            self.out,
+            self.layout,
+            self.heads,
+            self.task,
+            self.mask_format,
+            self.keypoint_format,
+        )
 
 
 class Export(BaseModel):
@@ -72,11 +89,53 @@ class Export(BaseModel):
     model: Annotated[CliPositionalArg[str], Field(description="name to serve it by", pattern=r"^[a-z][a-z0-9_]*$")]
     model_repository: Annotated[Path, Field(description="directory of the repository")] = Path("model_repository")
     score_kind: Annotated[Literal["sum", "top10_mean"], Field(description="image score")] = "sum"
+    format: Annotated[Literal["onnx", "torchscript"], Field(description="what the steps are written as")] = "onnx"
+
+    version: Annotated[
+        int, Field(ge=1, lt=2**31, description="version to write; one that exists is replaced, the others stay")
+    ] = 1
 
     def cli_cmd(self) -> None:
         from labelmint.export.repository import export_files
 
-        export_files(self.generator, self.interpreter, self.model_repository, self.model, self.score_kind)
+        export_files(
+            self.generator,
+            self.interpreter,
+            self.model_repository,
+            self.model,
+            self.score_kind,
+            self.format,
+            self.version,
+        )
+
+
+class Import(BaseModel):
+    """Turn another project's weights into ours. No code in them is run."""
+
+    source: Annotated[CliPositionalArg[Path], Field(description="file to import; for classifiers their directory")]
+    out: Annotated[CliPositionalArg[Path], Field(description="file to write (safetensors)")]
+    format: Annotated[
+        Literal["auto", "nvlabs-stylegan2", "rosinality-stylegan2", "stylegan1", "datasetgan-classifiers"],
+        Field(description="format of the source; auto tells it from the content"),
+    ] = "auto"
+    class_index: Annotated[int | None, Field(description="class to draw, of a conditional generator")] = None
+    average_latent: Annotated[Path | None, Field(description="average latent of a StyleGAN1 (npy)")] = None
+    generator: Annotated[Path | None, Field(description="imported generator that the classifiers read")] = None
+    layout: Annotated[
+        Literal["paper", "release-stylegan1", "editgan-stylegan2"] | None,
+        Field(description="feature layout of the classifiers"),
+    ] = None
+    classes: Annotated[Path | None, Field(description="names and colours of the classes (classes.json)")] = None
+
+    version: Annotated[
+        int, Field(ge=1, lt=2**31, description="version to write; one that exists is replaced, the others stay")
+    ] = 1
+
+    def cli_cmd(self) -> None:
+        from labelmint.checkpoints.importing import ImportOptions, import_file
+
+        options = ImportOptions(self.class_index, self.average_latent, self.generator, self.layout, self.classes)
+        print(import_file(self.source, self.out, None if self.format == "auto" else self.format, options))
 
 
 class Calibrate(BaseModel):
@@ -84,6 +143,7 @@ class Calibrate(BaseModel):
 
     model: Annotated[CliPositionalArg[str], Field(description="name of the model")]
     model_repository: Annotated[Path, Field(description="directory of the repository")] = Path("model_repository")
+    version: Annotated[int, Field(ge=1, lt=2**31, description="version of the model")] = 1
     count: Annotated[int, Field(ge=1000, description="number of seeds to measure")] = 2000
     first_seed: Annotated[int, Field(ge=0, lt=2**32, description="first of the consecutive seeds")] = CALIBRATION_SEED
     truncation_psi: Annotated[float, Field(ge=0, le=2, description="truncation to calibrate for")] = 1.0
@@ -92,7 +152,7 @@ class Calibrate(BaseModel):
         from labelmint.gateway.calibrate import calibrate_repository
 
         calibration = await calibrate_repository(
-            self.model_repository, self.model, self.first_seed, self.count, self.truncation_psi
+            self.model_repository, self.model, self.first_seed, self.count, self.truncation_psi, self.version
         )
         print(f"calibration {calibration.id}: gate at JS {calibration.threshold:.6g} nats")
 
@@ -110,6 +170,7 @@ class Labelmint(BaseSettings):
     )
 
     serve: Annotated[CliSubCommand[Serve], Field(description="start Triton and the gateway, until Ctrl-C")]
+    import_: Annotated[CliSubCommand[Import], Field(alias="import", description="turn other weights into ours")]
     synth: Annotated[CliSubCommand[Synth], Field(description="write generated images for a person to annotate")]
     fit: Annotated[CliSubCommand[Fit], Field(description="train the Style Interpreter on annotated images")]
     export: Annotated[CliSubCommand[Export], Field(description="write a model repository that Triton serves")]
@@ -124,9 +185,10 @@ def main() -> None:
     try:
         CliApp.run(Labelmint)
     except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in ("torch", "onnx", "onnxruntime", "onnxscript", "safetensors"):
+        extra, need = _EXTRAS.get((error.name or "").split(".")[0], ("", ""))
+        if not extra:
             raise
-        _fail(_TORCH_HINT)
+        _fail(f"{need}; run `pip install 'labelmint[{extra}]'`")
     except LabelmintError as error:
         _fail(error.message)
     except ValidationError as error:

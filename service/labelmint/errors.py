@@ -2,45 +2,82 @@
 
 Rules of this file:
 - The tree is the documentation; a class says when it is raised and what the caller should do.
-- An error carries data (`metadata`), not only prose. Nothing secret goes into either.
+- An error carries data (`metadata`, `retry_after_seconds`), not only prose. Nothing secret goes into either.
 - Foreign errors are translated where they enter: Triton's in `labelmint.triton.client`, nowhere else. The wire
   adapters turn these classes into status and problem+json without looking at single classes.
 
     LabelmintError
     |- InvalidRequest          what was asked cannot be: names the field
     |  `- Uncalibrated         a gate was asked for where nothing was measured
-    |- ModelNotFound
+    |- ModelNotFound           no model, or no version of it, of that name
+    |- ModelVersionGone        the version that a request or a stream began with is no longer served
     |- SampleRejected          the sample exists, its JS score is above the gate
+    |- RevisionChanged         a pinned URL names another state of the model than is served
+    |- Unauthenticated         no token, or none that is known
+    |- RequestTooLarge         the body is larger than any request needs to be
     |- Overloaded              try again later
+    |  `- LimitReached         of the caller's token: others may still be served
     |- TritonUnavailable       Triton or the model in it is not ready
+    |- ServerDraining          this gateway is shutting down: go on at another one
+    |- StreamExpired           a stream was open for as long as streams may be: resume it
     |- DeadlineExceeded
     |- InferenceFailed         Triton ran the model and failed
     |- IncompatibleWeights     two files that do not belong together (command line only)
     |- UnusableFile            a file on disk is not what it should be (command line only)
-    `- AddressInUse            a port is taken (command line only)
+    |- AddressInUse            a port is taken (command line only)
+    `- Exposed                 anyone could ask from outside (command line only)
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from pathlib import Path
 from typing import ClassVar
 
 import grpc
 
 
+def _shortened(text: str) -> str:
+    """A caller's text as an answer may repeat it."""
+    return text if len(text) <= 64 else f"{text[:64]}..."
+
+
 class LabelmintError(Exception):
-    """Base class. `reason` is the stable, machine-readable name (google.rpc.ErrorInfo)."""
+    """Base class. `reason` is the stable, machine-readable name (google.rpc.ErrorInfo).
+
+    `retry_after_seconds` is the pause after which the same request may succeed (google.rpc.RetryInfo, Retry-After);
+    None where waiting does not help or nobody can tell.
+    """
 
     reason: ClassVar[str] = "INTERNAL"
     grpc_code: ClassVar[grpc.StatusCode] = grpc.StatusCode.INTERNAL
     http_status: ClassVar[int] = 500
     title: ClassVar[str] = "Internal error"
+    retry_after_seconds: int | None = None
+    # Whether the same request to the same model ends so for ever: then a cache may keep the answer.
+    lasting: ClassVar[bool] = False
 
     def __init__(self, message: str, metadata: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.metadata = dict(metadata or {})
+
+    def __copy__(self) -> LabelmintError:
+        error = type(self).__new__(type(self), *self.args)
+        error.__dict__.update(self.__dict__)
+        return error
+
+    def with_metadata(self, **metadata: str) -> LabelmintError:
+        """This error with more data, as another one: an error may have been raised to several callers at once."""
+        error = copy(self)
+        error.metadata = {**self.metadata, **metadata}
+        return error
+
+    @property
+    def http_headers(self) -> dict[str, str]:
+        """What an HTTP answer says in its headers besides the status."""
+        return {} if self.retry_after_seconds is None else {"Retry-After": str(self.retry_after_seconds)}
 
 
 class InvalidRequest(LabelmintError):
@@ -64,9 +101,26 @@ class ModelNotFound(LabelmintError):
     http_status = 404
     title = "Model not found"
 
-    def __init__(self, model: str, known: tuple[str, ...]) -> None:
-        shown = model if len(model) <= 64 else f"{model[:64]}..."
-        super().__init__(f"no model named {shown!r}; served: {', '.join(known) or 'none'}", {"model": shown})
+    def __init__(self, model: str, known: tuple[str, ...], version: str = "") -> None:
+        """`known` are the served names or, where it is the `version` that is not known, the served versions."""
+        shown, shown_version = _shortened(model), _shortened(version)
+        wanted = f"version {shown_version!r} of model {shown!r}" if version else f"model named {shown!r}"
+        metadata = {"model": shown} | ({"model_version": shown_version} if version else {})
+        super().__init__(f"no {wanted}; served: {', '.join(known) or 'none'}", metadata)
+
+
+class ModelVersionGone(LabelmintError):
+    reason = "MODEL_VERSION_GONE"
+    grpc_code = grpc.StatusCode.FAILED_PRECONDITION
+    http_status = 410
+    title = "The model version is no longer served"
+
+    def __init__(self, model: str, version: str, digest: str) -> None:
+        super().__init__(
+            f"version {version} of model {model!r} with digest {digest[:12]}... is no longer served; another version "
+            "gives other samples for the same seeds: start anew with one that ListModels names",
+            {"model": model, "model_version": version, "model_digest": digest},
+        )
 
 
 class SampleRejected(LabelmintError):
@@ -74,6 +128,7 @@ class SampleRejected(LabelmintError):
     grpc_code = grpc.StatusCode.FAILED_PRECONDITION
     http_status = 422
     title = "Sample rejected by the JS gate"
+    lasting = True
 
     def __init__(self, seed: int, js_score: float, threshold: float, calibration_id: str) -> None:
         super().__init__(
@@ -88,12 +143,53 @@ class SampleRejected(LabelmintError):
         )
 
 
+class RevisionChanged(LabelmintError):
+    reason = "REVISION_CHANGED"
+    grpc_code = grpc.StatusCode.FAILED_PRECONDITION
+    http_status = 409
+    title = "The model is another than the URL names"
+
+    def __init__(self, model: str, served: str) -> None:
+        super().__init__(
+            f"model {model!r} is served at revision {served!r}, not the one asked for; "
+            "leave revision out, or ask for that one",
+            {"model": model, "revision": served},
+        )
+
+
+class Unauthenticated(LabelmintError):
+    reason = "UNAUTHENTICATED"
+    grpc_code = grpc.StatusCode.UNAUTHENTICATED
+    http_status = 401
+    title = "A token is needed"
+
+    @property
+    def http_headers(self) -> dict[str, str]:
+        return {"WWW-Authenticate": 'Bearer realm="labelmint"'}
+
+
+class RequestTooLarge(LabelmintError):
+    reason = "REQUEST_TOO_LARGE"
+    grpc_code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    http_status = 413
+    title = "Request too large"
+
+
 class Overloaded(LabelmintError):
     reason = "OVERLOADED"
     grpc_code = grpc.StatusCode.RESOURCE_EXHAUSTED
     http_status = 429
     title = "Too many requests in flight"
-    retry_after_seconds: ClassVar[int] = 1
+    retry_after_seconds = 1
+
+
+class LimitReached(Overloaded):
+    reason = "LIMIT_REACHED"
+    title = "A limit of this token is reached"
+
+    def __init__(self, message: str, retry_after_seconds: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
 
 
 class TritonUnavailable(LabelmintError):
@@ -101,6 +197,28 @@ class TritonUnavailable(LabelmintError):
     grpc_code = grpc.StatusCode.UNAVAILABLE
     http_status = 503
     title = "Triton is not ready"
+    retry_after_seconds = 2  # the longest pause of the gateway's own attempts to reach it again
+
+
+class ServerDraining(LabelmintError):
+    reason = "SERVER_DRAINING"
+    grpc_code = grpc.StatusCode.UNAVAILABLE
+    http_status = 503
+    title = "The gateway is shutting down"
+    retry_after_seconds = 1
+
+    def __init__(self) -> None:
+        super().__init__("this gateway is shutting down; go on at another one (a stream: from next_seed)")
+
+
+class StreamExpired(LabelmintError):
+    reason = "STREAM_EXPIRED"
+    grpc_code = grpc.StatusCode.UNAVAILABLE
+    http_status = 503
+    title = "The stream was open for as long as streams may be"
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"streams end after {seconds:g} s so that load spreads over gateways; resume at next_seed")
 
 
 class DeadlineExceeded(LabelmintError):
@@ -108,6 +226,9 @@ class DeadlineExceeded(LabelmintError):
     grpc_code = grpc.StatusCode.DEADLINE_EXCEEDED
     http_status = 504
     title = "Deadline exceeded"
+
+    def __init__(self) -> None:
+        super().__init__("the sample was not ready within the deadline; allow more time or send less at once")
 
 
 class InferenceFailed(LabelmintError):
@@ -139,3 +260,10 @@ class AddressInUse(LabelmintError):
     grpc_code = grpc.StatusCode.UNAVAILABLE
     http_status = 503
     title = "Address in use"
+
+
+class Exposed(LabelmintError):
+    reason = "EXPOSED"
+    grpc_code = grpc.StatusCode.FAILED_PRECONDITION
+    http_status = 422
+    title = "Open to anyone"

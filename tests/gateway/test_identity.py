@@ -57,6 +57,32 @@ async def test_one_digest_over_both_doors_alone_and_in_batches(stub: Stub, http:
     assert len(set(digests)) == 1
 
 
+async def test_one_digest_under_load(stub: Stub) -> None:
+    """Two streams fill the batches in which the seed is asked for, alone, in a batch and in a stream of its own."""
+    alone = await over_grpc(stub)
+    calls = [
+        stub.StreamSamples(pb.StreamSamplesRequest(model="faces", start_seed=start, window=16, options=RAW))
+        for start in (5000, 6000)
+    ]
+
+    async def drain(call: AsyncIterator[pb.StreamSamplesResponse]) -> None:
+        async for _ in call:
+            pass
+
+    readers = [asyncio.create_task(drain(call)) for call in calls]
+    try:
+        digests = await asyncio.gather(*(over_grpc(stub) for _ in range(8)), *(in_a_batch(stub, 4) for _ in range(2)))
+        request = pb.StreamSamplesRequest(model="faces", start_seed=SEED, count=1, options=RAW)
+        streamed = [m.sample async for m in stub.StreamSamples(request) if m.HasField("sample")]
+        digests += [digest(sample.image.data, sample.label.data) for sample in streamed]
+        assert not any(reader.done() for reader in readers), "the load went on"
+    finally:
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*readers, return_exceptions=True)
+    assert len(digests) == 11 and set(digests) == {alone}
+
+
 @pytest_asyncio.fixture(scope="module")
 async def staged(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stub]:
     running = start_service(tmp_path_factory.mktemp("staged") / "serve.log", "--pipeline", "staged")

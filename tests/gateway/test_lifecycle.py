@@ -14,11 +14,13 @@ import grpc
 import grpc.aio
 import httpx
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from labelmint.triton.server import TritonServer, wait_until_ready
 from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 from tests.conftest import REPOSITORY, Service, start_service
+from tests.gateway.test_grpc import pause_of
 
 SAMPLE = "/v1/models/faces/samples/7.npz?max_js=1e9"
 
@@ -57,6 +59,11 @@ def alive(pids: set[int]) -> set[int]:
     return {pid for pid in pids if living(pid)}
 
 
+def health_of(service: Service) -> int:
+    with grpc.insecure_channel(service.grpc) as channel:
+        return health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest()).status
+
+
 def wait_for(condition: object, seconds: float = 30.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():  # type: ignore[operator]
@@ -92,11 +99,15 @@ def test_a_killed_triton_is_started_again(tmp_path: Path) -> None:
             assert before.status_code == 200
             os.kill(triton_pid(service), signal.SIGKILL)
             wait_for(lambda: http.get("/readyz").status_code == 503)
+            assert http.get("/healthz").status_code == 200
+            wait_for(lambda: health_of(service) == health_pb2.HealthCheckResponse.NOT_SERVING)
             lost = http.get(SAMPLE)
             assert lost.status_code in (503, 200), lost.text  # 200 if it is back already
             wait_for(lambda: http.get("/readyz").status_code == 200)
             after = http.get(SAMPLE)
             assert after.status_code == 200 and after.content == before.content
+            wait_for(lambda: health_of(service) == health_pb2.HealthCheckResponse.SERVING)
+            assert "labelmint_triton_restarts_total 1.0" in http.get("/metrics").text
         assert "starting it again" in service.log.read_text()
     finally:
         service.stop()
@@ -114,13 +125,17 @@ async def test_an_external_triton_comes_and_goes(tmp_path: Path) -> None:
             async with httpx.AsyncClient(base_url=service.http, timeout=30.0) as http:
                 assert (await http.get(SAMPLE)).status_code == 200
                 await triton.stop()
-                for path in ("/readyz", "/healthz", SAMPLE, "/v1/models"):
+                # Alive, but not ready: starting the gateway again would not bring Triton back.
+                assert (await http.get("/healthz")).status_code == 200
+                for path in ("/readyz", SAMPLE, "/v1/models"):
                     answer = await http.get(path)
                     assert answer.status_code == 503, path
                     assert answer.json()["reason"] == "TRITON_UNAVAILABLE"
+                    assert answer.headers["retry-after"] == "2"
                 with grpc.insecure_channel(service.grpc) as channel, pytest.raises(grpc.RpcError) as caught:
                     pb_grpc.SampleServiceStub(channel).GetSample(pb.GetSampleRequest(model="faces", seed=1))
                 assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+                assert pause_of(caught.value) == 2
                 await triton.start()
                 for _ in range(300):
                     if (await http.get("/readyz")).status_code == 200:

@@ -12,12 +12,17 @@ from labelmint.errors import InvalidRequest, Uncalibrated
 from labelmint.gateway.policy import (
     SEED_END,
     Gate,
+    Mixing,
     SampleOptions,
     Walk,
     check_batch,
     check_seed,
     gate_of,
+    group_id,
     latent_of,
+    mixing_of,
+    mixings_of,
+    window_of,
 )
 from labelmint.gateway.served_model import ServedModel
 
@@ -37,7 +42,7 @@ MODEL = ServedModel(
     layout="paper",
     num_heads=10,
     score_kind="sum",
-    class_names=("background", "hair"),
+    label_names=("background", "hair"),
     palette=((0, 0, 0), (120, 73, 32)),
     calibration=CALIBRATION,
 )
@@ -108,6 +113,78 @@ def test_a_threshold_is_never_applied_where_it_was_not_measured() -> None:
         gate_of(MODEL, SampleOptions(truncation_psi=0.7))
     with pytest.raises(Uncalibrated, match="model 'faces' is not calibrated"):
         gate_of(replace(MODEL, calibration=None), SampleOptions())
+
+
+def test_a_threshold_is_never_applied_to_mixed_samples() -> None:
+    mixed = SampleOptions(style_seed=1, crossover=7)
+    for options in (mixed, replace(mixed, max_quantile=1.0)):
+        with pytest.raises(Uncalibrated, match=r"crossover: mixed samples .* threshold, 179\.91 \(see GetModel\)"):
+            gate_of(MODEL, options)
+    assert gate_of(MODEL, replace(mixed, max_js=CALIBRATION.threshold)) == Gate(1.0, CALIBRATION.threshold, "")
+
+
+def test_mixing_takes_a_style_seed_and_a_layer() -> None:
+    assert mixing_of(MODEL, SampleOptions()) is None
+    for crossover in (1, MODEL.num_ws - 1):
+        assert mixing_of(MODEL, SampleOptions(style_seed=0, crossover=crossover)) == Mixing(0, crossover)
+
+
+def test_a_batch_mixes_by_seed_or_as_a_whole() -> None:
+    assert mixings_of(MODEL, SampleOptions(), (), 2) == (None, None)
+    assert mixings_of(MODEL, SampleOptions(style_seed=5, crossover=3), (), 2) == (Mixing(5, 3), Mixing(5, 3))
+    assert mixings_of(MODEL, SampleOptions(crossover=3), (5, 6), 2) == (Mixing(5, 3), Mixing(6, 3))
+
+
+@pytest.mark.parametrize(
+    ("options", "style_seeds", "field"),
+    [
+        (SampleOptions(style_seed=1), (), "crossover"),
+        (SampleOptions(crossover=7), (), "style_seed"),
+        (SampleOptions(style_seed=SEED_END, crossover=7), (), "style_seed"),
+        (SampleOptions(style_seed=1, crossover=0), (), "crossover"),
+        (SampleOptions(style_seed=1, crossover=-1), (), "crossover"),
+        (SampleOptions(style_seed=1, crossover=12), (), "crossover"),
+        (SampleOptions(), (1, 2), "crossover"),
+        (SampleOptions(crossover=12), (1, 2), "crossover"),
+        (SampleOptions(crossover=7), (1,), "style_seeds"),
+        (SampleOptions(crossover=7), (1, 2, 3), "style_seeds"),
+        (SampleOptions(crossover=7), (1, -2), "style_seeds"),
+        (SampleOptions(style_seed=1, crossover=7), (1, 2), "style_seed"),
+    ],
+)
+def test_bad_mixings_name_their_field(options: SampleOptions, style_seeds: tuple[int, ...], field: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        mixings_of(MODEL, options, style_seeds, 2)
+    assert caught.value.metadata == {"field": field}
+
+
+def test_a_group_is_one_shape_in_any_style() -> None:
+    group = group_id(MODEL, 7, Mixing(1, 6), 1.0)
+    assert len(group) == 16 and int(group, 16) >= 0
+    assert group_id(MODEL, 7, Mixing(2, 6), 1.0) == group
+    others = {
+        group_id(MODEL, 8, Mixing(1, 6), 1.0),
+        group_id(MODEL, 7, Mixing(1, 7), 1.0),
+        group_id(MODEL, 7, Mixing(1, 6), 0.7),
+        group_id(replace(MODEL, digest="e" * 64), 7, Mixing(1, 6), 1.0),
+    }
+    assert len(others | {group}) == 5
+
+
+def test_a_window_has_a_default_and_a_bound() -> None:
+    assert [window_of(window, 64) for window in (0, 1, 64)] == [8, 1, 64]
+    assert window_of(0, 4) == 4
+    for window in (-1, 65):
+        with pytest.raises(InvalidRequest, match=f"window: {window} is out of range; give 1 to 64, or 0"):
+            window_of(window, 64)
+
+
+def test_only_wanted_outputs_are_asked_for_and_the_score_always() -> None:
+    keypoints = replace(MODEL, task="keypoints")
+    assert SampleOptions().outputs(MODEL) == ("image", "label", "js_score")
+    assert SampleOptions(omit_image=True).outputs(keypoints) == ("keypoints", "confidence", "js_score")
+    assert SampleOptions(omit_label=True, include_js_map=True).outputs(keypoints) == ("image", "js_map", "js_score")
+    assert SampleOptions(omit_image=True, omit_label=True).outputs(MODEL) == ("js_score",)
 
 
 @pytest.mark.parametrize("shards", [1, 2, 3, 7])

@@ -59,9 +59,20 @@ def test_npz(http: httpx.Client) -> None:
         assert float(arrays["js_map"].min()) >= 0.0
 
 
+def test_the_js_map_in_json(http: httpx.Client) -> None:
+    assert http.get(SAMPLE, params=LOOSE).json()["js_map"] == ""
+    body = http.get(SAMPLE, params=LOOSE | {"include_js_map": True}).json()
+    with np.load(io.BytesIO(http.get(f"{SAMPLE}.npz", params=LOOSE).content), allow_pickle=False) as arrays:
+        assert base64.b64decode(body["js_map"]) == arrays["js_map"].astype("<f4").tobytes()
+    batch = http.post(f"{SAMPLE.rpartition('/')[0]}:batchGet", json=LOOSE | {"seeds": [7], "include_js_map": True})
+    assert batch.json()["outcomes"] == [body]
+
+
 def test_models(http: httpx.Client) -> None:
-    (model,) = http.get("/v1/models").json()["models"]
-    assert model == http.get("/v1/models/faces").json()
+    models = http.get("/v1/models").json()["models"]
+    assert [model["name"] for model in models] == sorted(model["name"] for model in models)
+    model = http.get("/v1/models/faces").json()
+    assert model in models
     assert model["pipeline"] == "fused" and len(model["digest"]) == 64
     calibration = model["calibration"]
     assert len(calibration["quantiles"]) == 101 and calibration["seed_count"] >= 1000
@@ -167,9 +178,9 @@ def test_metrics_count_what_happened(http: httpx.Client) -> None:
                 return float(line.rsplit(" ", 1)[1])
         return 0.0
 
-    accepted = 'labelmint_samples_total{model="faces",outcome="accepted"}'
-    rejected = 'labelmint_samples_total{model="faces",outcome="rejected"}'
-    scores = 'labelmint_js_score_nats_count{model="faces"}'
+    accepted = 'labelmint_samples_total{model="faces",outcome="accepted",version="1"}'
+    rejected = 'labelmint_samples_total{model="faces",outcome="rejected",version="1"}'
+    scores = 'labelmint_js_score_nats_count{model="faces",version="1"}'
     answered = (
         'labelmint_requests_total{code="422",method="/v1/models/{model}/samples/{seed}",model="faces",transport="rest"}'
     )

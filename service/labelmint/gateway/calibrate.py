@@ -21,7 +21,15 @@ from labelmint.errors import ModelNotFound
 from labelmint.gateway.policy import check_seed, latent_of
 from labelmint.gateway.served_model import ServedModel, read_served_model
 from labelmint.triton.client import Array, Latents, TritonClient
-from labelmint.triton.model_config import CALIBRATION, check_artifacts, ensembles, is_fused, write_config
+from labelmint.triton.model_config import (
+    CALIBRATION,
+    base_name,
+    check_artifacts,
+    ensembles,
+    is_fused,
+    version_of,
+    write_config,
+)
 from labelmint.triton.server import TritonServer, wait_until_ready
 
 CONCURRENCY = 6
@@ -30,12 +38,12 @@ T = TypeVar("T")
 
 
 async def calibrate_repository(
-    repository: Path, model: str, first_seed: int, count: int, truncation_psi: float
+    repository: Path, model: str, first_seed: int, count: int, truncation_psi: float, version: int = 1
 ) -> Calibration:
-    """Serve `model` from `repository`, measure `count` seeds from `first_seed` on, write and return the calibration."""
+    """Serve a version of `model`, measure `count` seeds from `first_seed` on, write and return the calibration."""
     check_seed(first_seed)
     check_seed(first_seed + count - 1, "count")
-    async with serving(repository, model) as (client, served):
+    async with serving(repository, model, version) as (client, served):
         scores = await measure(
             client,
             served,
@@ -53,26 +61,31 @@ async def calibrate_repository(
         first_seed=first_seed,
     )
     for name, config in ensembles(repository).items():
-        if config.parameters["model"].string_value == model:
+        if config.parameters["model"].string_value == model and version_of(repository / name) == version:
             config.parameters[CALIBRATION].string_value = calibration.to_json()
             write_config(repository / name / "config.pbtxt", config)
     return calibration
 
 
 @asynccontextmanager
-async def serving(repository: Path, model: str) -> AsyncIterator[tuple[TritonClient, ServedModel]]:
+async def serving(repository: Path, model: str, version: int = 1) -> AsyncIterator[tuple[TritonClient, ServedModel]]:
     """A Triton of our own with one fused ensemble of the repository."""
-    known = {name: config for name, config in ensembles(repository).items() if is_fused(config)}
-    if model not in known:
-        raise ModelNotFound(model, tuple(known))
-    check_artifacts(repository, known[model])
-    server = TritonServer(repository, [model])
+    fused = {name: config for name, config in ensembles(repository).items() if is_fused(config)}
+    name = base_name(model, version)
+    if name not in fused or fused[name].parameters["model"].string_value != model:
+        models = {known: config.parameters["model"].string_value for known, config in fused.items()}
+        versions = sorted(version_of(repository / known) for known, owner in models.items() if owner == model)
+        if versions:
+            raise ModelNotFound(model, tuple(map(str, versions)), str(version))
+        raise ModelNotFound(model, tuple(sorted(set(models.values()))))
+    check_artifacts(repository, fused[name])
+    server = TritonServer(repository, [name])
     try:
         await server.start()
-        await wait_until_ready(server, [model])
+        await wait_until_ready(server, [name])
         client = TritonClient(server.grpc_url)
         try:
-            yield client, read_served_model(known[model], "1")
+            yield client, read_served_model(fused[name], str(version))
         finally:
             await client.close()
     finally:

@@ -1,7 +1,8 @@
-"""The models that Triton has ready, kept in step with it.
+"""The models that Triton has ready, all their versions, kept in step with it.
 
 Rules of this file:
-- Triton's model configurations are the only source; they are read again when a model is unknown or was lost.
+- Triton's model configurations are the only source; `refresh` reads them, once however many ask at a time.
+- A name with a version means one digest: who began with it never gets another one's samples.
 - A flood of unknown names asks Triton once a second, not once a name.
 - A malformed model is left out and reported once in the log; it does not take the others with it.
 """
@@ -9,13 +10,16 @@ Rules of this file:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from copy import copy
+from typing import TypeAlias
 
 from tritonclient.grpc import model_config_pb2 as pb
 
-from labelmint.errors import LabelmintError, ModelNotFound, TritonUnavailable
+from labelmint.errors import LabelmintError, ModelNotFound, ModelVersionGone, TritonUnavailable
 from labelmint.gateway.served_model import MalformedModel, ServedModel, is_labelmint, read_served_model
 from labelmint.triton.client import TritonClient
 
@@ -23,71 +27,144 @@ logger = logging.getLogger(__name__)
 
 _REFRESH_SECONDS = 1.0
 
+Key: TypeAlias = tuple[str, int]
+
 
 class Catalog:
-    """The served models of one pipeline ("fused" or "staged"), by name."""
+    """The served models of one pipeline ("fused" or "staged"), by name and version."""
 
     def __init__(self, triton: TritonClient, pipeline: str) -> None:
         self._triton = triton
         self._pipeline = pipeline
-        self._models: dict[str, ServedModel] = {}
-        self._reported: set[str] = set()
-        self._asked = -_REFRESH_SECONDS
+        # What Triton had when it last answered; it outlasts an outage, so that a pinned version is known again.
+        self._models: dict[Key, ServedModel] = {}
         self._failure: LabelmintError | None = None
+        self._withdrawn: frozenset[str] = frozenset()  # Triton's names
+        self._changing: frozenset[str] = frozenset()  # our names of these
+        self._reported: set[str] = set()
+        self._asked = float("-inf")
         self._asking = asyncio.Lock()
 
-    async def refresh(self) -> None:
-        """Read the models from Triton; raises TritonUnavailable and forgets what it knew when there are none."""
-        self._failure = None
-        try:
-            self._models = self._read(await self._triton.model_configs())
-            if not self._models:
-                raise TritonUnavailable(f"Triton at {self._triton.url} has no {self._pipeline} labelmint model ready")
-        except LabelmintError as error:
-            self._models, self._failure = {}, error
-            raise
-        finally:
-            self._asked = time.monotonic()
+    def known(self) -> list[ServedModel]:
+        """The models by name and version as Triton last had them; none during an outage."""
+        return [] if self._failure is not None else [self._models[key] for key in sorted(self._models)]
 
-    async def get(self, name: str) -> ServedModel:
-        """The model of that name; asks Triton again, at most once a second, before it raises ModelNotFound."""
-        if name not in self._models:
-            async with self._asking:
-                if time.monotonic() - self._asked >= _REFRESH_SECONDS:
-                    await self.refresh()
-                elif self._failure is not None:
-                    raise self._failure
-        if name not in self._models:
-            raise ModelNotFound(name, tuple(sorted(self._models)))
-        return self._models[name]
+    async def refresh(self) -> None:
+        """Read the models from Triton; raises TritonUnavailable when it does not answer or has none."""
+        arrived = time.monotonic()
+        async with self._asking:
+            if self._asked < arrived:  # else somebody asked while we waited for our turn
+                self._asked = time.monotonic()
+                self._failure = await self._read()
+        self._raise_failure()
+
+    async def get(self, name: str, version: str = "") -> ServedModel:
+        """The model of that name and version, its highest when ""; raises ModelNotFound or TritonUnavailable.
+
+        Triton is asked again, at most once a second, before something is said to be unknown.
+        """
+        found = self._find(name, version)
+        if found is None or self._failure is not None:
+            if time.monotonic() - self._asked >= _REFRESH_SECONDS:
+                await self.refresh()
+            self._raise_failure()
+            found = self._find(name, version)
+        if found is not None:
+            return found
+        if name in self._changing:
+            raise TritonUnavailable(f"model {name!r} is being loaded anew; try again in a moment")
+        versions = tuple(str(number) for known, number in sorted(self._models) if known == name)
+        if versions:
+            raise ModelNotFound(name, versions, version)
+        raise ModelNotFound(name, tuple(sorted({known for known, _ in self._models})))
 
     async def list(self) -> list[ServedModel]:
-        """All models by name, as Triton has them now."""
+        """All models by name and version, as Triton has them now."""
         await self.refresh()
-        return [self._models[name] for name in sorted(self._models)]
+        return self.known()
 
-    async def check_ready(self) -> None:
-        """Raises TritonUnavailable unless Triton has at least one model, and every known one, ready now."""
-        if not self._models:
+    def check_pinned(self, model: ServedModel) -> None:
+        """Raises ModelVersionGone where the version of `model` was taken away or has another digest now."""
+        current = self._models.get(_key(model))
+        if current is None or current.digest != model.digest:
+            raise ModelVersionGone(model.name, model.version, model.digest)
+
+    async def check_lost(self, model: ServedModel) -> None:
+        """After a call that failed: raises ModelVersionGone if Triton answers but has this version no more."""
+        with contextlib.suppress(LabelmintError):  # an outage says nothing about versions: what is known stays
             await self.refresh()
-        for model in self._models.values():
-            if not await self._triton.is_ready(model.triton_name):
-                self._models, self._asked = {}, -_REFRESH_SECONDS
-                raise TritonUnavailable(f"Triton at {self._triton.url} does not have model {model.name!r} ready")
+        self.check_pinned(model)
 
-    def _read(self, configs: Mapping[tuple[str, str], pb.ModelConfig]) -> dict[str, ServedModel]:
-        models = {}
-        for (_, version), config in sorted(configs.items()):
-            if is_labelmint(config) and config.parameters["pipeline"].string_value == self._pipeline:
+    async def withdraw(self, triton_names: Iterable[str]) -> None:
+        """Serve these no more, whatever Triton says, until `restore`: they are about to change in it."""
+        async with self._asking:  # what is being read now may be out of date
+            self._withdrawn = frozenset(triton_names)
+            kept = {key: model for key, model in self._models.items() if model.triton_name not in self._withdrawn}
+            self._changing = frozenset(name for name, _ in self._models.keys() - kept.keys())
+            self._replace(kept)
+
+    async def restore(self) -> None:
+        """End `withdraw` and read what Triton has now; raises TritonUnavailable as `refresh` does."""
+        async with self._asking:
+            self._withdrawn = frozenset()
+            self._asked = time.monotonic()
+            self._failure = await self._read()
+            self._changing = frozenset()
+        self._raise_failure()
+
+    def _find(self, name: str, version: str) -> ServedModel | None:
+        if version:
+            return self._models.get((name, int(version))) if version.isdecimal() and len(version) < 20 else None
+        versions = [number for known, number in self._models if known == name]
+        return self._models[name, max(versions)] if versions else None
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise copy(self._failure)  # one of its own for each caller: exceptions collect tracebacks
+
+    async def _read(self) -> LabelmintError | None:
+        """Take over what Triton has; returns why that failed."""
+        try:
+            models = self._read_models(await self._triton.model_configs())
+        except LabelmintError as error:
+            return error
+        if not models and not self._withdrawn:
+            return TritonUnavailable(f"Triton at {self._triton.url} has no {self._pipeline} labelmint model ready")
+        self._replace(models)
+        if not models:
+            return TritonUnavailable("the models are being loaded anew; try again in a moment")
+        return None
+
+    def _read_models(self, configs: Mapping[tuple[str, str], pb.ModelConfig]) -> dict[Key, ServedModel]:
+        models: dict[Key, ServedModel] = {}
+        for (triton_name, version), config in sorted(configs.items()):
+            if triton_name in self._withdrawn or not is_labelmint(config):
+                continue
+            if config.parameters["pipeline"].string_value == self._pipeline:
                 try:
                     model = read_served_model(config, version)
                 except MalformedModel as error:
                     self._report(str(error))
                 else:
-                    models[model.name] = model
+                    twin = models.setdefault(_key(model), model)
+                    if twin is not model:
+                        self._report(f"{triton_name} is version {version} of {model.name} as {twin.triton_name} is")
         return models
+
+    def _replace(self, models: dict[Key, ServedModel]) -> None:
+        for key in sorted(self._models.keys() | models.keys()):
+            old, new = self._models.get(key), models.get(key)
+            if old is not None and (new is None or new.digest != old.digest):
+                logger.info("no longer served: %s version %s, digest %s", old.name, old.version, old.digest[:12])
+            if new is not None and (old is None or new.digest != old.digest):
+                logger.info("serving %s version %s, digest %s", new.name, new.version, new.digest[:12])
+        self._models = models
 
     def _report(self, problem: str) -> None:
         if problem not in self._reported:
             self._reported.add(problem)
             logger.error("left out: %s", problem)
+
+
+def _key(model: ServedModel) -> Key:
+    return model.name, int(model.version)

@@ -19,12 +19,13 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from labelmint.gateway.sampling import Sample
+from labelmint.gateway.sampling import Keypoints, Sample
 
 Bytes = npt.NDArray[np.uint8]
 
 # zlib level 1 costs a third of level 6 and gives files about a tenth larger.
 _PNG_LEVEL = 1
+_JPEG_QUALITY = 95
 _PANEL = 384  # side of a picture for people, in pixels
 _MARGIN = 12
 _INK, _PAPER, _FAINT = (28, 30, 36), (250, 250, 248), (110, 114, 122)
@@ -34,25 +35,58 @@ _HEAT = np.array([(8, 6, 36), (84, 18, 110), (187, 55, 84), (249, 142, 9), (252,
 MAX_JS = float(np.log(2.0))  # nats; the ensemble split in two halves, each sure of its own class
 
 
+def image_raw(sample: Sample) -> bytes:
+    """The image as rows of RGB bytes."""
+    return _image(sample).tobytes()
+
+
 def image_png(sample: Sample) -> bytes:
     """The image as RGB PNG."""
-    return _png(Image.fromarray(sample.image))
+    return _png(Image.fromarray(_image(sample)))
+
+
+def image_jpeg(sample: Sample) -> bytes:
+    """The image as JPEG of quality 95 with full chroma: lossy, for people and for training, never for labels."""
+    buffer = io.BytesIO()
+    Image.fromarray(_image(sample)).save(buffer, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
+    return buffer.getvalue()
+
+
+def label_raw(sample: Sample) -> bytes:
+    """The label as rows of class ids, a byte each."""
+    return _label(sample).tobytes()
 
 
 def label_png(sample: Sample) -> bytes:
     """The label as a palette PNG: the indices are class ids."""
-    picture = Image.fromarray(sample.label, mode="P")
+    picture = Image.fromarray(_label(sample), mode="P")
     picture.putpalette(bytes(value for colour in sample.model.palette for value in colour))
     return _png(picture)
 
 
 def overlay_png(sample: Sample) -> bytes:
-    """For people: the image, the label over it, the legend, and the score against the gate."""
-    colours = np.asarray(sample.model.palette, np.float32)[sample.label]  # [R,R,3]
-    blend = sample.image.astype(np.float32) * 0.35 + colours * 0.65
-    present = np.unique(sample.label)
-    legend = [(sample.model.class_names[i], sample.model.palette[i]) for i in present]
-    return _figure(sample, [sample.image, np.clip(blend, 0, 255).astype(np.uint8)], legend)
+    """For people: the image, the label or keypoints over it, the legend, and the score against the gate."""
+    image, names, palette = _image(sample), sample.model.label_names, sample.model.palette
+    if sample.keypoints is not None:
+        confidence = sample.keypoints.confidence.tolist()
+        legend = [(f"{name} {c:.2f}", rgb) for name, rgb, c in zip(names, palette, confidence, strict=True)]
+        return _figure(sample, [image, _points(image, sample.keypoints, palette)], legend)
+    label = _label(sample)
+    colours = np.asarray(palette, np.float32)[label]  # [R,R,3]
+    blend = image.astype(np.float32) * 0.35 + colours * 0.65
+    legend = [(names[i], palette[i]) for i in np.unique(label)]
+    return _figure(sample, [image, np.clip(blend, 0, 255).astype(np.uint8)], legend)
+
+
+def _points(image: Bytes, keypoints: Keypoints, palette: Sequence[tuple[int, int, int]]) -> Bytes:
+    """The image enlarged to a panel, with a ringed dot at each keypoint: uint8 [_PANEL,_PANEL,3]."""
+    picture = Image.fromarray(image).resize((_PANEL, _PANEL), Image.Resampling.NEAREST)
+    draw = ImageDraw.Draw(picture)
+    scale = _PANEL / image.shape[0]
+    for (x, y), rgb in zip(((keypoints.positions + 0.5) * scale).tolist(), palette, strict=True):
+        draw.ellipse((x - 7, y - 7, x + 7, y + 7), _PAPER, _INK)
+        draw.ellipse((x - 4, y - 4, x + 4, y + 4), rgb)
+    return np.asarray(picture)
 
 
 def uncertainty_png(sample: Sample) -> bytes:
@@ -62,7 +96,7 @@ def uncertainty_png(sample: Sample) -> bytes:
     legend = [
         (f"{tick:.2f} nats", tuple(colour)) for tick, colour in zip(ticks, heat_colours(ticks).tolist(), strict=True)
     ]
-    return _figure(sample, [sample.image, heat_colours(sample.js_map)], legend)
+    return _figure(sample, [_image(sample), heat_colours(sample.js_map)], legend)
 
 
 def heat_colours(nats: npt.NDArray[np.floating[Any]]) -> Bytes:
@@ -73,16 +107,29 @@ def heat_colours(nats: npt.NDArray[np.floating[Any]]) -> Bytes:
 
 
 def npz(sample: Sample) -> bytes:
-    """`image`, `label`, `js_map`, `js_score`, `threshold`, `seed` as a NumPy archive."""
+    """The sample as a NumPy archive.
+
+    `image`, `label`, `js_map`, `js_score`, `threshold`, `seed`; and of a mixed sample `style_seed`, `crossover`,
+    `group_id`. A keypoint model has `keypoints` [K,2], `confidence` [K] and `keypoint_names` [K] instead of `label`.
+    """
     arrays: dict[str, npt.NDArray[Any]] = {
-        "image": sample.image,
-        "label": sample.label,
+        "image": _image(sample),
         "js_score": np.array(sample.js_score),
         "threshold": np.array(sample.gate.threshold),
         "seed": np.array(sample.seed),
     }
+    if sample.label is not None:
+        arrays["label"] = sample.label
+    if sample.keypoints is not None:
+        arrays["keypoints"] = sample.keypoints.positions
+        arrays["confidence"] = sample.keypoints.confidence
+        arrays["keypoint_names"] = np.array(sample.model.label_names)
     if sample.js_map is not None:
         arrays["js_map"] = sample.js_map
+    if sample.mixing is not None:
+        arrays["style_seed"] = np.array(sample.mixing.style_seed)
+        arrays["crossover"] = np.array(sample.mixing.crossover)
+        arrays["group_id"] = np.array(sample.group_id)
     # numpy.savez stamps its members with the present time in some versions; these members carry none.
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -93,16 +140,29 @@ def npz(sample: Sample) -> bytes:
     return buffer.getvalue()
 
 
+def _image(sample: Sample) -> Bytes:
+    assert sample.image is not None, "the image was left out"
+    return sample.image
+
+
+def _label(sample: Sample) -> Bytes:
+    assert sample.label is not None, "the label was left out, or the model is one of keypoints"
+    return sample.label
+
+
 def _figure(sample: Sample, panels: Sequence[Bytes], legend: Sequence[tuple[str, tuple[int, ...]]]) -> bytes:
-    columns = 6
-    rows = (len(legend) + columns - 1) // columns
     width = len(panels) * _PANEL + (len(panels) + 1) * _MARGIN
+    widest = max(_font(14).getlength(name) for name, _ in legend) + 21 + _MARGIN
+    columns = max(1, min(6, int((width - _MARGIN) // widest)))
+    rows = (len(legend) + columns - 1) // columns
     top, line = 40, 24
     picture = Image.new("RGB", (width, top + _PANEL + _MARGIN + rows * line + _MARGIN), _PAPER)
     draw = ImageDraw.Draw(picture)
     verdict = "accepted" if sample.accepted else "rejected"
     colour = _ACCEPTED if sample.accepted else _REJECTED
     title = f"{sample.model.name} · seed {sample.seed}"
+    if sample.mixing is not None:
+        title += f" · style {sample.mixing.style_seed} from layer {sample.mixing.crossover}"
     draw.text((_MARGIN, 11), title, _INK, _font(16))
     score = f"{verdict}: JS {sample.js_score:.4g}, gate {sample.gate.threshold:.4g} nats"
     draw.text((width - _MARGIN, 11), score, colour, _font(16), anchor="ra")

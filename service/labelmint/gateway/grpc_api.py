@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from typing import Any, NoReturn, TypeAlias
 
@@ -19,14 +19,15 @@ import grpc
 import grpc.aio
 import numpy as np
 import numpy.typing as npt
-from google.protobuf import any_pb2
+from google.protobuf import duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 
 from labelmint.errors import InvalidRequest, LabelmintError
 from labelmint.gateway import encode
 from labelmint.gateway.catalog import Catalog
+from labelmint.gateway.lifecycle import Lifecycle
 from labelmint.gateway.metrics import UNKNOWN_MODEL, Metrics
-from labelmint.gateway.policy import SampleOptions, Walk
+from labelmint.gateway.policy import SampleOptions, Walk, check_has_label
 from labelmint.gateway.sampling import Sample, Sampler
 from labelmint.gateway.served_model import ServedModel
 from labelmint.v1 import sample_service_pb2 as pb
@@ -34,29 +35,43 @@ from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 
 logger = logging.getLogger(__name__)
 
+Request: TypeAlias = pb.GetSampleRequest | pb.BatchGetSamplesRequest | pb.StreamSamplesRequest | pb.GetModelRequest
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["SampleService"].full_name
 ERROR_DOMAIN = "labelmint"
 MAX_MESSAGE = 1_000  # characters
 
+_IMAGE_ENCODERS: Mapping[pb.Encoding, Callable[[Sample], bytes]] = {
+    pb.ENCODING_RAW: encode.image_raw,
+    pb.ENCODING_PNG: encode.image_png,
+    pb.ENCODING_JPEG: encode.image_jpeg,
+}
+_LABEL_ENCODERS: Mapping[pb.Encoding, Callable[[Sample], bytes]] = {
+    pb.ENCODING_RAW: encode.label_raw,
+    pb.ENCODING_PNG: encode.label_png,
+}
+
 
 class SampleService(pb_grpc.SampleServiceServicer):
-    def __init__(self, sampler: Sampler, metrics: Metrics) -> None:
+    def __init__(self, sampler: Sampler, metrics: Metrics, lifecycle: Lifecycle) -> None:
         self._sampler = sampler
         self._metrics = metrics
+        self._lifecycle = lifecycle
 
     async def GetSample(self, request: pb.GetSampleRequest, context: Context) -> pb.GetSampleResponse:
         async with _Call(self._metrics, "GetSample", context) as call:
-            model = await call.find(self._sampler.catalog, request.model)
-            options = _options(request.options)
+            model = await call.find(self._sampler.catalog, request)
+            options = _options(model, request.options)
             sample = await self._sampler.sample(model, request.seed, options, context.time_remaining())
             return pb.GetSampleResponse(sample=await asyncio.to_thread(_sample, sample, request.options))
 
     async def BatchGetSamples(self, request: pb.BatchGetSamplesRequest, context: Context) -> pb.BatchGetSamplesResponse:
         async with _Call(self._metrics, "BatchGetSamples", context) as call:
-            model = await call.find(self._sampler.catalog, request.model)
-            options = _options(request.options)
-            samples = await self._sampler.batch(model, request.seeds, options, context.time_remaining())
+            model = await call.find(self._sampler.catalog, request)
+            options = _options(model, request.options)
+            samples = await self._sampler.batch(
+                model, request.seeds, request.style_seeds, options, context.time_remaining()
+            )
             outcomes = await asyncio.to_thread(_outcomes, samples, request.options)
             return pb.BatchGetSamplesResponse(outcomes=outcomes)
 
@@ -64,21 +79,25 @@ class SampleService(pb_grpc.SampleServiceServicer):
         self, request: pb.StreamSamplesRequest, context: Context
     ) -> AsyncIterator[pb.StreamSamplesResponse]:
         async with _Call(self._metrics, "StreamSamples", context) as call:
-            model = await call.find(self._sampler.catalog, request.model)
+            model = await call.find(self._sampler.catalog, request)
             walk = Walk(request.start_seed, request.shard_index, request.shard_count or 1)
-            deliveries = self._sampler.walk(model, walk, request.count, _options(request.options))
+            options = _options(model, request.options)
+            samples = self._sampler.walk(model, walk, request.count, options, request.window, context.time_remaining())
+            deliveries = self._lifecycle.guard(samples, walk.start)
             # Closed here and now when the client leaves, not when the collector finds it.
             async with aclosing(deliveries):
                 async for delivery in deliveries:
+                    minted = delivery.sample
+                    # The transport takes one message at a time and waits for a slow reader, and the walk with it.
                     yield pb.StreamSamplesResponse(
-                        sample=await asyncio.to_thread(_sample, delivery.sample, request.options),
+                        sample=None if minted is None else await asyncio.to_thread(_sample, minted, request.options),
                         next_seed=delivery.next_seed,
                         rejected_count=delivery.rejected_count,
                     )
 
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
         async with _Call(self._metrics, "GetModel", context) as call:
-            model = await call.find(self._sampler.catalog, request.model)
+            model = await call.find(self._sampler.catalog, request)
             return pb.GetModelResponse(model=model_message(model))
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
@@ -96,9 +115,9 @@ class _Call:
         self._context = context
         self._model = UNKNOWN_MODEL
 
-    async def find(self, catalog: Catalog, name: str) -> ServedModel:
+    async def find(self, catalog: Catalog, request: Request) -> ServedModel:
         """The model that the call is about; from here on the metrics name it."""
-        model = await catalog.get(name)
+        model = await catalog.get(request.model, request.model_version)
         self._model = model.name
         return model
 
@@ -119,6 +138,13 @@ class _Call:
             await _abort(self._context, translated)
 
 
+async def refuse(metrics: Metrics, method: str, context: Context, error: LabelmintError) -> NoReturn:
+    """End a call before its handler, counted and translated as the handler's own errors are."""
+    async with _Call(metrics, method, context):
+        raise error
+    raise AssertionError("the error ends the call")
+
+
 def _translated(error: BaseException | None) -> LabelmintError | None:
     if error is None or not isinstance(error, Exception):
         return None  # cancellation passes through
@@ -132,35 +158,50 @@ async def _abort(context: Context, error: LabelmintError) -> NoReturn:
     # Trailers are bounded (8 KiB by default in many clients); beyond that the status itself would be lost.
     message = error.message[:MAX_MESSAGE]
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN, metadata=error.metadata)
-    detail = any_pb2.Any()
-    detail.Pack(info)
-    status = status_pb2.Status(code=error.grpc_code.value[0], message=message, details=[detail])
-    trailers = (("grpc-status-details-bin", status.SerializeToString()),)
+    status = status_pb2.Status(code=error.grpc_code.value[0], message=message)
+    status.details.add().Pack(info)
+    if error.retry_after_seconds is not None:
+        delay = duration_pb2.Duration(seconds=error.retry_after_seconds)
+        status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
+    trailers = (*context.trailing_metadata(), ("grpc-status-details-bin", status.SerializeToString()))
     await context.abort(error.grpc_code, message, trailers)
     raise AssertionError("abort returns never")
 
 
-def _options(options: pb.SampleOptions) -> SampleOptions:
+def _options(model: ServedModel, options: pb.SampleOptions) -> SampleOptions:
     for field in ("image_encoding", "label_encoding"):
         if getattr(options, field) not in pb.Encoding.values():
             known = ", ".join(pb.Encoding.keys())
             raise InvalidRequest(f"options.{field}", f"{getattr(options, field)} is no encoding; known: {known}")
+    if options.label_encoding != pb.ENCODING_UNSPECIFIED:
+        check_has_label(model, "options.label_encoding", "leave it unset")
+        if options.label_encoding not in _LABEL_ENCODERS:
+            raise InvalidRequest("options.label_encoding", "a label has class ids, which JPEG would change; use PNG")
+    for part in ("image", "label"):
+        if getattr(options, f"omit_{part}") and getattr(options, f"{part}_encoding") != pb.ENCODING_UNSPECIFIED:
+            raise InvalidRequest(f"options.{part}_encoding", f"there is none with omit_{part}; leave it unset")
     gate = options.WhichOneof("gate")
     return SampleOptions(
         truncation_psi=options.truncation_psi if options.HasField("truncation_psi") else None,
+        style_seed=options.style_seed if options.HasField("style_seed") else None,
+        crossover=options.crossover if options.HasField("crossover") else None,
         max_js=options.max_js if gate == "max_js" else None,
         max_quantile=options.max_quantile if gate == "max_quantile" else None,
         include_rejected=options.include_rejected,
         include_js_map=options.include_js_map,
+        omit_image=options.omit_image,
+        omit_label=options.omit_label,
     )
 
 
 def _sample(sample: Sample, options: pb.SampleOptions) -> pb.Sample:
     return pb.Sample(
         model=sample.model.name,
+        model_version=sample.model.version,
         seed=sample.seed,
-        image=_pixels(sample.image, options.image_encoding, lambda: encode.image_png(sample)),
-        label=_pixels(sample.label, options.label_encoding, lambda: encode.label_png(sample)),
+        image=_pixels(sample, sample.image, options.image_encoding, _IMAGE_ENCODERS),
+        label=_pixels(sample, sample.label, options.label_encoding, _LABEL_ENCODERS),
+        keypoints=_keypoints(sample),
         js_map=b"" if sample.js_map is None else sample.js_map.astype("<f4").tobytes(),
         js_score=sample.js_score,
         threshold=sample.gate.threshold,
@@ -168,7 +209,24 @@ def _sample(sample: Sample, options: pb.SampleOptions) -> pb.Sample:
         model_digest=sample.model.digest,
         calibration_id=sample.gate.calibration_id,
         truncation_psi=sample.gate.truncation_psi,
+        style_seed=None if sample.mixing is None else sample.mixing.style_seed,
+        crossover=None if sample.mixing is None else sample.mixing.crossover,
+        group_id=sample.group_id,
     )
+
+
+def _keypoints(sample: Sample) -> list[pb.Keypoint]:
+    if sample.keypoints is None:
+        return []
+    return [
+        pb.Keypoint(name=name, x=x, y=y, confidence=confidence)
+        for name, (x, y), confidence in zip(
+            sample.model.label_names,
+            sample.keypoints.positions.tolist(),
+            sample.keypoints.confidence.tolist(),
+            strict=True,
+        )
+    ]
 
 
 def _outcomes(samples: list[Sample], options: pb.SampleOptions) -> list[pb.SampleOutcome]:
@@ -187,18 +245,29 @@ def _outcomes(samples: list[Sample], options: pb.SampleOptions) -> list[pb.Sampl
     ]
 
 
-def _pixels(array: npt.NDArray[np.uint8], encoding: pb.Encoding, png: Callable[[], bytes]) -> pb.Pixels:
-    raw = encoding == pb.ENCODING_RAW
+def _pixels(
+    sample: Sample,
+    array: npt.NDArray[np.uint8] | None,
+    encoding: pb.Encoding,
+    encoders: Mapping[pb.Encoding, Callable[[Sample], bytes]],
+) -> pb.Pixels | None:
+    if array is None:
+        return None
+    encoding = encoding or pb.ENCODING_PNG
     return pb.Pixels(
-        encoding=pb.ENCODING_RAW if raw else pb.ENCODING_PNG,
+        encoding=encoding,
         height=array.shape[0],
         width=array.shape[1],
         channels=1 if array.ndim == 2 else array.shape[2],
-        data=array.tobytes() if raw else png(),
+        data=encoders[encoding](sample),
     )
 
 
 def model_message(model: ServedModel) -> pb.Model:
+    labels = [
+        pb.LabelClass(name=name, rgb=red << 16 | green << 8 | blue)
+        for name, (red, green, blue) in zip(model.label_names, model.palette, strict=True)
+    ]
     message = pb.Model(
         name=model.name,
         version=model.version,
@@ -207,13 +276,12 @@ def model_message(model: ServedModel) -> pb.Model:
         digest=model.digest,
         resolution=model.resolution,
         z_dim=model.z_dim,
-        classes=[
-            pb.LabelClass(name=name, rgb=red << 16 | green << 8 | blue)
-            for name, (red, green, blue) in zip(model.class_names, model.palette, strict=True)
-        ],
+        classes=labels if model.task == "segmentation" else [],
         layout=model.layout,
         num_heads=model.num_heads,
         score_kind=model.score_kind,
+        num_ws=model.num_ws,
+        keypoint_classes=labels if model.task == "keypoints" else [],
     )
     if model.calibration is not None:
         message.calibration.CopyFrom(pb.Calibration(**model.calibration.described()))

@@ -1,4 +1,4 @@
-"""The decisions of the gateway, free of I/O: seed to latent, options to gate, score to outcome, cursor of a walk.
+"""The decisions of the gateway, free of I/O: seed to latent, options to gate and mixing, cursor of a walk.
 
 Rules of this file:
 - A seed is an identity: its latent is `numpy.random.RandomState(seed).randn(1, z_dim)` in float32, as the official
@@ -9,6 +9,7 @@ Rules of this file:
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,10 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from labelmint.errors import InvalidRequest, Uncalibrated
-from labelmint.gateway.served_model import ServedModel
+from labelmint.gateway.served_model import LABEL_OUTPUTS, ServedModel
 
 SEED_END = 2**32
 MAX_BATCH = 64
+DEFAULT_WINDOW = 8
 MAX_TRUNCATION_PSI = 2.0
 
 
@@ -29,10 +31,20 @@ class SampleOptions:
     """What a caller may choose; None means the model's own value."""
 
     truncation_psi: float | None = None
+    style_seed: int | None = None
+    crossover: int | None = None
     max_js: float | None = None
     max_quantile: float | None = None
     include_rejected: bool = False
     include_js_map: bool = False
+    omit_image: bool = False
+    omit_label: bool = False  # or the keypoints
+
+    def outputs(self, model: ServedModel) -> tuple[str, ...]:
+        """The outputs of the ensemble that are wanted; its score always is."""
+        image = () if self.omit_image else ("image",)
+        label = () if self.omit_label else LABEL_OUTPUTS[model.task]
+        return (*image, *label, *(("js_map",) if self.include_js_map else ()), "js_score")
 
 
 @dataclass(frozen=True)
@@ -46,6 +58,14 @@ class Gate:
     def accepts(self, js_score: float) -> bool:
         # A score that is not a number is accepted by no gate.
         return js_score <= self.threshold
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """One shape in another appearance: layers from `crossover` on take the style of `style_seed`'s latent."""
+
+    style_seed: int
+    crossover: int
 
 
 def check_seed(seed: int, field: str = "seed") -> int:
@@ -63,6 +83,51 @@ def check_batch(seeds: Sequence[int]) -> tuple[int, ...]:
 def latent_of(seed: int, z_dim: int) -> npt.NDArray[np.float32]:
     """The latent of a seed, float32 [1,z_dim]."""
     return np.random.RandomState(seed).randn(1, z_dim).astype(np.float32)
+
+
+def mixing_of(model: ServedModel, options: SampleOptions) -> Mixing | None:
+    """The style mixing of one sample, None without; raises InvalidRequest."""
+    if options.style_seed is None and options.crossover is None:
+        return None
+    if options.style_seed is None:
+        raise InvalidRequest("style_seed", "missing; a crossover needs the seed whose style the layers from it on take")
+    return Mixing(check_seed(options.style_seed, "style_seed"), _check_crossover(model, options.crossover))
+
+
+def mixings_of(
+    model: ServedModel, options: SampleOptions, style_seeds: Sequence[int], count: int
+) -> tuple[Mixing | None, ...]:
+    """The style mixing of each of a batch's `count` samples; raises InvalidRequest.
+
+    `style_seeds` holds none, or one a sample in place of the option `style_seed`.
+    """
+    if not style_seeds:
+        return (mixing_of(model, options),) * count
+    if options.style_seed is not None:
+        raise InvalidRequest("style_seed", "give style_seed for the whole batch or style_seeds, not both")
+    if len(style_seeds) != count:
+        raise InvalidRequest("style_seeds", f"{len(style_seeds)} given for {count} seeds; give one a seed, or none")
+    crossover = _check_crossover(model, options.crossover)
+    return tuple(Mixing(check_seed(seed, "style_seeds"), crossover) for seed in style_seeds)
+
+
+def _check_crossover(model: ServedModel, crossover: int | None) -> int:
+    allowed = f"model {model.name!r} has {model.num_ws} layers, give 1 to {model.num_ws - 1}"
+    if crossover is None:
+        raise InvalidRequest("crossover", f"missing; it says from which layer the style holds: {allowed}")
+    if not 1 <= crossover < model.num_ws:
+        raise InvalidRequest("crossover", f"{crossover} is out of range; {allowed}")
+    return crossover
+
+
+def group_id(model: ServedModel, seed: int, mixing: Mixing, truncation_psi: float) -> str:
+    """What all mixed samples of one shape share, whatever their style: 16 hexadecimal digits.
+
+    The first of the SHA-256 over the model's digest, the seed, the crossover and the truncation, in decimal, with
+    colons between.
+    """
+    content = f"{model.digest}:{seed}:{mixing.crossover}:{truncation_psi!r}"
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def gate_of(model: ServedModel, options: SampleOptions) -> Gate:
@@ -85,6 +150,13 @@ def gate_of(model: ServedModel, options: SampleOptions) -> Gate:
         raise Uncalibrated(
             "max_js", f"model {model.name!r} is not calibrated; give max_js or run `labelmint calibrate`"
         )
+    if options.crossover is not None:
+        raise Uncalibrated(
+            "crossover",
+            "mixed samples were not calibrated, only unmixed ones, so that neither the threshold nor a quantile "
+            f"applies; give max_js with it: the calibrated threshold, {calibration.threshold:g} (see GetModel), may be "
+            "given",
+        )
     if psi != calibration.truncation_psi:
         raise Uncalibrated(
             "truncation_psi",
@@ -93,6 +165,19 @@ def gate_of(model: ServedModel, options: SampleOptions) -> Gate:
     if options.max_quantile is not None:
         return Gate(psi, calibration.score_at(options.max_quantile), calibration.id)
     return Gate(psi, calibration.threshold, calibration.id)
+
+
+def check_has_label(model: ServedModel, field: str, asked: str) -> None:
+    """Raises InvalidRequest where `asked` is about the label image that a keypoint model does not have."""
+    if model.task != "segmentation":
+        raise InvalidRequest(field, f"model {model.name!r} has task {model.task!r} and no label image; {asked}")
+
+
+def window_of(window: int, largest: int) -> int:
+    """How many samples of a stream are minted ahead of its reader: 0 asks for the default; raises InvalidRequest."""
+    if not 0 <= window <= largest:
+        raise InvalidRequest("window", f"{window} is out of range; give 1 to {largest}, or 0 for the default")
+    return window or min(DEFAULT_WINDOW, largest)
 
 
 @dataclass(frozen=True)

@@ -1,236 +1,351 @@
 """The REST wire: the same core as gRPC, for curl and browsers.
 
 Rules of this file:
-- It knows nothing of Triton or policy; it translates requests and, in one place, errors (RFC 9457 problem+json).
-- The document at /docs is what the routes really take and answer.
+- It knows nothing of Triton or policy; it translates requests, and errors leave it to `rest_problems`.
+- The document at /docs is what the routes really take and answer; schemathesis holds it to that.
+- HEAD answers as GET does, without the body: it mints the sample, because only then is it known whether one is there.
+  Of an archive it checks the request only.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Path, Query, Request, Response
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi import Depends, FastAPI, Header, Path, Query, Request, Response
+from fastapi.responses import PlainTextResponse
+from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
 
-from labelmint.errors import InvalidRequest, LabelmintError
-from labelmint.gateway import encode
-from labelmint.gateway.metrics import UNKNOWN_MODEL, Metrics
-from labelmint.gateway.policy import SEED_END
+from labelmint.gateway import encode, rest_docs, rest_problems, tar
+from labelmint.gateway.access import Caller, Tokens
+from labelmint.gateway.disconnect import CancelOnDisconnect
+from labelmint.gateway.gallery import add_gallery
+from labelmint.gateway.lifecycle import Lifecycle
+from labelmint.gateway.metrics import Metrics
+from labelmint.gateway.policy import SEED_END, Walk, check_has_label, gate_of, mixing_of
+from labelmint.gateway.rest_caching import Caching, caching_of
 from labelmint.gateway.rest_messages import (
     BatchBody,
     BatchModel,
     ModelModel,
     ModelsModel,
-    OptionsModel,
+    PinnedQuery,
     Problem,
     SampleModel,
     SampleQuery,
+    TarQuery,
+    VersionModel,
     batch_model,
     model_model,
     sample_model,
 )
+from labelmint.gateway.rest_middleware import (
+    ALIVE_PATH,
+    OPEN_PATHS,
+    READY_PATH,
+    Access,
+    BodyLimit,
+    Measured,
+    SecurityHeaders,
+)
+from labelmint.gateway.rest_problems import documented
+from labelmint.gateway.rest_stream import Streamed
 from labelmint.gateway.sampling import Sample, Sampler
 from labelmint.gateway.served_model import ServedModel
 
-logger = logging.getLogger(__name__)
+MAX_BODY_BYTES = 1 << 20  # a request is a few numbers
 
-PROBLEM_TYPE = "application/problem+json"
-
-
-_PROBLEMS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Problem, "description": text, "content": {PROBLEM_TYPE: {}}}
-    for status, text in (
-        (400, "The request cannot be honoured; `metadata.field` names the field."),
-        (404, "No such model."),
-        (422, "The sample was rejected by the JS gate."),
-        (429, "Too many requests in flight; see Retry-After."),
-        (502, "Triton failed to run the model."),
-        (503, "Triton is not ready."),
-        (504, "The sample was not ready in time."),
-    )
+_NOT_MODIFIED: dict[int | str, dict[str, Any]] = {
+    304: {"description": "If-None-Match names what the client holds already."}
 }
-_PNG: dict[int | str, dict[str, Any]] = {**_PROBLEMS, 200: {"content": {"image/png": {}}, "description": "A PNG."}}
-_NPZ: dict[int | str, dict[str, Any]] = {
-    **_PROBLEMS,
-    200: {"content": {"application/octet-stream": {}}, "description": "A NumPy archive."},
+_VALIDATORS = {
+    "ETag": {"description": "Strong; known before anything is minted.", "schema": {"type": "string"}},
+    "Cache-Control": {"description": "Immutable where `revision` is given.", "schema": {"type": "string"}},
 }
+_SAMPLE_ERRORS = (400, 404, 409, 410, 422, 429, 502, 503, 504)
+_BATCH_ERRORS = (400, 404, 410, 413, 429, 502, 503, 504)
 
-ModelName = Annotated[str, Path(description="Name of the model, as /v1/models lists it.")]
+ModelName = Annotated[str, Path(description="Name of the model, as /v1/models lists it.", examples=["faces"])]
 Seed = Annotated[int, Path(ge=0, lt=SEED_END, description="The seed: 0 to 2^32 - 1.")]
+IfNoneMatch = Annotated[str | None, Header(description="ETags of what the client holds.")]
 
 
-def create_app(sampler: Sampler, metrics: Metrics, version: str) -> FastAPI:
-    """The REST application over a sampling core."""
+def create_app(
+    sampler: Sampler,
+    metrics: Metrics,
+    lifecycle: Lifecycle,
+    version: str,
+    tokens: Tokens | None,
+    tls: bool,
+    private: bool,
+) -> ASGIApp:
+    """The REST application over a sampling core.
+
+    `tokens` says who may ask, None anyone; `private` that shared caches must keep nothing.
+    """
     app = FastAPI(
         title="labelmint",
         version=version,
         description="Image-label pairs minted on demand from latent seeds.",
+        docs_url=None,
         redoc_url=None,
     )
-    app.add_exception_handler(LabelmintError, _answer_error)
-    app.add_exception_handler(RequestValidationError, _answer_invalid)
-    app.add_exception_handler(HTTPException, _answer_http)
-    app.add_exception_handler(Exception, _answer_unexpected)
-    app.middleware("http")(_measured(metrics))
+    rest_problems.install(app)
+    rest_docs.install(app)
 
-    async def find(request: Request, name: str) -> ServedModel:
+    async def find(request: Request, name: str, asked: VersionModel) -> ServedModel:
         """The model that a request is about; from here on the metrics name it."""
-        model = await sampler.catalog.get(name)
+        model = await sampler.catalog.get(name, asked.model_version)
         request.state.model = model.name
         return model
 
-    async def sample(request: Request, model: str, seed: int, options: OptionsModel, js_map: bool = False) -> Sample:
-        return await sampler.sample(await find(request, model), seed, options.to_sample_options(js_map))
+    def caching(request: Request, model: ServedModel, representation: str, query: PinnedQuery) -> Caching:
+        """How the answer may be cached; errors that last as long are told the same."""
+        found = caching_of(model, representation, query, query.revision, private)
+        request.state.cache_control = found.cache_control
+        return found
 
-    def picture(encoder: Callable[[Sample], bytes], media_type: str, js_map: bool = False) -> Any:
+    async def mint(request: Request, model: ServedModel, seed: int, query: PinnedQuery, js_map: bool = False) -> Sample:
+        if (caller := _caller(request)) is not None:
+            caller.charge(1)
+        return await sampler.sample(model, seed, query.to_sample_options(js_map))
+
+    def rendered(suffix: str, encoder: Callable[[Sample], bytes], media_type: str, js_map: bool) -> Callable[..., Any]:
         async def endpoint(
-            request: Request, model: ModelName, seed: Seed, options: Annotated[OptionsModel, Query()]
+            request: Request,
+            model: ModelName,
+            seed: Seed,
+            query: Annotated[PinnedQuery, Query()],
+            if_none_match: IfNoneMatch = None,
         ) -> Response:
-            minted = await sample(request, model, seed, options, js_map)
-            return Response(await asyncio.to_thread(encoder, minted), media_type=media_type)
+            found = await find(request, model, query)
+            if encoder is encode.label_png:
+                check_has_label(found, "model", "ask for the sample's JSON, overlay.png or .npz")
+            caches = caching(request, found, f"{seed}{suffix}", query)
+            if caches.held(if_none_match):
+                return Response(status_code=304, headers=caches.headers)
+            minted = await mint(request, found, seed, query, js_map)
+            if caches.held(if_none_match, exists=True):
+                return Response(status_code=304, headers=caches.headers)
+            body = await asyncio.to_thread(encoder, minted)
+            return Response(body, media_type=media_type, headers=caches.headers)
 
         return endpoint
 
-    @app.get("/v1/models", responses={503: _PROBLEMS[503]}, summary="List the served models")
+    @app.get("/v1/models", responses=documented(503), summary="List the served models")
     async def list_models() -> ModelsModel:
         return ModelsModel(models=[model_model(model) for model in await sampler.catalog.list()])
 
     @app.get(
         "/v1/models/{model}",
-        responses={404: _PROBLEMS[404], 503: _PROBLEMS[503]},
-        summary="Describe a model: digest, classes, palette, calibration",
+        responses=documented(400, 404, 503),
+        summary="Describe a model: task, digest, classes or keypoints, palette, calibration",
     )
-    async def get_model(request: Request, model: ModelName) -> ModelModel:
-        return model_model(await find(request, model))
+    async def get_model(request: Request, model: ModelName, query: Annotated[VersionModel, Query()]) -> ModelModel:
+        return model_model(await find(request, model, query))
 
-    pictures = (
-        ("/image.png", encode.image_png, False, "The image as RGB PNG"),
-        ("/label.png", encode.label_png, False, "The label as palette PNG: indices are class ids"),
-        ("/overlay.png", encode.overlay_png, False, "For people: image, label, legend, score"),
-        ("/uncertainty.png", encode.uncertainty_png, True, "For people: image and JS divergence of its pixels"),
+    representations = (
+        ("/image.png", encode.image_png, "image/png", False, "The image as RGB PNG"),
+        (
+            "/label.png",
+            encode.label_png,
+            "image/png",
+            False,
+            "The label as palette PNG: indices are class ids. Not of keypoint models",
+        ),
+        (
+            "/overlay.png",
+            encode.overlay_png,
+            "image/png",
+            False,
+            "For people: image, label or keypoints, legend, score",
+        ),
+        (
+            "/uncertainty.png",
+            encode.uncertainty_png,
+            "image/png",
+            True,
+            "For people: image and JS divergence of its pixels",
+        ),
+        (
+            ".npz",
+            encode.npz,
+            "application/octet-stream",
+            True,
+            "Image, label or keypoints, JS map and score as a NumPy archive",
+        ),
     )
-    for suffix, encoder, js_map, summary in pictures:
-        app.get("/v1/models/{model}/samples/{seed}" + suffix, responses=_PNG, summary=summary, response_class=Response)(
-            picture(encoder, "image/png", js_map)
-        )
-    app.get(
-        "/v1/models/{model}/samples/{seed}.npz",
-        responses=_NPZ,
-        summary="Image, label, JS map and score as a NumPy archive",
-        response_class=Response,
-    )(picture(encode.npz, "application/octet-stream", js_map=True))
+    for suffix, encoder, media_type, js_map, summary in representations:
+        app.get(
+            "/v1/models/{model}/samples/{seed}" + suffix,
+            responses=_bytes(media_type),
+            summary=summary,
+            response_class=Response,
+            name="get" + suffix.replace(".", "_").replace("/", "_"),
+        )(rendered(suffix, encoder, media_type, js_map))
 
-    @app.get("/v1/models/{model}/samples/{seed}", responses=_PROBLEMS, summary="The image-label pair of a seed")
+    @app.get(
+        "/v1/models/{model}/samples/{seed}",
+        response_model=SampleModel,
+        responses={**documented(*_SAMPLE_ERRORS), **_NOT_MODIFIED, 200: {"headers": _VALIDATORS}},
+        summary="The image-label pair of a seed",
+    )
     async def get_sample(
-        request: Request, model: ModelName, seed: Seed, query: Annotated[SampleQuery, Query()]
-    ) -> SampleModel:
-        minted = await sample(request, model, seed, query)
+        request: Request,
+        response: Response,
+        model: ModelName,
+        seed: Seed,
+        query: Annotated[SampleQuery, Query()],
+        if_none_match: IfNoneMatch = None,
+    ) -> Any:
+        found = await find(request, model, query)
+        caches = caching(request, found, str(seed), query)
+        if caches.held(if_none_match):
+            return Response(status_code=304, headers=caches.headers)
+        minted = await mint(request, found, seed, query, query.include_js_map)
+        if caches.held(if_none_match, exists=True):
+            return Response(status_code=304, headers=caches.headers)
+        response.headers.update(caches.headers)
         return await asyncio.to_thread(sample_model, minted, query.encoding)
 
-    @app.post("/v1/models/{model}/samples:batchGet", responses=_PROBLEMS, summary="The pairs of several seeds")
+    @app.get(
+        "/v1/models/{model}/samples.tar",
+        responses=_bytes("application/x-tar"),
+        summary="The samples of a walk as a WebDataset shard",
+        description=(
+            "Members `SEED.image.png`, `SEED.label.npy` (class ids; not of keypoint models) and `SEED.json` of each "
+            "accepted sample, in order. `shard_index` and `shard_count` give disjoint archives of `count` samples "
+            "each; `next_seed` in the last JSON is where another archive goes on. An archive that breaks off ends the "
+            "connection without the end of the body."
+        ),
+        response_class=Response,
+    )
+    async def get_tar(
+        request: Request, model: ModelName, query: Annotated[TarQuery, Query()], if_none_match: IfNoneMatch = None
+    ) -> Response:
+        found = await find(request, model, query)
+        caches = caching(request, found, "tar", query)
+        walk, options = Walk(query.start_seed, query.shard_index, query.shard_count), query.to_sample_options()
+        mixing_of(found, options)
+        gate_of(found, options)
+        if caches.held(if_none_match, exists=True):
+            return Response(status_code=304, headers=caches.headers)
+        if request.method == "HEAD":
+            response = Response(media_type="application/x-tar", headers=caches.headers)
+            del response.headers["content-length"]  # GET does not know it either
+            return response
+
+        async def parts() -> AsyncGenerator[bytes, None]:
+            caller, rejected = _caller(request), 0
+            async with aclosing(sampler.walk(found, walk, query.count, options)) as deliveries:
+                async for delivery in deliveries:
+                    minted = delivery.sample
+                    if caller is not None:
+                        await caller.pace(delivery.rejected_count - rejected + (minted is not None and minted.accepted))
+                        rejected = delivery.rejected_count
+                    if minted is not None:
+                        yield await asyncio.to_thread(tar.members, minted, delivery.next_seed)
+            yield tar.END
+
+        return Streamed(parts(), "application/x-tar", caches.headers)
+
+    @app.post(
+        "/v1/models/{model}/samples:batchGet",
+        responses=documented(*_BATCH_ERRORS),
+        summary="The pairs of several seeds",
+    )
     async def batch_get_samples(request: Request, model: ModelName, body: BatchBody) -> BatchModel:
-        samples = await sampler.batch(await find(request, model), body.seeds, body.to_sample_options())
+        found = await find(request, model, body)
+        if (caller := _caller(request)) is not None:
+            caller.charge(len(body.seeds))
+        samples = await sampler.batch(found, body.seeds, body.style_seeds, body.to_sample_options(body.include_js_map))
         return await asyncio.to_thread(batch_model, samples, body)
 
-    async def ready() -> None:
-        await sampler.catalog.check_ready()
-
-    for path in ("/healthz", "/readyz"):
-        app.get(
-            path,
-            response_class=PlainTextResponse,
-            responses={503: _PROBLEMS[503]},
-            dependencies=[Depends(ready)],
-            summary="200 while Triton has the model ready",
-        )(_ok)
+    app.get(
+        ALIVE_PATH, response_class=PlainTextResponse, summary="200 while the gateway answers at all", name="healthz"
+    )(_ok)
+    app.get(
+        READY_PATH,
+        response_class=PlainTextResponse,
+        responses=documented(503),
+        dependencies=[Depends(lifecycle.check_ready)],
+        summary="200 while Triton has a model ready and the gateway is not shutting down",
+        name="readyz",
+    )(_ok)
 
     @app.get("/metrics", response_class=PlainTextResponse, summary="Prometheus metrics")
     async def read_metrics() -> Response:
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
-    return app
+    add_gallery(app)
+    _answer_head(app)
+    _describe(app, tokens is not None)
+    # From the outermost inwards; FastAPI's own middleware would leave out the answer to an unexpected error.
+    guarded: ASGIApp = BodyLimit(app, MAX_BODY_BYTES)
+    if tokens is not None:
+        guarded = Access(guarded, tokens)
+    return SecurityHeaders(CancelOnDisconnect(Measured(guarded, metrics)), tls)
 
 
 async def _ok() -> str:
     return "ok\n"
 
 
-def _measured(metrics: Metrics) -> Callable[[Request, Callable[[Request], Awaitable[Response]]], Awaitable[Response]]:
-    async def middleware(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        started = time.perf_counter()
-        metrics.requests_in_flight.labels("rest").inc()
-        status = "500"
-        try:
-            response = await call_next(request)
-            status = str(response.status_code)
-            return response
-        finally:
-            route = getattr(request.scope.get("route"), "path", "-")
-            model = getattr(request.state, "model", UNKNOWN_MODEL)
-            metrics.requests_in_flight.labels("rest").dec()
-            metrics.requests.labels("rest", route, model, status).inc()
-            metrics.request_seconds.labels("rest", route).observe(time.perf_counter() - started)
-
-    return middleware
+def _caller(request: Request) -> Caller | None:
+    caller: Caller | None = getattr(request.state, "caller", None)
+    return caller
 
 
-def _problem(error: LabelmintError) -> JSONResponse:
-    problem = Problem(
-        type="about:blank",
-        title=error.title,
-        status=error.http_status,
-        detail=error.message,
-        reason=error.reason,
-        metadata=error.metadata,
-    )
-    headers = {}
-    if (pause := getattr(error, "retry_after_seconds", None)) is not None:
-        headers["Retry-After"] = str(pause)
-    return JSONResponse(problem.model_dump(), error.http_status, headers, PROBLEM_TYPE)
+def _bytes(media_type: str) -> dict[int | str, dict[str, Any]]:
+    answer = {
+        "description": "The bytes.",
+        "content": {media_type: {"schema": {"type": "string", "format": "binary"}}},
+        "headers": _VALIDATORS,
+    }
+    return {**documented(*_SAMPLE_ERRORS), **_NOT_MODIFIED, 200: answer}
 
 
-async def _answer_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, LabelmintError)
-    return _problem(error)
+def _answer_head(app: FastAPI) -> None:
+    """HEAD beside every GET. The server leaves out the body; the document says that there is none."""
+    for route in list(app.routes):
+        if not isinstance(route, APIRoute) or route.methods != {"GET"}:
+            continue
+        statuses: dict[int | str, dict[str, Any]] = {key: {"description": "As GET."} for key in (200, *route.responses)}
+        app.add_api_route(
+            route.path,
+            route.endpoint,
+            methods=["HEAD"],
+            response_class=route.response_class,
+            response_model=route.response_model,
+            dependencies=route.dependencies,
+            responses=statuses,
+            summary=f"As GET, without the body: {route.summary}",
+            include_in_schema=route.include_in_schema,
+            name=f"head_{route.name}",
+        )
 
 
-async def _answer_invalid(_: Request, error: Exception) -> Response:
-    """FastAPI's list of problems as one InvalidRequest that names the first field."""
-    assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"][1:]) or str(first["loc"][0])
-    problem = str(first["msg"])
-    if first["type"] == "json_invalid":
-        field, problem = "body", f"is not JSON: {first['ctx']['error']}"
-    elif first["type"] == "extra_forbidden":
-        problem = "unknown parameter; see /docs for those that exist"
-    elif field == "seed":
-        problem = f"{first['input']!r} is not a seed; seeds are whole numbers from 0 to {SEED_END - 1}"
-    return _problem(InvalidRequest(field, problem))
-
-
-async def _answer_http(_: Request, error: Exception) -> Response:
-    """Starlette's own answers: no such route, method not allowed."""
-    assert isinstance(error, HTTPException)
-    titles = {404: "No such path", 405: "Method not allowed"}
-    problem = Problem(
-        type="about:blank",
-        title=titles.get(error.status_code, "HTTP error"),
-        status=error.status_code,
-        detail=f"{error.detail}; the paths that exist are listed at /docs",
-        reason="NO_SUCH_ROUTE",
-        metadata={},
-    )
-    return JSONResponse(problem.model_dump(), error.status_code, error.headers, PROBLEM_TYPE)
-
-
-async def _answer_unexpected(_: Request, error: Exception) -> Response:
-    logger.error("unexpected error while answering", exc_info=error)
-    return _problem(LabelmintError("an unexpected error happened; the gateway's log has it"))
+def _describe(app: FastAPI, tokens: bool) -> None:
+    """Make the OpenAPI document exact where FastAPI guesses."""
+    document = app.openapi()
+    schemas = document["components"]["schemas"]
+    schemas["Problem"] = Problem.model_json_schema()
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            responses = operation["responses"]
+            if "HTTPValidationError" in str(responses.get("422")):
+                del responses["422"]  # a bad request is a 400 here
+            if tokens and path not in OPEN_PATHS:
+                responses.update({str(status): answer for status, answer in documented(401, 429).items()})
+                operation["security"] = [{"bearer": []}]
+            if method == "head":
+                for answer in responses.values():
+                    answer.pop("content", None)
+    if tokens:
+        document["components"]["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}

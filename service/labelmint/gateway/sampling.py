@@ -2,9 +2,10 @@
 
 Rules of this file:
 - Each seed is one Triton request; Triton's dynamic batcher makes the batches, and a sample never depends on them.
-- A walk keeps at most `WINDOW` samples in flight ahead of its reader and delivers them in order; a reader who
+- A walk keeps its window of samples ahead of its reader, in flight or ready, and delivers them in order; a reader who
   pauses stops the walk, and leaving the generator cancels what is in flight.
-- Admission is bounded: beyond `max_in_flight` samples a single request is refused, not queued. Walks wait their turn.
+- Admission is bounded: beyond `max_in_flight` samples a request is refused, beyond `max_streams` a walk. What is
+  admitted waits for a slot in its fair turn (`slots.py`), no longer than its deadline.
 """
 
 from __future__ import annotations
@@ -12,40 +13,60 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AsyncExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
-from labelmint.errors import InvalidRequest, Overloaded, SampleRejected
+from labelmint.errors import InvalidRequest, Overloaded, SampleRejected, TritonUnavailable
+from labelmint.gateway.cache import SampleCache
 from labelmint.gateway.catalog import Catalog
 from labelmint.gateway.metrics import Metrics
 from labelmint.gateway.policy import (
-    SEED_END,
     Gate,
+    Mixing,
     SampleOptions,
     Walk,
     check_batch,
     check_seed,
     gate_of,
+    group_id,
     latent_of,
+    mixing_of,
+    mixings_of,
+    window_of,
 )
 from labelmint.gateway.served_model import ServedModel
-from labelmint.triton.client import Array, Latents, TritonClient
+from labelmint.gateway.slots import KINDS, Party, Slots
+from labelmint.tracing import span
+from labelmint.triton.client import DEFAULT_TIMEOUT_SECONDS, Array, Latents, TritonClient
 
-WINDOW = 8
+HEARTBEAT_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Keypoints:
+    """positions float32 [K,2] as (x, y) in pixels, pixel centres at integers; confidence float32 [K], the heat at the
+    keypoint, nominally 0 to 1."""
+
+    positions: npt.NDArray[np.float32]
+    confidence: npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One seed's outcome: image uint8 [R,R,3], label uint8 [R,R], js_map float32 [R,R] or None."""
+    """One seed's outcome: image uint8 [R,R,3], js_map float32 [R,R], and what the model's task labels: `label` uint8
+    [R,R] (segmentation) or `keypoints`; the other is None, and so is what was left out."""
 
     model: ServedModel
     seed: int
+    mixing: Mixing | None
     gate: Gate
-    image: npt.NDArray[np.uint8]
-    label: npt.NDArray[np.uint8]
+    image: npt.NDArray[np.uint8] | None
+    label: npt.NDArray[np.uint8] | None
+    keypoints: Keypoints | None
     js_map: npt.NDArray[np.float32] | None
     js_score: float
 
@@ -53,50 +74,115 @@ class Sample:
     def accepted(self) -> bool:
         return self.gate.accepts(self.js_score)
 
+    @property
+    def group_id(self) -> str:
+        """Names the shape that this sample shares with others; empty for an unmixed one."""
+        if self.mixing is None:
+            return ""
+        return group_id(self.model, self.seed, self.mixing, self.gate.truncation_psi)
+
     def rejection(self) -> SampleRejected:
         return SampleRejected(self.seed, self.js_score, self.gate.threshold, self.gate.calibration_id)
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """One sample of a walk with the cursor after it."""
+    """One sample of a walk, or None as a sign of life while none is accepted, with the cursor after it."""
 
-    sample: Sample
+    sample: Sample | None
     next_seed: int
     rejected_count: int
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What the gateway takes on at once; the fields of ServeSettings with these names say more."""
+
+    max_in_flight: int
+    triton_slots: int
+    max_streams: int
+    max_window: int
+
+
+@dataclass(eq=False)
+class _Pipeline:
+    """The samples of one walk that are ahead of its reader, by seed; `remaining` is None for a walk without end."""
+
+    window: int
+    remaining: int | None
+    include_rejected: bool
+    ahead: deque[asyncio.Task[Sample]] = field(default_factory=deque)
+
+    @property
+    def wanted(self) -> int:
+        """How many samples may be ahead: never more than could still be asked for."""
+        return self.window if self.remaining is None else min(self.window, self.remaining)
+
+    @property
+    def owed(self) -> int:
+        """How many of them the reader would take now if they were ready."""
+        return self.wanted - sum(self._ready(task) for task in self.ahead)
+
+    def delivers(self, sample: Sample) -> bool:
+        return sample.accepted or self.include_rejected
+
+    def _ready(self, task: asyncio.Task[Sample]) -> bool:
+        return task.done() and not task.cancelled() and task.exception() is None and self.delivers(task.result())
+
+
 class Sampler:
-    def __init__(self, catalog: Catalog, triton: TritonClient, metrics: Metrics, max_in_flight: int) -> None:
+    def __init__(
+        self, catalog: Catalog, triton: TritonClient, metrics: Metrics, cache: SampleCache, limits: Limits
+    ) -> None:
         self.catalog = catalog
         self._triton = triton
         self._metrics = metrics
-        self._max_in_flight = max_in_flight
-        self._admissions = 0
-        self._slots = asyncio.Semaphore(max_in_flight)
+        self._cache = cache
+        self._limits = limits
+        self._slots = Slots(limits.triton_slots)
+        self._admitted_samples = 0
+        self._pipelines: set[_Pipeline] = set()
+        metrics.demand.set_function(self.demand)
+        for kind in KINDS:
+            metrics.queue_depth.labels(kind).set_function(partial(self._slots.depth, kind))
+
+    def demand(self) -> int:
+        """Accepted samples that are owed to clients, as the metric's help defines it."""
+        return self._admitted_samples + sum(pipeline.owed for pipeline in self._pipelines)
 
     async def sample(
         self, model: ServedModel, seed: int, options: SampleOptions, timeout_seconds: float | None = None
     ) -> Sample:
         """The sample of one seed; raises SampleRejected unless it is accepted or `include_rejected` is set."""
         check_seed(seed)
+        mixing = mixing_of(model, options)
         gate = gate_of(model, options)
-        with self._admitted(1):
-            sample = await self._mint(model, seed, gate, options.include_js_map, timeout_seconds)
+        with self._admitted(1) as party:
+            sample = await self._mint(party, model, seed, mixing, gate, options, _deadline(timeout_seconds))
         if not sample.accepted and not options.include_rejected:
             raise sample.rejection()
         return sample
 
     async def batch(
-        self, model: ServedModel, seeds: Sequence[int], options: SampleOptions, timeout_seconds: float | None = None
+        self,
+        model: ServedModel,
+        seeds: Sequence[int],
+        style_seeds: Sequence[int],
+        options: SampleOptions,
+        timeout_seconds: float | None = None,
     ) -> list[Sample]:
-        """The samples of all seeds, in order, rejected ones included: the caller looks at `accepted`."""
+        """The samples of all seeds, in order, rejected ones included: the caller looks at `accepted`.
+
+        `style_seeds` is empty, or holds one for each seed.
+        """
         checked = check_batch(seeds)
+        mixings = mixings_of(model, options, style_seeds, len(checked))
         gate = gate_of(model, options)
-        with self._admitted(len(checked)):
+        deadline = _deadline(timeout_seconds)
+        with self._admitted(len(checked)) as party:
             tasks = [
-                asyncio.create_task(self._mint(model, seed, gate, options.include_js_map, timeout_seconds))
-                for seed in checked
+                asyncio.create_task(self._mint(party, model, seed, mixing, gate, options, deadline))
+                for seed, mixing in zip(checked, mixings, strict=True)
             ]
             try:
                 return list(await asyncio.gather(*tasks))
@@ -105,75 +191,142 @@ class Sampler:
                 raise
 
     async def walk(
-        self, model: ServedModel, walk: Walk, count: int, options: SampleOptions
+        self,
+        model: ServedModel,
+        walk: Walk,
+        count: int,
+        options: SampleOptions,
+        window: int = 0,
+        timeout_seconds: float | None = None,
     ) -> AsyncGenerator[Delivery, None]:
         """Deliver the samples of a walk in order, `count` of them or, when 0, to the last seed.
 
-        Rejected samples are delivered only with `include_rejected`, and are counted either way.
+        Rejected samples are delivered only with `include_rejected`, and are counted either way. A delivery without a
+        sample comes when none was delivered for HEARTBEAT_SECONDS, and at the end if the last seeds were rejected.
+        `timeout_seconds` bounds the whole walk; without it each sample has DEFAULT_TIMEOUT_SECONDS in Triton.
         """
         if count < 0:
             raise InvalidRequest("count", f"{count} is negative; give 0 for a walk without end")
+        mixing = mixing_of(model, options)
         gate = gate_of(model, options)
+        loop = asyncio.get_running_loop()
+        deadline = None if timeout_seconds is None else loop.time() + timeout_seconds
+        pipeline = _Pipeline(window_of(window, self._limits.max_window), count or None, options.include_rejected)
+        party = Party("stream")
         seeds = walk.seeds()
-        window: deque[asyncio.Task[Sample]] = deque()
-        delivered = rejected = 0
-        try:
-            while count == 0 or delivered < count:
-                # Never more ahead than could still be asked for.
-                ahead = WINDOW if count == 0 else min(WINDOW, count - delivered)
-                while len(window) < ahead and (seed := next(seeds, None)) is not None:
-                    window.append(asyncio.create_task(self._mint(model, seed, gate, options.include_js_map, None)))
-                if not window:
-                    return
-                sample = await window[0]
-                window.popleft()
-                rejected += not sample.accepted
-                if sample.accepted or options.include_rejected:
-                    delivered += 1
-                    yield Delivery(sample, min(sample.seed + 1, SEED_END), rejected)
-        finally:
-            await _cancel(list(window))
+        next_seed = told_seed = walk.start
+        rejected = 0
+        with self._registered(pipeline):
+            try:
+                told_at = loop.time()
+                while pipeline.wanted > 0:
+                    while len(pipeline.ahead) < pipeline.wanted and (seed := next(seeds, None)) is not None:
+                        minting = self._mint(party, model, seed, mixing, gate, options, deadline)
+                        pipeline.ahead.append(asyncio.create_task(minting))
+                    if not pipeline.ahead:
+                        break
+                    silence = max(0.0, told_at + HEARTBEAT_SECONDS - loop.time())
+                    done, _ = await asyncio.wait([pipeline.ahead[0]], timeout=silence)
+                    sample = pipeline.ahead[0].result() if done else None
+                    delivered = sample is not None and pipeline.delivers(sample)
+                    if sample is not None:
+                        next_seed = sample.seed + 1
+                        rejected += not sample.accepted
+                    if delivered or loop.time() - told_at >= HEARTBEAT_SECONDS:
+                        yield Delivery(sample if delivered else None, next_seed, rejected)
+                        told_seed, told_at = next_seed, loop.time()
+                    if done:  # it counts as ahead until its reader has taken it
+                        pipeline.ahead.popleft()
+                    if delivered and pipeline.remaining is not None:
+                        pipeline.remaining -= 1
+                if next_seed != told_seed:
+                    yield Delivery(None, next_seed, rejected)
+            finally:
+                await _cancel(list(pipeline.ahead))
 
     @contextmanager
-    def _admitted(self, count: int) -> Iterator[None]:
+    def _admitted(self, count: int) -> Iterator[Party]:
         """Take `count` places or raise Overloaded; a batch larger than the limit is admitted when it is alone."""
-        if self._admissions > 0 and self._admissions + count > self._max_in_flight:
-            raise Overloaded(
-                f"{self._admissions} samples are in flight and the limit is {self._max_in_flight}; "
-                "try again in a second"
-            )
-        self._admissions += count
+        admitted, limit = self._admitted_samples, self._limits.max_in_flight
+        if admitted > 0 and admitted + count > limit:
+            raise Overloaded(f"{admitted} samples are in flight and the limit is {limit}; try again in a second")
+        self._admitted_samples += count
+        try:
+            yield Party("request")
+        finally:
+            self._admitted_samples -= count
+
+    @contextmanager
+    def _registered(self, pipeline: _Pipeline) -> Iterator[None]:
+        limit = self._limits.max_streams
+        if len(self._pipelines) >= limit:
+            raise Overloaded(f"{limit} streams are open, which is the limit; try again later or on another replica")
+        self._pipelines.add(pipeline)
         try:
             yield
         finally:
-            self._admissions -= count
+            self._pipelines.remove(pipeline)
 
     async def _mint(
-        self, model: ServedModel, seed: int, gate: Gate, with_js_map: bool, timeout_seconds: float | None
+        self,
+        party: Party,
+        model: ServedModel,
+        seed: int,
+        mixing: Mixing | None,
+        gate: Gate,
+        options: SampleOptions,
+        deadline: float | None,
     ) -> Sample:
-        async with self._slots:
-            with self._metrics.samples_in_flight.track_inprogress():
-                arrays = await self._infer(model, seed, gate, with_js_map, timeout_seconds)
+        outputs = options.outputs(model)
+
+        async def mint() -> dict[str, Array]:
+            async with AsyncExitStack() as stack:
+                with span("wait for slot"):
+                    await stack.enter_async_context(self._slots.slot(party, deadline))
+                with self._metrics.samples_in_flight.track_inprogress():
+                    latents = _latents(model, seed, mixing, gate)
+                    seconds = None if deadline is None else deadline - asyncio.get_running_loop().time()
+                    return await self._infer(model, latents, outputs, seconds)
+
+        arrays = await self._cache.get((model.digest, seed, mixing, gate.truncation_psi), outputs, mint)
         sample = Sample(
             model=model,
             seed=seed,
+            mixing=mixing,
             gate=gate,
-            image=arrays["image"],
-            label=arrays["label"],
+            image=arrays.get("image"),
+            label=arrays.get("label"),
+            keypoints=Keypoints(arrays["keypoints"], arrays["confidence"]) if "keypoints" in arrays else None,
             js_map=arrays.get("js_map"),
             js_score=float(arrays["js_score"][0]),
         )
-        self._metrics.samples.labels(model.name, "accepted" if sample.accepted else "rejected").inc()
-        self._metrics.js_score.labels(model.name).observe(sample.js_score)
+        self._metrics.judged(model, gate.truncation_psi, mixing is not None, sample.js_score, sample.accepted)
         return sample
 
     async def _infer(
-        self, model: ServedModel, seed: int, gate: Gate, with_js_map: bool, timeout_seconds: float | None
+        self, model: ServedModel, latents: Latents, outputs: Sequence[str], timeout_seconds: float | None
     ) -> dict[str, Array]:
-        latent = latent_of(seed, model.z_dim)
-        outputs = ["image", "label", "js_score", *(["js_map"] if with_js_map else [])]
-        latents = Latents(latent, latent, model.num_ws, gate.truncation_psi)
-        return await self._triton.infer(model.triton_name, model.version, latents, outputs, timeout_seconds)
+        """What Triton makes of one sample; raises ModelVersionGone where that is not, or no longer, this version's."""
+        try:
+            arrays = await self._triton.infer(model.triton_name, model.version, latents, outputs, timeout_seconds)
+        except TritonUnavailable:
+            await self.catalog.check_lost(model)
+            raise
+        self.catalog.check_pinned(model)
+        return arrays
+
+
+def _deadline(timeout_seconds: float | None) -> float:
+    """When a request ends at the latest, on the loop's clock; nothing waits for ever."""
+    seconds = DEFAULT_TIMEOUT_SECONDS if timeout_seconds is None else timeout_seconds
+    return asyncio.get_running_loop().time() + seconds
+
+
+def _latents(model: ServedModel, seed: int, mixing: Mixing | None, gate: Gate) -> Latents:
+    latent = latent_of(seed, model.z_dim)
+    if mixing is None:
+        return Latents(latent, latent, model.num_ws, gate.truncation_psi)
+    return Latents(latent, latent_of(mixing.style_seed, model.z_dim), mixing.crossover, gate.truncation_psi)
 
 
 async def _cancel(tasks: Sequence[asyncio.Task[Sample]]) -> None:

@@ -15,6 +15,9 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from labelmint.calibration import Calibration
 
+# The outputs of the ensemble that are a task's labels.
+LABEL_OUTPUTS: Mapping[str, tuple[str, ...]] = {"segmentation": ("label",), "keypoints": ("keypoints", "confidence")}
+
 
 class MalformedModel(ValueError):
     """A labelmint ensemble whose configuration cannot be served."""
@@ -22,7 +25,11 @@ class MalformedModel(ValueError):
 
 @dataclass(frozen=True)
 class ServedModel:
-    """One ensemble in Triton. `triton_name` differs from `name` for the staged pipeline."""
+    """One ensemble in Triton. `triton_name` differs from `name` for the staged pipeline.
+
+    `task` is a key of LABEL_OUTPUTS; `label_names` are those of its classes or of its keypoints, and `palette` has one
+    colour for each.
+    """
 
     name: str
     triton_name: str
@@ -36,7 +43,7 @@ class ServedModel:
     layout: str
     num_heads: int
     score_kind: str
-    class_names: tuple[str, ...]
+    label_names: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
     calibration: Calibration | None
 
@@ -59,13 +66,19 @@ def read_served_model(config: pb.ModelConfig, version: str) -> ServedModel:
 def _read(config: pb.ModelConfig, version: str, parameters: Mapping[str, str]) -> ServedModel:
     inputs = {tensor.name: list(tensor.dims) for tensor in config.input}
     outputs = {tensor.name: list(tensor.dims) for tensor in config.output}
-    height, width = outputs["label"]
-    if height != width or outputs["image"] != [height, width, 3] or outputs["js_map"] != [height, width]:
-        raise ValueError(f"image, label and js_map are not of one square size: {outputs}")
-    class_names = tuple(json.loads(parameters["class_names"]))
+    task = parameters["task"]
+    if task not in LABEL_OUTPUTS:
+        raise ValueError(f"unknown task {task!r}; known: {', '.join(LABEL_OUTPUTS)}")
+    names = tuple(json.loads(parameters["class_names" if task == "segmentation" else "keypoint_names"]))
     palette = tuple((int(r), int(g), int(b)) for r, g, b in json.loads(parameters["palette"]))
-    if len(class_names) != len(palette):
-        raise ValueError(f"{len(class_names)} class names but {len(palette)} colours")
+    if len(names) != len(palette):
+        raise ValueError(f"{len(names)} names of classes or keypoints but {len(palette)} colours")
+    size, count = outputs["image"][0], len(names)
+    expected = {"image": [size, size, 3], "js_map": [size, size], "js_score": [1]}
+    expected |= {"label": [size, size]} if task == "segmentation" else {"keypoints": [count, 2], "confidence": [count]}
+    for name, dims in expected.items():
+        if outputs[name] != dims:
+            raise ValueError(f"output {name} is {outputs[name]}, not {dims} as task {task!r} has it")
     calibration = Calibration.from_json(parameters["calibration"]) if "calibration" in parameters else None
     if calibration is not None and calibration.score_kind != parameters["score_kind"]:
         raise ValueError(
@@ -76,15 +89,15 @@ def _read(config: pb.ModelConfig, version: str, parameters: Mapping[str, str]) -
         triton_name=config.name,
         version=version,
         pipeline=parameters["pipeline"],
-        task=parameters["task"],
+        task=task,
         digest=parameters["model_digest"],
-        resolution=height,
+        resolution=size,
         z_dim=inputs["latent"][0],
         num_ws=int(parameters["num_ws"]),
         layout=parameters["layout"],
         num_heads=int(parameters["num_heads"]),
         score_kind=parameters["score_kind"],
-        class_names=class_names,
+        label_names=names,
         palette=palette,
         calibration=calibration,
     )

@@ -1,8 +1,9 @@
 """The gateway process: Triton child, gRPC server and REST server over one sampling core, in one event loop.
 
 Rules of this file:
-- Order up: Triton, doors, readiness. Order down: readiness, doors, Triton. Nothing outlives the process.
-- A Triton child that dies is started again with growing pauses; readiness follows Triton, not us.
+- Order up: Triton, doors, readiness. Order down: readiness, a pause in which load balancers see it, doors, Triton.
+  Nothing outlives the process.
+- Ready means that Triton has a model and the end has not begun; alive, that the process answers.
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
 from importlib.metadata import version
 
 import grpc.aio
@@ -22,139 +26,271 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
-from labelmint.errors import AddressInUse, LabelmintError, UnusableFile
+from labelmint.errors import AddressInUse, LabelmintError
+from labelmint.gateway.access import Tokens, check_exposure
+from labelmint.gateway.cache import SampleCache
 from labelmint.gateway.catalog import Catalog
+from labelmint.gateway.grpc_access import AccessInterceptor
 from labelmint.gateway.grpc_api import SERVICE_NAME, SampleService
-from labelmint.gateway.metrics import Metrics
-from labelmint.gateway.rest_api import create_app
-from labelmint.gateway.sampling import Sampler
-from labelmint.gateway.served_model import MalformedModel, read_served_model
+from labelmint.gateway.lifecycle import Lifecycle
+from labelmint.gateway.logs import configure_logging
+from labelmint.gateway.metrics import Metrics, ServedModels
+from labelmint.gateway.own_triton import OwnTriton
+from labelmint.gateway.requests import GrpcRequests, RestRequests
+from labelmint.gateway.rest_api import MAX_BODY_BYTES, create_app
+from labelmint.gateway.sampling import Limits, Sampler
+from labelmint.gateway.tls import Tls, tls_of
 from labelmint.settings import ServeSettings
+from labelmint.tracing import start_tracing
 from labelmint.triton.client import TritonClient
-from labelmint.triton.model_config import check_artifacts, ensembles
-from labelmint.triton.server import TritonServer, wait_until_ready
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 
 logger = logging.getLogger(__name__)
 
 _HEALTH_SECONDS = 1.0
-_RESTART_PAUSES_SECONDS = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
-MAX_REQUEST_BYTES = 1 << 20  # a request is a few numbers
+# Calls of other services (somebody who watches our health) and the last answers on their way, once ours are over.
+_LAST_SECONDS = 1.0
+# After this connection age a stream may run as long again before it ends by itself; this comes on top.
+_CONNECTION_SLACK_SECONDS = 10.0
 
 
-async def serve(settings: ServeSettings, say: Callable[[str], None] = print) -> None:
-    """Serve until SIGINT or SIGTERM; raises LabelmintError when it cannot start."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for signal_number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(signal_number, stop.set)
+async def serve(settings: ServeSettings) -> None:
+    """Serve until SIGINT or SIGTERM; raises LabelmintError when it cannot start.
+
+    SIGHUP reads the models again. A second SIGINT or SIGTERM ends the process at once.
+    """
+    configure_logging(settings.log_format, settings.log_level)
+    check_exposure(settings)
+    access = _Access.of(settings)
     started = time.monotonic()
+    signals = _Signals()
     async with contextlib.AsyncExitStack() as stack:
-        triton_url = settings.triton_url or await stack.enter_async_context(_own_triton(settings, stop, say))
-        if stop.is_set():
-            return
-        client = TritonClient(triton_url)
+        stack.callback(start_tracing(settings.otlp_endpoint))
+        own = None
+        if not settings.triton_url:
+            own = OwnTriton(settings.model_repository, settings.pipeline, settings.triton_log, settings.otlp_endpoint)
+            signals.at_once = own.kill
+            stack.push_async_callback(own.stop)
+            _say(settings, f"starting Triton on {settings.model_repository} ({', '.join(own.models)})")
+            await own.start(signals.stop)
+            if signals.stop.is_set():
+                return
+        client = TritonClient(settings.triton_url if own is None else own.url)
         stack.push_async_callback(client.close)
         catalog = Catalog(client, settings.pipeline)
-        registry = CollectorRegistry()
-        for collector in (ProcessCollector, PlatformCollector, GCCollector):
-            collector(registry=registry)
-        metrics = Metrics(registry)
-        sampler = Sampler(catalog, client, metrics, settings.max_in_flight)
-        grpc_port = await stack.enter_async_context(_grpc_server(settings, sampler, metrics))
-        http_port = await stack.enter_async_context(_http_server(settings, sampler, metrics))
-        await _announce(settings, catalog, stop, (http_port, grpc_port), started, say)
-        await stop.wait()
-        say("labelmint: stopping")
+        metrics = _metrics(catalog)
+        if own is not None:
+            own.supervise(metrics)
+        lifecycle = Lifecycle(catalog, settings.max_connection_age_seconds)
+        limits = Limits(settings.max_in_flight, settings.triton_slots, settings.max_streams, settings.max_window)
+        sampler = Sampler(catalog, client, metrics, SampleCache(settings.cache_bytes, metrics), limits)
+        health = await stack.enter_async_context(_health(lifecycle))
+        async with _doors(settings, access, sampler, metrics, lifecycle, health) as ports:
+            await stack.enter_async_context(_following(signals.reload, own, client, catalog))
+            await _announce(settings, access, catalog, signals.stop, ports, started)
+            await signals.stop.wait()
+            _say(settings, "stopping")
+            lifecycle.drain()
+            await health.enter_graceful_shutdown()
+            await asyncio.sleep(settings.drain_seconds)
+            lifecycle.close()
+
+
+@dataclass(frozen=True)
+class _Access:
+    """Who may ask, and under which keys; None where the settings ask for neither."""
+
+    tokens: Tokens | None
+    tls: Tls | None
+
+    @classmethod
+    def of(cls, settings: ServeSettings) -> _Access:
+        """Raises UnusableFile before anything is started."""
+        tls = tls_of(settings)
+        if tls is not None:
+            tls.check()
+        return cls(None if settings.tokens_file is None else Tokens(settings.tokens_file), tls)
+
+
+class _Signals:
+    """What signals ask for. `at_once` is called before the process exits because the end was asked for twice."""
+
+    def __init__(self) -> None:
+        self.stop = asyncio.Event()
+        self.reload = asyncio.Event()
+        self.at_once: Callable[[], None] = lambda: None
+        # A terminal that is closed sends SIGHUP too; who serves from there wants the end.
+        self._had_terminal = os.isatty(0)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._end, number)
+        loop.add_signal_handler(signal.SIGHUP, self._hang_up)
+
+    def _end(self, number: int) -> None:
+        if self.stop.is_set():
+            self.at_once()
+            os._exit(128 + number)
+        self.stop.set()
+
+    def _hang_up(self) -> None:
+        if self._had_terminal and not os.isatty(0):
+            self.stop.set()
+        else:
+            self.reload.set()
 
 
 @contextlib.asynccontextmanager
-async def _own_triton(settings: ServeSettings, stop: asyncio.Event, say: Callable[[str], None]) -> AsyncIterator[str]:
-    """A child Triton that has its models ready, and a task that restarts it when it dies."""
-    served = []
-    for name, config in ensembles(settings.model_repository).items():
-        if config.parameters["pipeline"].string_value == settings.pipeline:
-            check_artifacts(settings.model_repository, config)
-            try:
-                read_served_model(config, "1")
-            except MalformedModel as error:
-                raise UnusableFile(
-                    settings.model_repository / name / "config.pbtxt", f"is malformed: {error}"
-                ) from error
-            served.append(name)
-    if not served:
-        raise UnusableFile(settings.model_repository, f"holds no {settings.pipeline} ensemble; export the model again")
-    server = TritonServer(settings.model_repository, served, settings.triton_log)
-    say(f"labelmint: starting Triton on {settings.model_repository} ({', '.join(served)})")
-    supervisor: asyncio.Task[None] | None = None
+async def _running(task: asyncio.Task[None]) -> AsyncIterator[None]:
     try:
-        await server.start()
-        await wait_until_ready(server, served, stop)
-        supervisor = asyncio.create_task(_keep_running(server))
-        yield server.grpc_url
+        yield
     finally:
-        if supervisor is not None:
-            supervisor.cancel()
-            await asyncio.gather(supervisor, return_exceptions=True)
-        await server.stop()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
-async def _keep_running(server: TritonServer) -> None:
-    failures = 0
-    while True:
-        started = time.monotonic()
-        code = await server.wait()
-        if time.monotonic() - started > 60.0:
-            failures = 0
-        pause = _RESTART_PAUSES_SECONDS[min(failures, len(_RESTART_PAUSES_SECONDS) - 1)]
-        failures += 1
-        logger.error("Triton ended with exit code %s; starting it again in %.1f s", code, pause)
-        await asyncio.sleep(pause)
-        try:
-            await server.start()
-        except Exception:
-            logger.exception("Triton could not be started; trying again")
+def _following(
+    asked: asyncio.Event, own: OwnTriton | None, client: TritonClient, catalog: Catalog
+) -> contextlib.AbstractAsyncContextManager[None]:
+    """Whenever asked, our own Triton follows the repository; what another one has is only looked at again."""
+
+    async def follow() -> None:
+        while True:
+            await asked.wait()
+            asked.clear()
+            try:
+                await (catalog.refresh() if own is None else own.reload(client, catalog))
+            except LabelmintError as error:
+                logger.error("the models were not read again: %s", error.message)
+            except Exception:
+                logger.exception("the models were not read again")
+
+    return _running(asyncio.create_task(follow()))
+
+
+def _metrics(catalog: Catalog) -> Metrics:
+    registry = CollectorRegistry()
+    for collector in (ProcessCollector, PlatformCollector, GCCollector):
+        collector(registry=registry)
+    registry.register(ServedModels(catalog.known))
+    return Metrics(registry)
 
 
 @contextlib.asynccontextmanager
-async def _grpc_server(settings: ServeSettings, sampler: Sampler, metrics: Metrics) -> AsyncIterator[int]:
-    server = grpc.aio.server(options=[("grpc.max_receive_message_length", MAX_REQUEST_BYTES), ("grpc.so_reuseport", 0)])
-    pb_grpc.add_SampleServiceServicer_to_server(SampleService(sampler, metrics), server)  # type: ignore[no-untyped-call]
+async def _health(lifecycle: Lifecycle) -> AsyncIterator[HealthServicer]:
+    """grpc.health.v1, which follows our readiness."""
     health = HealthServicer()
+    services = ("", SERVICE_NAME)
+    for service in services:
+        await health.set(service, health_pb2.HealthCheckResponse.NOT_SERVING)
+
+    async def watch() -> None:
+        while True:
+            status = health_pb2.HealthCheckResponse.SERVING
+            try:
+                await lifecycle.check_ready()
+            except Exception as error:
+                status = health_pb2.HealthCheckResponse.NOT_SERVING  # type: ignore[assignment]
+                if not isinstance(error, LabelmintError):
+                    logger.exception("the readiness of Triton could not be asked")
+            for service in services:
+                await health.set(service, status)
+            await asyncio.sleep(_HEALTH_SECONDS)
+
+    async with _running(asyncio.create_task(watch())):
+        yield health
+
+
+@contextlib.asynccontextmanager
+async def _doors(
+    settings: ServeSettings,
+    access: _Access,
+    sampler: Sampler,
+    metrics: Metrics,
+    lifecycle: Lifecycle,
+    health: HealthServicer,
+) -> AsyncIterator[tuple[int, int]]:
+    """The ports of REST and gRPC. Both doors are closed side by side, so that the grace passes once."""
+    requests = GrpcRequests()
+    interceptors: list[grpc.aio.ServerInterceptor] = [requests]
+    if access.tokens is not None:
+        interceptors.append(AccessInterceptor(access.tokens, metrics))
+    service = SampleService(sampler, metrics, lifecycle)
+    grpc_server, grpc_port = _grpc_server(settings, access.tls, service, health, interceptors)
+    await grpc_server.start()
+    try:
+        config = _http_config(settings, access, sampler, metrics, lifecycle)
+        listener = config.bind_socket()
+    except SystemExit as error:  # uvicorn's way to say that the address is taken
+        await grpc_server.stop(None)
+        raise _port_taken(settings.host, settings.http_port, "--http-port") from error
+    http_server = _Uvicorn(config)
+    http_task = asyncio.create_task(http_server.serve(sockets=[listener]))
+    try:
+        while not http_server.started and not http_task.done():
+            await asyncio.sleep(0.01)
+        yield int(listener.getsockname()[1]), grpc_port
+    finally:
+        http_server.should_exit = True
+        await asyncio.gather(http_task, _close_grpc(grpc_server, requests, settings.grace_seconds))
+        listener.close()
+
+
+def _http_config(
+    settings: ServeSettings, access: _Access, sampler: Sampler, metrics: Metrics, lifecycle: Lifecycle
+) -> uvicorn.Config:
+    tokens, tls = access.tokens, access.tls
+    private = tokens is not None or (tls is not None and tls.client_ca is not None)
+    return uvicorn.Config(
+        RestRequests(create_app(sampler, metrics, lifecycle, version("labelmint"), tokens, tls is not None, private)),
+        ssl_certfile=None if tls is None else tls.certificate,
+        ssl_keyfile=None if tls is None else tls.key,
+        ssl_ca_certs=None if tls is None or tls.client_ca is None else str(tls.client_ca),
+        ssl_cert_reqs=ssl.CERT_NONE if tls is None or tls.client_ca is None else ssl.CERT_REQUIRED,
+        host=settings.host,
+        port=settings.http_port,
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=max(1, round(settings.grace_seconds)),
+    )
+
+
+def _grpc_server(
+    settings: ServeSettings,
+    tls: Tls | None,
+    service: SampleService,
+    health: HealthServicer,
+    interceptors: list[grpc.aio.ServerInterceptor],
+) -> tuple[grpc.aio.Server, int]:
+    options = [("grpc.max_receive_message_length", MAX_BODY_BYTES), ("grpc.so_reuseport", 0)]
+    if settings.max_connection_age_seconds:
+        # gRPC cuts what is open after the age and the grace; our streams end by themselves before that.
+        age = settings.max_connection_age_seconds
+        options.append(("grpc.max_connection_age_ms", int(1000 * age)))
+        options.append(("grpc.max_connection_age_grace_ms", int(1000 * (age + _CONNECTION_SLACK_SECONDS))))
+    server = grpc.aio.server(interceptors=interceptors, options=options)
+    pb_grpc.add_SampleServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     reflection.enable_server_reflection(
         (SERVICE_NAME, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME), server
     )
     try:
-        port = server.add_insecure_port(f"{settings.host}:{settings.grpc_port}")
+        address = f"{settings.host}:{settings.grpc_port}"
+        if tls is None:
+            return server, server.add_insecure_port(address)
+        return server, server.add_secure_port(address, tls.credentials())
     except RuntimeError as error:
         raise _port_taken(settings.host, settings.grpc_port, "--grpc-port") from error
-    for service in ("", SERVICE_NAME):
-        await health.set(service, health_pb2.HealthCheckResponse.NOT_SERVING)
-    await server.start()
-    watcher = asyncio.create_task(_watch_health(health, sampler.catalog))
-    try:
-        yield port
-    finally:
-        watcher.cancel()
-        await asyncio.gather(watcher, return_exceptions=True)
-        await health.enter_graceful_shutdown()
-        await server.stop(settings.grace_seconds)
 
 
-async def _watch_health(health: HealthServicer, catalog: Catalog) -> None:
-    """grpc.health.v1 follows Triton's readiness."""
-    while True:
-        status = health_pb2.HealthCheckResponse.SERVING
-        try:
-            await catalog.check_ready()
-        except Exception as error:
-            status = health_pb2.HealthCheckResponse.NOT_SERVING  # type: ignore[assignment]
-            if not isinstance(error, LabelmintError):
-                logger.exception("the readiness of Triton could not be asked")
-        for service in ("", SERVICE_NAME):
-            await health.set(service, status)
-        await asyncio.sleep(_HEALTH_SECONDS)
+async def _close_grpc(server: grpc.aio.Server, requests: GrpcRequests, grace_seconds: float) -> None:
+    """Take nothing new, let what runs end within the grace; who only watches our health does not hold us up."""
+    stopping = asyncio.create_task(server.stop(grace_seconds))
+    while requests.in_flight and not stopping.done():
+        await asyncio.sleep(0.02)
+    await server.stop(_LAST_SECONDS)
+    await stopping
 
 
 class _Uvicorn(uvicorn.Server):
@@ -165,66 +301,51 @@ class _Uvicorn(uvicorn.Server):
         yield
 
 
-@contextlib.asynccontextmanager
-async def _http_server(settings: ServeSettings, sampler: Sampler, metrics: Metrics) -> AsyncIterator[int]:
-    config = uvicorn.Config(
-        create_app(sampler, metrics, version("labelmint")),
-        host=settings.host,
-        port=settings.http_port,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=max(1, round(settings.grace_seconds)),
-    )
-    try:
-        listener = config.bind_socket()
-    except SystemExit as error:  # uvicorn's way to say that the address is taken
-        raise _port_taken(settings.host, settings.http_port, "--http-port") from error
-    server = _Uvicorn(config)
-    task = asyncio.create_task(server.serve(sockets=[listener]))
-    try:
-        while not server.started and not task.done():
-            await asyncio.sleep(0.01)
-        yield int(listener.getsockname()[1])
-    finally:
-        server.should_exit = True
-        await task
-        listener.close()
-
-
 def _port_taken(host: str, port: int, flag: str) -> LabelmintError:
     return AddressInUse(f"cannot listen on {host}:{port}; is another labelmint running? Choose a port with {flag}")
 
 
+def _say(settings: ServeSettings, text: str) -> None:
+    """To the person who started us, on stdout; where logs are read by machines, to the log."""
+    if settings.log_format == "text":
+        print(f"labelmint: {text}", flush=True)
+    else:
+        logger.info("%s", text)
+
+
 async def _announce(
     settings: ServeSettings,
+    access: _Access,
     catalog: Catalog,
     stop: asyncio.Event,
     ports: tuple[int, int],
     started: float,
-    say: Callable[[str], None],
 ) -> None:
     """Say what is served once it is; until then say, once, what is waited for."""
     waiting = False
     while not stop.is_set():
         try:
-            await catalog.check_ready()
+            models = await catalog.list()
             break
         except LabelmintError as error:
             if not waiting:
-                say(f"labelmint: listening, but not ready: {error.message}. Waiting for Triton.")
+                _say(settings, f"listening, but not ready: {error.message}. Waiting for Triton.")
                 waiting = True
-            await asyncio.sleep(_HEALTH_SECONDS)
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(stop.wait(), _HEALTH_SECONDS)
     else:
         return
-    models = await catalog.list()
     for model in models:
         gate = f"gate at JS {model.calibration.threshold:.4g}" if model.calibration is not None else "not calibrated"
-        say(f"labelmint: {model.name}, {model.resolution}x{model.resolution}, {len(model.class_names)} classes, {gate}")
+        labels = f"{len(model.label_names)} {'classes' if model.task == 'segmentation' else 'keypoints'}"
+        name = model.name if model.version == "1" else f"{model.name} version {model.version}"
+        _say(settings, f"{name}, {model.resolution}x{model.resolution}, {labels}, {gate}")
     http_port, grpc_port = ports
-    say(
-        f"labelmint: ready after {time.monotonic() - started:.1f} s. REST http://{settings.host}:{http_port} "
-        f"(docs at /docs), gRPC {settings.host}:{grpc_port}. Ctrl-C stops everything."
+    url = f"{'http' if access.tls is None else 'https'}://{settings.host}:{http_port}"
+    _say(
+        settings,
+        f"ready after {time.monotonic() - started:.1f} s. REST {url} (docs at /docs), "
+        f"gRPC {settings.host}:{grpc_port}. Ctrl-C stops everything.",
     )
-    url = f"http://{settings.host}:{http_port}/v1/models/{models[0].name}/samples/7/overlay.png"
-    say(f"  try: curl -so pair.png {url}")
+    if settings.log_format == "text":
+        print(f"  try: curl -so pair.png {url}/v1/models/{models[0].name}/samples/7/overlay.png", flush=True)

@@ -32,10 +32,19 @@ class SampleServiceStub(object):
     INVALID_ARGUMENT     INVALID_REQUEST, UNCALIBRATED   do not retry; metadata "field" names the field
     NOT_FOUND            MODEL_NOT_FOUND                 do not retry
     FAILED_PRECONDITION  SAMPLE_REJECTED                 do not retry; metadata js_score, threshold, calibration_id
-    RESOURCE_EXHAUSTED   OVERLOADED                      retry after a pause
-    UNAVAILABLE          TRITON_UNAVAILABLE              retry with backoff
+    FAILED_PRECONDITION  MODEL_VERSION_GONE              do not retry; metadata model, model_version, model_digest
+    UNAUTHENTICATED      UNAUTHENTICATED                 do not retry; send metadata "authorization: Bearer TOKEN"
+    RESOURCE_EXHAUSTED   OVERLOADED                      retry after google.rpc.RetryInfo.retry_delay
+    RESOURCE_EXHAUSTED   LIMIT_REACHED                   the same: a limit of the caller's token
+    UNAVAILABLE          TRITON_UNAVAILABLE              the same, with backoff
+    UNAVAILABLE          SERVER_DRAINING                 retry at another gateway: a new connection leads there
+    UNAVAILABLE          STREAM_EXPIRED                  resume at once: streams are renewed so that load spreads
     DEADLINE_EXCEEDED    DEADLINE_EXCEEDED               retry if the answer is still wanted
     INTERNAL             INFERENCE_FAILED, INTERNAL      report; do not retry blindly
+    Each method names those of INVALID_ARGUMENT, NOT_FOUND and FAILED_PRECONDITION that it can fail with; every method
+    can fail with the others. The error of a stream has metadata "next_seed" as well: where to resume. Every answer has
+    trailing metadata x-request-id: the one that the request brought if it is up to 64 letters, digits and "._:/+=@-",
+    else the trace id of its traceparent, else a new one. All methods are idempotent: they only read, so that a retry never does anything twice.
     """
 
     def __init__(self, channel):
@@ -78,15 +87,27 @@ class SampleServiceServicer(object):
     INVALID_ARGUMENT     INVALID_REQUEST, UNCALIBRATED   do not retry; metadata "field" names the field
     NOT_FOUND            MODEL_NOT_FOUND                 do not retry
     FAILED_PRECONDITION  SAMPLE_REJECTED                 do not retry; metadata js_score, threshold, calibration_id
-    RESOURCE_EXHAUSTED   OVERLOADED                      retry after a pause
-    UNAVAILABLE          TRITON_UNAVAILABLE              retry with backoff
+    FAILED_PRECONDITION  MODEL_VERSION_GONE              do not retry; metadata model, model_version, model_digest
+    UNAUTHENTICATED      UNAUTHENTICATED                 do not retry; send metadata "authorization: Bearer TOKEN"
+    RESOURCE_EXHAUSTED   OVERLOADED                      retry after google.rpc.RetryInfo.retry_delay
+    RESOURCE_EXHAUSTED   LIMIT_REACHED                   the same: a limit of the caller's token
+    UNAVAILABLE          TRITON_UNAVAILABLE              the same, with backoff
+    UNAVAILABLE          SERVER_DRAINING                 retry at another gateway: a new connection leads there
+    UNAVAILABLE          STREAM_EXPIRED                  resume at once: streams are renewed so that load spreads
     DEADLINE_EXCEEDED    DEADLINE_EXCEEDED               retry if the answer is still wanted
     INTERNAL             INFERENCE_FAILED, INTERNAL      report; do not retry blindly
+    Each method names those of INVALID_ARGUMENT, NOT_FOUND and FAILED_PRECONDITION that it can fail with; every method
+    can fail with the others. The error of a stream has metadata "next_seed" as well: where to resume. Every answer has
+    trailing metadata x-request-id: the one that the request brought if it is up to 64 letters, digits and "._:/+=@-",
+    else the trace id of its traceparent, else a new one. All methods are idempotent: they only read, so that a retry never does anything twice.
     """
 
     def GetSample(self, request, context):
-        """Returns the sample of one seed. Fails with FAILED_PRECONDITION (SAMPLE_REJECTED) when its JS score is above the
-        gate, unless include_rejected is set. Idempotent.
+        """Returns the sample of one seed.
+
+        Errors: FAILED_PRECONDITION (SAMPLE_REJECTED) when its JS score is above the gate, unless include_rejected is set:
+        the same seed and gate give it again, ask for another seed. FAILED_PRECONDITION (MODEL_VERSION_GONE) when the
+        version was unloaded while the request waited. NOT_FOUND, INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -94,7 +115,10 @@ class SampleServiceServicer(object):
 
     def BatchGetSamples(self, request, context):
         """Returns the samples of up to 64 seeds, in the order asked for; a rejected seed has an outcome of its own instead
-        of failing the batch. Idempotent.
+        of failing the batch.
+
+        Errors: NOT_FOUND, INVALID_ARGUMENT, FAILED_PRECONDITION (MODEL_VERSION_GONE). There is no partial answer: where one seed fails, the batch fails with its
+        status and is retried whole.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -102,21 +126,30 @@ class SampleServiceServicer(object):
 
     def StreamSamples(self, request, context):
         """Walks the seeds from start_seed upwards and delivers each accepted sample once, in order. Rejected seeds are
-        holes. To resume after any end of the stream, ask again with start_seed = the last next_seed received.
+        holes. With options.style_seed, every sample has the appearance of that seed. A client that reads slowly is waited
+        for: the walk is never further ahead of it than its window. A deadline bounds the stream as a whole.
+
+        Errors: NOT_FOUND, INVALID_ARGUMENT. FAILED_PRECONDITION (MODEL_VERSION_GONE) when the version that the stream began
+        with is no longer served: another one gives other samples for the same seeds. To resume after any end of the stream, ask again with start_seed = the last
+        next_seed received: nothing is skipped and nothing comes twice.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetModel(self, request, context):
-        """Describes a served model: digest, classes, palette, calibration. Idempotent.
+        """Describes a served model: task, digest, classes or keypoints, palette, calibration.
+
+        Errors: NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """Lists the served models, ordered by name. Idempotent.
+        """Lists the served models with all their versions, ordered by name and version; those that are not ready are left out.
+
+        Errors: none of its own.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -165,10 +198,19 @@ class SampleService(object):
     INVALID_ARGUMENT     INVALID_REQUEST, UNCALIBRATED   do not retry; metadata "field" names the field
     NOT_FOUND            MODEL_NOT_FOUND                 do not retry
     FAILED_PRECONDITION  SAMPLE_REJECTED                 do not retry; metadata js_score, threshold, calibration_id
-    RESOURCE_EXHAUSTED   OVERLOADED                      retry after a pause
-    UNAVAILABLE          TRITON_UNAVAILABLE              retry with backoff
+    FAILED_PRECONDITION  MODEL_VERSION_GONE              do not retry; metadata model, model_version, model_digest
+    UNAUTHENTICATED      UNAUTHENTICATED                 do not retry; send metadata "authorization: Bearer TOKEN"
+    RESOURCE_EXHAUSTED   OVERLOADED                      retry after google.rpc.RetryInfo.retry_delay
+    RESOURCE_EXHAUSTED   LIMIT_REACHED                   the same: a limit of the caller's token
+    UNAVAILABLE          TRITON_UNAVAILABLE              the same, with backoff
+    UNAVAILABLE          SERVER_DRAINING                 retry at another gateway: a new connection leads there
+    UNAVAILABLE          STREAM_EXPIRED                  resume at once: streams are renewed so that load spreads
     DEADLINE_EXCEEDED    DEADLINE_EXCEEDED               retry if the answer is still wanted
     INTERNAL             INFERENCE_FAILED, INTERNAL      report; do not retry blindly
+    Each method names those of INVALID_ARGUMENT, NOT_FOUND and FAILED_PRECONDITION that it can fail with; every method
+    can fail with the others. The error of a stream has metadata "next_seed" as well: where to resume. Every answer has
+    trailing metadata x-request-id: the one that the request brought if it is up to 64 letters, digits and "._:/+=@-",
+    else the trace id of its traceparent, else a new one. All methods are idempotent: they only read, so that a retry never does anything twice.
     """
 
     @staticmethod

@@ -1,0 +1,51 @@
+"""ASGI middleware that ends the work for an HTTP client that went away.
+
+Rules of this file:
+- Whatever awaits inside the application is cancelled when the client disconnects before its answer is complete; the
+  sampling core passes that on to Triton.
+- The application sees the request as it came; the body is read ahead by one message only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+
+class CancelOnDisconnect:
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        messages: asyncio.Queue[Message] = asyncio.Queue(maxsize=1)
+        working = asyncio.current_task()
+        assert working is not None
+        answered = gone = False
+
+        async def watch() -> None:
+            nonlocal gone
+            while (message := await receive())["type"] != "http.disconnect":
+                await messages.put(message)
+            if answered:
+                await messages.put(message)  # for an application that waits for it
+            else:
+                gone = True
+                working.cancel()
+
+        async def send_on(message: Message) -> None:
+            nonlocal answered
+            answered = message["type"] == "http.response.body" and not message.get("more_body", False)
+            await send(message)
+
+        watching = asyncio.create_task(watch())
+        try:
+            await self._app(scope, messages.get, send_on)
+        except asyncio.CancelledError:
+            if not gone:
+                raise
+        finally:
+            watching.cancel()

@@ -1,0 +1,103 @@
+"""Tokens and limits on the gRPC door: one interceptor before every call, reflection included.
+
+Rules of this file:
+- Health stays open: probes carry no token. Everything else that the server knows wants one.
+- A batch is charged for its seeds and refused as a whole; a stream is slowed to the rate, not ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, aclosing
+from typing import Any, TypeAlias
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health_pb2
+
+from labelmint.errors import LabelmintError
+from labelmint.gateway.access import Caller, Tokens
+from labelmint.gateway.grpc_api import Context, refuse
+from labelmint.gateway.metrics import Metrics
+from labelmint.v1 import sample_service_pb2 as pb
+
+_OPEN = f"/{health_pb2.DESCRIPTOR.services_by_name['Health'].full_name}/"
+# What grpc.aio hands over: the handlers in it are coroutines and asynchronous generators, which its types do not say.
+Handler: TypeAlias = Any
+
+
+class AccessInterceptor(grpc.aio.ServerInterceptor):
+    """Asks every call but those of grpc.health.v1 for a token."""
+
+    def __init__(self, tokens: Tokens, metrics: Metrics) -> None:
+        self._tokens = tokens
+        self._metrics = metrics
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler:
+        handler = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or method.startswith(_OPEN):
+            return handler
+        caller: Caller | LabelmintError
+        try:
+            headers = dict(handler_call_details.invocation_metadata or ())
+            authorization = headers.get("authorization")
+            caller = self._tokens.authenticate(authorization if isinstance(authorization, str) else None)
+        except LabelmintError as error:
+            caller = error
+        return self._guarded(handler, method.rpartition("/")[2], caller)
+
+    def _guarded(self, handler: Handler, method: str, caller: Caller | LabelmintError) -> Handler:
+        """The same kind of handler, behind the limits of the caller or its refusal."""
+        if handler.response_streaming:
+            behaviour = handler.stream_stream if handler.request_streaming else handler.unary_stream
+
+            async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
+                async with AsyncExitStack() as stack:
+                    admitted = await self._admit(stack, request, context, method, caller)
+                    rejected = 0
+                    async for message in await stack.enter_async_context(aclosing(behaviour(request, context))):
+                        if isinstance(message, pb.StreamSamplesResponse):
+                            minted = message.rejected_count - rejected + message.sample.accepted
+                            rejected = message.rejected_count
+                            await admitted.pace(minted)
+                        yield message
+
+            wrap = (
+                grpc.stream_stream_rpc_method_handler
+                if handler.request_streaming
+                else grpc.unary_stream_rpc_method_handler
+            )
+            return wrap(stream, handler.request_deserializer, handler.response_serializer)
+
+        async def single(request: Any, context: Context) -> Any:
+            async with AsyncExitStack() as stack:
+                await self._admit(stack, request, context, method, caller)
+                return await handler.unary_unary(request, context)
+
+        return grpc.unary_unary_rpc_method_handler(single, handler.request_deserializer, handler.response_serializer)
+
+    async def _admit(
+        self, stack: AsyncExitStack, request: Any, context: Context, method: str, caller: Caller | LabelmintError
+    ) -> Caller:
+        if isinstance(caller, LabelmintError):
+            await refuse(self._metrics, method, context, caller)
+        try:
+            stack.enter_context(caller.request())
+            caller.charge(_samples(request))
+        except LabelmintError as error:
+            await refuse(self._metrics, method, context, error)
+        return caller
+
+
+def _samples(request: Any) -> int:
+    """How many samples a request asks for at once."""
+    if isinstance(request, pb.GetSampleRequest):
+        return 1
+    if isinstance(request, pb.BatchGetSamplesRequest):
+        return len(request.seeds)
+    return 0

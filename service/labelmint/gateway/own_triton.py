@@ -1,0 +1,155 @@
+"""The gateway's own Triton: started on a checked repository, started again when it dies, told what changed on disk.
+
+Rules of this file:
+- Only whole models are served: an ensemble whose steps are not the files that its digest names is refused.
+- `reload` makes Triton serve what the repository holds now. New versions come beside the old ones; a version that was
+  exchanged in place is withdrawn first, so that no answer under its old digest comes from the new files.
+- What cannot be read changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from pathlib import Path
+
+from labelmint.errors import LabelmintError, UnusableFile
+from labelmint.gateway.catalog import Catalog
+from labelmint.gateway.metrics import Metrics
+from labelmint.gateway.served_model import MalformedModel, read_served_model
+from labelmint.tracing import traces_url
+from labelmint.triton.client import TritonClient
+from labelmint.triton.model_config import check_artifacts, ensembles, version_of
+from labelmint.triton.server import TritonServer, wait_until_ready
+
+logger = logging.getLogger(__name__)
+
+_RESTART_PAUSES_SECONDS = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+
+
+@dataclass(frozen=True)
+class _OnDisk:
+    """What tells whether an ensemble changed: its configuration, and its steps (digest and configurations)."""
+
+    config: bytes
+    steps: tuple[str | bytes, ...]
+
+
+class OwnTriton:
+    """A child Triton with all ensembles of one pipeline of a repository."""
+
+    def __init__(self, repository: Path, pipeline: str, log: Path | None, otlp_endpoint: str) -> None:
+        """Raises UnusableFile unless the repository holds whole models of that pipeline.
+
+        Triton sends its part of each trace to the OTLP/HTTP receiver at `otlp_endpoint`, if there is one.
+        """
+        self._repository = repository
+        self._pipeline = pipeline
+        self._loaded = self._read_repository()
+        self._server = TritonServer(
+            repository, list(self._loaded), log, traces_url(otlp_endpoint) if otlp_endpoint else ""
+        )
+        self._supervisor: asyncio.Task[None] | None = None
+        self._reloading = asyncio.Lock()
+
+    @property
+    def url(self) -> str:
+        return self._server.grpc_url
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Triton's names of the ensembles."""
+        return self._server.models
+
+    async def start(self, stop: asyncio.Event) -> None:
+        """Return when all models are ready, or `stop` is set; raises TritonUnavailable with Triton's own words."""
+        await self._server.start()
+        await wait_until_ready(self._server, self.models, stop)
+
+    def supervise(self, metrics: Metrics) -> None:
+        """From now on start Triton again, after growing pauses, whenever it ends."""
+        self._supervisor = asyncio.create_task(self._keep_running(metrics))
+
+    async def stop(self) -> None:
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            await asyncio.gather(self._supervisor, return_exceptions=True)
+        await self._server.stop()
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._server.kill()
+
+    async def reload(self, client: TritonClient, catalog: Catalog) -> None:
+        """Load what is new in the repository, unload what is gone, take over what changed; failures go to the log."""
+        async with self._reloading:
+            try:
+                found = await asyncio.to_thread(self._read_repository)
+            except LabelmintError as error:
+                logger.error("the model repository was not read again, nothing changes: %s", error.message)
+                return
+            exchanged = {
+                name for name, old in self._loaded.items() if name not in found or found[name].steps != old.steps
+            }
+            changed = {name for name, new in found.items() if self._loaded.get(name) != new}
+            await catalog.withdraw(exchanged)
+            for name in sorted(exchanged):
+                if await self._told(client.unload(name)):
+                    del self._loaded[name]
+            for name in sorted(changed):
+                if await self._told(client.load(name)):
+                    self._loaded[name] = found[name]
+            self._server.models = tuple(self._loaded)
+            if await self._told(catalog.restore()):
+                logger.info("the model repository was read again: %s", ", ".join(sorted(self._loaded)))
+
+    @staticmethod
+    async def _told(call: Awaitable[None]) -> bool:
+        try:
+            await call
+        except LabelmintError as error:
+            logger.error("%s", error.message)
+            return False
+        return True
+
+    def _read_repository(self) -> dict[str, _OnDisk]:
+        found = {}
+        for name, config in ensembles(self._repository).items():
+            if config.parameters["pipeline"].string_value != self._pipeline:
+                continue
+            check_artifacts(self._repository, config)
+            path = self._repository / name / "config.pbtxt"
+            try:
+                model = read_served_model(config, str(version_of(path.parent)))
+            except MalformedModel as error:
+                raise UnusableFile(path, f"is malformed: {error}") from error
+            steps = [self._repository / step.model_name / "config.pbtxt" for step in config.ensemble_scheduling.step]
+            found[name] = _OnDisk(path.read_bytes(), (model.digest, *(step.read_bytes() for step in steps)))
+        if not found:
+            raise UnusableFile(self._repository, f"holds no {self._pipeline} ensemble; export the model again")
+        return found
+
+    async def _keep_running(self, metrics: Metrics) -> None:
+        failures = 0
+        while True:
+            started = time.monotonic()
+            code = await self._server.wait()
+            if time.monotonic() - started > 60.0:
+                failures = 0
+            pause = _RESTART_PAUSES_SECONDS[min(failures, len(_RESTART_PAUSES_SECONDS) - 1)]
+            failures += 1
+            logger.error(
+                "Triton ended with exit code %s; starting it again in %.1f s. It said:\n%s",
+                code,
+                pause,
+                self._server.explain(),
+            )
+            await asyncio.sleep(pause)
+            metrics.triton_restarts.inc()
+            try:
+                await self._server.start()
+            except Exception:
+                logger.exception("Triton could not be started; trying again")

@@ -1,0 +1,184 @@
+"""Load: bounded admission, fair turns, and work that ends with its client, counted in a real Triton's executions."""
+
+import asyncio
+from collections.abc import Awaitable
+
+import grpc
+import grpc.aio
+import httpx
+import pytest
+
+from labelmint.triton.server import TritonServer
+from labelmint.v1 import sample_service_pb2 as pb
+from tests.gateway.conftest import Gateway, StartGateway, inferences
+from tests.gateway.test_grpc import info_of, pause_of
+from tests.gateway.test_rest import problem
+
+ANY = pb.SampleOptions(max_js=1e9)
+SLOTS = 4  # of narrow_gateway
+WAITING = 'labelmint_queue_depth_samples{kind="request"}'
+STREAMS_WAITING = 'labelmint_queue_depth_samples{kind="stream"}'
+DEMAND = "labelmint_demand_samples"
+IN_TRITON = "labelmint_samples_in_flight"
+
+
+def get(gateway: Gateway, seed: int, model: str = "patient", timeout: float | None = None) -> Awaitable[pb.Sample]:
+    return gateway.stub.GetSample(pb.GetSampleRequest(model=model, seed=seed, options=ANY), timeout=timeout)
+
+
+async def grown(server: TritonServer, before: int, model: str = "patient_generator") -> int:
+    """By how many samples Triton went on after `before`, once it has come to rest."""
+    last = -1
+    while last != (count := (await inferences(server, model))[0]):
+        last = count
+        await asyncio.sleep(3.0)  # longer than it holds a sample
+    return count - before
+
+
+async def test_concurrent_requests_are_batched(gateway: Gateway, small_triton: TritonServer) -> None:
+    samples, executions = await inferences(small_triton, "patient_generator")
+    await asyncio.gather(*(get(gateway, seed) for seed in range(32)))
+    after = await inferences(small_triton, "patient_generator")
+    assert after[0] - samples == 32
+    assert after[1] - executions <= 8
+
+
+async def test_a_single_request_passes_four_greedy_streams(narrow_gateway: Gateway, small_triton: TritonServer) -> None:
+    """In the order of arrival 4 x 64 samples would be minted before it; counted, not timed."""
+    calls = [
+        narrow_gateway.stub.StreamSamples(
+            pb.StreamSamplesRequest(model="light", start_seed=1000 * index, window=64, options=ANY)
+        )
+        for index in range(4)
+    ]
+    delivered = [0] * 4
+
+    async def greedy(index: int) -> None:
+        async for message in calls[index]:
+            delivered[index] += message.HasField("sample")
+
+    readers = [asyncio.create_task(greedy(index)) for index in range(4)]
+    try:
+        while min(delivered) == 0:
+            await asyncio.sleep(0.1)
+        assert await narrow_gateway.metric(DEMAND) > 0
+        growth = []
+        for seed in range(9):
+            before = (await inferences(small_triton, "light_generator"))[0]
+            await get(narrow_gateway, seed, "light")
+            growth.append((await inferences(small_triton, "light_generator"))[0] - before)
+        assert sorted(growth)[4] <= 64, growth
+        assert max(delivered) <= 3 * min(delivered) + 128, "the streams share fairly"
+    finally:
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*readers, return_exceptions=True)
+
+
+async def test_what_waits_for_a_client_that_left_is_never_run(
+    narrow_gateway: Gateway, small_triton: TritonServer
+) -> None:
+    before = (await inferences(small_triton, "patient_generator"))[0]
+    asked = [asyncio.ensure_future(get(narrow_gateway, seed)) for seed in range(20)]
+    await narrow_gateway.until(WAITING, lambda depth: depth == 20 - SLOTS)
+    assert await narrow_gateway.metric(DEMAND) == 20
+    for call in asked:
+        call.cancel()
+    await narrow_gateway.until(DEMAND, lambda demand: demand == 0)
+    assert await narrow_gateway.metric(IN_TRITON) == await narrow_gateway.metric(WAITING) == 0
+    await asyncio.gather(*asked, return_exceptions=True)
+    assert await grown(small_triton, before) <= 2 * SLOTS
+
+
+async def test_deadlines_empty_the_gateways_queue_and_tritons(
+    gateway: Gateway, narrow_gateway: Gateway, small_triton: TritonServer
+) -> None:
+    """15 samples are held in Triton's own queue, one fewer than would go at once; 16 more wait in the gateway."""
+    before = (await inferences(small_triton, "patient_generator"))[0]
+    for running, count in ((gateway, 15), (narrow_gateway, 20)):
+        asked = (get(running, seed, timeout=1.0) for seed in range(count))
+        outcomes = await asyncio.gather(*asked, return_exceptions=True)
+        codes = [outcome.code() for outcome in outcomes if isinstance(outcome, grpc.aio.AioRpcError)]
+        assert codes == [grpc.StatusCode.DEADLINE_EXCEEDED] * count
+        await running.until(DEMAND, lambda demand: demand == 0)
+    assert await grown(small_triton, before) <= 8
+
+
+async def test_http_clients_that_disconnect_take_their_work_along(
+    narrow_gateway: Gateway, small_triton: TritonServer
+) -> None:
+    before = (await inferences(small_triton, "patient_generator"))[0]
+    async with httpx.AsyncClient(base_url=narrow_gateway.service.http, timeout=60.0) as leaving:
+        batch = leaving.post("/v1/models/patient/samples:batchGet", json={"seeds": list(range(10)), "max_js": 1e9})
+        singles = [leaving.get(f"/v1/models/patient/samples/{seed}?max_js=1e9") for seed in range(10)]
+        asked = [asyncio.create_task(request) for request in (batch, *singles)]
+        await narrow_gateway.until(WAITING, lambda depth: depth == 20 - SLOTS)
+        for request in asked:
+            request.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
+    await narrow_gateway.until(DEMAND, lambda demand: demand == 0)
+    assert await narrow_gateway.metric('labelmint_requests_in_flight{transport="rest"}') == 1  # this very one
+    assert await grown(small_triton, before) <= 2 * SLOTS
+    assert "error" not in narrow_gateway.service.log.read_text().lower()
+
+
+async def test_a_stream_that_ends_takes_its_work_along(narrow_gateway: Gateway, small_triton: TritonServer) -> None:
+    before = (await inferences(small_triton, "patient_generator"))[0]
+    request = pb.StreamSamplesRequest(model="patient", window=40, options=ANY)
+    left = narrow_gateway.stub.StreamSamples(request)
+    await narrow_gateway.until(STREAMS_WAITING, lambda depth: depth == 40 - SLOTS)
+    assert await narrow_gateway.metric(DEMAND) == 40
+    left.cancel()
+    await narrow_gateway.until(DEMAND, lambda demand: demand == 0)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        async for _ in narrow_gateway.stub.StreamSamples(request, timeout=1.0):
+            pass
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    await narrow_gateway.until(DEMAND, lambda demand: demand == 0)
+    assert await grown(small_triton, before) <= 4 * SLOTS
+
+
+async def test_what_is_owed_to_a_bounded_stream_is_what_remains(narrow_gateway: Gateway) -> None:
+    request = pb.StreamSamplesRequest(model="patient", count=3, window=40, options=ANY)
+    call = narrow_gateway.stub.StreamSamples(request)
+    await narrow_gateway.until(DEMAND, lambda demand: demand == 3)
+    seeds = [message.sample.seed async for message in call if message.HasField("sample")]
+    assert seeds == [0, 1, 2]
+    await narrow_gateway.until(DEMAND, lambda demand: demand == 0)
+
+
+async def test_admission_is_bounded_and_says_when_to_come_back(start_gateway: StartGateway) -> None:
+    limits = ("--max-in-flight", "5", "--max-streams", "2", "--max-window", "3", "--triton-slots", "1")
+    async with start_gateway(*limits) as bounded:
+        held = [asyncio.ensure_future(get(bounded, seed)) for seed in range(5)]
+        await bounded.until(DEMAND, lambda demand: demand == 5)
+        with pytest.raises(grpc.aio.AioRpcError, match="5 samples are in flight and the limit is 5") as caught:
+            await get(bounded, 5)
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert info_of(caught.value).reason == "OVERLOADED" and pause_of(caught.value) == 1
+        refused = await bounded.http.get("/v1/models/patient/samples/5?max_js=1e9")
+        problem(refused, 429, "OVERLOADED")
+        assert refused.headers["retry-after"] == "1"
+        request = pb.StreamSamplesRequest(model="patient", options=ANY)
+        streams = [bounded.stub.StreamSamples(request) for _ in range(2)]
+        await bounded.until(DEMAND, lambda demand: demand == 5 + 2 * 3)  # the default window is the largest here
+        with pytest.raises(grpc.aio.AioRpcError, match="2 streams are open, which is the limit") as caught:
+            await bounded.stub.StreamSamples(request).read()
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and pause_of(caught.value) == 1
+        for call in (*held, *streams):
+            call.cancel()
+        await bounded.until(DEMAND, lambda demand: demand == 0)
+        assert (await get(bounded, 5, "light")).sample.seed == 5
+
+
+@pytest.mark.parametrize("model", ["first", "second"])
+async def test_a_full_queue_in_triton_is_overload_and_nothing_hangs(gateway: Gateway, model: str) -> None:
+    """One sample has room in the queue of that step; the others are refused in Triton, and soon."""
+    outcomes = await asyncio.gather(*(get(gateway, seed, model) for seed in range(8)), return_exceptions=True)
+    refused = [outcome for outcome in outcomes if isinstance(outcome, grpc.aio.AioRpcError)]
+    assert 0 < len(refused) < 8
+    for error in refused:
+        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert info_of(error).reason == "OVERLOADED" and pause_of(error) == 1
+        assert "Triton's queue is full" in str(error.details())
+    assert (await get(gateway, 1, model)).sample.seed == 1

@@ -1,0 +1,67 @@
+"""The OpenAPI document is exact: schemathesis holds a real service to it, with all its checks."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+
+from tests.conftest import Service
+
+HERE = Path(__file__).parent
+
+
+def test_schemathesis_finds_nothing(service: Service, http: httpx.Client, tmp_path: Path) -> None:
+    command = [str(Path(sys.executable).parent / "st"), "--config-file", str(HERE / "schemathesis.toml"), "run"]
+    command += [f"{service.http}/openapi.json", "--checks", "all", "--phases", "examples,coverage,fuzzing"]
+    # The time bounds what is tried on a slow machine, not whether it passes.
+    command += ["--max-examples", "3", "--max-time", "60", "--request-timeout", "60", "--seed", "1", "--no-color"]
+    environment = {**os.environ, "SCHEMATHESIS_HOOKS": str(HERE / "openapi_hooks.py")}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert http.get("/readyz").status_code == 200
+
+
+def test_every_route_is_described(http: httpx.Client) -> None:
+    document = http.get("/openapi.json").json()
+    for path, operations in document["paths"].items():
+        assert {"get", "head"} <= operations.keys() or operations.keys() == {"post"}, path
+        for operation in operations.values():
+            assert operation["summary"] and operation["operationId"]
+            for status, answer in operation["responses"].items():
+                if int(status) >= 400 and "head" not in operation["operationId"]:
+                    assert list(answer["content"]) == ["application/problem+json"], (path, status)
+    assert "Problem" in document["components"]["schemas"]
+    assert "HTTPValidationError" not in str(document)
+
+
+def test_the_docs_load_nothing_from_elsewhere(http: httpx.Client) -> None:
+    page = http.get("/docs")
+    assert page.status_code == 200 and "//" not in page.text.replace("<!doctype", "")
+    for name in ("swagger-ui-bundle.js", "swagger-ui.css", "start.js"):
+        assert f"docs/{name}" in page.text and http.get(f"/docs/{name}").status_code == 200
+    policy = page.headers["content-security-policy"]
+    assert "script-src 'self'" in policy and "unsafe-inline" not in policy.split("script-src")[1].split(";")[0]
+    assert "script-src" not in http.get("/v1/models").headers["content-security-policy"]
+
+
+def test_every_method_that_a_path_has_is_allowed(http: httpx.Client) -> None:
+    for method, path, allowed in (
+        ("DELETE", "/v1/models/faces/samples/7", "GET, HEAD"),
+        ("POST", "/v1/models", "GET, HEAD"),
+        ("GET", "/v1/models/faces/samples:batchGet", "POST"),
+    ):
+        answer = http.request(method, path)
+        assert answer.status_code == 405 and answer.headers["allow"] == allowed
+        assert answer.headers["content-type"] == "application/problem+json"
+
+
+def test_a_whole_number_may_be_written_with_a_point(http: httpx.Client) -> None:
+    """As JSON Schema has it; what is no number, or not whole, is no seed."""
+    path, options = "/v1/models/faces/samples:batchGet", {"max_js": 1e9}
+    whole, pointed = (http.post(path, json={"seeds": seeds, **options}) for seeds in ([7, 8], [7.0, 8]))
+    assert whole.status_code == pointed.status_code == 200 and whole.content == pointed.content
+    for seed in (7.5, "7", True, None):
+        answer = http.post(path, json={"seeds": [seed], **options})
+        assert answer.status_code == 400 and answer.json()["metadata"] == {"field": "seeds.0"}

@@ -1,0 +1,91 @@
+"""Fair turns by events, and the waiting around them by real tasks."""
+
+import asyncio
+from contextlib import AsyncExitStack
+
+import pytest
+
+from labelmint.errors import DeadlineExceeded
+from labelmint.gateway.slots import Kind, Party, Slots, Turns
+
+
+def waiting(*samples: tuple[Party, str]) -> Turns[str]:
+    turns: Turns[str] = Turns()
+    for party, items in samples:
+        for item in items:
+            turns.add(party, item)
+    return turns
+
+
+def drained(turns: Turns[str]) -> str:
+    return "".join(iter(turns.take, None))
+
+
+def test_streams_take_turns_whatever_each_has_waiting() -> None:
+    greedy, modest, late = (Party("stream") for _ in range(3))
+    assert drained(waiting((greedy, "aaaaaa"), (modest, "bb"), (late, "c"))) == "abcabaaaa"
+
+
+def test_a_request_passes_all_waiting_samples_of_streams() -> None:
+    turns = waiting(*((Party("stream"), "s" * 50) for _ in range(4)))
+    assert [turns.take() for _ in range(10)] == ["s"] * 10
+    turns.add(Party("request"), "r")
+    assert turns.take() == "r"
+
+
+def test_a_flood_of_requests_leaves_streams_every_second_turn() -> None:
+    turns = waiting((Party("stream"), "ssss"), *((Party("request"), "r") for _ in range(6)))
+    assert drained(turns) == "rsrsrsrsrr"
+
+
+def test_a_large_batch_does_not_hold_up_a_single_request() -> None:
+    assert drained(waiting((Party("request"), "b" * 64), (Party("request"), "r")))[:3] == "brb"
+
+
+def test_nothing_waits_after_it_was_discarded() -> None:
+    gone, stays = Party("request"), Party("request")
+    turns = waiting((gone, "xy"), (stays, "z"))
+    turns.discard(gone, "x")
+    turns.discard(gone, "y")
+    turns.discard(gone, "y")
+    assert turns.depth("request") == 1 and turns.depth("stream") == 0
+    assert drained(turns) == "z" and turns.take() is None
+
+
+@pytest.mark.parametrize("kind", ["request", "stream"])
+async def test_slots_are_bounded_and_all_come_back(kind: Kind) -> None:
+    slots, holding, most = Slots(3), 0, 0
+
+    async def hold(party: Party) -> None:
+        nonlocal holding, most
+        async with slots.slot(party, None):
+            holding += 1
+            most = max(most, holding)
+            try:
+                await asyncio.sleep(0)
+            finally:
+                holding -= 1
+
+    tasks = [asyncio.create_task(hold(Party(kind))) for _ in range(40)]
+    await asyncio.sleep(0)
+    assert slots.depth(kind) == 37
+    for index, task in enumerate(tasks):  # leaves at every stage: waiting, just granted, holding, done
+        if index % 3 == 0:
+            task.cancel()
+            await asyncio.sleep(0)
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert most == 3 and slots.depth(kind) == 0
+    async with AsyncExitStack() as stack:
+        for _ in range(3):
+            await asyncio.wait_for(stack.enter_async_context(slots.slot(Party(kind), None)), 5)
+
+
+async def test_waiting_ends_at_the_deadline_and_takes_no_slot() -> None:
+    slots, party = Slots(1), Party("request")
+    async with slots.slot(party, None):
+        with pytest.raises(DeadlineExceeded):
+            async with slots.slot(party, asyncio.get_running_loop().time() + 0.01):
+                raise AssertionError("there was no slot")
+        assert slots.depth("request") == 0
+    async with slots.slot(party, asyncio.get_running_loop().time()):
+        pass

@@ -1,0 +1,195 @@
+"""samples.tar, read by tarfile and by WebDataset; and what becomes of it when it cannot end well."""
+
+import asyncio
+import hashlib
+import io
+import json
+import socket
+import tarfile
+import time
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import webdataset
+from PIL import Image
+
+from labelmint.triton.server import TritonServer, wait_until_ready
+from tests.conftest import REPOSITORY, Service
+from tests.gateway.conftest import minted
+from tests.gateway.test_access import start
+
+TAR = "/v1/models/faces/samples.tar"
+LOOSE = {"max_js": 1e9}
+
+
+def metadata(content: bytes) -> list[dict[str, object]]:
+    with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+        names = [name for name in archive.getnames() if name.endswith(".json")]
+        return [json.load(archive.extractfile(name)) for name in names]  # type: ignore[arg-type]
+
+
+def test_an_archive_is_what_tar_means(http: httpx.Client) -> None:
+    answer = http.get(TAR, params={"start_seed": 40, "count": 3, **LOOSE})
+    assert answer.status_code == 200 and answer.headers["content-type"] == "application/x-tar"
+    with tarfile.open(fileobj=io.BytesIO(answer.content)) as archive:
+        members = archive.getmembers()
+        assert [member.name for member in members] == [
+            f"{seed:010d}.{suffix}" for seed in (40, 41, 42) for suffix in ("image.png", "label.npy", "json")
+        ]
+        assert {(m.mtime, m.uid, m.gid, m.uname, m.gname, m.mode) for m in members} == {(0, 0, 0, "", "", 0o644)}
+        image = archive.extractfile(members[0])
+        assert (
+            image is not None
+            and image.read() == http.get("/v1/models/faces/samples/40/image.png", params=LOOSE).content
+        )
+        label = np.load(io.BytesIO(archive.extractfile(members[1]).read()))  # type: ignore[union-attr]
+    picture = Image.open(io.BytesIO(http.get("/v1/models/faces/samples/40/label.png", params=LOOSE).content))
+    assert label.dtype == np.uint8 and np.array_equal(label, np.asarray(picture))
+    assert answer.content.endswith(b"\0" * 1024) and len(answer.content) % 512 == 0
+    sample = http.get("/v1/models/faces/samples/42", params=LOOSE).json()
+    del sample["image"], sample["label"], sample["js_map"]
+    assert metadata(answer.content)[2] == {**sample, "next_seed": 43}
+
+
+def test_the_same_request_has_the_same_bytes(http: httpx.Client) -> None:
+    params = {"start_seed": 40, "count": 4, **LOOSE}
+    assert len({hashlib.sha256(http.get(TAR, params=params).content).hexdigest() for _ in range(3)}) == 1
+
+
+def test_webdataset_reads_it(service: Service, http: httpx.Client) -> None:
+    """Over the wire, by the library's own opener: images as arrays, labels as class ids."""
+    url = f"pipe:curl -sf '{service.http}{TAR}?start_seed=40&count=5&max_js=1e9'"
+    samples = list(webdataset.WebDataset(url, shardshuffle=False).decode("rgb8"))
+    assert [sample["__key__"] for sample in samples] == [f"{seed:010d}" for seed in range(40, 45)]
+    for sample in samples:
+        assert sample["image.png"].shape == (128, 128, 3) and sample["image.png"].dtype == np.uint8
+        assert sample["label.npy"].shape == (128, 128) and sample["label.npy"].max() < 12
+        assert sample["json"]["seed"] == int(sample["__key__"])
+
+
+def test_shards_are_disjoint_and_rejected_seeds_are_holes(http: httpx.Client) -> None:
+    scores = {m["seed"]: m["js_score"] for m in metadata(http.get(TAR, params={"count": 24, **LOOSE}).content)}
+    gate = sorted(scores.values())[11]  # type: ignore[type-var]
+    found = []
+    for shard in range(2):
+        query = {"count": 4, "shard_index": shard, "shard_count": 2, "max_js": gate}
+        told = metadata(http.get(TAR, params=query).content)
+        seeds = [m["seed"] for m in told]
+        accepted = [seed for seed in scores if int(seed) % 2 == shard and scores[seed] <= gate]  # type: ignore[operator,call-overload]
+        assert seeds[: len(accepted)] == accepted[:4]
+        assert all(m["next_seed"] == m["seed"] + 1 for m in told)  # type: ignore[operator]
+        found += seeds
+    assert len(set(found)) == 8
+
+
+def test_an_archive_ends_where_the_seeds_end(http: httpx.Client) -> None:
+    whole = http.get(TAR, params={"start_seed": 2**32 - 2, "count": 10, **LOOSE})
+    assert [m["seed"] for m in metadata(whole.content)] == [2**32 - 2, 2**32 - 1]
+    empty = http.get(TAR, params={"start_seed": 2**32, **LOOSE})
+    assert empty.status_code == 200 and empty.content == b"\0" * 1024
+    assert metadata(empty.content) == []
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ("count=0", "count"),
+        ("count=100001", "count"),
+        ("start_seed=-1", "start_seed"),
+        ("start_seed=4294967297", "start_seed"),
+        ("shard_index=2&shard_count=2", "shard_index"),
+        ("shard_count=0", "shard_count"),
+        ("max_js=1&max_quantile=0.5", "max_js"),
+        ("crossover=7&style_seed=1", "crossover"),
+        ("seeds=1", "seeds"),
+    ],
+)
+def test_bad_input_names_its_field(http: httpx.Client, query: str, field: str) -> None:
+    answer = http.get(f"{TAR}?{query}")
+    assert answer.status_code == 400 and answer.json()["metadata"] == {"field": field}
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+async def settled(triton: TritonServer) -> int:
+    """Triton's count once it does not grow any more."""
+    count, since, deadline = await minted(triton), time.monotonic(), time.monotonic() + 120
+    while time.monotonic() - since < 3.0:
+        assert time.monotonic() < deadline, "samples are minted on and on"
+        await asyncio.sleep(0.2)
+        if (now := await minted(triton)) != count:
+            count, since = now, time.monotonic()
+    return count
+
+
+async def test_a_slow_reader_stops_the_walk_and_a_leaving_one_ends_it(
+    faces_triton: TritonServer, tmp_path: Path
+) -> None:
+    """What is minted ahead is what fits into the buffers between, not the archive."""
+    service = await start(tmp_path / "serve.log", faces_triton)
+    try:
+        url = httpx.URL(service.http)
+        before = await minted(faces_triton)
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            await asyncio.to_thread(client.connect, (url.host, url.port))
+            client.sendall(f"GET {TAR}?count=100000&max_js=1e9 HTTP/1.1\r\nHost: labelmint\r\n\r\n".encode())
+            assert (await asyncio.to_thread(client.recv, 16)).startswith(b"HTTP/1.1 200")
+            stalled = await settled(faces_triton)
+            assert stalled - before < 1000
+        async with httpx.AsyncClient(base_url=service.http, timeout=30.0) as http:
+            for _ in range(300):
+                metrics = (await http.get("/metrics")).text
+                if 'requests_in_flight{transport="rest"} 1.0' in metrics:  # this one
+                    break
+                await asyncio.sleep(0.1)
+            else:
+                raise AssertionError("the walk went on after its client had left")
+            assert "labelmint_samples_in_flight 0.0" in metrics
+        # The buffer of the server may have taken a few more when the client's end was closed, no more than that.
+        assert await settled(faces_triton) - stalled < 100
+    finally:
+        assert await asyncio.to_thread(service.stop) == 0
+
+
+async def test_leaving_ends_a_walk_that_finds_nothing(faces_triton: TritonServer, tmp_path: Path) -> None:
+    service = await start(tmp_path / "serve.log", faces_triton)
+    try:
+        async with httpx.AsyncClient(base_url=service.http, timeout=3.0) as http:
+            before = await minted(faces_triton)
+            with pytest.raises(httpx.ReadTimeout):
+                await http.get(TAR, params={"max_js": 0})
+        assert await minted(faces_triton) > before
+        await settled(faces_triton)
+    finally:
+        assert await asyncio.to_thread(service.stop) == 0
+
+
+async def test_an_archive_that_breaks_off_is_no_archive(tmp_path: Path) -> None:
+    """Triton goes away in the middle: the client sees a broken connection, and no end of the archive."""
+    triton = TritonServer(REPOSITORY, ["faces"])
+    await triton.start()
+    try:
+        await wait_until_ready(triton, ["faces"])
+        service = await start(tmp_path / "serve.log", triton)
+        try:
+            received = bytearray()
+            async with httpx.AsyncClient(base_url=service.http, timeout=60.0) as http:
+                with pytest.raises(httpx.RemoteProtocolError, match="incomplete"):
+                    async with http.stream("GET", TAR, params={"count": 100_000, **LOOSE}) as answer:
+                        assert answer.status_code == 200
+                        async for part in answer.aiter_raw():
+                            if not received:
+                                await triton.stop()
+                            received += part
+                assert len(received) > 512 and not received.endswith(b"\0" * 1024)
+                early = await http.get(TAR, params=LOOSE)
+                assert early.status_code == 503 and early.json()["reason"] == "TRITON_UNAVAILABLE"
+                assert 'code="aborted"' in (await http.get("/metrics")).text
+            log = service.log.read_text()
+            assert log.count("was broken off") == 1 and "Traceback" not in log
+        finally:
+            assert await asyncio.to_thread(service.stop) == 0
+    finally:
+        await triton.stop()

@@ -1,0 +1,314 @@
+"""Models and versions come, are exchanged and go without a restart, and a stream keeps to the one it began with."""
+
+import asyncio
+import shutil
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import httpx
+import pytest
+import pytest_asyncio
+import tritonclient.grpc.aio as triton
+
+from labelmint.errors import ModelNotFound, UnusableFile
+from labelmint.export.repository import export_repository
+from labelmint.gateway.calibrate import calibrate_repository
+from labelmint.triton.model_config import check_artifacts, ensembles, read_config, version_of
+from labelmint.triton.server import TritonServer, wait_until_ready
+from labelmint.v1 import sample_service_pb2 as pb
+from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
+from tests.conftest import Service, start_service
+from tests.gateway.conftest import tiny_weights
+from tests.gateway.test_grpc import info_of
+
+ALL = pb.SampleOptions(max_js=1e9, image_encoding=pb.ENCODING_RAW, label_encoding=pb.ENCODING_RAW, include_js_map=True)
+SAMPLES = "/v1/models/tiny/samples"
+
+
+@pytest.fixture(scope="module")
+def second(tmp_path_factory: pytest.TempPathFactory, tiny_repository: Path) -> Path:
+    """A repository with the versions 1 and 2 of `tiny`, and another model."""
+    repository = tmp_path_factory.mktemp("second") / "repository"
+    shutil.copytree(tiny_repository, repository)
+    export_repository(repository, "tiny", *tiny_weights(2), version=2)
+    export_repository(repository, "other", *tiny_weights(3))
+    return repository
+
+
+def add(source: Path, target: Path, *prefixes: str) -> None:
+    """Copy models between repositories; ensembles last, as the exporter writes them."""
+    for path in sorted(source.iterdir(), key=lambda path: "step" not in path.name):
+        if path.name.startswith(prefixes):
+            shutil.rmtree(target / path.name, ignore_errors=True)
+            shutil.copytree(path, target / path.name)
+
+
+def take_away_first_version(repository: Path) -> None:
+    for path in list(repository.glob("tiny*")):
+        if not path.name.startswith("tiny_v2"):
+            shutil.rmtree(path)
+
+
+def test_versions_stand_side_by_side(second: Path, tiny_repository: Path) -> None:
+    found = ensembles(second)
+    assert set(found) == {"tiny", "tiny_staged", "tiny_v2", "tiny_v2_staged", "other", "other_staged"}
+    for name, config in found.items():
+        check_artifacts(second, config)
+        assert version_of(second / name) == (2 if "_v2" in name else 1)
+    digests = {found[name].parameters["model_digest"].string_value for name in ("tiny", "tiny_v2", "other")}
+    assert len(digests) == 3
+    for path in tiny_repository.rglob("*.*"):  # version 1 is untouched
+        assert (second / path.relative_to(tiny_repository)).read_bytes() == path.read_bytes()
+
+
+def test_the_digest_of_weights_does_not_depend_on_the_version(tmp_path: Path, tiny_repository: Path) -> None:
+    export_repository(tmp_path, "tiny", *tiny_weights(), version=7)
+    parameters = ensembles(tmp_path)["tiny_v7"].parameters
+    assert parameters["model_digest"] == ensembles(tiny_repository)["tiny"].parameters["model_digest"]
+
+
+def test_a_model_cannot_take_the_name_of_another_ones_version(second: Path) -> None:
+    with pytest.raises(UnusableFile, match="belongs to the model 'tiny'"):
+        export_repository(second, "tiny_v2", *tiny_weights())
+
+
+async def test_a_version_is_calibrated_by_its_number(tmp_path: Path, second: Path) -> None:
+    repository = Path(shutil.copytree(second, tmp_path / "repository"))
+    calibration = await calibrate_repository(repository, "tiny", 0, 1000, 1.0, version=2)
+    for name in ensembles(repository):
+        held = read_config(repository / name / "config.pbtxt").parameters["calibration"].string_value
+        assert held == (calibration.to_json() if name.startswith("tiny_v2") else "")
+    with pytest.raises(ModelNotFound, match="no version '3' of model 'tiny'; served: 1, 2"):
+        await calibrate_repository(repository, "tiny", 0, 1000, 1.0, version=3)
+    with pytest.raises(ModelNotFound, match="no model named 'tiny_v2'; served: other, tiny"):
+        await calibrate_repository(repository, "tiny_v2", 0, 1000, 1.0)
+
+
+class Running:
+    """A service, both ways to it, and its repository."""
+
+    def __init__(self, service: Service, repository: Path) -> None:
+        self.service = service
+        self.repository = repository
+        self.http = httpx.AsyncClient(base_url=service.http, timeout=60.0)
+        self.channel = grpc.aio.insecure_channel(service.grpc)
+        self.stub = pb_grpc.SampleServiceStub(self.channel)
+
+    async def close(self) -> None:
+        await self.http.aclose()
+        await self.channel.close()
+        assert await asyncio.to_thread(self.service.stop) == 0
+
+    async def versions(self) -> list[tuple[str, str]]:
+        models = (await self.stub.ListModels(pb.ListModelsRequest())).models
+        return [(model.name, model.version) for model in models]
+
+    async def reload(self, expected: list[tuple[str, str]]) -> None:
+        self.service.process.send_signal(signal.SIGHUP)
+        await self.come_to(expected)
+
+    async def come_to(self, expected: list[tuple[str, str]]) -> None:
+        for _ in range(600):
+            try:
+                if await self.versions() == expected:
+                    return
+            except grpc.aio.AioRpcError as error:
+                assert error.code() is grpc.StatusCode.UNAVAILABLE
+            await asyncio.sleep(0.1)
+        raise AssertionError(f"{await self.versions()} instead of {expected}: {self.service.log.read_text()}")
+
+    async def logged(self, text: str) -> None:
+        for _ in range(600):
+            if text in self.service.log.read_text():
+                return
+            await asyncio.sleep(0.1)
+        raise AssertionError(f"{text!r} was not logged: {self.service.log.read_text()}")
+
+    async def sample(self, seed: int, version: str = "", model: str = "tiny") -> pb.Sample:
+        request = pb.GetSampleRequest(model=model, seed=seed, options=ALL, model_version=version)
+        return (await self.stub.GetSample(request)).sample
+
+    def stream(self, start_seed: int, version: str = "") -> grpc.aio.UnaryStreamCall:
+        request = pb.StreamSamplesRequest(model="tiny", start_seed=start_seed, options=ALL, model_version=version)
+        return self.stub.StreamSamples(request)
+
+
+@pytest_asyncio.fixture
+async def running(tmp_path: Path, tiny_repository: Path) -> AsyncIterator[Running]:
+    repository = Path(shutil.copytree(tiny_repository, tmp_path / "repository"))
+    service = await asyncio.to_thread(start_service, tmp_path / "serve.log", repository=repository)
+    found = Running(service, repository)
+    yield found
+    await found.close()
+
+
+async def read(stream: grpc.aio.UnaryStreamCall, count: int) -> list[pb.StreamSamplesResponse]:
+    """The next samples; a slow machine has heartbeats between."""
+    messages: list[pb.StreamSamplesResponse] = []
+    while len(messages) < count:
+        message = await anext(aiter(stream))
+        messages += [message] if message.HasField("sample") else []
+    return messages
+
+
+async def rest_of(stream: grpc.aio.UnaryStreamCall) -> tuple[list[pb.StreamSamplesResponse], grpc.aio.AioRpcError]:
+    """What still comes, and the error that ends it."""
+    messages = []
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        async for message in stream:
+            messages += [message] if message.HasField("sample") else []
+    return messages, caught.value
+
+
+async def test_a_new_version_comes_and_an_old_one_goes(running: Running, second: Path) -> None:
+    first = await running.sample(7)
+    assert first.model_version == "1"
+    pinned = running.stream(0)
+    messages = await read(pinned, 3)
+    add(second, running.repository, "tiny_v2", "other")
+    await running.reload([("other", "1"), ("tiny", "1"), ("tiny", "2")])
+
+    # The highest is what a request means that names none; the old one is there for who names it.
+    newest = await running.sample(7)
+    assert newest.model_version == "2" and newest.model_digest != first.model_digest
+    assert newest.js_map != first.js_map
+    assert await running.sample(7, "1") == first
+    assert (await running.sample(7, model="other")).model_digest not in (first.model_digest, newest.model_digest)
+    for version, digest in (("1", first.model_digest), ("2", newest.model_digest), ("", newest.model_digest)):
+        found = (await running.stub.GetModel(pb.GetModelRequest(model="tiny", model_version=version))).model
+        assert found.digest == digest and len(found.classes) == 2
+        over_rest = (await running.http.get("/v1/models/tiny", params={"model_version": version})).json()
+        assert over_rest["digest"] == digest
+        sample = (await running.http.get(f"{SAMPLES}/7", params={"model_version": version, "max_js": 1e9})).json()
+        assert sample["model_digest"] == digest
+    body = {"seeds": [7], "max_js": 1e9, "model_version": "1"}
+    batch = (await running.http.post(f"{SAMPLES}:batchGet", json=body)).json()
+    assert batch["outcomes"][0]["model_version"] == "1"
+
+    # A stream keeps to the version that it began with, until that one goes.
+    messages += await read(pinned, 3)
+    take_away_first_version(running.repository)
+    await running.reload([("other", "1"), ("tiny", "2")])
+    rest, error = await rest_of(pinned)
+    messages += rest
+    assert error.code() is grpc.StatusCode.FAILED_PRECONDITION
+    info = info_of(error)
+    assert info.reason == "MODEL_VERSION_GONE"
+    assert (info.metadata["model_version"], info.metadata["model_digest"]) == ("1", first.model_digest)
+    seeds = [message.sample.seed for message in messages]
+    assert seeds == list(range(len(seeds))) and int(info.metadata["next_seed"]) == len(seeds)
+    assert {message.sample.model_digest for message in messages} == {first.model_digest}
+
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await running.sample(7, "1")
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    assert "no version '1' of model 'tiny'; served: 2" in str(caught.value.details())
+    for version in ("1", "x" * 500, "-2", "9" * 500, "2.0"):
+        answer = await running.http.get(f"{SAMPLES}/7", params={"model_version": version})
+        assert answer.status_code == 404 and answer.json()["reason"] == "MODEL_NOT_FOUND", version
+        assert len(answer.text) < 500
+    text = (await running.http.get("/metrics")).text
+    assert "labelmint_model_info{" in text and 'version="1",' not in "".join(
+        line for line in text.splitlines() if line.startswith("labelmint_model_info") and 'model="tiny"' in line
+    )
+
+
+async def test_a_version_exchanged_in_place_is_never_mistaken(running: Running, second: Path) -> None:
+    first = await running.sample(7)
+    pinned = running.stream(0)
+    messages = await read(pinned, 2)
+    export_repository(running.repository, "tiny", *tiny_weights(5))
+    running.service.process.send_signal(signal.SIGHUP)
+    rest, error = await rest_of(pinned)
+    assert info_of(error).reason == "MODEL_VERSION_GONE"
+    messages += rest
+    await running.come_to([("tiny", "1")])
+    after = await running.sample(7)
+    assert after.model_digest != first.model_digest and after.js_map != first.js_map
+    # Every sample under the old digest is the old model's.
+    export_repository(running.repository, "tiny", *tiny_weights())
+    running.service.process.send_signal(signal.SIGHUP)
+    for _ in range(300):
+        try:
+            if (await running.sample(7)).model_digest == first.model_digest:
+                break
+        except grpc.aio.AioRpcError as failed:
+            assert info_of(failed).reason in ("TRITON_UNAVAILABLE", "MODEL_VERSION_GONE")
+        await asyncio.sleep(0.05)
+    assert await running.sample(7) == first
+    for message in messages:
+        assert await running.sample(message.sample.seed) == message.sample
+
+
+async def test_a_new_calibration_is_taken_over_without_a_pause(running: Running) -> None:
+    stream = running.stream(0)
+    await read(stream, 1)
+    calibration = await calibrate_repository(running.repository, "tiny", 0, 1000, 1.0)
+    running.service.process.send_signal(signal.SIGHUP)
+    for _ in range(600):
+        model = (await running.stub.GetModel(pb.GetModelRequest(model="tiny"))).model
+        if model.calibration.id == calibration.id:
+            break
+        await asyncio.sleep(0.1)
+    assert model.calibration.id == calibration.id
+    await read(stream, 3)  # the samples are the same ones
+    stream.cancel()
+
+
+async def test_what_cannot_be_read_changes_nothing(running: Running, second: Path) -> None:
+    add(second, running.repository, "tiny_v2")
+    damaged = running.repository / "tiny_v2_generator" / "2" / "model.onnx"
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    stream = running.stream(0)
+    await read(stream, 1)
+    running.service.process.send_signal(signal.SIGHUP)
+    await running.logged("was not read again, nothing changes")
+    assert "a file is damaged or was exchanged" in running.service.log.read_text()
+    assert await running.versions() == [("tiny", "1")]
+    await read(stream, 3)
+    stream.cancel()
+    # Whole again, it is loaded.
+    add(second, running.repository, "tiny_v2")
+    await running.reload([("tiny", "1"), ("tiny", "2")])
+
+
+async def test_what_triton_cannot_load_is_told_and_the_rest_served(running: Running, second: Path) -> None:
+    add(second, running.repository, "tiny_v2", "other")
+    config = running.repository / "tiny_v2_generator" / "config.pbtxt"
+    config.write_text(config.read_text().replace('backend: "onnxruntime"', 'backend: "nonesuch"'))
+    await running.reload([("other", "1"), ("tiny", "1")])
+    await running.logged("Triton could not load 'tiny_v2'")
+    assert (await running.http.get("/readyz")).status_code == 200
+
+
+async def test_what_an_external_triton_loads_is_served(tmp_path: Path, second: Path) -> None:
+    server = TritonServer(second, ["tiny"])
+    await server.start()
+    try:
+        await wait_until_ready(server, ["tiny"])
+        service = await asyncio.to_thread(
+            start_service, tmp_path / "serve.log", "--triton-url", server.grpc_url, repository=tmp_path / "unused"
+        )
+        running = Running(service, second)
+        operator = triton.InferenceServerClient(server.grpc_url)
+        try:
+            pinned = running.stream(0)
+            await read(pinned, 2)
+            await operator.load_model("tiny_v2")
+            await running.come_to([("tiny", "1"), ("tiny", "2")])
+            assert (await running.sample(7)).model_version == "2"
+            await operator.unload_model("tiny", unload_dependents=True)
+            _, error = await rest_of(pinned)
+            assert error.code() is grpc.StatusCode.FAILED_PRECONDITION
+            assert info_of(error).reason == "MODEL_VERSION_GONE"
+            await running.come_to([("tiny", "2")])
+            await operator.unload_model("tiny_v2", unload_dependents=True)
+            assert (await running.http.get("/readyz")).status_code == 503
+        finally:
+            await operator.close()
+            await running.close()
+    finally:
+        await server.stop()
