@@ -8,7 +8,7 @@ PIP_FLAGS := --quiet --disable-pip-version-check --prefer-binary
 CHECK_PYTHON = $(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13) and \
 	"labelmint needs Python 3.10, 3.11 or 3.12; name one with: make PYTHON=python3.12 ...")'
 
-.PHONY: serve test check proto clean
+.PHONY: serve test check proto released-proto clean
 
 serve: $(SERVE)/.ready
 	@exec $(SERVE)/bin/labelmint serve
@@ -24,6 +24,10 @@ check: $(TEST)/.ready
 proto: $(TEST)/.ready
 	$(TEST)/bin/python -m grpc_tools.protoc -Iprotos --python_out=service --pyi_out=service \
 		--grpc_python_out=service protos/labelmint/v1/sample_service.proto
+
+# What tests/test_proto.py holds the contract to. Run it at a release and never to make that test pass.
+released-proto: $(TEST)/.ready
+	$(TEST)/bin/buf build --exclude-source-info --output protos/labelmint/v1/released.binpb
 
 clean:
 	rm -rf $(SERVE) $(TEST) build dist service/labelmint.egg-info
@@ -42,5 +46,5 @@ $(TEST)/.ready: pyproject.toml constraints.txt
 	@echo "labelmint: installing into $(TEST), with torch (once)"
 	@$(PYTHON) -m venv $(TEST)
 	@$(TEST)/bin/pip install $(PIP_FLAGS) --upgrade 'pip>=24'
-	@$(TEST)/bin/pip install $(PIP_FLAGS) --constraint constraints.txt --editable '.[triton,export,test,dev]'
+	@$(TEST)/bin/pip install $(PIP_FLAGS) --constraint constraints.txt --editable '.[triton,tracing,export,test,dev]'
 	@touch $@

@@ -1,18 +1,21 @@
-"""Makes the README's picture from a running service: the first seeds, their labels and the verdict of the gate.
+"""Makes the README's pictures from a running service: the first seeds with their labels and verdicts, and the gallery.
 
 Run it as `python docs/make_pictures.py http://127.0.0.1:8080`.
 """
 
 import io
 import json
+import shutil
 import sys
 import urllib.request
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from playwright.sync_api import sync_playwright
 
-OUT = Path(__file__).parent / "images" / "pairs.png"
+OUT = Path(__file__).parent / "images"
+GALLERY = "?model=faces&seed=7&count=24&view=overlay&max_quantile=0.9"
 COLUMNS, SIZE, MARGIN, CAPTION = 6, 176, 8, 24
 
 
@@ -52,9 +55,22 @@ def main() -> None:
         draw.rectangle((x, y, x + 13, y + 13), tuple(colour), (110, 114, 122))
         draw.text((x + 18, y - 2), entry["name"], (28, 30, 36), font)
         x += width + gap
-    OUT.parent.mkdir(exist_ok=True)
-    sheet.save(OUT, optimize=True)
-    print(OUT)
+    sheet.save(OUT / "pairs.png", optimize=True)
+    gallery(base)
+
+
+def gallery(base: str) -> None:
+    """The gallery as a browser shows it."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"))
+        page = browser.new_page(viewport={"width": 1280, "height": 820})
+        page.goto(f"{base}/{GALLERY}")
+        page.locator(".pair[data-verdict]").nth(8).wait_for()
+        page.wait_for_load_state("networkidle")
+        page.wait_for_timeout(1000)
+        shot = Image.open(io.BytesIO(page.screenshot()))
+        browser.close()
+    shot.convert("RGB").save(OUT / "gallery.png", optimize=True)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 
 ROOT = Path(__file__).parent.parent
 REPOSITORY = ROOT / "model_repository"
-READY = re.compile(r"ready after .* REST (http://\S+) .*gRPC (\S+?)\. ", re.DOTALL)
+READY = re.compile(r"ready after .* REST (https?://\S+) .*gRPC (\S+?)\. ", re.DOTALL)
 START_SECONDS = 120
 
 
@@ -46,20 +46,23 @@ class Service:
         return self.process.wait(60)
 
 
-def need_program(name: str, package: str) -> None:
-    """Skip the test where a system program is missing; in CI that is a failure."""
-    if shutil.which(name) is None:
-        message = f"{name} is not installed (Debian package {package})"
+def need_program(name: str, package: str) -> str:
+    """The program's path; where it is missing the test is skipped, and in CI that is a failure."""
+    beside = Path(sys.executable).parent
+    found = shutil.which(name, path=f"{beside}{os.pathsep}{os.environ['PATH']}")
+    if found is None:
+        message = f"{name} is not installed (package {package})"
         if os.environ.get("CI"):
             pytest.fail(message)
         pytest.skip(message)
+    return found
 
 
 def start_service(log: Path, *arguments: str, repository: Path = REPOSITORY) -> Service:
     """Start the program and wait for its own word that it is ready."""
     command = [sys.executable, "-m", "labelmint.cli", "serve", "--model-repository", str(repository)]
     command += ["--http-port", "0", "--grpc-port", "0", "--triton-log", str(log.with_suffix(".triton")), *arguments]
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("LABELMINT_")}
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("LABELMINT_", "OTEL_"))}
     with log.open("w") as stream:
         process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, text=True, env=environment)
     deadline = time.monotonic() + START_SECONDS

@@ -14,11 +14,11 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 
 def test_help_lists_the_subcommands() -> None:
     said = run("--help").stdout
-    for command in ("serve", "synth", "fit", "export", "calibrate"):
+    for command in ("serve", "import", "synth", "fit", "export", "calibrate"):
         assert command in said
 
 
-@pytest.mark.parametrize("command", ["serve", "synth", "fit", "export", "calibrate"])
+@pytest.mark.parametrize("command", ["serve", "import", "synth", "fit", "export", "calibrate"])
 def test_every_option_has_help(command: str) -> None:
     done = run(command, "--help")
     assert done.returncode == 0

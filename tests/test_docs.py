@@ -12,10 +12,18 @@ import pytest
 from PIL import Image
 
 from labelmint.demo.model_card import model_card
+from labelmint.gateway.access import Limits, parse_tokens
 from tests.conftest import ROOT, Service, need_program
 
 README = (ROOT / "README.md").read_text()
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/model-card.md")
+DOCUMENTS = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "docs/annotating.md",
+    "docs/model-card.md",
+    "docs/operating.md",
+)
 
 
 def blocks(language: str) -> list[str]:
@@ -36,7 +44,7 @@ def seed_to_show(http: httpx.Client) -> int:
 def test_the_curl_commands(service: Service, http: httpx.Client, tmp_path: Path) -> None:
     need_program("curl", "curl")
     commands = [block for block in blocks("sh") if block.startswith("curl")]
-    assert len(commands) == 4
+    assert len(commands) == 5
     assert seed_to_show(http) == 7
     outputs = []
     for command in commands:
@@ -50,16 +58,37 @@ def test_the_curl_commands(service: Service, http: httpx.Client, tmp_path: Path)
     with np.load(tmp_path / "sample.npz", allow_pickle=False) as arrays:
         assert set(arrays) == {"image", "label", "js_map", "js_score", "threshold", "seed"}
     assert [outcome["seed"] for outcome in json.loads(outputs[3])["outcomes"]] == [0, 1, 2, 3]
+    group = json.loads(outputs[4])["outcomes"]
+    threshold = http.get("/v1/models/faces").json()["calibration"]["threshold"]
+    assert [outcome["threshold"] for outcome in group] == [pytest.approx(threshold, rel=0.01)] * 3
+    assert [outcome["style_seed"] for outcome in group] == [1, 2, 3], "the README's group must be an accepted one"
+    assert len({outcome["group_id"] for outcome in group}) == 1
 
 
 def test_the_grpc_example(service: Service, tmp_path: Path) -> None:
-    (script,) = blocks("python")
+    (script,) = [block for block in blocks("python") if "import grpc" in block]
     done = subprocess.run(
         [sys.executable, "-c", here(script, service)], cwd=tmp_path, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) == 4 and all("(128, 128, 3)" in line and "resume at" in line for line in lines)
+
+
+def test_the_webdataset_example(service: Service, tmp_path: Path) -> None:
+    (script,) = [block for block in blocks("python") if "import webdataset" in block]
+    script = here(script, service).replace("count=50", "count=3")
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["(128, 128, 3) (128, 128)"] * 6
+
+
+def test_the_tokens_line(tmp_path: Path) -> None:
+    need_program("openssl", "openssl")
+    (script,) = [block for block in blocks("sh") if "openssl" in block]
+    subprocess.run(["bash", "-ec", script], cwd=tmp_path, check=True)
+    (entry,) = parse_tokens(tmp_path / "tokens", (tmp_path / "tokens").read_text()).values()
+    assert entry == ("training", Limits(200.0, 8))
 
 
 def test_the_make_targets_exist() -> None:

@@ -1,0 +1,179 @@
+"""Large generators on this machine: seconds and resident memory of export, serving and fit, random weights.
+
+Rules of this file:
+- The channel table is StyleGAN2's own (config F), the ensemble has 10 classifiers and 34 classes.
+- Memory is what the kernel counts: the high-water mark of each child process, and for Triton with its backends the sum
+  of proportional set sizes (a page that two processes share counts once), read while it works.
+
+Run it as `python benchmarks/scale.py serve 512` or `python benchmarks/scale.py fit 512`; it prints one line of JSON.
+With `--directory build/scale` an export stays there, and a second run measures it again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from labelmint.gateway.calibrate import serving
+from labelmint.gateway.policy import latent_of
+from labelmint.models.annotations import LabelClasses, write_masks
+from labelmint.models.generator import Generator
+from labelmint.models.interpreter import InterpreterSpec, StyleInterpreter, hidden_widths
+from labelmint.models.layout import channels_of
+from labelmint.models.store import save_generator, save_interpreter
+from labelmint.models.stylegan2 import StyleGAN2Spec
+from labelmint.triton.client import Latents
+
+NUM_CLASSES = 34
+NUM_HEADS = 10
+SAMPLES = 5
+CLASSES = LabelClasses(
+    tuple(f"class_{i}" for i in range(NUM_CLASSES)),
+    tuple((7 * i % 256, 31 * i % 256, 97 * i % 256) for i in range(NUM_CLASSES)),
+)
+
+
+def spec_of(resolution: int) -> StyleGAN2Spec:
+    levels = [2**i for i in range(2, resolution.bit_length())]
+    return StyleGAN2Spec(512, 512, 8, resolution, {r: min(512, 32768 // r) for r in levels})
+
+
+def write_generator(path: Path, resolution: int) -> StyleGAN2Spec:
+    torch.manual_seed(0)
+    generator = Generator(spec_of(resolution))
+    save_generator(path, generator, {"source": "random"})
+    return spec_of(resolution)
+
+
+def write_interpreter(path: Path, spec: StyleGAN2Spec) -> None:
+    built = StyleInterpreter(
+        InterpreterSpec(
+            layout="paper",
+            resolution=spec.resolution,
+            channels=channels_of("paper", spec.taps),
+            num_heads=NUM_HEADS,
+            hidden=hidden_widths(NUM_CLASSES),
+            class_names=CLASSES.names,
+            palette=CLASSES.palette,
+        )
+    )
+    with torch.no_grad():
+        for parameter in built.parameters():
+            fan_in = parameter.shape[-1] if parameter.dim() > 1 else 1
+            parameter.normal_(std=fan_in**-0.5)
+    save_interpreter(path, built, {"source": "random"})
+
+
+def run(*arguments: str) -> tuple[float, float]:
+    """A command of labelmint in a process of its own: seconds and peak resident GB."""
+    started = time.perf_counter()
+    process = subprocess.Popen([sys.executable, "-m", "labelmint.cli", *arguments])
+    _, status, usage = os.wait4(process.pid, 0)
+    if status != 0:
+        raise SystemExit(f"labelmint {arguments[0]} failed")
+    return time.perf_counter() - started, usage.ru_maxrss * 1024 / 1e9
+
+
+def resident(process: int) -> float:
+    """Proportional set size of a process and all its descendants, in GB."""
+    total, queue = 0, [process]
+    while queue:
+        pid = queue.pop()
+        try:
+            for task in Path(f"/proc/{pid}/task").iterdir():
+                queue += [int(child) for child in (task / "children").read_text().split()]
+            rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        total += next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
+    return total * 1024 / 1e9
+
+
+def tritons() -> list[int]:
+    """Our child tritonserver."""
+    children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+    return [int(pid) for pid in children if "tritonserver" in Path(f"/proc/{pid}/comm").read_text()]
+
+
+async def measure(repository: Path, model: str) -> dict[str, object]:
+    started = time.perf_counter()
+    async with serving(repository, model) as (client, served):
+        ready = time.perf_counter() - started
+        (triton,) = tritons()
+        peak = resident(triton)
+        stop = asyncio.Event()
+
+        async def watch() -> None:
+            nonlocal peak
+            while not stop.is_set():
+                peak = max(peak, await asyncio.to_thread(resident, triton))
+                await asyncio.sleep(0.1)
+
+        watcher = asyncio.create_task(watch())
+        seconds = []
+        for seed in range(SAMPLES):
+            latent = latent_of(seed, served.z_dim)
+            begun = time.perf_counter()
+            latents = Latents(latent, latent, served.num_ws, 1.0)
+            arrays = await client.infer(model, "1", latents, ("image", "label", "js_map", "js_score"), 300.0)
+            seconds.append(time.perf_counter() - begun)
+            assert arrays["label"].max() < NUM_CLASSES and np.isfinite(arrays["js_score"]).all()
+        stop.set()
+        await watcher
+    return {"ready_seconds": ready, "pair_seconds_median": float(np.median(seconds)), "triton_resident_gb": peak}
+
+
+def serve(resolution: int, directory: Path) -> dict[str, object]:
+    generator, interpreter, repository = (directory / name for name in ("g.safetensors", "i.safetensors", "repository"))
+    exported = directory / "export.json"
+    if not exported.exists():
+        write_interpreter(interpreter, write_generator(generator, resolution))
+        files = ("--generator", str(generator), "--interpreter", str(interpreter))
+        seconds, memory = run("export", *files, "--model-repository", str(repository), "large")
+        figures = {"resolution": resolution, "export_seconds": seconds, "export_resident_gb": memory}
+        exported.write_text(json.dumps(figures))
+    return json.loads(exported.read_text()) | asyncio.run(measure(repository, "large"))
+
+
+def fit(resolution: int, directory: Path) -> dict[str, object]:
+    generator, annotations = directory / "g.safetensors", directory / "annotations"
+    write_generator(generator, resolution)
+    run("synth", "--generator", str(generator), str(annotations))
+    seeds = json.loads((annotations / "dataset.json").read_text())["seeds"]
+    rng = np.random.RandomState(0)
+    masks = {}
+    for seed in seeds:  # blocks of classes
+        coarse = Image.fromarray(rng.randint(0, NUM_CLASSES, (16, 16)).astype(np.uint8))
+        masks[seed] = np.asarray(coarse.resize((resolution, resolution), Image.Resampling.NEAREST))
+    write_masks(annotations, CLASSES, masks)
+    out = directory / "i.safetensors"
+    seconds, memory = run("fit", "--generator", str(generator), "--annotations", str(annotations), str(out))
+    return {"resolution": resolution, "images": len(seeds), "fit_seconds": seconds, "fit_resident_gb": memory}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("serve", "fit"))
+    parser.add_argument("resolution", type=int)
+    parser.add_argument("--directory", type=Path)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = arguments.directory or Path(temporary)
+        directory.mkdir(parents=True, exist_ok=True)
+        figures = (serve if arguments.what == "serve" else fit)(arguments.resolution, directory)
+    print(json.dumps({k: round(v, 2) if isinstance(v, float) else v for k, v in figures.items()}))
+
+
+if __name__ == "__main__":
+    main()
