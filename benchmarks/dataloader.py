@@ -117,11 +117,9 @@ def main() -> None:
     figures = {"rounds": arguments.rounds, "samples": arguments.count, "samples_per_second": medians}
     figures["ratio_to_triton"] = {name: float(np.median(values)) for name, values in ratios.items()}
     write_json(ROOT / "benchmarks" / "results" / "dataloader.json", figures)
-    for name, values in found.items():
-        low, high = min(ratios[name]), max(ratios[name])
-        print(
-            f"{name:<12}{medians[name]:>8.2f} samples/s   {np.median(ratios[name]):.3f} of Triton ({low:.3f} to {high:.3f})"
-        )
+    for name, ratio in ratios.items():
+        spread = f"({ratio.min():.3f} to {ratio.max():.3f})"
+        print(f"{name:<12}{medians[name]:>8.2f} samples/s   {np.median(ratio):.3f} of Triton {spread}")
 
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ def train(
         if held < samples:
             fresh = next(batches)
             if memory is None:
-                memory = tuple(part.new_empty((samples, *part.shape[1:])) for part in fresh)
+                memory = tuple(torch.empty((samples, *part.shape[1:]), dtype=torch.uint8) for part in fresh)
             end = min(held + len(fresh[0]), samples)
             for kept, part in zip(memory, fresh, strict=True):
                 kept[held:end] = part[: end - held]
