@@ -30,9 +30,7 @@ def quantity(text: str) -> Decimal:
 def selected(manifests: Rendered, selector: dict[str, str]) -> list[Object]:
     """The pod templates with these labels."""
     return [
-        template
-        for _, template in manifests.workloads()
-        if selector.items() <= template["metadata"]["labels"].items()
+        template for _, template in manifests.workloads() if selector.items() <= template["metadata"]["labels"].items()
     ]
 
 
@@ -312,9 +310,10 @@ def test_disruption_budgets_let_nodes_be_drained(service: Rendered) -> None:
 def test_gateways_have_slots_for_every_triton(service: Rendered) -> None:
     """Slots of the fewest gateways hold two batches of each Triton at the largest scale: else some would be idle."""
     scaled = scalers(service)
-    gateways = scaled.get("labelmint-gateway", (0, 0))[0] or service.named("Deployment", "labelmint-gateway")["spec"][
-        "replicas"
-    ]
+    gateways = (
+        scaled.get("labelmint-gateway", (0, 0))[0]
+        or service.named("Deployment", "labelmint-gateway")["spec"]["replicas"]
+    )
     tritons = scaled.get("labelmint-triton", (1, 1))[1]
     slots = seconds(service, "triton_slots")
     assert gateways * slots >= min(SAMPLES_PER_TRITON, 16 * gateways) * tritons

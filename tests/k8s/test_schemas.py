@@ -50,7 +50,9 @@ def test_objects_are_what_their_schemas_say(manifests: Rendered) -> None:
         where = f"{manifests.name}: {each['kind']} {each['metadata']['name']}"
         custom = CUSTOM.get((each["apiVersion"], each["kind"]))
         if custom is not None:
-            problems = [f"{error.json_path}: {error.message}" for error in Draft202012Validator(custom).iter_errors(each)]
+            problems = [
+                f"{error.json_path}: {error.message}" for error in Draft202012Validator(custom).iter_errors(each)
+            ]
             assert not problems, f"{where}: {problems}"
             continue
         for version in VERSIONS:  # a kind without a schema is an error here, not a warning
