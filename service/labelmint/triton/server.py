@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import logging
 import os
 import shutil
@@ -33,11 +32,11 @@ from labelmint.triton.client import TritonClient
 logger = logging.getLogger(__name__)
 
 BACKENDS = Path(__file__).parent / "backends"
+DIE_WITH_PARENT = Path(__file__).parent / "die_with_parent.py"
 EXIT_TIMEOUT_SECONDS = 20
 START_TIMEOUT_SECONDS = 180.0
 _POLL_SECONDS = 0.1
 _LOG_LINES = 400
-_PR_SET_PDEATHSIG = 1
 
 
 class TritonServer:
@@ -80,6 +79,7 @@ class TritonServer:
         root = _wheel_root()
         backends = _backend_directory(root, Path(self._directory.name))
         command = [
+            *(sys.executable, "-I", "-S", str(DIE_WITH_PARENT), str(os.getpid())),
             str(root / "pytriton" / "tritonserver" / "bin" / "tritonserver"),
             f"--model-repository={self._repository.resolve()}",
             f"--backend-directory={backends}",
@@ -106,7 +106,6 @@ class TritonServer:
             stderr=asyncio.subprocess.STDOUT,
             limit=1 << 20,  # bytes of the longest line; a longer one would end the reading
             start_new_session=True,
-            preexec_fn=_die_with_parent,
         )
         self._reader = asyncio.create_task(self._read_log(self._process, log))
 
@@ -115,8 +114,15 @@ class TritonServer:
         assert self._process is not None
         return await self._process.wait()
 
+    async def explain_end(self) -> str:
+        """The same of a child that has ended: after its last lines were read, and with its exit code."""
+        assert self._process is not None and self._reader is not None
+        # A model process that outlived the child keeps the pipe open.
+        await asyncio.wait([self._reader], timeout=1.0)
+        return f"{self.explain()}\n(exit code {self._process.returncode})"
+
     def explain(self) -> str:
-        """Why the child ended: the errors in Triton's own log, or its last lines."""
+        """What Triton's log says is wrong: its errors, or its last lines."""
         problems = [line for line in self._lines if line.startswith(("E1", "E0")) or "UNAVAILABLE: " in line]
         return "\n".join(problems[-12:] or list(self._lines)[-12:])
 
@@ -192,7 +198,8 @@ async def wait_until_ready(server: TritonServer, models: Sequence[str], stop: as
             if all([await client.is_ready(model) for model in models]):
                 return
             if not server.running:
-                raise TritonUnavailable(f"Triton could not load the model repository. It said:\n{server.explain()}")
+                said = await server.explain_end()
+                raise TritonUnavailable(f"Triton could not load the model repository. It said:\n{said}")
             if time.monotonic() > deadline:
                 raise TritonUnavailable(
                     f"Triton was not ready after {START_TIMEOUT_SECONDS:.0f} s. It said:\n{server.explain()}"
@@ -254,8 +261,3 @@ def _free_ports(count: int) -> list[int]:
         for each in sockets:
             each.bind(("127.0.0.1", 0))
         return [int(each.getsockname()[1]) for each in sockets]
-
-
-def _die_with_parent() -> None:
-    """Linux: SIGTERM to the child when this process vanishes, however it vanishes."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
