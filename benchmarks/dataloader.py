@@ -1,0 +1,126 @@
+"""What a trainer sees: samples per second through a DataLoader, against what Triton alone gives in the same run.
+
+Rules of this file:
+- One Triton serves all: asked directly (as many requests at a time as a stream's window), and through a gateway, gRPC
+  and a DataLoader of 0, 2 and 4 workers. The ways take turns; a figure is the median of the rounds.
+- A rate is taken from the first batch to the last: the start of workers is not throughput.
+- Everything is delivered (`include_rejected`), so that a seed is a sample in both.
+
+Run it as `python benchmarks/dataloader.py` on an idle machine; it writes benchmarks/results/dataloader.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import numpy as np
+from labelmint_client.torch import LabeledSampleDataset
+from torch.utils.data import DataLoader
+
+from labelmint.gateway.calibrate import measure
+from labelmint.gateway.served_model import ServedModel, read_served_model
+from labelmint.models.annotations import write_json
+from labelmint.triton.client import TritonClient
+from labelmint.triton.model_config import ensembles
+from labelmint.triton.server import TritonServer, wait_until_ready
+from labelmint_client import SampleOptions
+
+ROOT = Path(__file__).parent.parent
+REPOSITORY = ROOT / "model_repository"
+MODEL = "faces"
+BATCH = 8
+WORKERS = (0, 2, 4)
+
+
+@contextlib.contextmanager
+def gateway(triton_url: str) -> Iterator[str]:
+    """A gateway before a running Triton; yields its gRPC address."""
+    with socket.socket() as grpc_socket, socket.socket() as http_socket:
+        for each in (grpc_socket, http_socket):
+            each.bind(("127.0.0.1", 0))
+        ports = grpc_socket.getsockname()[1], http_socket.getsockname()[1]
+    command = [sys.executable, "-m", "labelmint.cli", "serve", "--triton-url", triton_url]
+    command += ["--grpc-port", str(ports[0]), "--http-port", str(ports[1]), "--log-level", "warning"]
+    with subprocess.Popen(command) as process:
+        try:
+            endpoint = f"127.0.0.1:{ports[0]}"
+            with grpc.insecure_channel(endpoint) as channel:
+                grpc.channel_ready_future(channel).result(timeout=120)
+            yield endpoint
+        finally:
+            process.terminate()
+
+
+async def direct(client: TritonClient, model: ServedModel, first_seed: int, count: int) -> float:
+    """Samples per second of Triton alone."""
+    arrived: list[float] = []
+    outputs = ("image", "label", "js_score")
+    seeds = range(first_seed, first_seed + count)
+    await measure(client, model, seeds, 1.0, outputs, lambda *_: arrived.append(time.perf_counter()), "Triton")
+    arrived.sort()
+    return (count - BATCH) / (arrived[-1] - arrived[BATCH - 1])
+
+
+def loaded(endpoint: str, workers: int, first_seed: int, count: int) -> float:
+    """Samples per second of a DataLoader."""
+    dataset = LabeledSampleDataset(
+        endpoint,
+        MODEL,
+        start_seed=first_seed,
+        end_seed=first_seed + count,
+        options=SampleOptions(include_rejected=True),
+    )
+    arrived = [time.perf_counter() for _ in DataLoader(dataset, batch_size=BATCH, num_workers=workers)]
+    return (count - BATCH) / (arrived[-1] - arrived[0])
+
+
+async def rates(rounds: int, count: int) -> dict[str, list[float]]:
+    """Samples per second of each way, one figure a round."""
+    found: dict[str, list[float]] = {name: [] for name in ("triton", *(f"workers_{n}" for n in WORKERS))}
+    server = TritonServer(REPOSITORY, [MODEL])
+    await server.start()
+    try:
+        await wait_until_ready(server, [MODEL])
+        client = TritonClient(server.grpc_url)
+        model = read_served_model(ensembles(REPOSITORY)[MODEL], "1")
+        seed = 0
+        with gateway(server.grpc_url) as endpoint:
+            for _ in range(rounds):
+                found["triton"].append(await direct(client, model, seed, count))
+                for workers in WORKERS:
+                    seed += count
+                    found[f"workers_{workers}"].append(await asyncio.to_thread(loaded, endpoint, workers, seed, count))
+                seed += count
+        await client.close()
+    finally:
+        await server.stop()
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--count", type=int, default=160, help="samples a measurement")
+    arguments = parser.parse_args()
+    found = asyncio.run(rates(arguments.rounds, arguments.count))
+    ratios = {name: np.array(values) / np.array(found["triton"]) for name, values in found.items()}
+    medians = {name: float(np.median(values)) for name, values in found.items()}
+    figures = {"rounds": arguments.rounds, "samples": arguments.count, "samples_per_second": medians}
+    figures["ratio_to_triton"] = {name: float(np.median(values)) for name, values in ratios.items()}
+    write_json(ROOT / "benchmarks" / "results" / "dataloader.json", figures)
+    for name, ratio in ratios.items():
+        spread = f"({ratio.min():.3f} to {ratio.max():.3f})"
+        print(f"{name:<12}{medians[name]:>8.2f} samples/s   {np.median(ratio):.3f} of Triton {spread}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""Does the gate work? Label error against uncertainty score, over seeds that nobody has used.
+
+Rules of this file:
+- The error of a sample is the share of its pixels whose label differs from the renderer's exact mask.
+- Risk at a coverage is the mean error of the samples with the lowest scores; the area under that curve is what counts.
+  A random order gives the mean error, the oracle orders by the error itself.
+- Measured seeds are kept in `build/gate.npz`: a run that was interrupted goes on.
+
+Run it as `python benchmarks/gate.py`; it writes benchmarks/results/gate.json and docs/images/gate.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import numpy.typing as npt
+import torch
+from tqdm import tqdm
+
+from labelmint.demo.annotate import render_seed
+from labelmint.models.annotations import write_json
+from labelmint.models.draw import draw
+from labelmint.models.store import load_generator, load_interpreter
+
+ROOT = Path(__file__).parent.parent
+WEIGHTS = ROOT / "service" / "labelmint" / "demo" / "weights"
+FIRST_SEED = 4_250_000_000
+SAVE_EVERY = 100
+# Of the paper (sum over the pixels) and its released code (mean of the top tenth); then two that need no ensemble vote.
+SCORES = {
+    "sum": "sum of JS (the paper)",
+    "top10_mean": "mean of the top 10 % of JS (released code)",
+    "mean_entropy": "mean entropy of the heads",
+    "mixture_entropy": "entropy of the mean probability",
+}
+Array = npt.NDArray[np.float64]
+
+
+@torch.no_grad()
+def measure(count: int, kept: Path) -> dict[str, Array]:
+    """Scores and error of `count` seeds: float64 [count] each."""
+    generator = load_generator(WEIGHTS / "generator.safetensors")
+    interpreter = load_interpreter(WEIGHTS / "interpreter.safetensors", "sum")
+    top10 = load_interpreter(WEIGHTS / "interpreter.safetensors", "top10_mean")
+    columns: dict[str, list[float]] = {name: [] for name in (*SCORES, "error")}
+    if kept.exists():
+        with np.load(kept) as arrays:
+            columns = {name: list(arrays[name]) for name in columns}
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    for index in tqdm(range(len(columns["error"]), count), initial=len(columns["error"]), total=count, unit="seed"):
+        seed = FIRST_SEED + index
+        _, features = draw(generator, seed, 1.0, interpreter.spec.layout)
+        labels, divergences, means, mixtures = [], [], [], []
+        for hidden in interpreter.strips(features):
+            probability, entropy, votes = interpreter.heads(hidden)
+            label, js = interpreter.uncertainty(probability, entropy, votes)
+            labels.append(label)
+            divergences.append(js)
+            means.append(entropy)
+            mixtures.append(entropy + js)  # JS is what the mixture's entropy is above the heads'
+        js_map = torch.cat(divergences, dim=1)  # [1,R,R]
+        columns["sum"].append(interpreter.score(js_map).item())
+        columns["top10_mean"].append(top10.score(js_map).item())
+        columns["mean_entropy"].append(torch.cat(means, dim=1).mean().item())
+        columns["mixture_entropy"].append(torch.cat(mixtures, dim=1).mean().item())
+        wrong = torch.cat(labels, dim=1) != render_seed(seed).label  # [1,R,R]
+        columns["error"].append(wrong.float().mean().item())
+        if (index + 1) % SAVE_EVERY == 0 or index + 1 == count:
+            aside = kept.with_suffix(".part.npz")
+            np.savez(aside, **{name: np.array(values) for name, values in columns.items()})
+            aside.replace(kept)
+    return {name: np.array(values[:count]) for name, values in columns.items()}
+
+
+def risk_coverage(order: npt.NDArray[np.int64], error: Array) -> Array:
+    """Mean error of the first 1, 2, ... samples of an order: float64 [N]."""
+    return np.cumsum(error[order]) / np.arange(1, len(error) + 1)
+
+
+def evaluate(columns: dict[str, Array]) -> tuple[dict[str, Array], dict[str, object]]:
+    """The risk-coverage curves and the figures of the table."""
+    error = columns["error"]
+    curves = {name: risk_coverage(np.argsort(columns[name], kind="stable"), error) for name in SCORES}
+    curves["random"] = np.full(len(error), error.mean())  # the expectation over all orders
+    curves["oracle"] = risk_coverage(np.argsort(error, kind="stable"), error)
+    area = {name: float(curve.mean()) for name, curve in curves.items()}
+    span = area["random"] - area["oracle"]
+    rank = {name: np.argsort(np.argsort(columns[name])) for name in (*SCORES, "error")}
+    figures: dict[str, object] = {
+        "seeds": len(error),
+        "first_seed": FIRST_SEED,
+        "mean_error": float(error.mean()),
+        "area_under_risk_coverage": area,
+        "share_of_oracle_gain": {name: (area["random"] - area[name]) / span for name in SCORES},
+        "spearman_with_error": {name: float(np.corrcoef(rank[name], rank["error"])[0, 1]) for name in SCORES},
+        "error_at_coverage_0.9": {name: float(curve[int(0.9 * len(error)) - 1]) for name, curve in curves.items()},
+    }
+    return curves, figures
+
+
+def plot(columns: dict[str, Array], curves: dict[str, Array], path: Path) -> None:
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), constrained_layout=True)
+    left.scatter(columns["sum"], 100 * columns["error"], s=3, alpha=0.35, linewidths=0)
+    left.axvline(np.quantile(columns["sum"], 0.9), color="black", linewidth=1, linestyle="--")
+    left.set(xlabel="JS score, sum over pixels (nats)", ylabel="wrongly labelled pixels (%)")
+    left.set_title("Each seed; the dashed line keeps 90 %")
+    coverage = 100 * np.arange(1, len(columns["error"]) + 1) / len(columns["error"])
+    titles = SCORES | {"random": "random order", "oracle": "oracle"}
+    for name, curve in curves.items():
+        style = "--" if name in ("random", "oracle") else "-"
+        right.plot(coverage, 100 * curve, style, label=titles[name], linewidth=1.4)
+    right.set(xlabel="coverage: share of seeds kept (%)", ylabel="wrongly labelled pixels of those kept (%)")
+    right.set(xlim=(0, 100), ylim=(100 * curves["oracle"][len(coverage) // 50], None))
+    right.set_title("Risk against coverage")
+    right.legend(fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--count", type=int, default=5000, help="seeds to measure")
+    arguments = parser.parse_args()
+    columns = measure(arguments.count, ROOT / "build" / "gate.npz")
+    curves, figures = evaluate(columns)
+    write_json(ROOT / "benchmarks" / "results" / "gate.json", figures)
+    plot(columns, curves, ROOT / "docs" / "images" / "gate.png")
+    area, gain = figures["area_under_risk_coverage"], figures["share_of_oracle_gain"]
+    assert isinstance(area, dict) and isinstance(gain, dict)
+    print(f"{'order':<16}{'area under risk-coverage':>26}{'share of the oracle gain':>26}")
+    for name, value in sorted(area.items(), key=lambda item: item[1]):
+        share = f"{gain[name]:.1%}" if name in gain else ""
+        print(f"{name:<16}{value:>26.5f}{share:>26}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,212 @@
+"""Do the labels train models? The paper's comparison on the demo's domain, every network judged on exact renders.
+
+Rules of this file:
+- Five ways to get training pairs: (a) the 16 annotated images, (b) the same with strong augmentation, (c) labelmint
+  with the JS gate, (d) without it, (e) exact renders, the ceiling. All but (a) are augmented in the same way.
+- All runs are `clients/pytorch/train_segmenter.py`: the same network, the same number of steps. (c) and (d) pull over
+  gRPC while they train, from a gateway whose cache serves the later runs.
+- A run's figures are kept in benchmarks/results/labels_train_models.json as soon as it ends: a benchmark that was
+  interrupted goes on, and `--report` only draws.
+
+Run it as `python benchmarks/labels_train_models.py`; it writes docs/images/labels_train_models.png too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import grpc
+import matplotlib
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from labelmint_client.torch import LabeledSampleDataset
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from labelmint.demo import faces
+from labelmint.demo.annotate import exact_masks, render_seed
+from labelmint.models.annotations import write_json
+from labelmint.models.draw import drawn_images
+from labelmint.models.generator import to_uint8
+from labelmint.models.store import load_generator, read_notes
+from labelmint_client import SampleOptions
+
+ROOT = Path(__file__).parent.parent
+sys.path.append(str(ROOT / "clients" / "pytorch"))
+from train_segmenter import BATCH, Segmenter, evaluate, train  # noqa: E402
+
+WEIGHTS = ROOT / "service" / "labelmint" / "demo" / "weights"
+RESULTS = ROOT / "benchmarks" / "results" / "labels_train_models.json"
+EVALUATION_SEED, EVALUATION_COUNT = 4_200_000_000, 1000
+RENDER_SEED = 3_000_000_000
+SIZES = (1000, 5000, 10_000)
+SEEDS = (0, 1, 2)
+ARMS = {
+    "a": "16 annotated images",
+    "b": "16 annotated images, strong augmentation",
+    "c": "labelmint with the JS gate",
+    "d": "labelmint without the gate",
+    "e": "exact renders (ceiling)",
+}
+Pairs = tuple[Tensor, Tensor]  # image uint8 [N,3,R,R], label uint8 [N,R,R]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: how the pairs came, how many different ones, and the seed of weights, order and augmentation."""
+
+    arm: str
+    samples: int
+    seed: int
+
+
+def runs() -> list[Run]:
+    """What needs no service first; the smaller sizes before the larger, whose samples include theirs."""
+    small = [Run(arm, 16, seed) for arm in "ab" for seed in SEEDS]
+    return small + [Run(arm, size, seed) for arm in "ecd" for size in SIZES for seed in SEEDS]
+
+
+def annotated() -> Pairs:
+    """The 16 images that the demo's interpreter was fitted on, with their masks."""
+    seeds = read_notes(WEIGHTS / "interpreter.safetensors")["seeds"]
+    generator = load_generator(WEIGHTS / "generator.safetensors")
+    images = np.stack([image for _, image in drawn_images(generator, seeds, 1.0)])  # [16,R,R,3]
+    masks = np.stack(list(exact_masks(seeds).values()))  # [16,R,R]
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(masks)
+
+
+def rendered(first_seed: int, count: int, kept: Path) -> Pairs:
+    """Exact pairs of consecutive seeds."""
+    if not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        faces_ = [render_seed(seed) for seed in tqdm(range(first_seed, first_seed + count), desc=kept.stem, unit="img")]
+        images = torch.cat([to_uint8(face.image).permute(0, 3, 1, 2) for face in faces_])
+        aside = kept.with_suffix(".part")
+        torch.save((images, torch.cat([face.label for face in faces_])), aside)
+        aside.replace(kept)
+    images, labels = torch.load(kept)
+    return images, labels
+
+
+def batches(pairs: Pairs) -> Iterator[Pairs]:
+    return iter(list(zip(*(part.split(BATCH) for part in pairs), strict=True)))
+
+
+class Service:
+    """A gateway with a Triton of its own on the committed repository; started when the first run needs it."""
+
+    def __init__(self, stack: contextlib.ExitStack) -> None:
+        self._stack = stack
+        self._endpoint: str | None = None
+
+    def endpoint(self) -> str:
+        if self._endpoint is None:
+            with socket.socket() as grpc_port, socket.socket() as http_port:
+                grpc_port.bind(("127.0.0.1", 0))
+                http_port.bind(("127.0.0.1", 0))
+                ports = grpc_port.getsockname()[1], http_port.getsockname()[1]
+            command = [
+                sys.executable,
+                "-m",
+                "labelmint.cli",
+                "serve",
+                "--model-repository",
+                str(ROOT / "model_repository"),
+            ]
+            command += ["--grpc-port", str(ports[0]), "--http-port", str(ports[1]), "--cache-bytes", str(10**9)]
+            process = self._stack.enter_context(subprocess.Popen(command, stderr=subprocess.DEVNULL))
+            self._stack.callback(process.terminate)
+            self._endpoint = f"127.0.0.1:{ports[0]}"
+            grpc.channel_ready_future(grpc.insecure_channel(self._endpoint)).result(timeout=120)
+        return self._endpoint
+
+    def pulled(self, gated: bool) -> Iterator[Pairs]:
+        options = SampleOptions() if gated else SampleOptions(include_rejected=True)
+        dataset = LabeledSampleDataset(self.endpoint(), "faces", options=options)
+        return iter(DataLoader(dataset, batch_size=BATCH, num_workers=1))
+
+
+def measure(kept: list[dict[str, object]]) -> None:
+    build = ROOT / "build" / "labels_train_models"
+    image, label = rendered(EVALUATION_SEED, EVALUATION_COUNT, build / "evaluation.pt")
+    drawn = annotated()
+    done = {Run(str(entry["arm"]), int(str(entry["samples"])), int(str(entry["seed"]))) for entry in kept}
+    with contextlib.ExitStack() as stack:
+        service = Service(stack)
+        sources: dict[str, Callable[[], Iterator[Pairs]]] = {
+            "a": lambda: batches(drawn),
+            "b": lambda: batches(drawn),
+            "c": lambda: service.pulled(gated=True),
+            "d": lambda: service.pulled(gated=False),
+            "e": lambda: batches(rendered(RENDER_SEED, max(SIZES), build / "renders.pt")),
+        }
+        for run in (run for run in runs() if run not in done):
+            started = time.perf_counter()
+            classes = len(faces.CLASS_NAMES)
+            network: Segmenter = train(
+                sources[run.arm](), run.samples, classes, augmented=run.arm != "a", seed=run.seed
+            )
+            by_class = dict(zip(faces.CLASS_NAMES, evaluate(network, image, label), strict=True))
+            mean = sum(by_class.values()) / classes
+            kept.append(asdict(run) | {"miou": mean, "iou": by_class, "seconds": time.perf_counter() - started})
+            RESULTS.parent.mkdir(parents=True, exist_ok=True)
+            write_json(RESULTS, kept)
+            print(f"({run.arm}) {run.samples:>6} samples, seed {run.seed}: mIoU {mean:.3f}", flush=True)
+
+
+def mean_of(kept: list[dict[str, object]]) -> dict[tuple[str, int], tuple[float, float]]:
+    """(arm, samples) to mean and standard deviation over the seeds."""
+    found: dict[tuple[str, int], list[float]] = {}
+    for entry in kept:
+        found.setdefault((str(entry["arm"]), int(str(entry["samples"]))), []).append(float(str(entry["miou"])))
+    return {key: (float(np.mean(values)), float(np.std(values))) for key, values in found.items()}
+
+
+def report(kept: list[dict[str, object]]) -> None:
+    means = mean_of(kept)
+    print(f"{'mIoU on 1,000 exact renders':<44}" + "".join(f"{size:>14,}" for size in SIZES))
+    for arm, title in ARMS.items():
+        cells = [means.get((arm, size)) or means.get((arm, 16)) for size in SIZES]
+        print(
+            f"({arm}) {title:<40}"
+            + "".join("             -" if c is None else f"{c[0]:>8.3f}±{c[1]:.3f}" for c in cells)
+        )
+    figure, axes = plt.subplots(figsize=(7, 4.2), constrained_layout=True)
+    for arm, title in ARMS.items():
+        sizes = [size for size in (16, *SIZES) if (arm, size) in means]
+        values, spread = (np.array(part) for part in zip(*(means[arm, size] for size in sizes), strict=True))
+        if sizes == [16]:
+            axes.axhline(values[0], label=f"({arm}) {title}", linestyle="--", color="black" if arm == "b" else "gray")
+        else:
+            axes.errorbar(sizes, values, spread, label=f"({arm}) {title}", marker="o", capsize=3)
+    axes.set(xlabel="different training samples", ylabel="mIoU on 1,000 exact renders", xticks=SIZES)
+    axes.set_title("One network, one schedule, five sources of labels (mean of 3 seeds)")
+    axes.legend(fontsize=8)
+    figure.savefig(ROOT / "docs" / "images" / "labels_train_models.png", dpi=110, metadata={"Software": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--report", action="store_true", help="only print and plot what was measured before")
+    arguments = parser.parse_args()
+    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    if not arguments.report:
+        measure(kept)
+    report(kept)
+
+
+if __name__ == "__main__":
+    main()
