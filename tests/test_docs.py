@@ -23,6 +23,7 @@ DOCUMENTS = (
     "docs/annotating.md",
     "docs/model-card.md",
     "docs/operating.md",
+    "docs/pulling.md",
 )
 
 
