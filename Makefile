@@ -56,7 +56,7 @@ $(TEST)/.ready: pyproject.toml clients/python/pyproject.toml constraints.txt
 	@echo "labelmint: installing into $(TEST), with torch (once)"
 	@$(PYTHON) -m venv $(TEST)
 	@$(TEST)/bin/pip install $(PIP_FLAGS) --upgrade 'pip>=24'
-	@$(TEST)/bin/pip install $(PIP_FLAGS) --constraint constraints.txt --editable '.[triton,tracing,export,test,dev]' \
+	@$(TEST)/bin/pip install $(PIP_FLAGS) --constraint constraints.txt --editable '.[triton,tracing,export,bench,test,dev]' \
 		--editable 'clients/python[huggingface,images,pull,torch]'
 	@touch $@
 
