@@ -3,6 +3,7 @@
 PYTHON ?= python3
 SERVE := .venv
 TEST := .venv-test
+FIFTYONE := .venv-fiftyone
 PIP_FLAGS := --quiet --disable-pip-version-check --prefer-binary
 
 CHECK_PYTHON = $(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13) and \
@@ -13,7 +14,7 @@ CLIENT := clients/python/src/labelmint_client
 COPY_PROTO = cp service/labelmint/v1/sample_service_pb2* $(CLIENT)/v1/ && \
 	sed -i 's/^from labelmint\.v1 import/from labelmint_client.v1 import/' $(CLIENT)/v1/sample_service_pb2_grpc.py
 
-.PHONY: serve test check proto released-proto clean
+.PHONY: serve test check proto released-proto fiftyone clean
 
 serve: $(SERVE)/.ready
 	@exec $(SERVE)/bin/labelmint serve
@@ -35,8 +36,11 @@ proto: $(TEST)/.ready
 released-proto: $(TEST)/.ready
 	$(TEST)/bin/buf build --exclude-source-info --output protos/labelmint/v1/released.binpb
 
+# An environment of its own for the test of FiftyOne's importer: it brings a gigabyte.
+fiftyone: $(FIFTYONE)/.ready
+
 clean:
-	rm -rf $(SERVE) $(TEST) build dist service/labelmint.egg-info clients/python/src/labelmint_client.egg-info
+	rm -rf $(SERVE) $(TEST) $(FIFTYONE) build dist service/labelmint.egg-info clients/python/src/labelmint_client.egg-info
 
 # pip is renewed first: old resolvers try source packages for minutes.
 $(SERVE)/.ready: pyproject.toml
@@ -53,5 +57,11 @@ $(TEST)/.ready: pyproject.toml clients/python/pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(TEST)
 	@$(TEST)/bin/pip install $(PIP_FLAGS) --upgrade 'pip>=24'
 	@$(TEST)/bin/pip install $(PIP_FLAGS) --constraint constraints.txt --editable '.[triton,tracing,export,bench,test,dev]' \
-		--editable 'clients/python[images,torch]'
+		--editable 'clients/python[huggingface,images,pull,torch]'
+	@touch $@
+
+$(FIFTYONE)/.ready:
+	@$(PYTHON) -m venv $(FIFTYONE)
+	@$(FIFTYONE)/bin/pip install $(PIP_FLAGS) --upgrade 'pip>=24'
+	@$(FIFTYONE)/bin/pip install $(PIP_FLAGS) 'fiftyone>=1.5,<2' 'pycocotools>=2.0.8,<3'
 	@touch $@

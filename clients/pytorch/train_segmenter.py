@@ -161,7 +161,7 @@ def evaluate(network: Segmenter, image: Tensor, label: Tensor) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, help="file for the weights")
-    parser.add_argument("--endpoint", default="localhost:9000", help="gRPC address of the gateway")
+    parser.add_argument("--endpoint", default="localhost:50051", help="gRPC address of the gateway")
     parser.add_argument("--model", default="faces")
     parser.add_argument("--samples", type=int, default=10_000, help="different samples to train on")
     parser.add_argument("--steps", type=int, default=STEPS)
