@@ -3,6 +3,8 @@
 import asyncio
 import hashlib
 import pickle
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -158,8 +160,10 @@ async def test_a_cancelled_task_ends_its_stream(gateway: Service) -> None:
 
 def test_heartbeats_move_the_cursor(client: Client) -> None:
     with client.stream_samples("tiny", options=NONE) as stream:
-        assert next(stream.with_heartbeats()) is None
-        assert 0 < stream.next_seed == stream.rejected_count
+        for sample in stream.with_heartbeats():
+            assert sample is None and stream.next_seed == stream.rejected_count
+            if stream.next_seed > 0:
+                break
     assert list(stream) == []
 
 
@@ -172,7 +176,7 @@ def test_a_range_is_walked_to_its_end(client: Client, options: SampleOptions, ac
 
 
 def test_an_address_without_a_gateway() -> None:
-    with Client("localhost:1", deadline_seconds=0.5) as client, pytest.raises(Unavailable, match="localhost:1"):
+    with Client("localhost:1", deadline_seconds=3.0) as client, pytest.raises(Unavailable, match="localhost:1"):
         client.list_models()
 
 
@@ -256,3 +260,11 @@ async def test_tls_and_tokens(locked: tuple[Service, dict[str, Path]], trusted: 
     for tls in (None, Tls(), Tls(ca=files["ca"])):
         with Client(service.grpc, tls=tls, deadline_seconds=2.0) as client, pytest.raises(LabelmintError):
             client.list_models()
+
+
+def test_the_client_is_light() -> None:
+    """It needs nothing of the service, and the libraries of its adapters only where they are asked for."""
+    script = "import sys, labelmint_client; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    heavy = {"labelmint", "torch", "PIL", "datasets", "tensorflow", "pyarrow", "pandas", "pydantic", "tritonclient"}
+    assert not heavy & set(done.stdout.split())

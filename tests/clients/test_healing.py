@@ -143,19 +143,21 @@ def test_a_rolling_restart_fails_nothing(
 
 def test_patience_ends(start_gateway: StartGateway, options: SampleOptions) -> None:
     service = start_gateway()
-    with Client(service.grpc, patience_seconds=1.0, deadline_seconds=1.0) as client:
+    with Client(service.grpc, patience_seconds=1.0) as client:
         stream = client.stream_samples("tiny", options=options)
         next(stream)
         service.stop(signal.SIGKILL)
         with pytest.raises(Unavailable, match=service.grpc):
             for _ in stream:
                 pass
-        with pytest.raises(Unavailable):
-            client.get_model("tiny")
 
 
 def test_triton_may_restart_and_weights_may_not_change(
-    tmp_path: Path, tiny_repository: Path, options: SampleOptions, undisturbed: Undisturbed, reader: Callable[..., Reader]
+    tmp_path: Path,
+    tiny_repository: Path,
+    options: SampleOptions,
+    undisturbed: Undisturbed,
+    reader: Callable[..., Reader],
 ) -> None:
     repository = Path(shutil.copytree(tiny_repository, tmp_path / "repository"))
     service = start_service(tmp_path / "first.log", repository=repository)
@@ -175,9 +177,7 @@ def test_triton_may_restart_and_weights_may_not_change(
     read.check(undisturbed)
 
 
-def test_clients_do_not_disturb_each_other(
-    gateway: Service, options: SampleOptions, undisturbed: Undisturbed
-) -> None:
+def test_clients_do_not_disturb_each_other(gateway: Service, options: SampleOptions, undisturbed: Undisturbed) -> None:
     """One reads slowly, one is closed from another thread while it waits, one goes on."""
     wanted = undisturbed(40)
     with Client(gateway.grpc) as slow, Client(gateway.grpc) as closed, Client(gateway.grpc) as quick:
