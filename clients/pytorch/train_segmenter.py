@@ -21,12 +21,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from labelmint_client.torch import LabeledSampleDataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from labelmint_client import Client
+from labelmint_client.torch import LabeledSampleDataset
 
 BATCH = 16
 STEPS = 625
