@@ -31,7 +31,6 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from labelmint_client.torch import LabeledSampleDataset
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -43,6 +42,7 @@ from labelmint.models.draw import drawn_images
 from labelmint.models.generator import to_uint8
 from labelmint.models.store import load_generator, read_notes
 from labelmint_client import SampleOptions
+from labelmint_client.torch import LabeledSampleDataset
 
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "clients" / "pytorch"))

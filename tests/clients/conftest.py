@@ -74,6 +74,14 @@ def options(gateway: Service) -> SampleOptions:
     return SampleOptions(max_js=float(np.median([sample.js_score for sample in samples])))
 
 
+@pytest.fixture(scope="session")
+def accepted(gateway: Service, options: SampleOptions) -> list[int]:
+    """The accepted seeds of `tiny` below 256."""
+    with Client(gateway.grpc) as client:
+        outcomes = [client.batch_get_samples("tiny", range(first, first + 64), options) for first in (0, 64, 128, 192)]
+    return [outcome.seed for batch in outcomes for outcome in batch if isinstance(outcome, Sample)]
+
+
 Undisturbed = Callable[[int], list[pb.Sample]]
 
 

@@ -91,9 +91,10 @@ class AsyncClient(BaseClient):
         options: SampleOptions | None = None,
         window: int = 0,
         model_version: str = "",
+        model_digest: str = "",
     ) -> AsyncSampleStream:
         described = await self.get_model(model, model_version)
-        walk = Walk(described, start_seed, end_seed, count, shard_index, shard_count, options, window)
+        walk = Walk(described, start_seed, end_seed, count, shard_index, shard_count, options, window, model_digest)
         return AsyncSampleStream(self, described, walk)
 
     async def _task(self, model: str, model_version: str) -> str:

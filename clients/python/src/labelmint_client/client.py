@@ -99,18 +99,20 @@ class Client(BaseClient):
         options: SampleOptions | None = None,
         window: int = 0,
         model_version: str = "",
+        model_digest: str = "",
     ) -> SampleStream:
         """Walk the seeds from start_seed up to, not including, end_seed; each accepted sample comes once, in order.
 
         count: ends the walk after so many samples; 0: at end_seed.
         shard_index, shard_count: take the seeds congruent to shard_index modulo shard_count.
         window: how many samples are minted ahead of the caller; 0: 8.
+        model_digest: the weights that an earlier walk had; raises ModelVersionGone where they are others.
 
         The stream survives the restart of a gateway and of its Triton: it goes on from `next_seed`, at another endpoint
         if there is one. It keeps to the version and digest that the model has now; ModelVersionGone ends it.
         """
         described = self.get_model(model, model_version)
-        walk = Walk(described, start_seed, end_seed, count, shard_index, shard_count, options, window)
+        walk = Walk(described, start_seed, end_seed, count, shard_index, shard_count, options, window, model_digest)
         return SampleStream(self, described, walk)
 
     def _task(self, model: str, model_version: str) -> str:

@@ -138,6 +138,7 @@ class Walk:
         shard_count: int,
         options: SampleOptions | None,
         window: int,
+        model_digest: str,
     ) -> None:
         if not 0 <= start_seed <= end_seed <= SEED_END:
             raise ValueError(f"start_seed {start_seed}, end_seed {end_seed}: they are 0 to {SEED_END}, in this order")
@@ -146,6 +147,8 @@ class Walk:
         if count < 0:
             raise ValueError(f"count: {count} is negative; give 0 for a walk up to end_seed")
         self._model = model
+        self._digest = model_digest or model.digest
+        self._check_digest(model.digest)
         self._end_seed = end_seed
         self._undelivered = count or None  # None: no matter how many
         self._options = (options or SampleOptions()).message(model.task)
@@ -179,8 +182,8 @@ class Walk:
     def take(self, message: pb.StreamSamplesResponse) -> Sample | None:
         """The sample to deliver, None for a heartbeat; raises ModelVersionGone where it is of other weights."""
         sample = message.sample if message.HasField("sample") else None
-        if sample is not None and sample.model_digest != self._model.digest:
-            raise self._exchanged(sample.model_digest)
+        if sample is not None:
+            self._check_digest(sample.model_digest)
         self.next_seed = min(message.next_seed, self._end_seed)
         self.rejected_count = self._rejected_before + message.rejected_count
         if sample is None or sample.seed >= self._end_seed:
@@ -198,12 +201,14 @@ class Walk:
         first = self.next_seed + (self.shard_index - self.next_seed) % self.shard_count
         return len(range(first, self._end_seed, self.shard_count))
 
-    def _exchanged(self, digest: str) -> ModelVersionGone:
+    def _check_digest(self, digest: str) -> None:
+        if digest == self._digest:
+            return
         model = self._model
-        return ModelVersionGone(
-            f"version {model.version} of model {model.name!r} now has digest {digest[:12]}..., this stream began with "
-            f"{model.digest[:12]}...; other weights give other samples: start anew",
+        raise ModelVersionGone(
+            f"version {model.version} of model {model.name!r} now has digest {digest[:12]}..., this walk began with "
+            f"{self._digest[:12]}...; other weights give other samples: start anew",
             grpc.StatusCode.FAILED_PRECONDITION,
             "MODEL_VERSION_GONE",
-            {"model": model.name, "model_version": model.version, "model_digest": model.digest},
+            {"model": model.name, "model_version": model.version, "model_digest": self._digest},
         )
