@@ -14,7 +14,7 @@ CLIENT := clients/python/src/labelmint_client
 COPY_PROTO = cp service/labelmint/v1/sample_service_pb2* $(CLIENT)/v1/ && \
 	sed -i 's/^from labelmint\.v1 import/from labelmint_client.v1 import/' $(CLIENT)/v1/sample_service_pb2_grpc.py
 
-.PHONY: serve test check proto released-proto fiftyone clean
+.PHONY: serve test check bench proto released-proto fiftyone clean
 
 serve: $(SERVE)/.ready
 	@exec $(SERVE)/bin/labelmint serve
@@ -26,6 +26,13 @@ check: $(TEST)/.ready
 	$(TEST)/bin/ruff check .
 	$(TEST)/bin/ruff format --check .
 	$(TEST)/bin/mypy
+
+# Hours; each benchmark goes on where it was interrupted, or is short. Leave the machine alone meanwhile.
+bench: $(TEST)/.ready
+	$(TEST)/bin/python benchmarks/dataloader.py
+	$(TEST)/bin/python benchmarks/gate.py
+	$(TEST)/bin/python benchmarks/labels_train_models.py
+	$(TEST)/bin/python benchmarks/report.py
 
 proto: $(TEST)/.ready
 	$(TEST)/bin/python -m grpc_tools.protoc -Iprotos --python_out=service --pyi_out=service \

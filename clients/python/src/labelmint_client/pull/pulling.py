@@ -241,7 +241,9 @@ def _check_same(out: Path, header: Json, options: PullOptions) -> None:
     asked, begun = options.to_json(), header["request"]
     asked, begun = ({**request, **request["sample"]} for request in (asked, begun))
     other = [
-        f"{name} {begun[name]}, not {asked[name]}" for name in asked if name != "sample" and begun[name] != asked[name]
+        f"{name} {begun.get(name)}, not {asked[name]}"
+        for name in asked
+        if name != "sample" and begun.get(name) != asked[name]
     ]
     if other:
         raise PullError(f"{out} holds a pull with {'; '.join(other)}: name another directory, or give the same options")
