@@ -25,6 +25,8 @@ DOCUMENTS = (
     "docs/annotating.md",
     "docs/model-card.md",
     "docs/operating.md",
+    "docs/training.md",
+    "clients/python/README.md",
     "docs/other-languages.md",
     "docs/pulling.md",
 )

@@ -5,16 +5,22 @@ A stream's buffers hold what was sent before the end: each test reads on until t
 
 import asyncio
 import itertools
+import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
-from labelmint_client import AsyncClient, Client, Sample, SampleOptions, Unavailable
+from labelmint.export.repository import export_repository
+from labelmint_client import AsyncClient, Client, ModelVersionGone, Sample, SampleOptions, Unavailable
 from tests.clients.conftest import StartGateway, Undisturbed, same
-from tests.conftest import Service
+from tests.conftest import Service, start_service
+from tests.gateway.conftest import tiny_weights
+from tests.gateway.test_lifecycle import triton_pid
 
 
 def port_of(service: Service) -> str:
@@ -137,12 +143,52 @@ def test_a_rolling_restart_fails_nothing(
 
 def test_patience_ends(start_gateway: StartGateway, options: SampleOptions) -> None:
     service = start_gateway()
-    with Client(service.grpc, patience_seconds=1.0, deadline_seconds=1.0) as client:
+    with Client(service.grpc, patience_seconds=1.0) as client:
         stream = client.stream_samples("tiny", options=options)
         next(stream)
         service.stop(signal.SIGKILL)
         with pytest.raises(Unavailable, match=service.grpc):
             for _ in stream:
                 pass
-        with pytest.raises(Unavailable):
-            client.get_model("tiny")
+
+
+def test_triton_may_restart_and_weights_may_not_change(
+    tmp_path: Path,
+    tiny_repository: Path,
+    options: SampleOptions,
+    undisturbed: Undisturbed,
+    reader: Callable[..., Reader],
+) -> None:
+    repository = Path(shutil.copytree(tiny_repository, tmp_path / "repository"))
+    service = start_service(tmp_path / "first.log", repository=repository)
+    read = reader()
+    with Client(service.grpc) as client, client.stream_samples("tiny", options=options) as stream:
+        read.enough(next(stream))
+        os.kill(triton_pid(service), signal.SIGKILL)
+        assert any(read.enough(sample) for sample in stream)
+        assert service.stop() == 0
+        shutil.rmtree(repository)
+        export_repository(repository, "tiny", *tiny_weights(2))
+        service = start_service(tmp_path / "second.log", "--grpc-port", port_of(service), repository=repository)
+        with pytest.raises(ModelVersionGone, match="other weights give other samples"):
+            for sample in stream:
+                read.samples.append(sample)
+    assert service.stop() == 0
+    read.check(undisturbed)
+
+
+def test_clients_do_not_disturb_each_other(gateway: Service, options: SampleOptions, undisturbed: Undisturbed) -> None:
+    """One reads slowly, one is closed from another thread while it waits, one goes on."""
+    wanted = undisturbed(40)
+    with Client(gateway.grpc) as slow, Client(gateway.grpc) as closed, Client(gateway.grpc) as quick:
+        waiting = closed.stream_samples("tiny", options=SampleOptions(max_js=0))
+        paused = slow.stream_samples("tiny", options=options, count=40)
+        got = [next(paused)]
+        with ThreadPoolExecutor() as pool:
+            rest = pool.submit(list, waiting)
+            samples = list(quick.stream_samples("tiny", options=options, count=40))
+            waiting.close()
+            assert rest.result(60) == []
+        got += paused
+    for each in (samples, got):
+        assert all(same(sample, message) for sample, message in zip(each, wanted, strict=True))

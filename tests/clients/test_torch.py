@@ -115,7 +115,7 @@ print(json.dumps([ahead, passes]))
 def test_a_trainer_that_has_a_client_may_fork(gateway: Service, options: SampleOptions, accepted: list[int]) -> None:
     """A stream is open before, between and after; the workers have their own."""
     command = [sys.executable, "-c", FORKING, gateway.grpc, repr(options.max_js)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == [accepted[:16], [accepted] * 3]
 
