@@ -187,6 +187,8 @@ def report(kept: list[dict[str, object]]) -> None:
     figure, axes = plt.subplots(figsize=(7, 4.2), constrained_layout=True)
     for arm, title in ARMS.items():
         sizes = [size for size in (16, *SIZES) if (arm, size) in means]
+        if not sizes:
+            continue  # not measured yet
         values, spread = (np.array(part) for part in zip(*(means[arm, size] for size in sizes), strict=True))
         if sizes == [16]:
             axes.axhline(values[0], label=f"({arm}) {title}", linestyle="--", color="black" if arm == "b" else "gray")
