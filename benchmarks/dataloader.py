@@ -23,8 +23,6 @@ from pathlib import Path
 
 import grpc
 import numpy as np
-from labelmint_client import SampleOptions
-from labelmint_client.torch import LabeledSampleDataset
 from torch.utils.data import DataLoader
 
 from labelmint.gateway.calibrate import measure
@@ -33,6 +31,8 @@ from labelmint.models.annotations import write_json
 from labelmint.triton.client import TritonClient
 from labelmint.triton.model_config import ensembles
 from labelmint.triton.server import TritonServer, wait_until_ready
+from labelmint_client import SampleOptions
+from labelmint_client.torch import LabeledSampleDataset
 
 ROOT = Path(__file__).parent.parent
 REPOSITORY = ROOT / "model_repository"

@@ -31,8 +31,6 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from labelmint_client import SampleOptions
-from labelmint_client.torch import LabeledSampleDataset
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -43,6 +41,8 @@ from labelmint.models.annotations import write_json
 from labelmint.models.draw import drawn_images
 from labelmint.models.generator import to_uint8
 from labelmint.models.store import load_generator, read_notes
+from labelmint_client import SampleOptions
+from labelmint_client.torch import LabeledSampleDataset
 
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "clients" / "pytorch"))
@@ -74,9 +74,9 @@ class Run:
 
 
 def runs() -> list[Run]:
-    """What needs no service first; the smaller sizes before the larger, whose samples include theirs."""
+    """The smaller sizes before the larger, whose samples include theirs."""
     small = [Run(arm, 16, seed) for arm in "ab" for seed in SEEDS]
-    return small + [Run(arm, size, seed) for arm in "ecd" for size in SIZES for seed in SEEDS]
+    return small + [Run(arm, size, seed) for size in SIZES for arm in "cde" for seed in SEEDS]
 
 
 def annotated() -> Pairs:
@@ -187,6 +187,8 @@ def report(kept: list[dict[str, object]]) -> None:
     figure, axes = plt.subplots(figsize=(7, 4.2), constrained_layout=True)
     for arm, title in ARMS.items():
         sizes = [size for size in (16, *SIZES) if (arm, size) in means]
+        if not sizes:
+            continue  # not measured yet
         values, spread = (np.array(part) for part in zip(*(means[arm, size] for size in sizes), strict=True))
         if sizes == [16]:
             axes.axhline(values[0], label=f"({arm}) {title}", linestyle="--", color="black" if arm == "b" else "gray")

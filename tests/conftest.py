@@ -94,3 +94,15 @@ def http(service: Service) -> Iterator[httpx.Client]:
 async def stub(service: Service) -> AsyncIterator[pb_grpc.SampleServiceStub]:
     async with grpc.aio.insecure_channel(service.grpc) as channel:
         yield pb_grpc.SampleServiceStub(channel)
+
+
+@pytest.fixture(scope="session")
+def tiny_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with version 1 of `tiny`. Copy it before changing it."""
+    # Here and not above: most tests need no torch, and that file needs this one.
+    from labelmint.export.repository import export_repository
+    from tests.gateway.conftest import tiny_weights
+
+    repository = tmp_path_factory.mktemp("tiny") / "repository"
+    export_repository(repository, "tiny", *tiny_weights())
+    return repository

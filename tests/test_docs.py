@@ -20,9 +20,15 @@ DOCUMENTS = (
     "README.md",
     "CONTRIBUTING.md",
     "CHANGELOG.md",
+    "clients/curl/README.md",
+    "clients/javascript/README.md",
     "docs/annotating.md",
     "docs/model-card.md",
     "docs/operating.md",
+    "docs/training.md",
+    "clients/python/README.md",
+    "docs/other-languages.md",
+    "docs/pulling.md",
 )
 
 

@@ -26,6 +26,9 @@ def test_generated_code_is_up_to_date(tmp_path: Path) -> None:
     for path in sorted((tmp_path / "labelmint" / "v1").iterdir()):
         committed = ROOT / "service" / "labelmint" / "v1" / path.name
         assert committed.read_text() == path.read_text(), f"run `make proto`: {path.name} is stale"
+        copied = ROOT / "clients" / "python" / "src" / "labelmint_client" / "v1" / path.name
+        renamed = committed.read_text().replace("\nfrom labelmint.v1 import", "\nfrom labelmint_client.v1 import")
+        assert copied.read_text() == renamed, f"run `make proto`: the client's {path.name} is stale"
 
 
 def test_the_contract_is_lint_clean_and_every_element_documented() -> None:

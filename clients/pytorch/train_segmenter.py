@@ -21,11 +21,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from labelmint_client import Client
-from labelmint_client.torch import LabeledSampleDataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
+
+from labelmint_client import Client
+from labelmint_client.torch import LabeledSampleDataset
 
 BATCH = 16
 STEPS = 625
@@ -160,7 +161,7 @@ def evaluate(network: Segmenter, image: Tensor, label: Tensor) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, help="file for the weights")
-    parser.add_argument("--endpoint", default="localhost:9000", help="gRPC address of the gateway")
+    parser.add_argument("--endpoint", default="localhost:50051", help="gRPC address of the gateway")
     parser.add_argument("--model", default="faces")
     parser.add_argument("--samples", type=int, default=10_000, help="different samples to train on")
     parser.add_argument("--steps", type=int, default=STEPS)

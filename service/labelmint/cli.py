@@ -2,6 +2,7 @@
 
 Rules of this file:
 - `serve` and `calibrate` must work where torch is not installed; the others say so when it is missing.
+- `pull` and `verify` are the client's, which has a command line of its own.
 - Every option is a field with its help; every failure that a user can mend is one line on stderr and exit code 2.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NoReturn
 
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_settings import BaseSettings, CliApp, CliPositionalArg, CliSubCommand, SettingsConfigDict
@@ -22,6 +23,7 @@ _EXPORT_MODULES = ("torch", "onnx", "onnxruntime", "onnxscript", "pycocotools", 
 # What is missing tells which extra brings it, and what for.
 _EXTRAS = dict.fromkeys(_EXPORT_MODULES, ("export", "this command needs torch and onnx"))
 _EXTRAS["opentelemetry"] = ("tracing", "traces need OpenTelemetry")
+_CLIENT_COMMANDS = ("pull", "verify")
 
 # High seeds are kept for annotation and calibration, so that the samples that people ask for first are unseen ones.
 ANNOTATION_SEED = 4_000_000_000
@@ -157,6 +159,14 @@ class Calibrate(BaseModel):
         print(f"calibration {calibration.id}: gate at JS {calibration.threshold:.6g} nats")
 
 
+class Pull(BaseModel):
+    """Write accepted samples to a directory, as a data set."""
+
+
+class Verify(BaseModel):
+    """Check a pulled directory, against a live service if wanted."""
+
+
 class Labelmint(BaseSettings):
     """Training data that a model makes for itself: image-label pairs from a frozen StyleGAN, on demand."""
 
@@ -175,12 +185,17 @@ class Labelmint(BaseSettings):
     fit: Annotated[CliSubCommand[Fit], Field(description="train the Style Interpreter on annotated images")]
     export: Annotated[CliSubCommand[Export], Field(description="write a model repository that Triton serves")]
     calibrate: Annotated[CliSubCommand[Calibrate], Field(description="measure JS scores and set the gate")]
+    # Listed in the help; their arguments never come here.
+    pull: Annotated[CliSubCommand[Pull], Field(description="write accepted samples to a directory, as a data set")]
+    verify: Annotated[CliSubCommand[Verify], Field(description="check such a directory, against a service if wanted")]
 
     def cli_cmd(self) -> None:
         CliApp.run_subcommand(self)
 
 
 def main() -> None:
+    if sys.argv[1:2] and sys.argv[1] in _CLIENT_COMMANDS:
+        _hand_over(sys.argv[1:])
     logging.basicConfig(level=logging.WARNING, format="labelmint: %(message)s", stream=sys.stderr)
     try:
         CliApp.run(Labelmint)
@@ -200,7 +215,18 @@ def main() -> None:
         raise SystemExit(130) from None
 
 
-def _fail(message: str) -> None:
+def _hand_over(arguments: list[str]) -> NoReturn:
+    """The client runs its command; it says itself what else it misses."""
+    try:
+        from labelmint_client import cli
+    except ModuleNotFoundError as error:
+        if error.name != "labelmint_client":
+            raise
+        _fail(f"`{arguments[0]}` is the client's; run `pip install 'labelmint-client[pull]'`")
+    cli.main(arguments)
+
+
+def _fail(message: str) -> NoReturn:
     print(f"labelmint: {message}", file=sys.stderr)
     raise SystemExit(2)
 

@@ -101,14 +101,6 @@ def tiny_weights(version: int = 1) -> tuple[Generator, StyleInterpreter]:
     return generator, interpreter
 
 
-@pytest.fixture(scope="session")
-def tiny_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository with version 1 of `tiny`. Copy it before changing it."""
-    repository = tmp_path_factory.mktemp("tiny") / "repository"
-    export_repository(repository, "tiny", *tiny_weights())
-    return repository
-
-
 @pytest_asyncio.fixture(scope="session")
 async def small_triton(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[TritonServer]:
     repository = tmp_path_factory.mktemp("small")

@@ -269,7 +269,12 @@ def _grpc_server(
     health: HealthServicer,
     interceptors: list[grpc.aio.ServerInterceptor],
 ) -> tuple[grpc.aio.Server, int]:
-    options = [("grpc.max_receive_message_length", MAX_BODY_BYTES), ("grpc.so_reuseport", 0)]
+    options = [
+        ("grpc.max_receive_message_length", MAX_BODY_BYTES),
+        ("grpc.so_reuseport", 0),
+        # Clients may ask whether we are there while a slow reader holds up its stream; gRPC's default is five minutes.
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ]
     if settings.max_connection_age_seconds:
         # gRPC cuts what is open after the age and the grace; our streams end by themselves before that.
         age = settings.max_connection_age_seconds

@@ -1,0 +1,53 @@
+"""Client of labelmint: image-label pairs for training jobs, streamed from a gateway.
+
+Rules of this file:
+- What is named here is the public interface, with `labelmint_client.torch`, `.huggingface` and `.tensorflow`, which
+  need those libraries.
+"""
+
+import labelmint_client.forks  # noqa: F401  # isort: split
+from labelmint_client.aio import AsyncClient, AsyncSampleStream
+from labelmint_client.client import Client, SampleStream
+from labelmint_client.connection import Tls
+from labelmint_client.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    LabelmintError,
+    LimitReached,
+    ModelNotFound,
+    ModelVersionGone,
+    Overloaded,
+    SampleRejected,
+    ServerDraining,
+    StreamExpired,
+    Unauthenticated,
+    Unavailable,
+    Uncalibrated,
+)
+from labelmint_client.messages import Calibration, Model, Rejection, Sample, SampleOptions
+
+__all__ = [
+    "AsyncClient",
+    "AsyncSampleStream",
+    "Calibration",
+    "Client",
+    "DeadlineExceeded",
+    "InvalidRequest",
+    "LabelmintError",
+    "LimitReached",
+    "Model",
+    "ModelNotFound",
+    "ModelVersionGone",
+    "Overloaded",
+    "Rejection",
+    "Sample",
+    "SampleOptions",
+    "SampleRejected",
+    "SampleStream",
+    "ServerDraining",
+    "StreamExpired",
+    "Tls",
+    "Unauthenticated",
+    "Unavailable",
+    "Uncalibrated",
+]

@@ -1,0 +1,176 @@
+"""The client for asyncio: the methods of `Client` as coroutines, its streams as asynchronous iterators.
+
+Rules of this file:
+- It makes calls and waits; what to do next is decided in `policy.py`. `client.py` says what each method does.
+- A client belongs to the event loop in which it was made. A cancelled task cancels its call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from labelmint_client.base import BaseClient, BaseStream
+from labelmint_client.messages import (
+    SEED_END,
+    Model,
+    Rejection,
+    Sample,
+    SampleOptions,
+    model_of,
+    outcomes_of,
+    sample_of,
+)
+from labelmint_client.policy import Walk
+from labelmint_client.v1 import sample_service_pb2 as pb
+
+logger = logging.getLogger(__name__)
+
+
+class AsyncClient(BaseClient):
+    """Calls from asyncio; `BaseClient` describes its arguments."""
+
+    def _open_channels(self) -> list[grpc.aio.Channel]:
+        return self._connection.aio_channels()
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """End all calls and connections."""
+        for channel in self._channels:
+            await channel.close()
+
+    async def list_models(self) -> list[Model]:
+        return [model_of(model) for model in (await self._call("ListModels", pb.ListModelsRequest())).models]
+
+    async def get_model(self, model: str, model_version: str = "") -> Model:
+        answer = await self._call("GetModel", pb.GetModelRequest(model=model, model_version=model_version))
+        return model_of(answer.model)
+
+    async def get_sample(
+        self, model: str, seed: int, options: SampleOptions | None = None, *, model_version: str = ""
+    ) -> Sample:
+        message = (options or SampleOptions()).message(await self._task(model, model_version))
+        request = pb.GetSampleRequest(model=model, seed=seed, options=message, model_version=model_version)
+        return sample_of((await self._call("GetSample", request)).sample)
+
+    async def batch_get_samples(
+        self,
+        model: str,
+        seeds: Sequence[int],
+        options: SampleOptions | None = None,
+        *,
+        style_seeds: Sequence[int] = (),
+        model_version: str = "",
+    ) -> list[Sample | Rejection]:
+        message = (options or SampleOptions()).message(await self._task(model, model_version))
+        request = pb.BatchGetSamplesRequest(
+            model=model, seeds=seeds, options=message, style_seeds=style_seeds, model_version=model_version
+        )
+        return outcomes_of(await self._call("BatchGetSamples", request))
+
+    async def stream_samples(
+        self,
+        model: str,
+        start_seed: int = 0,
+        *,
+        end_seed: int = SEED_END,
+        count: int = 0,
+        shard_index: int = 0,
+        shard_count: int = 1,
+        options: SampleOptions | None = None,
+        window: int = 0,
+        model_version: str = "",
+        model_digest: str = "",
+    ) -> AsyncSampleStream:
+        described = await self.get_model(model, model_version)
+        walk = Walk(described, start_seed, end_seed, count, shard_index, shard_count, options, window, model_digest)
+        return AsyncSampleStream(self, described, walk)
+
+    async def _task(self, model: str, model_version: str) -> str:
+        key = (model, model_version)
+        if key not in self._tasks:
+            self._tasks[key] = (await self.get_model(model, model_version)).task
+        return self._tasks[key]
+
+    async def _call(self, method: str, request: Any) -> Any:
+        attempts = self._attempts()
+        while True:
+            index, pause = attempts.next(time.monotonic())
+            try:
+                await asyncio.sleep(pause)
+                call = getattr(self._stubs[index], method)
+                seconds = attempts.remaining(time.monotonic())
+                answer = await call(request, timeout=seconds, metadata=self._connection.metadata)
+                self._endpoints.worked(index)
+                return answer
+            except grpc.RpcError as error:
+                failure = attempts.failed(index, error, time.monotonic())
+                logger.info("%s is tried again: %s", method, failure)
+            finally:
+                self._endpoints.give_back(index)
+
+
+class AsyncSampleStream(BaseStream, AsyncIterator[Sample]):
+    """The accepted samples of a walk, in order; `BaseStream` has more of it. Also an asynchronous context manager."""
+
+    def __init__(self, client: AsyncClient, model: Model, walk: Walk) -> None:
+        super().__init__(model, walk)
+        self._client = client
+        self._call: Any = None
+        self._events = self._read()
+
+    async def __anext__(self) -> Sample:
+        async for sample in self._events:
+            if sample is not None:
+                return sample
+        raise StopAsyncIteration
+
+    def with_heartbeats(self) -> AsyncIterator[Sample | None]:
+        """The same walk, and None where only the cursor moved: each second in which no sample was accepted."""
+        return self._events
+
+    async def __aenter__(self) -> AsyncSampleStream:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """End the walk; to be called by the task that reads it, or when none does."""
+        await self._events.aclose()
+
+    async def _read(self) -> AsyncGenerator[Sample | None, None]:
+        client, walk = self._client, self._walk
+        attempts = client._stream_attempts(walk)
+        while not walk.finished:
+            index, pause = attempts.next(time.monotonic())
+            try:
+                await asyncio.sleep(pause)
+                stub = client._stubs[index]
+                self._call = stub.StreamSamples(walk.request(), metadata=client._connection.metadata)
+                async for message in self._call:
+                    sample = walk.take(message)
+                    client._endpoints.worked(index)
+                    attempts = client._stream_attempts(walk)
+                    yield sample
+                    if walk.finished:
+                        return
+                walk.ended()
+            except grpc.RpcError as error:
+                failure = attempts.failed(index, error, time.monotonic())
+                logger.warning("the stream of %s goes on at seed %d: %s", self.model.name, walk.next_seed, failure)
+            finally:
+                if self._call is not None:
+                    self._call.cancel()
+                client._endpoints.give_back(index)

@@ -1,0 +1,87 @@
+"""What the blocking client and the one for asyncio share: their settings, and what a stream says of itself.
+
+Rules of this file:
+- No call is made here, and nothing waits.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from labelmint_client.connection import Connection, Tls
+from labelmint_client.messages import Model
+from labelmint_client.policy import Attempts, Endpoints, Walk
+from labelmint_client.v1 import sample_service_pb2_grpc as pb_grpc
+
+DEADLINE_SECONDS = 60.0
+PATIENCE_SECONDS = 600.0
+
+
+class BaseClient:
+    """Calls to one or several gateways that serve the same models.
+
+    endpoints: HOST:PORT of a gateway's gRPC, or several: calls are spread over them and go to another one when one
+    fails. Any gRPC target will do; dns:///HOST:PORT spreads over all addresses of a name.
+    token: sent with each call; in plain text to this machine only, unless `insecure` is set.
+    tls: None for plain text.
+    deadline_seconds: the time that a call may take, all its retries included.
+    patience_seconds: how long a stream may go without a message, trying to come back, before its error is raised.
+
+    Each method raises `LabelmintError` or a subclass of it.
+    """
+
+    def __init__(
+        self,
+        endpoints: str | Sequence[str],
+        *,
+        token: str | None = None,
+        tls: Tls | None = None,
+        insecure: bool = False,
+        deadline_seconds: float = DEADLINE_SECONDS,
+        patience_seconds: float = PATIENCE_SECONDS,
+    ) -> None:
+        several = (endpoints,) if isinstance(endpoints, str) else tuple(endpoints)
+        self._connection = Connection(several, token, tls, insecure)
+        self._channels = self._open_channels()
+        self._stubs = [pb_grpc.SampleServiceStub(channel) for channel in self._channels]  # type: ignore[no-untyped-call]
+        self._endpoints = Endpoints(several)
+        self._deadline_seconds = deadline_seconds
+        self._patience_seconds = patience_seconds
+        # A model's task, asked for once: what encodings a request may name depends on it.
+        self._tasks: dict[tuple[str, str], str] = {}
+
+    def _open_channels(self) -> list[Any]:
+        raise NotImplementedError
+
+    def _attempts(self) -> Attempts:
+        return Attempts(self._endpoints, time.monotonic() + self._deadline_seconds)
+
+    def _stream_attempts(self, walk: Walk) -> Attempts:
+        # The streams of one job are spread by their shards, whatever processes they live in.
+        turn = walk.shard_index if walk.shard_count > 1 else None
+        return Attempts(self._endpoints, time.monotonic() + self._patience_seconds, turn)
+
+
+class BaseStream:
+    """How far a walk is. `model`: what it keeps to, version and digest included."""
+
+    def __init__(self, model: Model, walk: Walk) -> None:
+        self.model = model
+        self._walk = walk
+
+    @property
+    def model_digest(self) -> str:
+        """The weights that the walk keeps to: SHA-256, hexadecimal."""
+        return self.model.digest
+
+    @property
+    def next_seed(self) -> int:
+        """All seeds of the shard below it are done: the whole state of a walk. It moves past rejected seeds too."""
+        return self._walk.next_seed
+
+    @property
+    def rejected_count(self) -> int:
+        """Seeds rejected so far."""
+        return self._walk.rejected_count

@@ -1,0 +1,215 @@
+"""The commands `pull` and `verify`, of the program `labelmint` and of `python -m labelmint_client`.
+
+Rules of this file:
+- It only turns arguments into options and results into words; `labelmint_client.pull` does the work.
+- What the extra `pull` brings is imported when a command runs.
+- Exit code 0: done. 1: `verify` found a difference. 2: an error, which is one line on stderr. 130, 143: interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from labelmint_client.client import Client
+from labelmint_client.connection import Tls
+from labelmint_client.errors import LabelmintError
+from labelmint_client.messages import SampleOptions
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+    from labelmint_client.pull import Progress
+
+_LOG_SECONDS = 30.0  # between two lines of progress where nobody watches
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Runs a command and raises SystemExit. `arguments` begin with its name; None: those of the process."""
+    parsed = _parser().parse_args(arguments)
+    # The first process of a container ignores SIGTERM unless it says otherwise.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        raise SystemExit(_run(parsed))
+    except ModuleNotFoundError as error:
+        _fail(f"{error.name} is missing; run `pip install 'labelmint-client[pull]'`")
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    from labelmint_client.pull import PullError
+
+    try:
+        code: int = parsed.run(parsed)
+        return code
+    except LabelmintError as error:
+        _fail(error.message + ("; the same command goes on from there" if error.retryable else ""))
+    except (PullError, ValueError, OSError) as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        print("labelmint: interrupted; the same command goes on from there", file=sys.stderr)
+        return 128 + signal.SIGINT
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"labelmint: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("labelmint", description=__doc__.split("\n\n", 1)[0])
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_pull(commands.add_parser("pull", help="write accepted samples to a directory, as a data set"))
+    _add_verify(commands.add_parser("verify", help="check a pulled directory, against a live service if wanted"))
+    return parser
+
+
+def _add_pull(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Write accepted samples to a directory. Killed and started again, the same command goes on."
+    parser.set_defaults(run=_pull)
+    parser.add_argument("out", type=Path, help="directory to make, or one that holds an unfinished pull")
+    parser.add_argument("--model", required=True, help="name of the model")
+    parser.add_argument("--model-version", default="", help="its version (default: the highest)")
+    parser.add_argument("--count", type=int, required=True, help="number of samples to write")
+    formats = ("webdataset", "coco", "folder", "parquet")
+    parser.add_argument("--format", choices=formats, default="webdataset", help="default: webdataset")
+    parser.add_argument("--start-seed", type=int, default=0, help="first seed of the walk (default: 0)")
+    parser.add_argument("--shard-index", type=int, default=0, help="take the seeds congruent to this (default: 0)")
+    parser.add_argument("--shard-count", type=int, default=1, help="modulo this (default: 1)")
+    parser.add_argument(
+        "--samples-per-shard",
+        type=int,
+        default=500,
+        help="samples a tar or Parquet file, and the most that a killed pull does again (default: 500)",
+    )
+    gate = parser.add_argument_group("gate and generator (default: as the model was calibrated)")
+    gate.add_argument("--max-js", type=float, help="accept JS scores up to this, in nats")
+    gate.add_argument("--max-quantile", type=float, help="accept scores up to this quantile of the calibration")
+    gate.add_argument("--include-rejected", action="store_true", help="write rejected samples too, marked as such")
+    gate.add_argument("--truncation-psi", type=float, help="truncation of the latents, 0 to 2")
+    gate.add_argument("--style-seed", type=int, help="style mixing: all samples in the appearance of this seed")
+    gate.add_argument("--crossover", type=int, help="style mixing: the first layer that takes the style")
+    gate.add_argument(
+        "--ignore-js-quantile",
+        type=float,
+        help="write pixels whose JS is above this quantile of their image as 255, the ignore label",
+    )
+    _add_connection(parser, "localhost:50051")
+
+
+def _add_verify(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Check the files of a pulled directory; with --endpoint its samples against a service too."
+    parser.set_defaults(run=_verify)
+    parser.add_argument("out", type=Path, help="directory of a complete pull")
+    parser.add_argument(
+        "--sample",
+        type=lambda text: None if text == "all" else int(text),
+        default=100,
+        metavar="K|all",
+        help="how many samples to ask the service for again (default: 100)",
+    )
+    _add_connection(parser, None)
+
+
+def _add_connection(parser: argparse.ArgumentParser, endpoint: str | None) -> None:
+    group = parser.add_argument_group("service")
+    group.add_argument(
+        "--endpoint",
+        action="append",
+        metavar="HOST:PORT",
+        help=f"a gateway's gRPC, again for each further one{f' (default: {endpoint})' if endpoint else ''}",
+    )
+    group.add_argument("--token-file", type=Path, help="file that holds the token")
+    group.add_argument("--tls", action="store_true", help="use TLS, with the public authorities")
+    group.add_argument("--tls-ca", type=Path, help="use TLS, with the authorities in this file (PEM)")
+    group.add_argument("--tls-certificate", type=Path, help="client certificate (PEM)")
+    group.add_argument("--tls-key", type=Path, help="its key (PEM)")
+    group.add_argument("--insecure", action="store_true", help="send a token without TLS beyond this machine")
+    parser.set_defaults(default_endpoint=endpoint)
+
+
+def _client(parsed: argparse.Namespace) -> Client:
+    files = {"ca": parsed.tls_ca, "certificate": parsed.tls_certificate, "key": parsed.tls_key}
+    return Client(
+        parsed.endpoint or [parsed.default_endpoint],
+        token=parsed.token_file.read_text().strip() if parsed.token_file else None,
+        tls=Tls(**files) if parsed.tls or any(files.values()) else None,
+        insecure=parsed.insecure,
+    )
+
+
+def _pull(parsed: argparse.Namespace) -> int:
+    from labelmint_client.pull import PullOptions, pull
+
+    options = PullOptions(
+        model=parsed.model,
+        count=parsed.count,
+        format=parsed.format,
+        model_version=parsed.model_version,
+        start_seed=parsed.start_seed,
+        shard_index=parsed.shard_index,
+        shard_count=parsed.shard_count,
+        samples_per_shard=parsed.samples_per_shard,
+        ignore_js_quantile=parsed.ignore_js_quantile,
+        sample=SampleOptions(
+            truncation_psi=parsed.truncation_psi,
+            max_js=parsed.max_js,
+            max_quantile=parsed.max_quantile,
+            include_rejected=parsed.include_rejected,
+            style_seed=parsed.style_seed,
+            crossover=parsed.crossover,
+        ),
+    )
+    with _client(parsed) as client, _Bar(options.count) as bar:
+        manifest = pull(client, options, parsed.out, bar.show)
+    accepted, rejected = manifest["accepted_count"], manifest["rejected_count"]
+    share = f"{accepted / (accepted + rejected):.1%} of {accepted + rejected} seeds accepted"
+    print(f"{parsed.out} is complete: {manifest['sample_count']} samples, {share}")
+    return 0
+
+
+def _verify(parsed: argparse.Namespace) -> int:
+    from labelmint_client.pull import verify
+
+    if parsed.endpoint is None:
+        report = verify(parsed.out)
+    else:
+        with _client(parsed) as client:
+            report = verify(parsed.out, client, parsed.sample)
+    for problem in report.problems:
+        print(problem)
+    served = "" if parsed.endpoint is None else f", {report.samples} samples with what is served"
+    verdict = f"{len(report.problems)} differences" if report.problems else "no difference"
+    print(f"{parsed.out}: compared {report.files} files with the manifest{served}: {verdict}")
+    return 1 if report.problems else 0
+
+
+class _Bar(AbstractContextManager["_Bar"]):
+    """Progress with rate, acceptance and time left on stderr; the first report, before any sample, only starts it."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._initial: int | None = None
+        self._bar: tqdm[NoReturn] | None = None
+
+    def show(self, progress: Progress) -> None:
+        from tqdm import tqdm
+
+        if self._initial is None:
+            self._initial = progress.done
+            return
+        if self._bar is None:
+            seconds = 0.1 if sys.stderr.isatty() else _LOG_SECONDS
+            self._bar = tqdm(
+                total=self._count, initial=self._initial, unit="sample", mininterval=seconds, maxinterval=seconds
+            )
+        self._bar.set_postfix_str(f"{progress.accepted / max(1, progress.seeds):.1%} accepted", refresh=False)
+        self._bar.update(progress.done - self._bar.n)
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()

@@ -1,0 +1,202 @@
+"""The blocking client, and its streams that heal themselves.
+
+Rules of this file:
+- It makes calls and waits; what to do next is decided in `policy.py`.
+- A client may be used from several threads, a stream from one; `close` of either from any.
+- A stream reads a message when its caller wants one, and nothing ahead: a slow caller is waited for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Generator, Iterator, Sequence
+from typing import Any
+
+import grpc
+
+from labelmint_client.base import BaseClient, BaseStream
+from labelmint_client.messages import (
+    SEED_END,
+    Model,
+    Rejection,
+    Sample,
+    SampleOptions,
+    model_of,
+    outcomes_of,
+    sample_of,
+)
+from labelmint_client.policy import Walk
+from labelmint_client.v1 import sample_service_pb2 as pb
+
+logger = logging.getLogger(__name__)
+
+
+class Client(BaseClient):
+    """Blocking calls; `BaseClient` describes its arguments."""
+
+    def _open_channels(self) -> list[grpc.Channel]:
+        return self._connection.channels()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all calls and connections."""
+        for channel in self._channels:
+            channel.close()
+
+    def list_models(self) -> list[Model]:
+        """The served models with all their versions, ordered by name and version."""
+        return [model_of(model) for model in self._call("ListModels", pb.ListModelsRequest()).models]
+
+    def get_model(self, model: str, model_version: str = "") -> Model:
+        """What a client must know of a model; the highest version where none is named. Raises ModelNotFound."""
+        answer = self._call("GetModel", pb.GetModelRequest(model=model, model_version=model_version))
+        return model_of(answer.model)
+
+    def get_sample(
+        self, model: str, seed: int, options: SampleOptions | None = None, *, model_version: str = ""
+    ) -> Sample:
+        """The sample of a seed, 0 to 2^32 - 1; raises SampleRejected where it is above the gate."""
+        message = (options or SampleOptions()).message(self._task(model, model_version))
+        request = pb.GetSampleRequest(model=model, seed=seed, options=message, model_version=model_version)
+        return sample_of(self._call("GetSample", request).sample)
+
+    def batch_get_samples(
+        self,
+        model: str,
+        seeds: Sequence[int],
+        options: SampleOptions | None = None,
+        *,
+        style_seeds: Sequence[int] = (),
+        model_version: str = "",
+    ) -> list[Sample | Rejection]:
+        """What became of each of 1 to 64 seeds, in their order.
+
+        style_seeds: empty, or one a seed: the appearances of a style mixing with options.crossover.
+        """
+        message = (options or SampleOptions()).message(self._task(model, model_version))
+        request = pb.BatchGetSamplesRequest(
+            model=model, seeds=seeds, options=message, style_seeds=style_seeds, model_version=model_version
+        )
+        return outcomes_of(self._call("BatchGetSamples", request))
+
+    def stream_samples(
+        self,
+        model: str,
+        start_seed: int = 0,
+        *,
+        end_seed: int = SEED_END,
+        count: int = 0,
+        shard_index: int = 0,
+        shard_count: int = 1,
+        options: SampleOptions | None = None,
+        window: int = 0,
+        model_version: str = "",
+        model_digest: str = "",
+    ) -> SampleStream:
+        """Walk the seeds from start_seed up to, not including, end_seed; each accepted sample comes once, in order.
+
+        count: ends the walk after so many samples; 0: at end_seed.
+        shard_index, shard_count: take the seeds congruent to shard_index modulo shard_count.
+        window: how many samples are minted ahead of the caller; 0: 8.
+        model_digest: the weights that an earlier walk had; raises ModelVersionGone where they are others.
+
+        The stream survives the restart of a gateway and of its Triton: it goes on from `next_seed`, at another endpoint
+        if there is one. It keeps to the version and digest that the model has now; ModelVersionGone ends it.
+        """
+        described = self.get_model(model, model_version)
+        walk = Walk(described, start_seed, end_seed, count, shard_index, shard_count, options, window, model_digest)
+        return SampleStream(self, described, walk)
+
+    def _task(self, model: str, model_version: str) -> str:
+        key = (model, model_version)
+        if key not in self._tasks:
+            self._tasks[key] = self.get_model(model, model_version).task
+        return self._tasks[key]
+
+    def _call(self, method: str, request: Any) -> Any:
+        attempts = self._attempts()
+        while True:
+            index, pause = attempts.next(time.monotonic())
+            try:
+                time.sleep(pause)
+                call = getattr(self._stubs[index], method)
+                seconds = attempts.remaining(time.monotonic())
+                answer = call(request, timeout=seconds, metadata=self._connection.metadata)
+                self._endpoints.worked(index)
+                return answer
+            except grpc.RpcError as error:
+                failure = attempts.failed(index, error, time.monotonic())
+                logger.info("%s is tried again: %s", method, failure)
+            finally:
+                self._endpoints.give_back(index)
+
+
+class SampleStream(BaseStream, Iterator[Sample]):
+    """The accepted samples of a walk, in order; `BaseStream` has more of it. Also a context manager."""
+
+    def __init__(self, client: Client, model: Model, walk: Walk) -> None:
+        super().__init__(model, walk)
+        self._client = client
+        self._closed = threading.Event()
+        self._call: Any = None
+        self._events = self._read()
+
+    def __next__(self) -> Sample:
+        for sample in self._events:
+            if sample is not None:
+                return sample
+        raise StopIteration
+
+    def with_heartbeats(self) -> Iterator[Sample | None]:
+        """The same walk, and None where only the cursor moved: each second in which no sample was accepted."""
+        return self._events
+
+    def __enter__(self) -> SampleStream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the walk; who waits for its next sample finds it ended."""
+        self._closed.set()
+        if self._call is not None:
+            self._call.cancel()
+        with contextlib.suppress(ValueError):  # another thread is reading: it sees the flag
+            self._events.close()
+
+    def _read(self) -> Generator[Sample | None, None, None]:
+        client, walk = self._client, self._walk
+        attempts = client._stream_attempts(walk)
+        while not walk.finished:
+            index, pause = attempts.next(time.monotonic())
+            try:
+                if self._closed.wait(pause):
+                    return
+                stub = client._stubs[index]
+                self._call = stub.StreamSamples(walk.request(), metadata=client._connection.metadata)
+                for message in self._call:
+                    sample = walk.take(message)
+                    client._endpoints.worked(index)
+                    attempts = client._stream_attempts(walk)
+                    yield sample
+                    if walk.finished or self._closed.is_set():
+                        return
+                walk.ended()
+            except grpc.RpcError as error:
+                if self._closed.is_set():
+                    return
+                failure = attempts.failed(index, error, time.monotonic())
+                logger.warning("the stream of %s goes on at seed %d: %s", self.model.name, walk.next_seed, failure)
+            finally:
+                if self._call is not None:
+                    self._call.cancel()
+                client._endpoints.give_back(index)

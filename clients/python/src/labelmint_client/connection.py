@@ -1,0 +1,117 @@
+"""Channels to gateways: addresses, certificates, tokens, and the settings of gRPC that all of them share.
+
+Rules of this file:
+- One channel an endpoint, so that the client knows who answered; a name with several addresses is spread by gRPC.
+- A token never travels in plain text beyond this machine unless the caller says `insecure`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import grpc.aio
+
+_OPTIONS: list[tuple[str, int | str]] = [
+    ("grpc.max_receive_message_length", -1),  # a batch of 64 at 1024 x 1024 is half a gigabyte
+    ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})),
+    ("grpc.service_config_disable_resolution", 1),
+    # A gateway that comes back is found soon: gRPC's own pauses grow to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.min_reconnect_backoff_ms", 5_000),  # the time that connecting may take
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.dns_min_time_between_resolutions_ms", 2_000),
+    # A peer that vanished without a word: open streams bring a message each second, or are asked.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+]
+
+
+@dataclass(frozen=True)
+class Tls:
+    """TLS to the gateway.
+
+    ca: PEM file of the authorities to trust; None: the public ones that gRPC brings.
+    certificate, key: PEM files to show to a gateway that asks for a client certificate.
+    """
+
+    ca: Path | str | None = None
+    certificate: Path | str | None = None
+    key: Path | str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("certificate and key belong together; give both")
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        return grpc.ssl_channel_credentials(_read(self.ca), _read(self.key), _read(self.certificate))
+
+
+@dataclass(frozen=True)
+class Connection:
+    """How gateways are reached. Holds no connection: it can be pickled, and copied into other processes.
+
+    endpoints: HOST:PORT of each gateway's gRPC, or any other gRPC target (dns:///HOST:PORT, unix:PATH, ...).
+    token: sent as `authorization: Bearer TOKEN`.
+    tls: None for plain text.
+    insecure: send a token in plain text to other machines too, for networks that encrypt by themselves.
+    """
+
+    endpoints: tuple[str, ...]
+    token: str | None = None
+    tls: Tls | None = None
+    insecure: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.endpoints:
+            raise ValueError("no endpoint; give HOST:PORT of a gateway's gRPC")
+        for endpoint in self.endpoints:
+            if re.match("https?://", endpoint) or ":" not in endpoint:
+                raise ValueError(f"endpoint {endpoint!r} is no HOST:PORT of a gateway's gRPC")
+            if self.token is not None and self.tls is None and not self.insecure and not _is_loopback(endpoint):
+                raise ValueError(
+                    f"the token would travel to {endpoint} in plain text: give tls, or insecure=True if the network "
+                    "is to be trusted"
+                )
+
+    def __repr__(self) -> str:
+        return f"Connection({', '.join(self.endpoints)})"  # without the token
+
+    @property
+    def metadata(self) -> Sequence[tuple[str, str]]:
+        """What each call carries."""
+        return () if self.token is None else (("authorization", f"Bearer {self.token}"),)
+
+    def channels(self) -> list[grpc.Channel]:
+        """Blocking channels, one an endpoint; nothing is connected yet."""
+        if self.tls is None:
+            return [grpc.insecure_channel(endpoint, _OPTIONS) for endpoint in self.endpoints]
+        credentials = self.tls.credentials()
+        return [grpc.secure_channel(endpoint, credentials, _OPTIONS) for endpoint in self.endpoints]
+
+    def aio_channels(self) -> list[grpc.aio.Channel]:
+        """The same for asyncio."""
+        if self.tls is None:
+            return [grpc.aio.insecure_channel(endpoint, _OPTIONS) for endpoint in self.endpoints]
+        credentials = self.tls.credentials()
+        return [grpc.aio.secure_channel(endpoint, credentials, _OPTIONS) for endpoint in self.endpoints]
+
+
+def _is_loopback(endpoint: str) -> bool:
+    """By the name alone: what a name resolves to may change."""
+    if endpoint.startswith("unix"):
+        return True
+    host = re.sub("^(dns:(///)?|ipv4:|ipv6:)", "", endpoint).rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _read(path: Path | str | None) -> bytes | None:
+    return None if path is None else Path(path).read_bytes()

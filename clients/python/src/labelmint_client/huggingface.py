@@ -1,0 +1,57 @@
+"""Labeled samples as a Hugging Face `datasets.IterableDataset`.
+
+Rules of this file:
+- Columns are what image processors take: `image` and `label` as PIL images, the label's pixels being class ids.
+- A shard is a walk of its own: give as many as there are readers (workers times ranks).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from datasets import Array2D, Features, Image, IterableDataset, Value
+
+from labelmint_client.client import Client
+from labelmint_client.messages import SEED_END, SEGMENTATION, SampleOptions
+
+
+def labeled_samples(
+    endpoints: str | Sequence[str],
+    model: str,
+    *,
+    start_seed: int = 0,
+    end_seed: int = SEED_END,
+    num_shards: int = 1,
+    options: SampleOptions | None = None,
+    **settings: Any,
+) -> IterableDataset:
+    """The accepted samples of a range of seeds: `seed`, `image`, `js_score` and `label` or `keypoints` [K,3].
+
+    The arguments are those of `Client.stream_samples`; `settings` those of `Client`.
+    """
+    with Client(endpoints, **settings) as client:
+        described = client.get_model(model)
+    columns = {"seed": Value("int64"), "image": Image(), "js_score": Value("float64")}
+    if described.task == SEGMENTATION:
+        columns["label"] = Image()
+    else:
+        columns["keypoints"] = Array2D((len(described.keypoint_names), 3), "float32")
+
+    def walk(shards: list[int]) -> Iterator[dict[str, Any]]:
+        with Client(endpoints, **settings) as client:
+            for shard in shards:
+                for sample in client.stream_samples(
+                    model,
+                    start_seed,
+                    end_seed=end_seed,
+                    shard_index=shard,
+                    shard_count=num_shards,
+                    options=options,
+                    model_version=described.version,
+                    model_digest=described.digest,
+                ):
+                    yield {column: getattr(sample, column) for column in columns}
+
+    shards = {"shards": list(range(num_shards))}
+    return IterableDataset.from_generator(walk, features=Features(columns), gen_kwargs=shards)

@@ -1,0 +1,251 @@
+"""What a caller gives and gets: options, samples and models with NumPy arrays, and their form on the wire.
+
+Rules of this file:
+- Field for field the protocol's, with its names; `sample_service.proto` says what each one means.
+- Pixels travel raw unless asked otherwise. Arrays are read-only views of what came: copy one before changing it.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from labelmint_client.v1 import sample_service_pb2 as pb
+
+SEED_END = 2**32
+SEGMENTATION = "segmentation"
+
+_ENCODINGS = {"raw": pb.ENCODING_RAW, "png": pb.ENCODING_PNG, "jpeg": pb.ENCODING_JPEG}
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """What is generated, and what decides whether it is accepted; None is the model's own value.
+
+    truncation_psi: 0 to 2; another than the calibrated one needs max_js.
+    max_js, max_quantile: the gate, in nats or as a quantile (0 to 1) of the calibration; one of the two at most.
+    include_rejected: deliver rejected samples too, with `accepted` false.
+    image_encoding: how images travel; png and jpeg (lossy) save network and need Pillow here.
+    include_js_map: also deliver the JS divergence of every pixel.
+    omit_image, omit_label: leave out the image; leave out the label or the keypoints.
+    style_seed, crossover: layers from crossover on take the style of style_seed; needs max_js.
+    """
+
+    truncation_psi: float | None = None
+    max_js: float | None = None
+    max_quantile: float | None = None
+    include_rejected: bool = False
+    image_encoding: Literal["raw", "png", "jpeg"] = "raw"
+    include_js_map: bool = False
+    omit_image: bool = False
+    omit_label: bool = False
+    style_seed: int | None = None
+    crossover: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_js is not None and self.max_quantile is not None:
+            raise ValueError("give max_js or max_quantile, not both")
+        if self.image_encoding not in _ENCODINGS:
+            raise ValueError(f"image_encoding: {self.image_encoding!r} is not one of {', '.join(_ENCODINGS)}")
+
+    def message(self, task: str) -> pb.SampleOptions:
+        """For a model of that task: one without a label image takes no encoding for it."""
+        has_label = task == SEGMENTATION and not self.omit_label
+        return pb.SampleOptions(
+            truncation_psi=self.truncation_psi,
+            max_js=self.max_js,
+            max_quantile=self.max_quantile,
+            include_rejected=self.include_rejected,
+            image_encoding=pb.ENCODING_UNSPECIFIED if self.omit_image else _ENCODINGS[self.image_encoding],
+            label_encoding=pb.ENCODING_RAW if has_label else pb.ENCODING_UNSPECIFIED,
+            include_js_map=self.include_js_map,
+            style_seed=self.style_seed,
+            crossover=self.crossover,
+            omit_image=self.omit_image,
+            omit_label=self.omit_label,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One seed's image and label, and the evidence by which it was accepted.
+
+    image: uint8 [H,W,3], RGB; None with omit_image.
+    label: uint8 [H,W], class ids; None for a model of task "keypoints" and with omit_label.
+    js_map: float32 [H,W], nats; None unless asked for.
+    keypoints: float32 [K,3], x and y in pixels (centre of the first pixel 0) and confidence (nominally 0 to 1), in the
+    order of Model.keypoint_names; None for a model of task "segmentation" and with omit_label.
+    js_score, threshold: nats; `accepted` says whether the score is at most the threshold.
+    calibration_id: where the threshold came from; empty when max_js was given.
+    style_seed, crossover, group_id: None, None and empty unless mixed; samples of one shape share a group_id.
+    """
+
+    seed: int
+    image: npt.NDArray[np.uint8] | None
+    label: npt.NDArray[np.uint8] | None
+    js_map: npt.NDArray[np.float32] | None
+    keypoints: npt.NDArray[np.float32] | None
+    js_score: float
+    threshold: float
+    accepted: bool
+    model: str
+    model_version: str
+    model_digest: str
+    calibration_id: str
+    truncation_psi: float
+    style_seed: int | None
+    crossover: int | None
+    group_id: str
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A seed of a batch whose score is above the gate; js_score and threshold in nats."""
+
+    seed: int
+    js_score: float
+    threshold: float
+    calibration_id: str
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The measured distribution of JS scores, in nats: `quantiles` has 101, 0, 0.01, ... 1."""
+
+    id: str
+    truncation_psi: float
+    threshold: float
+    threshold_quantile: float
+    quantiles: tuple[float, ...]
+    first_seed: int
+    seed_count: int
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A served model.
+
+    task: "segmentation" (labels) or "keypoints".
+    digest: SHA-256 over the artifacts, hexadecimal.
+    resolution: height and width of images and labels, in pixels.
+    class_names: the index is the class id; empty for task "keypoints", as keypoint_names is for "segmentation".
+    palette: uint8 [K,3], the RGB colour of each class or keypoint.
+    calibration: None where none was measured: samples then need max_js.
+    """
+
+    name: str
+    version: str
+    digest: str
+    task: str
+    pipeline: str
+    resolution: int
+    class_names: tuple[str, ...]
+    keypoint_names: tuple[str, ...]
+    palette: npt.NDArray[np.uint8]
+    layout: str
+    num_heads: int
+    z_dim: int
+    num_ws: int
+    score_kind: str
+    calibration: Calibration | None
+
+
+def sample_of(message: pb.Sample) -> Sample:
+    return Sample(
+        seed=message.seed,
+        image=_pixels(message.image) if message.HasField("image") else None,
+        label=_pixels(message.label) if message.HasField("label") else None,
+        js_map=_js_map(message),
+        keypoints=_keypoints(message.keypoints),
+        js_score=message.js_score,
+        threshold=message.threshold,
+        accepted=message.accepted,
+        model=message.model,
+        model_version=message.model_version,
+        model_digest=message.model_digest,
+        calibration_id=message.calibration_id,
+        truncation_psi=message.truncation_psi,
+        style_seed=message.style_seed if message.HasField("style_seed") else None,
+        crossover=message.crossover if message.HasField("crossover") else None,
+        group_id=message.group_id,
+    )
+
+
+def outcomes_of(message: pb.BatchGetSamplesResponse) -> list[Sample | Rejection]:
+    return [
+        sample_of(outcome.sample) if outcome.HasField("sample") else _rejection(outcome.rejection)
+        for outcome in message.outcomes
+    ]
+
+
+def model_of(message: pb.Model) -> Model:
+    labels = message.classes or message.keypoint_classes
+    colours = [label.rgb.to_bytes(3, "big") for label in labels]
+    measured = message.calibration
+    return Model(
+        name=message.name,
+        version=message.version,
+        digest=message.digest,
+        task=message.task,
+        pipeline=message.pipeline,
+        resolution=message.resolution,
+        class_names=tuple(label.name for label in message.classes),
+        keypoint_names=tuple(label.name for label in message.keypoint_classes),
+        palette=np.frombuffer(b"".join(colours), np.uint8).reshape(-1, 3),
+        layout=message.layout,
+        num_heads=message.num_heads,
+        z_dim=message.z_dim,
+        num_ws=message.num_ws,
+        score_kind=message.score_kind,
+        calibration=Calibration(
+            id=measured.id,
+            truncation_psi=measured.truncation_psi,
+            threshold=measured.threshold,
+            threshold_quantile=measured.threshold_quantile,
+            quantiles=tuple(measured.quantiles),
+            first_seed=measured.first_seed,
+            seed_count=measured.seed_count,
+        )
+        if message.HasField("calibration")
+        else None,
+    )
+
+
+def _rejection(message: pb.Rejection) -> Rejection:
+    return Rejection(message.seed, message.js_score, message.threshold, message.calibration_id)
+
+
+def _pixels(message: pb.Pixels) -> npt.NDArray[np.uint8]:
+    shape = (message.height, message.width, message.channels)[: 3 if message.channels > 1 else 2]
+    if message.encoding == pb.ENCODING_RAW:
+        return np.frombuffer(message.data, np.uint8).reshape(shape)
+    try:
+        from PIL import Image
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "images came as PNG or JPEG and Pillow is not installed: pip install 'labelmint-client[images]', "
+            "or leave image_encoding at raw",
+            name="PIL",
+        ) from error
+    with Image.open(io.BytesIO(message.data)) as picture:
+        return np.asarray(picture, np.uint8).reshape(shape)
+
+
+def _js_map(message: pb.Sample) -> npt.NDArray[np.float32] | None:
+    """Square, as everything that a model makes: Model.resolution is one number."""
+    if not message.js_map:
+        return None
+    values = np.frombuffer(message.js_map, "<f4")
+    side = round(values.size**0.5)
+    return values.reshape(side, side)
+
+
+def _keypoints(messages: Sequence[pb.Keypoint]) -> npt.NDArray[np.float32] | None:
+    if not messages:
+        return None
+    return np.array([(point.x, point.y, point.confidence) for point in messages], np.float32)

@@ -1,0 +1,214 @@
+"""The decisions of a client, free of I/O: which endpoint is asked when, when to give up, where a stream goes on.
+
+Rules of this file:
+- Time comes in as an argument and waits go out as numbers: both clients, blocking and asyncio, follow the same words.
+- Only what an error calls `retryable` is tried again, at another endpoint at once where one is well, else after an
+  exponentially growing pause with full jitter, and never sooner than the gateway asked.
+- A deadline covers all attempts. A stream has none: it has patience, which each message renews.
+- A walk is pinned to the digest that it began with; all its state is `next_seed`.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import grpc
+
+from labelmint_client.errors import LabelmintError, LimitReached, ModelVersionGone, StreamExpired, translated
+from labelmint_client.messages import SEED_END, Model, Sample, SampleOptions, sample_of
+from labelmint_client.v1 import sample_service_pb2 as pb
+
+BASE_PAUSE_SECONDS = 0.1
+MAX_PAUSE_SECONDS = 5.0
+
+
+@dataclass
+class _Endpoint:
+    name: str
+    calls: int = 0  # in flight
+    failures: int = 0  # in a row
+    rests_until: float = 0.0
+
+
+class Endpoints:
+    """The health and the load of each endpoint, by index; shared by all calls of a client, from any thread."""
+
+    def __init__(self, names: Sequence[str], jitter: random.Random | None = None) -> None:
+        self._jitter = jitter or random.Random()
+        self._all = [_Endpoint(name) for name in names]
+        # Clients of one fleet begin at different endpoints.
+        self._turn = self._jitter.randrange(len(self._all))
+        self._lock = threading.Lock()
+
+    def take(self, now: float, turn: int | None = None) -> tuple[int, float]:
+        """The endpoint of the next call, and the seconds to wait before it; `give_back` it when the call has ended.
+
+        Of those that are well the least busy one, in turn (from `turn` on, where it is given); where all rest, the one
+        that rests shortest.
+        """
+        with self._lock:
+            first = self._turn if turn is None else turn
+
+            def rank(index: int) -> tuple[float, int, int]:
+                rest = max(0.0, self._all[index].rests_until - now)
+                return rest, self._all[index].calls, (index - first) % len(self._all)
+
+            index = min(range(len(self._all)), key=rank)
+            self._turn = index + 1
+            self._all[index].calls += 1
+            return index, rank(index)[0]
+
+    def give_back(self, index: int) -> None:
+        """The call has ended, or was never made."""
+        with self._lock:
+            self._all[index].calls -= 1
+
+    def worked(self, index: int) -> None:
+        """An answer came, or a message of a stream."""
+        with self._lock:
+            self._all[index].failures = 0
+            self._all[index].rests_until = 0.0
+
+    def failed(self, index: int, error: LabelmintError, now: float) -> None:
+        """A retryable error came: the endpoint rests."""
+        if isinstance(error, StreamExpired):
+            return  # it is well, and asked for no pause
+        with self._lock:
+            endpoint = self._all[index]
+            ceiling = min(MAX_PAUSE_SECONDS, BASE_PAUSE_SECONDS * 2.0 ** min(endpoint.failures, 16))
+            pause = (error.retry_after_seconds or 0.0) + self._jitter.uniform(0.0, ceiling)
+            endpoint.failures += 1
+            # The limit of a token is not escaped by asking elsewhere.
+            resting = self._all if isinstance(error, LimitReached) else [endpoint]
+            for each in resting:
+                each.rests_until = max(each.rests_until, now + pause)
+
+    def name(self, index: int) -> str:
+        return self._all[index].name
+
+
+class Attempts:
+    """The attempts at one call until a deadline, in seconds on the caller's monotonic clock."""
+
+    def __init__(self, endpoints: Endpoints, deadline: float, turn: int | None = None) -> None:
+        self._endpoints = endpoints
+        self._deadline = deadline
+        self._turn = turn
+        self._last: LabelmintError | None = None
+
+    def next(self, now: float) -> tuple[int, float]:
+        """What `Endpoints.take` says; raises the last error where no time is left for another attempt."""
+        index, pause = self._endpoints.take(now, self._turn)
+        self._turn = None
+        if self._last is not None and now + pause >= self._deadline:
+            self._endpoints.give_back(index)
+            raise self._last
+        return index, min(pause, max(0.0, self._deadline - now))
+
+    def remaining(self, now: float) -> float:
+        """Seconds that an attempt has: above 0, so that gRPC and not we say what became of it."""
+        return max(0.001, self._deadline - now)
+
+    def failed(self, index: int, error: grpc.RpcError, now: float) -> LabelmintError:
+        """What the error means; raises that unless it is worth another attempt."""
+        self._last = failure = translated(error, self._endpoints.name(index))
+        if not failure.retryable:
+            raise failure from error
+        self._endpoints.failed(index, failure, now)
+        return failure
+
+
+class Walk:
+    """Where a stream is: what is asked for next, and what a message means.
+
+    The arguments are those of `Client.stream_samples`. `next_seed`: all seeds of the shard below it are done.
+    `rejected_count`: seeds rejected so far.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        start_seed: int,
+        end_seed: int,
+        count: int,
+        shard_index: int,
+        shard_count: int,
+        options: SampleOptions | None,
+        window: int,
+        model_digest: str,
+    ) -> None:
+        if not 0 <= start_seed <= end_seed <= SEED_END:
+            raise ValueError(f"start_seed {start_seed}, end_seed {end_seed}: they are 0 to {SEED_END}, in this order")
+        if not 0 <= shard_index < shard_count:
+            raise ValueError(f"shard_index: {shard_index} is out of range; give 0 to {shard_count - 1}")
+        if count < 0:
+            raise ValueError(f"count: {count} is negative; give 0 for a walk up to end_seed")
+        self._model = model
+        self._digest = model_digest or model.digest
+        self._check_digest(model.digest)
+        self._end_seed = end_seed
+        self._undelivered = count or None  # None: no matter how many
+        self._options = (options or SampleOptions()).message(model.task)
+        self._window = window
+        self._rejected_before = 0
+        self.shard_index = shard_index
+        self.shard_count = shard_count
+        self.next_seed = start_seed
+        self.rejected_count = 0
+
+    @property
+    def finished(self) -> bool:
+        return self._undelivered == 0 or self._seeds_left() == 0
+
+    def request(self) -> pb.StreamSamplesRequest:
+        """What to ask for now."""
+        self._rejected_before = self.rejected_count
+        left = self._seeds_left()
+        return pb.StreamSamplesRequest(
+            model=self._model.name,
+            model_version=self._model.version,
+            start_seed=self.next_seed,
+            # No more can be accepted than seeds are left: at the end of a range little is minted in vain.
+            count=left if self._undelivered is None else min(self._undelivered, left),
+            shard_index=self.shard_index,
+            shard_count=self.shard_count,
+            options=self._options,
+            window=self._window,
+        )
+
+    def take(self, message: pb.StreamSamplesResponse) -> Sample | None:
+        """The sample to deliver, None for a heartbeat; raises ModelVersionGone where it is of other weights."""
+        sample = message.sample if message.HasField("sample") else None
+        if sample is not None:
+            self._check_digest(sample.model_digest)
+        self.next_seed = min(message.next_seed, self._end_seed)
+        self.rejected_count = self._rejected_before + message.rejected_count
+        if sample is None or sample.seed >= self._end_seed:
+            return None
+        if self._undelivered is not None:
+            self._undelivered -= 1
+        return sample_of(sample)
+
+    def ended(self) -> None:
+        """The gateway says that there is no more."""
+        if not self.finished:
+            self.next_seed = self._end_seed
+
+    def _seeds_left(self) -> int:
+        first = self.next_seed + (self.shard_index - self.next_seed) % self.shard_count
+        return len(range(first, self._end_seed, self.shard_count))
+
+    def _check_digest(self, digest: str) -> None:
+        if digest == self._digest:
+            return
+        model = self._model
+        raise ModelVersionGone(
+            f"version {model.version} of model {model.name!r} now has digest {digest[:12]}..., this walk began with "
+            f"{self._digest[:12]}...; other weights give other samples: start anew",
+            grpc.StatusCode.FAILED_PRECONDITION,
+            "MODEL_VERSION_GONE",
+            {"model": model.name, "model_version": model.version, "model_digest": self._digest},
+        )

@@ -1,0 +1,95 @@
+"""Samples as Parquet that Hugging Face `datasets` reads: `data/train-00000-of-00010.parquet` and so on.
+
+Rules of this file:
+- `image` and `label` are structs of `bytes` (PNG) and `path`, declared as the feature Image, so that they come back as
+  PIL images. The label is a palette PNG: as an array, its class ids.
+- Row groups are small, because a reader holds a whole one to get one image.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from labelmint_client import Model
+from labelmint_client.pull.directory import Json, PullDirectory
+from labelmint_client.pull.formats import Kept, Written
+from labelmint_client.pull.pixels import image_png, label_png
+
+_ROW_GROUP = 100
+
+_TEXT, _INTEGER, _REAL, _TRUTH = pa.string(), pa.int64(), pa.float64(), pa.bool_()
+_IMAGE = pa.struct([("bytes", pa.binary()), ("path", _TEXT)])
+_POINT = pa.struct([("name", _TEXT), ("x", pa.float32()), ("y", pa.float32()), ("confidence", pa.float32())])
+_EVIDENCE = {
+    "model": _TEXT,
+    "model_version": _TEXT,
+    "model_digest": _TEXT,
+    "seed": _INTEGER,
+    "accepted": _TRUTH,
+    "js_score": _REAL,
+    "threshold": _REAL,
+    "calibration_id": _TEXT,
+    "truncation_psi": _REAL,
+    "style_seed": _INTEGER,
+    "crossover": _INTEGER,
+    "group_id": _TEXT,
+}
+
+
+class Writer:
+    """A file a shard."""
+
+    def __init__(self, directory: PullDirectory, model: Model, shards: int) -> None:
+        self._directory = directory
+        self._shards = shards
+        self._palette = model.palette
+        answer = {"label": _IMAGE} if model.task == "segmentation" else {"keypoints": pa.list_(_POINT)}
+        types = {"image": _IMAGE, **answer, **_EVIDENCE}
+        features = {name: _feature(kind) for name, kind in types.items()}
+        told = json.dumps({"info": {"features": features}}, sort_keys=True)
+        self._schema = pa.schema(types.items(), metadata={"huggingface": told})
+        self._rows: list[dict[str, Any]] = []
+        self._file: Any = None  # a pq.ParquetWriter, which has no types
+
+    def add(self, written: Written) -> Kept:
+        path = f"{written.key}.png"
+        row = {**written.evidence, "image": {"bytes": image_png(written.image), "path": path}}
+        if written.label is not None:
+            row["label"] = {"bytes": label_png(written.label, self._palette), "path": path}
+        self._rows.append(row)
+        if len(self._rows) == _ROW_GROUP:
+            self._write_rows()
+        return Kept()
+
+    def end_shard(self, index: int) -> list[Json]:
+        if self._rows:
+            self._write_rows()
+        assert self._file is not None, "a shard has at least one sample"
+        self._file.close()
+        self._file = None
+        return [self._directory.publish(f"data/train-{index:05d}-of-{self._shards:05d}.parquet")]
+
+    def finish(self) -> list[Json]:
+        return []
+
+    def _write_rows(self) -> None:
+        if self._file is None:
+            self._file = pq.ParquetWriter(self._directory.aside, self._schema)  # type: ignore[no-untyped-call]
+        self._file.write_table(pa.Table.from_pylist(self._rows, self._schema))
+        self._rows.clear()
+
+
+def _feature(kind: pa.DataType) -> Any:
+    """What `datasets` calls a type."""
+    if kind == _IMAGE:
+        return {"_type": "Image"}
+    if pa.types.is_list(kind):
+        return [_feature(kind.value_type)]
+    if pa.types.is_struct(kind):
+        return {field.name: _feature(field.type) for field in kind}
+    names = {pa.bool_(): "bool", pa.float32(): "float32", pa.float64(): "float64", pa.int64(): "int64"}
+    return {"_type": "Value", "dtype": names.get(kind, "string")}

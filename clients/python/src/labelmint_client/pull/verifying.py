@@ -1,0 +1,101 @@
+"""Checks a pulled directory: its files against the manifest, its samples against a live service.
+
+Rules of this file:
+- Every difference is found, not only the first, and each is one line.
+- A live sample is put through the same steps as when it was pulled, and compared with what the manifest tells of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from labelmint_client import Client, Rejection
+from labelmint_client.pull.directory import MANIFEST, Json, completed, record
+from labelmint_client.pull.errors import PullError
+from labelmint_client.pull.pulling import SAMPLES, PullOptions, as_written
+
+_BATCH = 8  # 32 MB at 1024 x 1024
+
+
+@dataclass(frozen=True)
+class Report:
+    """How much was compared, and what differs, a line each; `problems` is empty where all is as it was pulled."""
+
+    files: int
+    samples: int
+    problems: list[str]
+
+
+def verify(out: Path | str, client: Client | None = None, sample_count: int | None = None) -> Report:
+    """Compares sizes and SHA-256 of all files with the manifest; with a client, samples with what is served now.
+
+    sample_count: how many samples to ask for again, spread evenly over the pull; None for all.
+    Raises PullError where there is no complete pull, and LabelmintError where the service cannot be asked.
+    """
+    out = Path(out)
+    manifest = completed(out)
+    if manifest is None:
+        raise PullError(f"{out} has no {MANIFEST}: it is no pull, or one that is not complete")
+    problems, files = [], 0
+    for file in (*manifest["files"], *(file for line in _lines(out) for file in line["files"])):
+        problems += _file_problems(out, file)
+        files += 1
+    if client is None:
+        return Report(files, 0, problems)
+    total = manifest["sample_count"]
+    count = total if sample_count is None else min(sample_count, total)
+    chosen = (line for index, line in enumerate(_lines(out)) if index * count % total < count)
+    compared, differing = _compare(client, manifest, chosen)
+    return Report(files, compared, problems + differing)
+
+
+def _lines(out: Path) -> Iterator[Json]:
+    """What the manifest tells of each sample; nothing more from the first line on that cannot be read."""
+    try:
+        with (out / SAMPLES).open("rb") as file:
+            for line in file:
+                yield json.loads(line)
+    except (OSError, ValueError):
+        return  # the file's own record says that it is missing or changed
+
+
+def _file_problems(out: Path, file: Json) -> list[str]:
+    path = file["path"]
+    try:
+        found = record(out, path)
+    except OSError as error:
+        return [f"{path}: {error.strerror}"]
+    if found["bytes"] != file["bytes"]:
+        return [f"{path}: {found['bytes']} bytes, not {file['bytes']}"]
+    if found["sha256"] != file["sha256"]:
+        return [f"{path}: SHA-256 {found['sha256'][:12]}..., not {file['sha256'][:12]}..."]
+    return []
+
+
+def _compare(client: Client, manifest: Json, lines: Iterator[Json]) -> tuple[int, list[str]]:
+    """How many samples were asked for again, and the differences."""
+    options = PullOptions.from_json(manifest["request"])
+    pulled = manifest["model"]
+    model = client.get_model(pulled["name"], pulled["version"])
+    if model.digest != pulled["digest"]:
+        return 0, [f"the service has digest {model.digest[:12]}..., the pull {pulled['digest'][:12]}...: other weights"]
+    wire = dataclasses.replace(options.wire(), include_rejected=True)
+    compared, problems = 0, []
+    while batch := list(islice(lines, _BATCH)):
+        seeds = [line["seed"] for line in batch]
+        outcomes = client.batch_get_samples(model.name, seeds, wire, model_version=model.version)
+        for line, sample in zip(batch, outcomes, strict=True):
+            assert not isinstance(sample, Rejection), "rejected samples were asked for too"
+            _, served = as_written(sample, model, options.ignore_js_quantile)
+            other = [
+                f"{name} {line.get(name)}, served {served[name]}" for name in served if line.get(name) != served[name]
+            ]
+            if other:
+                problems.append(f"seed {line['seed']}: {'; '.join(other)}")
+        compared += len(batch)
+    return compared, problems

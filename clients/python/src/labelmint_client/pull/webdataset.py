@@ -1,0 +1,51 @@
+"""Samples as tar shards for WebDataset, byte for byte what the gateway's samples.tar gives.
+
+Rules of this file:
+- The same samples give the same bytes: no time, no owner, ustar headers.
+- The members of a sample are `image.png`, `label.npy` (segmentation) and `json`. The label is an array, because
+  WebDataset's image decoders turn a palette PNG into its colours.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from typing import BinaryIO
+
+from labelmint_client import Model
+from labelmint_client.pull.directory import Json, PullDirectory
+from labelmint_client.pull.formats import Kept, Written
+from labelmint_client.pull.pixels import image_png, label_npy
+
+_END = b"\0" * (2 * tarfile.BLOCKSIZE)
+
+
+class Writer:
+    """`shard-000000.tar` and so on."""
+
+    def __init__(self, directory: PullDirectory, model: Model, shards: int) -> None:
+        self._directory = directory
+        self._archive: BinaryIO | None = None
+
+    def add(self, written: Written) -> Kept:
+        if self._archive is None:
+            self._archive = self._directory.aside.open("wb")
+        members = {"image.png": image_png(written.image)}
+        if written.label is not None:
+            members["label.npy"] = label_npy(written.label)
+        members["json"] = json.dumps({**written.evidence, "next_seed": written.seed + 1}, sort_keys=True).encode()
+        for suffix, data in members.items():
+            header = tarfile.TarInfo(f"{written.key}.{suffix}")  # mode 0644, owner 0 without a name, time 0
+            header.size = len(data)
+            self._archive.write(header.tobuf(tarfile.USTAR_FORMAT) + data + b"\0" * (-len(data) % tarfile.BLOCKSIZE))
+        return Kept()
+
+    def end_shard(self, index: int) -> list[Json]:
+        assert self._archive is not None, "a shard has at least one sample"
+        self._archive.write(_END)
+        self._archive.close()
+        self._archive = None
+        return [self._directory.publish(f"shard-{index:06d}.tar")]
+
+    def finish(self) -> list[Json]:
+        return []

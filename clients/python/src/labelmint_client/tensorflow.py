@@ -1,0 +1,61 @@
+"""Labeled samples as a `tf.data.Dataset`.
+
+Rules of this file:
+- Elements are pairs as Keras takes them: image uint8 [H,W,3], and label uint8 [H,W] or keypoints float32 [K,3].
+- Each iterator is a walk of its own from start_seed on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from labelmint_client.client import Client
+from labelmint_client.messages import SEED_END, SEGMENTATION, SampleOptions
+
+
+def labeled_samples(
+    endpoints: str | Sequence[str],
+    model: str,
+    *,
+    start_seed: int = 0,
+    end_seed: int = SEED_END,
+    shard_index: int = 0,
+    shard_count: int = 1,
+    options: SampleOptions | None = None,
+    window: int = 0,
+    **settings: Any,
+) -> tf.data.Dataset:
+    """The accepted samples of a range of seeds; one shard a replica.
+
+    The arguments are those of `Client.stream_samples`; `settings` those of `Client`.
+    """
+    with Client(endpoints, **settings) as client:
+        described = client.get_model(model)
+    side = described.resolution
+    has_label = described.task == SEGMENTATION
+    label = tf.TensorSpec((side, side), tf.uint8)
+    keypoints = tf.TensorSpec((len(described.keypoint_names), 3), tf.float32)
+
+    def walk() -> Iterator[tuple[Any, Any]]:
+        with (
+            Client(endpoints, **settings) as client,
+            client.stream_samples(
+                model,
+                start_seed,
+                end_seed=end_seed,
+                shard_index=shard_index,
+                shard_count=shard_count,
+                options=options,
+                window=window,
+                model_version=described.version,
+                model_digest=described.digest,
+            ) as stream,
+        ):
+            for sample in stream:
+                yield sample.image, sample.label if has_label else sample.keypoints
+
+    image = tf.TensorSpec((side, side, 3), tf.uint8)
+    return tf.data.Dataset.from_generator(walk, output_signature=(image, label if has_label else keypoints))

@@ -1,0 +1,215 @@
+"""Labeled samples as a PyTorch dataset: split over ranks and workers, to be resumed at any batch.
+
+Rules of this file:
+- Worker w of W on rank r takes shard r * W + w of the ranks' workers: the seeds congruent to it. No seed is in two
+  shards, none is in no shard.
+- A worker's state is its cursor, `next_seed`; everything else in it is what the run was started with, so that a run
+  that does not fit is refused and not mixed.
+- Nothing is connected before a worker iterates: a dataset can be forked, pickled and copied.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed
+from torch.utils.data import IterableDataset, get_worker_info
+
+from labelmint_client.client import Client
+from labelmint_client.messages import SEED_END, Sample, SampleOptions
+
+Item = TypeVar("Item")
+
+
+def image_and_label(sample: Sample) -> tuple[torch.Tensor, torch.Tensor]:
+    """image uint8 [3,H,W], and label int64 [H,W] as cross_entropy wants it, or keypoints float32 [K,3]."""
+    assert sample.image is not None
+    image = torch.from_numpy(sample.image.transpose(2, 0, 1).copy())
+    if sample.label is not None:
+        return image, torch.from_numpy(sample.label.astype(np.int64))
+    assert sample.keypoints is not None
+    return image, torch.from_numpy(sample.keypoints)
+
+
+class LabeledSampleDataset(IterableDataset[Item]):
+    """The accepted samples of the seeds from start_seed up to, not including, end_seed.
+
+    endpoints, and `settings`: the arguments of `Client`.
+    options, window, model_version: those of `Client.stream_samples`.
+    transform: makes an item of a `Sample`; without it items are those of `image_and_label`.
+    rank, world_size: of this process; by itself what torch.distributed says, else the variables RANK and WORLD_SIZE.
+    resume: what `merge_states` made of another run's states: its samples do not come again.
+
+    Without end_seed the dataset is one pass without end. With it a pass is a fixed set, each time the same, as a
+    validation set should be; for training `set_epoch` gives each pass new seeds.
+    """
+
+    def __init__(
+        self,
+        endpoints: str | Sequence[str],
+        model: str,
+        *,
+        start_seed: int = 0,
+        end_seed: int = SEED_END,
+        options: SampleOptions | None = None,
+        window: int = 0,
+        model_version: str = "",
+        transform: Callable[[Sample], Item] = image_and_label,  # type: ignore[assignment]
+        rank: int | None = None,
+        world_size: int | None = None,
+        resume: Mapping[str, Any] | None = None,
+        **settings: Any,
+    ) -> None:
+        if not 0 <= start_seed < end_seed <= SEED_END:
+            raise ValueError(f"start_seed {start_seed}, end_seed {end_seed}: they are 0 to {SEED_END}, in this order")
+        options = options or SampleOptions()
+        if transform is image_and_label and (options.omit_image or options.omit_label):
+            raise ValueError("options leave out the image or the label: give a transform that can do without it")
+        if (rank is None) != (world_size is None):
+            raise ValueError("rank and world_size belong together; give both")
+        self._endpoints = endpoints
+        self._settings = settings
+        self._model = model
+        self._range = start_seed, end_seed
+        self._options = options
+        self._window = window
+        self._transform = transform
+        self._rank, self._world_size = _place() if rank is None or world_size is None else (rank, world_size)
+        # In shared memory: persistent workers see what the trainer sets.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._begin: dict[str, Any] = {
+            "model_version": "",
+            "model_digest": "",
+            "done": [],
+            "epoch": 0,
+            **(resume or {}),
+        }
+        self._begin["model_version"] = model_version or self._begin["model_version"]
+        self._loaded: Mapping[str, Any] | None = None
+        self._state: dict[str, Any] = {}
+
+    def set_epoch(self, epoch: int) -> None:
+        """From the next pass on, epoch e takes the seeds of the range shifted by e times its length.
+
+        Raises ValueError where that leads beyond the last seed. Keep seeds for validation below start_seed.
+        """
+        start, end = self._range
+        if epoch < 0 or end + epoch * (end - start) > SEED_END:
+            raise ValueError(
+                f"epoch {epoch} of seeds {start} to {end} is beyond the last seed; give a smaller end_seed"
+            )
+        self._epoch.fill_(epoch)
+
+    def __iter__(self) -> Iterator[Item]:
+        worker = get_worker_info()
+        workers, index = (1, 0) if worker is None else (worker.num_workers, worker.id)
+        shard_index, shard_count = self._rank * workers + index, self._world_size * workers
+        epoch = int(self._epoch)
+        start, end = (seed + epoch * (self._range[1] - self._range[0]) for seed in self._range)
+        state = {**self._begin, "shard_index": shard_index, "shard_count": shard_count, "epoch": epoch}
+        if self._begin["epoch"] != epoch:
+            state["done"] = []
+        state["next_seed"] = max([start, *(min(layer) for layer in state["done"])])
+        # A state that was loaded is for one pass: the one that it was saved in.
+        loaded, self._loaded = self._loaded, None
+        if loaded is not None and loaded["epoch"] >= epoch:
+            _check_fits(loaded, state)
+            state |= loaded
+        self._state = state
+        return self._walk(state, min(state["next_seed"], end), end)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where this process is in its pass: small, and of plain numbers and texts."""
+        return dict(self._state)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The next pass goes on where the state was taken, in a run of as many ranks and workers."""
+        self._loaded = state
+        self._state = dict(state)
+
+    def _walk(self, state: dict[str, Any], start_seed: int, end_seed: int) -> Iterator[Item]:
+        done: list[list[int]] = state["done"]
+        with (
+            Client(self._endpoints, **self._settings) as client,
+            client.stream_samples(
+                self._model,
+                start_seed,
+                end_seed=end_seed,
+                shard_index=state["shard_index"],
+                shard_count=state["shard_count"],
+                model_version=state["model_version"],
+                model_digest=state["model_digest"],
+                options=self._options,
+                window=self._window,
+            ) as stream,
+        ):
+            state["model_version"], state["model_digest"] = stream.model.version, stream.model.digest
+            for sample in stream:
+                state["next_seed"] = stream.next_seed
+                if not any(sample.seed < layer[sample.seed % len(layer)] for layer in done):
+                    yield self._transform(sample)
+            state["next_seed"] = end_seed
+
+
+def merge_states(states: Iterable[Any]) -> dict[str, Any]:
+    """What was done by all workers of all ranks, for a run of another number of them: the dataset's `resume`.
+
+    states: one a rank, of the dataset or of the StatefulDataLoader around it. The result is small: a cursor for each
+    old worker. Raises ValueError where a worker's state is missing or they are of different runs.
+    """
+    found = sorted((state for each in states for state in _worker_states(each)), key=lambda state: state["shard_index"])
+    if not found:
+        raise ValueError("no state of a LabeledSampleDataset is in there")
+    run = {key: found[0][key] for key in ("shard_count", "epoch", "done")}
+    if any({key: state[key] for key in run} != run for state in found):
+        raise ValueError("the states are of different runs or epochs")
+    digests = {state["model_digest"] for state in found} - {""}  # empty before a worker's first sample
+    if len(digests) > 1:
+        raise ValueError(f"the states are of models with different digests: {', '.join(sorted(digests))}")
+    shards = [state["shard_index"] for state in found]
+    if shards != list(range(run["shard_count"])):
+        raise ValueError(f"there were workers 0 to {run['shard_count'] - 1}, and states of {shards}: give each once")
+    layers = [*run["done"], [state["next_seed"] for state in found]]
+    reached = max(min(layer) for layer in layers)  # below it everything is done
+    return {
+        "done": [layer for layer in layers if max(layer) > reached] or [[reached]],
+        "epoch": run["epoch"],
+        "model_version": max(state["model_version"] for state in found),
+        "model_digest": max(digests, default=""),
+    }
+
+
+def _check_fits(state: Mapping[str, Any], run: Mapping[str, Any]) -> None:
+    """Raises ValueError where a state that is loaded is of another epoch or split than this run."""
+    if state["epoch"] != run["epoch"]:
+        raise ValueError(
+            f"the state is of epoch {state['epoch']}: call set_epoch({state['epoch']}) before it is loaded"
+        )
+    for key in ("shard_index", "shard_count"):
+        if state[key] != run[key]:
+            raise ValueError(
+                f"the state has {key} {state[key]}, this run {run[key]}: where the number of ranks or workers changed, "
+                "give the states of all ranks to merge_states, and the result to the dataset as `resume`"
+            )
+
+
+def _worker_states(state: Any) -> Iterator[Mapping[str, Any]]:
+    """The dataset's states, wherever they are in a loader's."""
+    if isinstance(state, Mapping):
+        if "next_seed" in state and "shard_index" in state:
+            yield state
+            return
+        if state.get("_steps_since_snapshot"):
+            raise ValueError("batches were delivered after the snapshot: use snapshot_every_n_steps=1")
+        for value in state.values():
+            yield from _worker_states(value)
+
+
+def _place() -> tuple[int, int]:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))

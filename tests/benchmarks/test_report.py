@@ -1,0 +1,20 @@
+"""The page of benchmarks says what their results say."""
+
+import json
+import subprocess
+import sys
+
+from tests.conftest import ROOT
+
+
+def test_the_page_is_what_the_results_make_of_it() -> None:
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; sys.path.insert(0, 'benchmarks'); import report; print(report.page(), end='')",
+    ]
+    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert (ROOT / "docs" / "benchmarks.md").read_text() == made, "run `python benchmarks/report.py`"
+    for name in ("gate",):
+        figures = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+        assert f"{100 * figures['area_under_risk_coverage']['sum']:.3f}" in made

@@ -1,0 +1,103 @@
+"""`labelmint pull` and `labelmint verify` as programs: what they say, and how they end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from labelmint_client import Client
+from labelmint_client.pull import PullOptions, pull
+from tests.clients.pull.conftest import contents
+from tests.conftest import Service
+
+SECONDS = 300
+
+
+def run(*arguments: object, module: str = "labelmint_client", **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    environment = {**os.environ, **environment}
+    return subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, env=environment)
+
+
+def test_a_pull_that_is_killed_and_started_again(service: Service, tmp_path: Path) -> None:
+    """From outside, at a moment that the files tell: the demo's faces, by the service's program."""
+    out, program = tmp_path / "out", "labelmint.cli"
+    arguments = ["pull", "--endpoint", service.grpc, "--model", "faces", "--count", "12", "--samples-per-shard", "4"]
+    arguments += ["--format", "folder", str(out)]
+    process = subprocess.Popen([sys.executable, "-m", program, *arguments], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + SECONDS
+    while len(list(out.glob("images/*"))) < 6:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert (out / "images").exists() and not (out / "manifest.json").exists()
+    done = run(*arguments, module=program)
+    assert done.returncode == 0, done.stderr
+    assert "12/12" in done.stderr and "% accepted]" in done.stderr and "sample/s" in done.stderr
+    assert done.stdout.startswith(f"{out} is complete: 12 samples, ")
+    with Client(service.grpc) as client:
+        pull(client, PullOptions("faces", 12, "folder", samples_per_shard=4), tmp_path / "whole")
+    assert contents(out) == contents(tmp_path / "whole")
+    assert run(*arguments, module=program).stdout == done.stdout
+    verified = run("verify", out, "--endpoint", service.grpc, "--sample", "5", module=program)
+    assert verified.returncode == 0, verified.stderr
+    assert verified.stdout == (
+        f"{out}: compared 25 files with the manifest, 5 samples with what is served: no difference\n"
+    )
+
+
+def test_verify_fails_with_a_line_for_each_difference(service: Service, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert run("pull", "--endpoint", service.grpc, "--model", "faces", "--count", 2, out).returncode == 0
+    with (out / "shard-000000.tar").open("r+b") as file:
+        file.write(b"\1")
+    done = run("verify", out)
+    assert done.returncode == 1 and done.stderr == ""
+    first, last = done.stdout.splitlines()
+    assert first.startswith("shard-000000.tar: SHA-256 ")
+    assert last == f"{out}: compared 2 files with the manifest: 1 differences"
+
+
+def test_errors_are_one_line(service: Service, tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("secret\n")
+    asked = ("pull", "--endpoint", service.grpc, "--model", "faces", "--count")
+    for arguments, said in (
+        ((*asked, "0", tmp_path / "out"), "count is 0; give at least 1"),
+        ((*asked, "1", "--ignore-js-quantile", "2", tmp_path / "out"), "ignore_js_quantile is 2.0; give 0 to 1"),
+        ((*asked, "1", "--max-js", "1", "--max-quantile", "1", tmp_path / "out"), "max_js or max_quantile, not both"),
+        ((*asked, "1", "--truncation-psi", "0.5", tmp_path / "out"), "0.5 was not calibrated, only 1"),
+        ((*asked, "1", "--model", "dogs", tmp_path / "out"), "no model named 'dogs'"),
+        ((*asked, "1", tmp_path), f"{tmp_path} exists and holds no unfinished pull"),
+        ((*asked, "1", "--tls-ca", tmp_path / "no.pem", tmp_path / "out"), "No such file or directory"),
+        ((*asked, "1", "--endpoint", "far:1", "--token-file", token, tmp_path / "out"), "far:1 in plain text"),
+        (("verify", tmp_path), "has no manifest.json"),
+    ):
+        done = run(*arguments)
+        assert done.returncode == 2 and said in done.stderr, done.stderr
+        assert done.stderr.startswith("labelmint: ") and done.stderr.count("\n") == 1, done.stderr
+    # What the service refused has not begun: the directory is free for what it does not.
+    assert run(*asked, "1", tmp_path / "out").returncode == 0
+
+
+def test_help_and_what_is_missing(tmp_path: Path) -> None:
+    told = run("--help", module="labelmint.cli").stdout
+    assert "pull" in told and "verify" in told
+    for command in ("pull", "verify"):
+        assert run(command, "--help", module="labelmint.cli").stdout == run(command, "--help").stdout
+    # A module that is None is as good as not installed.
+    script = (
+        "import sys; sys.modules[{!r}] = None; sys.argv = ['labelmint', 'verify', '.']; import {}.cli as c; c.main()"
+    )
+    for missing, program, said in (
+        ("PIL", "labelmint_client", "PIL is missing; run `pip install 'labelmint-client[pull]'`"),
+        ("labelmint_client", "labelmint", "`verify` is the client's; run `pip install 'labelmint-client[pull]'`"),
+    ):
+        command = [sys.executable, "-c", script.format(missing, program)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (2, f"labelmint: {said}\n")

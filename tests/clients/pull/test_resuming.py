@@ -1,0 +1,119 @@
+"""A pull that is killed, disturbed or started twice ends with the bytes of one that was not."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from labelmint_client import Client, SampleOptions
+from labelmint_client.pull import Progress, PullError, PullOptions, pull
+from labelmint_client.pull.directory import PullDirectory
+from labelmint_client.pull.formats import FORMATS
+from tests.clients.pull.conftest import contents
+from tests.conftest import ROOT, Service
+
+KILLS = 4
+
+
+def options_of(name: str, gate: SampleOptions) -> PullOptions:
+    """Two whole shards and a smaller one."""
+    return PullOptions("tiny", 8, name, samples_per_shard=3, ignore_js_quantile=0.9, sample=gate)  # type: ignore[arg-type]
+
+
+def run(gateway: Service, out: Path, options: PullOptions, kill_at: int = 0) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tests.clients.pull.killed_at", gateway.grpc, str(out)]
+    command += [json.dumps(options.to_json()), str(kill_at)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_killed_at_any_moment_it_ends_with_the_same_bytes(
+    name: str, gateway: Service, options: SampleOptions, tmp_path: Path
+) -> None:
+    wanted = options_of(name, options)
+    whole = run(gateway, tmp_path / "whole", wanted)
+    assert whole.returncode == 0, whole.stderr
+    steps = int(whole.stdout)
+    # The same pull is killed again and again; another one in its last steps, which remove the state.
+    draw = random.Random(name)
+    for out, kills in (("often", [draw.randint(1, steps // 2) for _ in range(KILLS)]), ("late", [steps - 1])):
+        for kill_at in kills:
+            killed = run(gateway, tmp_path / out, wanted, kill_at)
+            assert killed.returncode == -signal.SIGKILL, (kill_at, killed.stderr)
+        done = run(gateway, tmp_path / out, wanted)
+        assert done.returncode == 0, done.stderr
+        assert contents(tmp_path / out) == contents(tmp_path / "whole"), kills
+
+
+def test_a_shard_that_is_done_is_not_asked_for_again(client: Client, options: SampleOptions, tmp_path: Path) -> None:
+    wanted = options_of("folder", options)
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        pull(client, wanted, out, _interrupt_after(5))
+    reports: list[Progress] = []
+    manifest = pull(client, wanted, out, reports.append)
+    assert reports[0].done == 3 and reports[-1].done == 8
+    assert reports[-1].seeds == manifest["accepted_count"] + manifest["rejected_count"]
+    # Complete: nothing is asked for at all, not even the service.
+    before = contents(out)
+    with Client("localhost:1") as nobody:
+        assert pull(nobody, wanted, out) == manifest
+    assert contents(out) == before
+
+
+def test_what_cannot_be_is_one_error(client: Client, options: SampleOptions, tmp_path: Path) -> None:
+    wanted = options_of("folder", options)
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        pull(client, wanted, out, _interrupt_after(5))
+    other = PullOptions("tiny", 9, "coco", samples_per_shard=3, ignore_js_quantile=0.9, sample=options)
+    with pytest.raises(PullError, match="holds a pull with count 8, not 9; format folder, not coco"):
+        pull(client, other, out)
+    with PullDirectory(out), pytest.raises(PullError, match="another pull is writing to"):
+        pull(client, wanted, out)
+    header = out / ".labelmint-pull" / "header.json"
+    header.write_text(header.read_text().replace('"digest": "', '"digest": "0'))
+    with pytest.raises(PullError, match="other weights"):
+        pull(client, wanted, out)
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.tex").touch()
+    for path in (foreign, foreign / "thesis.tex"):
+        with pytest.raises(PullError, match="holds no unfinished pull"):
+            pull(client, wanted, path)
+    assert [path.name for path in foreign.iterdir()] == ["thesis.tex"]
+    last = PullOptions("tiny", 3, start_seed=2**32 - 2, sample=SampleOptions(max_js=1e9))
+    with pytest.raises(PullError, match="the seeds end after 2 of 3 samples"):
+        pull(client, last, tmp_path / "last")
+
+
+@pytest.mark.parametrize("name", ["webdataset", "parquet"])
+def test_a_full_disk_is_one_line_and_loses_nothing(
+    name: str, gateway: Service, client: Client, options: SampleOptions, tmp_path: Path
+) -> None:
+    """The limit on a file's size stands for the disk's: the same error of the same calls."""
+    wanted = options_of(name, options)
+    command = [sys.executable, "-m", "tests.clients.pull.killed_at", gateway.grpc, str(tmp_path / "full")]
+    command += [json.dumps(wanted.to_json()), "0"]
+    limited = ["bash", "-c", 'ulimit -f 4; exec "$@"', "limited", *command]  # KiB; a shard of 3 samples has more
+    full = subprocess.run(limited, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert full.returncode == 1, full.stderr
+    assert f"{tmp_path / 'full'}: File too large; the shards that are done are kept" in full.stderr.splitlines()[-1]
+    pull(client, wanted, tmp_path / "full")
+    pull(client, wanted, tmp_path / "whole")
+    assert contents(tmp_path / "full") == contents(tmp_path / "whole")
+
+
+def _interrupt_after(samples: int) -> Callable[[Progress], None]:
+    def interrupt(progress: Progress) -> None:
+        if progress.done == samples:
+            raise KeyboardInterrupt
+
+    return interrupt

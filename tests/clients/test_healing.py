@@ -1,0 +1,194 @@
+"""Streams and calls go on by themselves over whatever ends a gateway; what comes is what an undisturbed walk gives.
+
+A stream's buffers hold what was sent before the end: each test reads on until the client has said that it healed.
+"""
+
+import asyncio
+import itertools
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from labelmint.export.repository import export_repository
+from labelmint_client import AsyncClient, Client, ModelVersionGone, Sample, SampleOptions, Unavailable
+from tests.clients.conftest import StartGateway, Undisturbed, same
+from tests.conftest import Service, start_service
+from tests.gateway.conftest import tiny_weights
+from tests.gateway.test_lifecycle import triton_pid
+
+
+def port_of(service: Service) -> str:
+    return service.grpc.rpartition(":")[2]
+
+
+class Reader:
+    """Collects samples until the client has said so many times that a stream was healed, and 20 more."""
+
+    def __init__(self, caplog: pytest.LogCaptureFixture, times: int = 1) -> None:
+        self._caplog = caplog
+        self._times = times
+        self._more = 20
+        self.samples: list[Sample] = []
+
+    def enough(self, sample: Sample) -> bool:
+        self.samples.append(sample)
+        healed = sum("goes on at seed" in record.message for record in self._caplog.records)
+        self._more -= healed >= self._times
+        return self._more == 0
+
+    def check(self, undisturbed: Undisturbed) -> None:
+        wanted = undisturbed(len(self.samples))
+        assert all(same(sample, message) for sample, message in zip(self.samples, wanted, strict=True))
+
+
+@pytest.fixture
+def reader(caplog: pytest.LogCaptureFixture) -> Callable[..., Reader]:
+    return lambda times=1: Reader(caplog, times)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_stream_survives_a_restart(
+    start_gateway: StartGateway,
+    options: SampleOptions,
+    undisturbed: Undisturbed,
+    reader: Callable[..., Reader],
+    number: int,
+) -> None:
+    service = start_gateway("--grace-seconds", "1")
+    read = reader()
+    with Client(service.grpc) as client, client.stream_samples("tiny", options=options) as stream:
+        read.enough(next(stream))
+        service.stop(number)
+        start_gateway("--grpc-port", port_of(service))
+        assert any(read.enough(sample) for sample in stream)
+        assert stream.next_seed == read.samples[-1].seed + 1
+        assert stream.rejected_count == stream.next_seed - len(read.samples)
+    read.check(undisturbed)
+
+
+async def test_an_asyncio_stream_survives_a_restart(
+    start_gateway: StartGateway, options: SampleOptions, undisturbed: Undisturbed, reader: Callable[..., Reader]
+) -> None:
+    service = await asyncio.to_thread(start_gateway)
+    read = reader()
+    async with (
+        AsyncClient(service.grpc) as client,
+        await client.stream_samples("tiny", options=options) as stream,
+    ):
+        read.enough(await anext(stream))
+        await asyncio.to_thread(service.stop, signal.SIGKILL)
+        await asyncio.to_thread(start_gateway, "--grpc-port", port_of(service))
+        async for sample in stream:
+            if read.enough(sample):
+                break
+        assert stream.rejected_count == stream.next_seed - len(read.samples)
+    await asyncio.to_thread(read.check, undisturbed)
+
+
+def test_an_expired_stream_goes_on_at_once(
+    start_gateway: StartGateway, options: SampleOptions, undisturbed: Undisturbed, reader: Callable[..., Reader]
+) -> None:
+    service = start_gateway("--max-connection-age-seconds", "1")
+    read = reader(3)
+    with Client(service.grpc) as client, client.stream_samples("tiny", options=options) as stream:
+        assert any(read.enough(sample) for sample in stream)
+    read.check(undisturbed)
+
+
+def test_a_rolling_restart_fails_nothing(
+    start_gateway: StartGateway, options: SampleOptions, undisturbed: Undisturbed
+) -> None:
+    """Two gateways, one after the other, under single requests and two streams."""
+    services = [start_gateway(), start_gateway()]
+    over = threading.Event()
+
+    def ask(client: Client) -> int:
+        for number in itertools.count():
+            if over.is_set():
+                return number
+            client.get_sample("tiny", number % 64, SampleOptions(max_js=1e9))
+        raise AssertionError
+
+    def stream(client: Client, shard: int) -> list[int]:
+        seeds = []
+        for sample in client.stream_samples("tiny", options=options, shard_index=shard, shard_count=2):
+            seeds.append(sample.seed)
+            if over.is_set():
+                break
+        return seeds
+
+    with Client([service.grpc for service in services]) as client, ThreadPoolExecutor() as pool:
+        requests = [pool.submit(ask, client) for _ in range(2)]
+        streams = [pool.submit(stream, client, shard) for shard in range(2)]
+        try:
+            for service in services:
+                assert service.stop() == 0
+                start_gateway("--grpc-port", port_of(service))
+        finally:
+            over.set()
+        assert all(request.result(60) > 0 for request in requests)
+        walks = [running.result(60) for running in streams]
+    wanted = [message.seed for message in undisturbed(sum(map(len, walks)))]
+    for shard, seeds in enumerate(walks):
+        alone = [seed for seed in wanted if seed % 2 == shard]
+        shared = min(len(seeds), len(alone))  # one of them was quicker
+        assert seeds[:shared] == alone[:shared]
+
+
+def test_patience_ends(start_gateway: StartGateway, options: SampleOptions) -> None:
+    service = start_gateway()
+    with Client(service.grpc, patience_seconds=1.0) as client:
+        stream = client.stream_samples("tiny", options=options)
+        next(stream)
+        service.stop(signal.SIGKILL)
+        with pytest.raises(Unavailable, match=service.grpc):
+            for _ in stream:
+                pass
+
+
+def test_triton_may_restart_and_weights_may_not_change(
+    tmp_path: Path,
+    tiny_repository: Path,
+    options: SampleOptions,
+    undisturbed: Undisturbed,
+    reader: Callable[..., Reader],
+) -> None:
+    repository = Path(shutil.copytree(tiny_repository, tmp_path / "repository"))
+    service = start_service(tmp_path / "first.log", repository=repository)
+    read = reader()
+    with Client(service.grpc) as client, client.stream_samples("tiny", options=options) as stream:
+        read.enough(next(stream))
+        os.kill(triton_pid(service), signal.SIGKILL)
+        assert any(read.enough(sample) for sample in stream)
+        assert service.stop() == 0
+        shutil.rmtree(repository)
+        export_repository(repository, "tiny", *tiny_weights(2))
+        service = start_service(tmp_path / "second.log", "--grpc-port", port_of(service), repository=repository)
+        with pytest.raises(ModelVersionGone, match="other weights give other samples"):
+            for sample in stream:
+                read.samples.append(sample)
+    assert service.stop() == 0
+    read.check(undisturbed)
+
+
+def test_clients_do_not_disturb_each_other(gateway: Service, options: SampleOptions, undisturbed: Undisturbed) -> None:
+    """One reads slowly, one is closed from another thread while it waits, one goes on."""
+    wanted = undisturbed(40)
+    with Client(gateway.grpc) as slow, Client(gateway.grpc) as closed, Client(gateway.grpc) as quick:
+        waiting = closed.stream_samples("tiny", options=SampleOptions(max_js=0))
+        paused = slow.stream_samples("tiny", options=options, count=40)
+        got = [next(paused)]
+        with ThreadPoolExecutor() as pool:
+            rest = pool.submit(list, waiting)
+            samples = list(quick.stream_samples("tiny", options=options, count=40))
+            waiting.close()
+            assert rest.result(60) == []
+        got += paused
+    for each in (samples, got):
+        assert all(same(sample, message) for sample, message in zip(each, wanted, strict=True))
