@@ -24,6 +24,8 @@ import pytest_asyncio
 from grpc_health.v1 import health_pb2
 from tritonclient.grpc import service_pb2
 
+from labelmint.errors import TritonUnavailable
+from labelmint.gateway.catalog import Catalog
 from labelmint.triton.client import TritonClient
 from labelmint.triton.server import TritonServer, wait_until_ready
 from labelmint.v1 import sample_service_pb2 as pb
@@ -194,6 +196,21 @@ async def test_a_stream_that_waits_ends_when_the_gateway_does(tmp_path: Path, na
         error = info_of(await reading)
         assert (error.reason, error.metadata["next_seed"]) == ("SERVER_DRAINING", "9")
         await asyncio.to_thread(gateway.service.process.wait, 60)
+
+
+async def test_no_model_is_unknown_before_the_models_were_read() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        client = TritonClient(f"127.0.0.1:{silent.getsockname()[1]}")
+        catalog = Catalog(client, "fused")
+        reading = asyncio.create_task(catalog.refresh())
+        try:
+            await asyncio.sleep(0)  # it has begun
+            with pytest.raises(TritonUnavailable, match="being read"):
+                await catalog.get("tiny")
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+            await client.close()
 
 
 async def drained(stream: grpc.aio.UnaryStreamCall) -> grpc.aio.AioRpcError:
