@@ -79,13 +79,15 @@ def gate(figures: dict[str, Any]) -> str:
     ]
     best = min(("sum", "top10_mean"), key=lambda name: area[name])
     verdict = "the better of the paper's two, and our default" if best == "sum" else "not the better of the paper's two"
+    better = [SCORES[name] for name in gain if area[name] < area["sum"] and name != "top10_mean"]
+    remark = f" Not from the paper, and better here: {', '.join(better)}." if better else ""
     return f"""## Does the gate work?
 
 `python benchmarks/gate.py`
 
 {figures["seeds"]:,} seeds that nobody has used; the error of a sample is the share of its pixels whose label differs
 from the exact mask ({100 * figures["mean_error"]:.2f} % on average). Seeds are kept from the lowest score on; the area
-under the risk-coverage curve is the mean error over all such cuts. `sum` is {verdict}.
+under the risk-coverage curve is the mean error over all such cuts. `sum` is {verdict}.{remark}
 
 | Order by | Area under risk-coverage, % | Share of the oracle's gain | Error of the best 90 %, % |
 | --- | --- | --- | --- |
