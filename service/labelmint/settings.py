@@ -48,6 +48,10 @@ class ServeSettings(BaseSettings):
     max_window: Annotated[
         int, Field(ge=1, description="largest window of a stream: samples that are minted ahead of its reader")
     ] = 64
+    capacity_wait_seconds: Annotated[
+        float,
+        Field(ge=0, description="time that what is asked is held while Triton is away (scaled to zero); 0: none"),
+    ] = 0.0
     drain_seconds: Annotated[
         float, Field(ge=0, description="time at shutdown between not ready and closed doors, for load balancers to see")
     ] = 0.0

@@ -60,39 +60,39 @@ async def collect(lifecycle: Lifecycle, source: Source, close_at: int = 0) -> tu
 
 
 async def test_a_stream_passes_whole(catalog: Catalog) -> None:
-    assert await collect(Lifecycle(catalog, 0.0), Source(3, "ends")) == ([1, 2, 3], None)
+    assert await collect(Lifecycle(catalog, 0.0, False), Source(3, "ends")) == ([1, 2, 3], None)
 
 
 async def test_a_stream_that_is_complete_ends_as_such_at_the_close(catalog: Catalog) -> None:
-    assert await collect(Lifecycle(catalog, 0.0), Source(3, "ends"), close_at=3) == ([1, 2, 3], None)
+    assert await collect(Lifecycle(catalog, 0.0, False), Source(3, "ends"), close_at=3) == ([1, 2, 3], None)
 
 
 async def test_a_stream_that_would_go_on_is_told_where(catalog: Catalog) -> None:
-    seen, error = await collect(Lifecycle(catalog, 0.0), Source(3, "waits"), close_at=3)
+    seen, error = await collect(Lifecycle(catalog, 0.0, False), Source(3, "waits"), close_at=3)
     assert seen == [1, 2, 3] and isinstance(error, ServerDraining) and error.metadata == {"next_seed": "3"}
 
 
 async def test_a_stream_that_never_began_resumes_at_its_start(catalog: Catalog) -> None:
-    lifecycle = Lifecycle(catalog, 0.0)
+    lifecycle = Lifecycle(catalog, 0.0, False)
     lifecycle.close()
     seen, error = await collect(lifecycle, Source(0, "waits"))
     assert seen == [] and isinstance(error, ServerDraining) and error.metadata == {"next_seed": "0"}
 
 
 async def test_a_stream_expires(catalog: Catalog) -> None:
-    seen, error = await collect(Lifecycle(catalog, 0.01), Source(2, "waits"))
+    seen, error = await collect(Lifecycle(catalog, 0.01, False), Source(2, "waits"))
     assert seen == [1, 2] and isinstance(error, StreamExpired) and error.metadata == {"next_seed": "2"}
 
 
 async def test_a_failure_says_where_to_resume_and_is_nobody_elses(catalog: Catalog) -> None:
-    seen, error = await collect(Lifecycle(catalog, 0.0), Source(2, "fails"))
+    seen, error = await collect(Lifecycle(catalog, 0.0, False), Source(2, "fails"))
     assert seen == [1, 2] and isinstance(error, TritonUnavailable) and error.metadata == {"next_seed": "2"}
     assert isinstance(error.__cause__, TritonUnavailable) and error.__cause__.metadata == {}
 
 
 async def test_a_reader_who_leaves_closes_the_stream(catalog: Catalog) -> None:
     source = Source(1, "waits")
-    guarded = Lifecycle(catalog, 0.0).guard(source.stream(), 0)
+    guarded = Lifecycle(catalog, 0.0, False).guard(source.stream(), 0)
     assert (await anext(guarded)).next_seed == 1
     waiting = asyncio.create_task(anext(guarded))  # type: ignore[arg-type]
     await asyncio.sleep(0)

@@ -152,4 +152,4 @@ async def test_encodings_of_what_cannot_be_encoded(
     asked = pb.SampleOptions(max_js=1e9, **options)  # type: ignore[arg-type]
     with pytest.raises(grpc.aio.AioRpcError, match=problem) as caught:
         await stream(gateway, options=asked).read()
-    assert dict(info_of(caught.value).metadata) == {"field": f"options.{field}"}
+    assert dict(info_of(caught.value).metadata) == {"field": f"options.{field}", "next_seed": "0"}

@@ -38,7 +38,8 @@ class Catalog:
         self._pipeline = pipeline
         # What Triton had when it last answered; it outlasts an outage, so that a pinned version is known again.
         self._models: dict[Key, ServedModel] = {}
-        self._failure: LabelmintError | None = None
+        # Nothing is unknown before the models were read once.
+        self._failure: LabelmintError | None = TritonUnavailable("the models are being read; try again in a moment")
         self._withdrawn: frozenset[str] = frozenset()  # Triton's names
         self._changing: frozenset[str] = frozenset()  # our names of these
         self._reported: set[str] = set()

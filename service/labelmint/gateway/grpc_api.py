@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from typing import Any, NoReturn, TypeAlias
 
@@ -24,11 +24,10 @@ from google.rpc import error_details_pb2, status_pb2
 
 from labelmint.errors import InvalidRequest, LabelmintError
 from labelmint.gateway import encode
-from labelmint.gateway.catalog import Catalog
 from labelmint.gateway.lifecycle import Lifecycle
 from labelmint.gateway.metrics import UNKNOWN_MODEL, Metrics
-from labelmint.gateway.policy import SampleOptions, Walk, check_has_label
-from labelmint.gateway.sampling import Sample, Sampler
+from labelmint.gateway.policy import MAX_BATCH, SampleOptions, Walk, check_has_label
+from labelmint.gateway.sampling import HEARTBEAT_SECONDS, Delivery, Sample, Sampler
 from labelmint.gateway.served_model import ServedModel
 from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
@@ -60,14 +59,14 @@ class SampleService(pb_grpc.SampleServiceServicer):
 
     async def GetSample(self, request: pb.GetSampleRequest, context: Context) -> pb.GetSampleResponse:
         async with _Call(self._metrics, "GetSample", context) as call:
-            model = await call.find(self._sampler.catalog, request)
+            model = await call.find(self._sampler, request)
             options = _options(model, request.options)
             sample = await self._sampler.sample(model, request.seed, options, context.time_remaining())
             return pb.GetSampleResponse(sample=await asyncio.to_thread(_sample, sample, request.options))
 
     async def BatchGetSamples(self, request: pb.BatchGetSamplesRequest, context: Context) -> pb.BatchGetSamplesResponse:
         async with _Call(self._metrics, "BatchGetSamples", context) as call:
-            model = await call.find(self._sampler.catalog, request)
+            model = await call.find(self._sampler, request, min(len(request.seeds), MAX_BATCH))
             options = _options(model, request.options)
             samples = await self._sampler.batch(
                 model, request.seeds, request.style_seeds, options, context.time_remaining()
@@ -79,11 +78,7 @@ class SampleService(pb_grpc.SampleServiceServicer):
         self, request: pb.StreamSamplesRequest, context: Context
     ) -> AsyncIterator[pb.StreamSamplesResponse]:
         async with _Call(self._metrics, "StreamSamples", context) as call:
-            model = await call.find(self._sampler.catalog, request)
-            walk = Walk(request.start_seed, request.shard_index, request.shard_count or 1)
-            options = _options(model, request.options)
-            samples = self._sampler.walk(model, walk, request.count, options, request.window, context.time_remaining())
-            deliveries = self._lifecycle.guard(samples, walk.start)
+            deliveries = self._lifecycle.guard(self._walk(call, request, context), request.start_seed)
             # Closed here and now when the client leaves, not when the collector finds it.
             async with aclosing(deliveries):
                 async for delivery in deliveries:
@@ -95,9 +90,28 @@ class SampleService(pb_grpc.SampleServiceServicer):
                         rejected_count=delivery.rejected_count,
                     )
 
+    async def _walk(
+        self, call: _Call, request: pb.StreamSamplesRequest, context: Context
+    ) -> AsyncGenerator[Delivery, None]:
+        """Heartbeats until the model is there, then what is delivered of it."""
+        walk = Walk(request.start_seed, request.shard_index, request.shard_count or 1)
+        owed = self._sampler.owed_at_first(request.window, request.count)
+        finding = asyncio.create_task(call.find(self._sampler, request, owed))
+        try:
+            while not (await asyncio.wait({finding}, timeout=HEARTBEAT_SECONDS))[0]:
+                yield Delivery(None, walk.start, 0)
+            model = finding.result()
+        finally:
+            finding.cancel()
+        options = _options(model, request.options)
+        samples = self._sampler.walk(model, walk, request.count, options, request.window, context.time_remaining())
+        async with aclosing(samples):
+            async for delivery in samples:
+                yield delivery
+
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
         async with _Call(self._metrics, "GetModel", context) as call:
-            model = await call.find(self._sampler.catalog, request)
+            model = await call.find(self._sampler, request)
             return pb.GetModelResponse(model=model_message(model))
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
@@ -115,9 +129,9 @@ class _Call:
         self._context = context
         self._model = UNKNOWN_MODEL
 
-    async def find(self, catalog: Catalog, request: Request) -> ServedModel:
-        """The model that the call is about; from here on the metrics name it."""
-        model = await catalog.get(request.model, request.model_version)
+    async def find(self, sampler: Sampler, request: Request, owed: int = 1) -> ServedModel:
+        """The model that the call, for `owed` samples, is about; from here on the metrics name it."""
+        model = await sampler.find(request.model, request.model_version, owed)
         self._model = model.name
         return model
 

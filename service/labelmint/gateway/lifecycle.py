@@ -1,6 +1,7 @@
 """Where a gateway is in its life (serving, draining, closing), and how streams learn of it.
 
 Rules of this file:
+- Ready is who answers what comes, or holds it until Triton is there: it must be asked, or nobody learns of the demand.
 - Draining: not ready, but whoever still comes is served. Closing: no stream goes on.
 - A stream never ends by a cut connection: it ends with an error that carries the `next_seed` to resume at.
 """
@@ -11,7 +12,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from typing import Protocol, TypeVar
 
-from labelmint.errors import LabelmintError, ServerDraining, StreamExpired
+from labelmint.errors import LabelmintError, ServerDraining, StreamExpired, TritonUnavailable
 from labelmint.gateway.catalog import Catalog
 
 
@@ -26,10 +27,11 @@ T = TypeVar("T", bound=Resumable)
 
 
 class Lifecycle:
-    """`max_stream_seconds`: age at which streams end, 0 for never."""
+    """`max_stream_seconds`: age at which streams end, 0 for never. `holds`: what is asked waits for Triton."""
 
-    def __init__(self, catalog: Catalog, max_stream_seconds: float) -> None:
+    def __init__(self, catalog: Catalog, max_stream_seconds: float, holds: bool) -> None:
         self._catalog = catalog
+        self._holds = holds
         self._max_stream_seconds = max_stream_seconds
         self._draining = False
         self._closing = asyncio.Event()
@@ -43,10 +45,14 @@ class Lifecycle:
         self._closing.set()
 
     async def check_ready(self) -> None:
-        """Raises ServerDraining once the end has begun, and TritonUnavailable while there is no model to serve."""
+        """Raises ServerDraining once the end has begun, and TritonUnavailable while what is asked would fail for it."""
         if self._draining:
             raise ServerDraining()
-        await self._catalog.refresh()
+        try:
+            await self._catalog.refresh()
+        except TritonUnavailable:
+            if not self._holds:
+                raise
 
     async def guard(self, stream: AsyncGenerator[T, None], next_seed: int) -> AsyncGenerator[T, None]:
         """Pass a stream through until it ends, expires or the gateway closes; closes it in any case.

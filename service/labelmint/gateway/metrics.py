@@ -82,8 +82,8 @@ class Metrics:
         )
         self.demand = Gauge(
             "labelmint_demand_samples",
-            "Accepted samples owed to clients: of each request being answered, all its samples; of each stream, the "
-            "smaller of its window and what remains of its count, less those that are ready for its reader.",
+            "Accepted samples owed to clients: of each request being answered or held, all its samples; of each "
+            "stream, the smaller of its window and what remains of its count, less those that its reader could take.",
             registry=registry,
         )
         self.requests_in_flight = Gauge(
@@ -145,7 +145,11 @@ class ServedModels(Collector):
             "Share of samples that the calibrated gate accepted when it was calibrated.",
             labels=["model", "version"],
         )
-        for model in self._models():
+        models = self._models()
+        ready = GaugeMetricFamily(
+            "labelmint_triton_ready", "1 while Triton answers and has a model ready, else 0.", value=float(bool(models))
+        )
+        for model in models:
             labels = [model.name, model.version]
             described = {
                 "digest": model.digest,
@@ -159,4 +163,4 @@ class ServedModels(Collector):
             if model.calibration is not None:
                 threshold.add_metric(labels, model.calibration.threshold)
                 acceptance.add_metric(labels, model.calibration.threshold_quantile)
-        yield from (info, threshold, acceptance)
+        yield from (info, threshold, acceptance, ready)

@@ -97,9 +97,9 @@ def create_app(
     rest_problems.install(app)
     rest_docs.install(app)
 
-    async def find(request: Request, name: str, asked: VersionModel) -> ServedModel:
-        """The model that a request is about; from here on the metrics name it."""
-        model = await sampler.catalog.get(name, asked.model_version)
+    async def find(request: Request, name: str, asked: VersionModel, owed: int = 1) -> ServedModel:
+        """The model that a request, for `owed` samples, is about; from here on the metrics name it."""
+        model = await sampler.find(name, asked.model_version, owed)
         request.state.model = model.name
         return model
 
@@ -227,7 +227,7 @@ def create_app(
     async def get_tar(
         request: Request, model: ModelName, query: Annotated[TarQuery, Query()], if_none_match: IfNoneMatch = None
     ) -> Response:
-        found = await find(request, model, query)
+        found = await find(request, model, query, sampler.owed_at_first(0, query.count))
         caches = caching(request, found, "tar", query)
         walk, options = Walk(query.start_seed, query.shard_index, query.shard_count), query.to_sample_options()
         mixing_of(found, options)
@@ -259,7 +259,7 @@ def create_app(
         summary="The pairs of several seeds",
     )
     async def batch_get_samples(request: Request, model: ModelName, body: BatchBody) -> BatchModel:
-        found = await find(request, model, body)
+        found = await find(request, model, body, len(body.seeds))
         if (caller := _caller(request)) is not None:
             caller.charge(len(body.seeds))
         samples = await sampler.batch(found, body.seeds, body.style_seeds, body.to_sample_options(body.include_js_map))

@@ -6,16 +6,18 @@ Rules of this file:
   pauses stops the walk, and leaving the generator cancels what is in flight.
 - Admission is bounded: beyond `max_in_flight` samples a request is refused, beyond `max_streams` a walk. What is
   admitted waits for a slot in its fair turn (`slots.py`), no longer than its deadline.
+- What Triton is needed for and away is held for `capacity_wait_seconds`, and counts as owed while it is.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +46,9 @@ from labelmint.tracing import span
 from labelmint.triton.client import DEFAULT_TIMEOUT_SECONDS, Array, Latents, TritonClient
 
 HEARTBEAT_SECONDS = 1.0
+_RETRY_SECONDS = 1.0  # while Triton is away
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,7 @@ class Limits:
     triton_slots: int
     max_streams: int
     max_window: int
+    capacity_wait_seconds: float
 
 
 @dataclass(eq=False)
@@ -141,6 +147,7 @@ class Sampler:
         self._limits = limits
         self._slots = Slots(limits.triton_slots)
         self._admitted_samples = 0
+        self._owed_before_model = 0
         self._pipelines: set[_Pipeline] = set()
         metrics.demand.set_function(self.demand)
         for kind in KINDS:
@@ -148,7 +155,28 @@ class Sampler:
 
     def demand(self) -> int:
         """Accepted samples that are owed to clients, as the metric's help defines it."""
-        return self._admitted_samples + sum(pipeline.owed for pipeline in self._pipelines)
+        pipelines = sum(pipeline.owed for pipeline in self._pipelines)
+        return self._owed_before_model + self._admitted_samples + pipelines
+
+    async def find(self, name: str, version: str, owed: int = 1) -> ServedModel:
+        """The model that a request for `owed` samples is about, held for it while Triton is away.
+
+        Raises ModelNotFound, TritonUnavailable or Overloaded. Who only asks what a model is counts as one sample, since
+        samples follow: a cluster without Triton gets one.
+        """
+        limits = self._limits
+        if self._owed_before_model > limits.max_in_flight + limits.max_streams * limits.max_window:
+            raise Overloaded("too much waits for Triton already; try again later")
+        self._owed_before_model += owed
+        try:
+            return await self._held(lambda: self.catalog.get(name, version))
+        finally:
+            self._owed_before_model -= owed
+
+    def owed_at_first(self, window: int, count: int) -> int:
+        """What a stream owes before its first sample; raises InvalidRequest."""
+        wanted = window_of(window, self._limits.max_window)
+        return min(wanted, count) if count > 0 else wanted
 
     async def sample(
         self, model: ServedModel, seed: int, options: SampleOptions, timeout_seconds: float | None = None
@@ -158,7 +186,7 @@ class Sampler:
         mixing = mixing_of(model, options)
         gate = gate_of(model, options)
         with self._admitted(1) as party:
-            sample = await self._mint(party, model, seed, mixing, gate, options, _deadline(timeout_seconds))
+            sample = await self._mint(party, model, seed, mixing, gate, options, self._deadline(timeout_seconds))
         if not sample.accepted and not options.include_rejected:
             raise sample.rejection()
         return sample
@@ -178,7 +206,7 @@ class Sampler:
         checked = check_batch(seeds)
         mixings = mixings_of(model, options, style_seeds, len(checked))
         gate = gate_of(model, options)
-        deadline = _deadline(timeout_seconds)
+        deadline = self._deadline(timeout_seconds)
         with self._admitted(len(checked)) as party:
             tasks = [
                 asyncio.create_task(self._mint(party, model, seed, mixing, gate, options, deadline))
@@ -307,19 +335,35 @@ class Sampler:
         self, model: ServedModel, latents: Latents, outputs: Sequence[str], timeout_seconds: float | None
     ) -> dict[str, Array]:
         """What Triton makes of one sample; raises ModelVersionGone where that is not, or no longer, this version's."""
-        try:
-            arrays = await self._triton.infer(model.triton_name, model.version, latents, outputs, timeout_seconds)
-        except TritonUnavailable:
-            await self.catalog.check_lost(model)
-            raise
+
+        async def infer() -> dict[str, Array]:
+            try:
+                return await self._triton.infer(model.triton_name, model.version, latents, outputs, timeout_seconds)
+            except TritonUnavailable:
+                await self.catalog.check_lost(model)
+                raise
+
+        arrays = await self._held(infer)
         self.catalog.check_pinned(model)
         return arrays
 
+    async def _held(self, call: Callable[[], Awaitable[T]]) -> T:
+        """The result of a call that needs Triton, which is tried again while Triton is away."""
+        now = asyncio.get_running_loop().time
+        end = now() + self._limits.capacity_wait_seconds
+        while True:
+            try:
+                return await call()
+            except TritonUnavailable:
+                if now() + _RETRY_SECONDS > end:
+                    raise
+            await asyncio.sleep(_RETRY_SECONDS)
 
-def _deadline(timeout_seconds: float | None) -> float:
-    """When a request ends at the latest, on the loop's clock; nothing waits for ever."""
-    seconds = DEFAULT_TIMEOUT_SECONDS if timeout_seconds is None else timeout_seconds
-    return asyncio.get_running_loop().time() + seconds
+    def _deadline(self, timeout_seconds: float | None) -> float:
+        """When a request ends at the latest, on the loop's clock; nothing waits for ever."""
+        if timeout_seconds is None:
+            timeout_seconds = DEFAULT_TIMEOUT_SECONDS + self._limits.capacity_wait_seconds
+        return asyncio.get_running_loop().time() + timeout_seconds
 
 
 def _latents(model: ServedModel, seed: int, mixing: Mixing | None, gate: Gate) -> Latents:

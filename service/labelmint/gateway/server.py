@@ -3,7 +3,7 @@
 Rules of this file:
 - Order up: Triton, doors, readiness. Order down: readiness, a pause in which load balancers see it, doors, Triton.
   Nothing outlives the process.
-- Ready means that Triton has a model and the end has not begun; alive, that the process answers.
+- Ready means that what is asked is answered or held, and the end has not begun; alive, that the process answers.
 """
 
 from __future__ import annotations
@@ -81,8 +81,14 @@ async def serve(settings: ServeSettings) -> None:
         metrics = _metrics(catalog)
         if own is not None:
             own.supervise(metrics)
-        lifecycle = Lifecycle(catalog, settings.max_connection_age_seconds)
-        limits = Limits(settings.max_in_flight, settings.triton_slots, settings.max_streams, settings.max_window)
+        lifecycle = Lifecycle(catalog, settings.max_connection_age_seconds, settings.capacity_wait_seconds > 0)
+        limits = Limits(
+            settings.max_in_flight,
+            settings.triton_slots,
+            settings.max_streams,
+            settings.max_window,
+            settings.capacity_wait_seconds,
+        )
         sampler = Sampler(catalog, client, metrics, SampleCache(settings.cache_bytes, metrics), limits)
         health = await stack.enter_async_context(_health(lifecycle))
         async with _doors(settings, access, sampler, metrics, lifecycle, health) as ports:

@@ -4,6 +4,7 @@ Rules of this file:
 - It knows tensors, not policy: no seeds, gates or models beyond their Triton names.
 - Every tritonclient error becomes a LabelmintError here; the cause is kept. A test goes through all gRPC codes.
 - Triton 2.51 answers UNAVAILABLE for a full queue and for a queue timeout; only the text tells them from an outage.
+- A name may have many addresses, each a Triton with the same models: they take turns, call by call.
 """
 
 from __future__ import annotations
@@ -36,6 +37,9 @@ _QUEUE_TIMEOUT = ("request timeout expired",)
 _CHANNEL_OPTIONS = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
+    ("grpc.lb_policy_name", "round_robin"),
+    # The name is looked up again when a connection ends, which finds the Tritons that were added.
+    ("grpc.dns_min_time_between_resolutions_ms", 5_000),
     # A Triton that comes back is found within two seconds, not two minutes; one that froze is noticed.
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 2_000),
@@ -59,11 +63,11 @@ class Latents:
 
 
 class TritonClient:
-    """Talks gRPC to one Triton. Safe for concurrent use within one event loop."""
+    """Talks gRPC to the Tritons of one name. Safe for concurrent use within one event loop."""
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self._client = triton.InferenceServerClient(url, channel_args=_CHANNEL_OPTIONS)
+        self._connect()
 
     async def close(self) -> None:
         await self._client.close()
@@ -76,7 +80,11 @@ class TritonClient:
             return False
 
     async def model_configs(self) -> dict[tuple[str, str], pb.ModelConfig]:
-        """The configurations of all ready models, by (name, version)."""
+        """The configurations of all ready models, by (name, version).
+
+        A failure starts with a new connection: gRPC itself asks for the addresses of a name that had none after two
+        minutes only. What is in flight holds the old one, and ends in it.
+        """
         try:
             index = await self._client.get_model_repository_index(client_timeout=5.0)
             ready = [(entry.name, entry.version) for entry in index.models if entry.state == "READY"]
@@ -87,9 +95,13 @@ class TritonClient:
             return configs
         except InferenceServerException as error:
             translated = translate(error)
+            self._connect()
             if isinstance(translated, DeadlineExceeded):  # no sample was asked for: Triton itself hangs
                 translated = TritonUnavailable(f"Triton at {self.url} does not answer; try again later")
             raise translated from error
+
+    def _connect(self) -> None:
+        self._client = triton.InferenceServerClient(self.url, channel_args=_CHANNEL_OPTIONS)
 
     async def load(self, model: str) -> None:
         """Have Triton load a model, or take over what changed of it; raises TritonUnavailable with Triton's words."""

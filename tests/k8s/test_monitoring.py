@@ -1,0 +1,227 @@
+"""Scalers, rules and the dashboard against what a real Prometheus scrapes from a real gateway and a real Triton.
+
+Rules of this file:
+- Nothing is written down twice: the metrics that exist are those that Prometheus has seen.
+- An expression is good when it has data under a little load; which numbers they are is for other tests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+import pytest
+import pytest_asyncio
+import yaml
+
+from labelmint.triton.server import TritonServer, wait_until_ready
+from labelmint.v1 import sample_service_pb2 as pb
+from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
+from tests.conftest import REPOSITORY, need_program, start_service
+from tests.k8s.conftest import K8S, Rendered
+
+METRIC = re.compile(r"\b(?:labelmint_|nv_|process_)\w+")
+RECORDED = re.compile(r"\blabelmint:[\w:]+")
+SECONDS = 180
+
+
+@dataclass
+class Prometheus:
+    http: httpx.Client
+
+    def query(self, expression: str) -> list[dict[str, Any]]:
+        answer = self.http.get("/api/v1/query", params={"query": expression}).json()
+        assert answer["status"] == "success", f"{expression}: {answer}"
+        result: list[dict[str, Any]] = answer["data"]["result"]
+        return result
+
+    def without_data(self, expressions: list[str]) -> list[str]:
+        """Those that have no data though they were waited for."""
+        deadline = time.monotonic() + SECONDS
+        left = expressions
+        while (left := [each for each in left if not self.query(each)]) and time.monotonic() < deadline:
+            time.sleep(1.0)
+        return left
+
+
+@pytest_asyncio.fixture(scope="module")
+async def loaded(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The addresses of a gateway's and its Triton's metrics, after some work of every kind."""
+    directory = tmp_path_factory.mktemp("loaded")
+    triton = TritonServer(REPOSITORY, ["faces"])
+    await triton.start()
+    try:
+        await wait_until_ready(triton, ["faces"])
+        service = await asyncio.to_thread(
+            start_service, directory / "serve.log", "--triton-url", triton.grpc_url, repository=directory
+        )
+        try:
+            yield service, triton
+        finally:
+            await asyncio.to_thread(service.stop)
+    finally:
+        await triton.stop()
+
+
+@pytest.fixture(scope="module")
+def prometheus(render: Any, loaded: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    """A Prometheus with our rules, in which the gateway and Triton have the labels that PodMonitors give them."""
+    service, triton = loaded
+    directory: Path = tmp_path_factory.mktemp("prometheus")
+    rules = render("gpu").named("PrometheusRule", "labelmint")["spec"]
+    for group in rules["groups"]:
+        group["interval"] = "1s"
+    (directory / "rules.yaml").write_text(yaml.safe_dump(rules))
+    targets = {"gateway": service.http, "triton": triton.metrics_url.removesuffix("/metrics")}
+    scrapes = [
+        {
+            "job_name": f"labelmint/labelmint-{name}",
+            "static_configs": [
+                {
+                    "targets": [url.removeprefix("http://")],
+                    "labels": {"namespace": "labelmint", "pod": f"labelmint-{name}-0"},
+                }
+            ],
+        }
+        for name, url in targets.items()
+    ]
+    config = {"global": {"scrape_interval": "1s"}, "rule_files": ["rules.yaml"], "scrape_configs": scrapes}
+    (directory / "prometheus.yaml").write_text(yaml.safe_dump(config))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    command = [need_program("prometheus", "prometheus"), f"--config.file={directory / 'prometheus.yaml'}"]
+    command += [f"--storage.tsdb.path={directory / 'data'}", f"--web.listen-address={address}"]
+    with (directory / "log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        with httpx.Client(base_url=f"http://{address}", timeout=30.0) as http:
+            deadline = time.monotonic() + SECONDS
+            found = Prometheus(http)
+            while True:
+                try:
+                    if len(found.query("up == 1")) == 2:
+                        break
+                except (httpx.TransportError, ValueError):
+                    assert process.poll() is None, (directory / "log").read_text()
+                assert time.monotonic() < deadline, (directory / "log").read_text()
+                time.sleep(0.2)
+            # Work after the first scrape: rates need something to rise.
+            ask(service.http, service.grpc)
+            yield found
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def ask(http: str, address: str) -> None:
+    """Samples one by one and in streams, over both doors."""
+    for seed in range(4):
+        httpx.get(f"{http}/v1/models/faces/samples/{seed}?include_rejected=true", timeout=60.0).raise_for_status()
+    with grpc.insecure_channel(address) as channel:
+        stub = pb_grpc.SampleServiceStub(channel)
+        options = pb.SampleOptions(include_rejected=True)
+        stub.GetSample(pb.GetSampleRequest(model="faces", seed=5, options=options))
+        list(stub.StreamSamples(pb.StreamSamplesRequest(model="faces", start_seed=0, count=16)))
+
+
+def scaler_queries(render: Any) -> list[str]:
+    """What KEDA asks Prometheus, and what prometheus-adapter asks for the HorizontalPodAutoscaler."""
+    keda: Rendered = render("gpu-scale-to-zero")
+    triggers = keda.named("ScaledObject", "labelmint-triton")["spec"]["triggers"]
+    values = yaml.safe_load((K8S / "components/autoscale-hpa/prometheus-adapter-values.yaml").read_text())
+    selector = 'namespace="labelmint"'
+    adapter = [rule["metricsQuery"].replace("<<.LabelMatchers>>", selector) for rule in values["rules"]["external"]]
+    return [trigger["metadata"]["query"] for trigger in triggers] + adapter
+
+
+def panels() -> list[dict[str, Any]]:
+    dashboard = json.loads((K8S / "components/monitoring/dashboard.json").read_text())
+    return [panel for panel in dashboard["panels"] if panel["type"] != "row"]
+
+
+def panel_queries() -> list[str]:
+    expressions = [target["expr"] for panel in panels() for target in panel["targets"]]
+    return [each.replace("$__rate_interval", "5m").replace("$namespace", "labelmint") for each in expressions]
+
+
+def rules_of(render: Any) -> list[dict[str, Any]]:
+    groups = render("gpu").named("PrometheusRule", "labelmint")["spec"]["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+def test_every_panel_has_data(prometheus: Prometheus) -> None:
+    assert prometheus.without_data(panel_queries()) == []
+
+
+def test_scalers_get_numbers(prometheus: Prometheus, render: Any) -> None:
+    queries = scaler_queries(render)
+    assert prometheus.without_data(queries) == []
+    for query in queries:
+        assert len(prometheus.query(query)) == 1, f"one number is wanted: {query}"
+
+
+def test_recording_rules_have_data(prometheus: Prometheus, render: Any) -> None:
+    # Errors have none as long as nothing failed.
+    records = [rule["record"] for rule in rules_of(render) if "record" in rule]
+    assert prometheus.without_data([name for name in records if "request_errors" not in name]) == []
+
+
+def test_metrics_that_are_named_are_exported(prometheus: Prometheus, render: Any) -> None:
+    exported = set(prometheus.http.get("/api/v1/label/__name__/values").json()["data"])
+    rules = rules_of(render)
+    recorded = {rule["record"] for rule in rules if "record" in rule}
+    expressions = [rule["expr"] for rule in rules] + scaler_queries(render) + panel_queries()
+    for expression in expressions:
+        bare = re.sub(r'"[^"]*"', "", expression)
+        assert set(METRIC.findall(bare)) <= exported, expression
+        assert set(RECORDED.findall(bare)) <= recorded, expression
+    hpa = render("gpu").named("HorizontalPodAutoscaler", "labelmint-triton")["spec"]["metrics"]
+    values = yaml.safe_load((K8S / "components/autoscale-hpa/prometheus-adapter-values.yaml").read_text())
+    assert [each["external"]["metric"]["name"] for each in hpa] == [
+        rule["name"]["as"] for rule in values["rules"]["external"]
+    ]
+    series = {rule["seriesQuery"].split("{")[0] for rule in values["rules"]["external"]}
+    assert series <= exported
+
+
+def test_both_scalers_follow_the_same_numbers(render: Any) -> None:
+    """KEDA's triggers are complete, and their thresholds are those of the HorizontalPodAutoscaler."""
+    keda = render("gpu-scale-to-zero").named("ScaledObject", "labelmint-triton")["spec"]
+    hpa = render("gpu").named("HorizontalPodAutoscaler", "labelmint-triton")["spec"]
+    for trigger in keda["triggers"]:
+        assert trigger["type"] == "prometheus" and trigger["metricType"] == "AverageValue"
+        assert {"serverAddress", "query", "threshold", "activationThreshold", "ignoreNullValues"} == set(
+            trigger["metadata"]
+        )
+        assert trigger["metadata"]["serverAddress"].startswith("http://")
+    thresholds = [trigger["metadata"]["threshold"] for trigger in keda["triggers"]]
+    assert thresholds == [each["external"]["target"]["averageValue"] for each in hpa["metrics"]]
+    # From nothing only what the gateways say can start a Triton: its own metrics are gone with it.
+    for trigger in keda["triggers"]:
+        own = "labelmint_" in trigger["metadata"]["query"]
+        assert trigger["metadata"]["ignoreNullValues"] == ("false" if own else "true")
+    assert keda["advanced"]["horizontalPodAutoscalerConfig"]["behavior"] == hpa["behavior"]
+    assert (keda["maxReplicaCount"], hpa["minReplicas"]) == (hpa["maxReplicas"], 1)
+
+
+def test_panels_are_laid_out_and_named() -> None:
+    taken: set[tuple[int, int]] = set()
+    titles = [panel["title"] for panel in panels()]
+    assert len(set(titles)) == len(titles)
+    for panel in panels():
+        place = panel["gridPos"]
+        cells = {(place["x"] + dx, place["y"] + dy) for dx in range(place["w"]) for dy in range(place["h"])}
+        assert not cells & taken and place["x"] + place["w"] <= 24, panel["title"]
+        taken |= cells
+        assert all(target["legendFormat"] for target in panel["targets"])
