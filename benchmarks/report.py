@@ -87,7 +87,9 @@ def gate(figures: dict[str, Any]) -> str:
 
 {figures["seeds"]:,} seeds that nobody has used; the error of a sample is the share of its pixels whose label differs
 from the exact mask ({100 * figures["mean_error"]:.2f} % on average). Seeds are kept from the lowest score on; the area
-under the risk-coverage curve is the mean error over all such cuts. `sum` is {verdict}.{remark}
+under the risk-coverage curve is the mean error over all such cuts.
+
+`sum` is {verdict}.{remark}
 
 | Order by | Area under risk-coverage, % | Share of the oracle's gain | Error of the best 90 %, % |
 | --- | --- | --- | --- |
