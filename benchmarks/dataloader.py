@@ -2,7 +2,8 @@
 
 Rules of this file:
 - One Triton serves all: asked directly (6 requests at a time), and through a gateway, gRPC and a DataLoader of 0, 2 and
-  4 workers, each with a window of 8: more of them give Triton larger batches. The ways take turns; a figure is the median of the rounds.
+  4 workers, each with a window of 8: more of them give Triton larger batches.
+- The ways take turns; a figure is the median of the rounds.
 - A rate is taken from the first batch to the last: the start of workers is not throughput.
 - Everything is delivered (`include_rejected`), so that a seed is a sample in both.
 

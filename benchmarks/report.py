@@ -111,8 +111,8 @@ def dataloader(figures: dict[str, Any]) -> str:
 `python benchmarks/dataloader.py`
 
 Samples of `faces` per second on the same Triton: asked directly, and through gateway, gRPC and a PyTorch DataLoader.
-Medians of {figures["rounds"]} interleaved rounds of {figures["samples"]} samples. Triton alone is asked for 6 samples at a
-time; each worker has a window of 8, so that more workers give larger batches.
+Medians of {figures["rounds"]} interleaved rounds of {figures["samples"]} samples. Triton alone is asked for 6
+samples at a time; each worker has a window of 8, so that more workers give larger batches.
 
 | Way | Samples per second | Ratio to Triton |
 | --- | --- | --- |
