@@ -14,16 +14,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
-import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import grpc
 import numpy as np
+from serving import gateway
 from torch.utils.data import DataLoader
 
 from labelmint.gateway.calibrate import measure
@@ -40,25 +35,6 @@ REPOSITORY = ROOT / "model_repository"
 MODEL = "faces"
 BATCH = 8
 WORKERS = (0, 2, 4)
-
-
-@contextlib.contextmanager
-def gateway(triton_url: str) -> Iterator[str]:
-    """A gateway before a running Triton; yields its gRPC address."""
-    with socket.socket() as grpc_socket, socket.socket() as http_socket:
-        for each in (grpc_socket, http_socket):
-            each.bind(("127.0.0.1", 0))
-        ports = grpc_socket.getsockname()[1], http_socket.getsockname()[1]
-    command = [sys.executable, "-m", "labelmint.cli", "serve", "--triton-url", triton_url]
-    command += ["--grpc-port", str(ports[0]), "--http-port", str(ports[1]), "--log-level", "warning"]
-    with subprocess.Popen(command) as process:
-        try:
-            endpoint = f"127.0.0.1:{ports[0]}"
-            with grpc.insecure_channel(endpoint) as channel:
-                grpc.channel_ready_future(channel).result(timeout=120)
-            yield endpoint
-        finally:
-            process.terminate()
 
 
 async def direct(client: TritonClient, model: ServedModel, first_seed: int, count: int) -> float:
@@ -94,7 +70,7 @@ async def rates(rounds: int, count: int) -> dict[str, list[float]]:
         client = TritonClient(server.grpc_url)
         model = read_served_model(ensembles(REPOSITORY)[MODEL], "1")
         seed = 0
-        with gateway(server.grpc_url) as endpoint:
+        with gateway("--triton-url", server.grpc_url) as endpoint:
             for _ in range(rounds):
                 found["triton"].append(await direct(client, model, seed, count))
                 for workers in WORKERS:

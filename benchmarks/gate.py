@@ -39,6 +39,7 @@ SCORES = {
     "mean_entropy": "mean entropy of the heads",
     "mixture_entropy": "entropy of the mean probability",
 }
+TITLES = SCORES | {"random": "random order", "oracle": "oracle: by the error itself"}
 Array = npt.NDArray[np.float64]
 
 
@@ -111,10 +112,9 @@ def plot(columns: dict[str, Array], curves: dict[str, Array], path: Path) -> Non
     left.set(xlabel="JS score, sum over pixels (nats)", ylabel="wrongly labelled pixels (%)")
     left.set_title("Each seed; the dashed line keeps 90 %")
     coverage = 100 * np.arange(1, len(columns["error"]) + 1) / len(columns["error"])
-    titles = SCORES | {"random": "random order", "oracle": "oracle"}
     for name, curve in curves.items():
         style = "--" if name in ("random", "oracle") else "-"
-        right.plot(coverage, 100 * curve, style, label=titles[name], linewidth=1.4)
+        right.plot(coverage, 100 * curve, style, label=TITLES[name], linewidth=1.4)
     right.set(xlabel="coverage: share of seeds kept (%)", ylabel="wrongly labelled pixels of those kept (%)")
     right.set(xlim=(0, 100), ylim=(100 * curves["oracle"][len(coverage) // 50], None))
     right.set_title("Risk against coverage")

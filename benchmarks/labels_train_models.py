@@ -14,23 +14,21 @@ Run it as `python benchmarks/labels_train_models.py`; it writes docs/images/labe
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-import grpc
 import matplotlib
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from serving import gateway
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -105,52 +103,23 @@ def batches(pairs: Pairs) -> Iterator[Pairs]:
     return iter(list(zip(*(part.split(BATCH) for part in pairs), strict=True)))
 
 
-class Service:
-    """A gateway with a Triton of its own on the committed repository; started when the first run needs it."""
-
-    def __init__(self, stack: contextlib.ExitStack) -> None:
-        self._stack = stack
-        self._endpoint: str | None = None
-
-    def endpoint(self) -> str:
-        if self._endpoint is None:
-            with socket.socket() as grpc_port, socket.socket() as http_port:
-                grpc_port.bind(("127.0.0.1", 0))
-                http_port.bind(("127.0.0.1", 0))
-                ports = grpc_port.getsockname()[1], http_port.getsockname()[1]
-            command = [
-                sys.executable,
-                "-m",
-                "labelmint.cli",
-                "serve",
-                "--model-repository",
-                str(ROOT / "model_repository"),
-            ]
-            command += ["--grpc-port", str(ports[0]), "--http-port", str(ports[1]), "--cache-bytes", str(10**9)]
-            process = self._stack.enter_context(subprocess.Popen(command, stderr=subprocess.DEVNULL))
-            self._stack.callback(process.terminate)
-            self._endpoint = f"127.0.0.1:{ports[0]}"
-            grpc.channel_ready_future(grpc.insecure_channel(self._endpoint)).result(timeout=120)
-        return self._endpoint
-
-    def pulled(self, gated: bool) -> Iterator[Pairs]:
-        options = SampleOptions() if gated else SampleOptions(include_rejected=True)
-        dataset = LabeledSampleDataset(self.endpoint(), "faces", options=options)
-        return iter(DataLoader(dataset, batch_size=BATCH, num_workers=1))
+def pulled(endpoint: str, gated: bool) -> Iterator[Pairs]:
+    options = SampleOptions() if gated else SampleOptions(include_rejected=True)
+    dataset = LabeledSampleDataset(endpoint, "faces", options=options)
+    return iter(DataLoader(dataset, batch_size=BATCH, num_workers=1))
 
 
-def measure(kept: list[dict[str, object]]) -> None:
+def measure(kept: list[dict[str, Any]]) -> None:
     build = ROOT / "build" / "labels_train_models"
     image, label = rendered(EVALUATION_SEED, EVALUATION_COUNT, build / "evaluation.pt")
     drawn = annotated()
-    done = {Run(str(entry["arm"]), int(str(entry["samples"])), int(str(entry["seed"]))) for entry in kept}
-    with contextlib.ExitStack() as stack:
-        service = Service(stack)
+    done = {Run(entry["arm"], entry["samples"], entry["seed"]) for entry in kept}
+    with gateway("--model-repository", str(ROOT / "model_repository"), "--cache-bytes", str(10**9)) as endpoint:
         sources: dict[str, Callable[[], Iterator[Pairs]]] = {
             "a": lambda: batches(drawn),
             "b": lambda: batches(drawn),
-            "c": lambda: service.pulled(gated=True),
-            "d": lambda: service.pulled(gated=False),
+            "c": lambda: pulled(endpoint, gated=True),
+            "d": lambda: pulled(endpoint, gated=False),
             "e": lambda: batches(rendered(RENDER_SEED, max(SIZES), build / "renders.pt")),
         }
         for run in (run for run in runs() if run not in done):
@@ -167,16 +136,16 @@ def measure(kept: list[dict[str, object]]) -> None:
             print(f"({run.arm}) {run.samples:>6} samples, seed {run.seed}: mIoU {mean:.3f}", flush=True)
 
 
-def mean_of(kept: list[dict[str, object]]) -> dict[tuple[str, int], tuple[float, float]]:
-    """(arm, samples) to mean and standard deviation over the seeds."""
+def by_source(kept: list[dict[str, Any]]) -> dict[tuple[str, int], list[float]]:
+    """(arm, samples) to the mIoU of each seed."""
     found: dict[tuple[str, int], list[float]] = {}
     for entry in kept:
-        found.setdefault((str(entry["arm"]), int(str(entry["samples"]))), []).append(float(str(entry["miou"])))
-    return {key: (float(np.mean(values)), float(np.std(values))) for key, values in found.items()}
+        found.setdefault((entry["arm"], entry["samples"]), []).append(entry["miou"])
+    return found
 
 
-def report(kept: list[dict[str, object]]) -> None:
-    means = mean_of(kept)
+def report(kept: list[dict[str, Any]]) -> None:
+    means = {source: (np.mean(values), np.std(values)) for source, values in by_source(kept).items()}
     print(f"{'mIoU on 1,000 exact renders':<44}" + "".join(f"{size:>14,}" for size in SIZES))
     for arm, title in ARMS.items():
         cells = [means.get((arm, size)) or means.get((arm, 16)) for size in SIZES]

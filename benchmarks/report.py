@@ -10,11 +10,12 @@ Run it as `python benchmarks/report.py`.
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gate import TITLES
+from labels_train_models import ARMS, by_source
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -23,27 +24,10 @@ HEAD = """# Benchmarks
 Each section is one command. Compare ratios, not seconds: the machine had two cores and no GPU. `make bench` runs
 them all; `python benchmarks/report.py` writes this page from their results.
 """
-ARMS = {
-    "a": "16 annotated images",
-    "b": "the same, strong augmentation",
-    "c": "labelmint, JS gate",
-    "d": "labelmint, no gate",
-    "e": "exact renders (ceiling)",
-}
-SCORES = {
-    "oracle": "oracle (orders by the error itself)",
-    "sum": "`sum` of JS over the pixels (the paper)",
-    "top10_mean": "`top10_mean` of JS (the released code)",
-    "mean_entropy": "mean entropy of the heads",
-    "mixture_entropy": "entropy of the mean probability",
-    "random": "random order",
-}
 
 
 def labels_train_models(runs: list[dict[str, Any]]) -> str:
-    found: dict[tuple[str, int], list[float]] = defaultdict(list)
-    for run in runs:
-        found[run["arm"], run["samples"]].append(run["miou"])
+    found = by_source(runs)
     sizes = sorted({samples for arm, samples in found if arm in "cde"})
 
     def cell(arm: str, size: int) -> str:
@@ -75,11 +59,11 @@ def gate(figures: dict[str, Any]) -> str:
         f"| {title} | {100 * area[name]:.3f} | "
         + (f"{gain[name]:.1%}" if name in gain else "")
         + f" | {100 * kept[name]:.3f} |"
-        for name, title in sorted(SCORES.items(), key=lambda item: area[item[0]])
+        for name, title in sorted(TITLES.items(), key=lambda item: area[item[0]])
     ]
     best = min(("sum", "top10_mean"), key=lambda name: area[name])
     verdict = "the better of the paper's two, and our default" if best == "sum" else "not the better of the paper's two"
-    better = [SCORES[name] for name in gain if area[name] < area["sum"] and name != "top10_mean"]
+    better = [TITLES[name] for name in gain if area[name] < area["sum"] and name != "top10_mean"]
     remark = f" Not from the paper, and better here: {', '.join(better)}." if better else ""
     return f"""## Does the gate work?
 
