@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from labelmint.demo.model_card import model_card
-from labelmint.gateway.access import Limits, parse_tokens
+from labelmint.gateway.access import TokenLimits, parse_tokens
 from tests.conftest import ROOT, Service, need_program
 
 README = (ROOT / "README.md").read_text()
@@ -96,7 +96,7 @@ def test_the_tokens_line(tmp_path: Path) -> None:
     (script,) = [block for block in blocks("sh") if "openssl" in block]
     subprocess.run(["bash", "-ec", script], cwd=tmp_path, check=True)
     (entry,) = parse_tokens(tmp_path / "tokens", (tmp_path / "tokens").read_text()).values()
-    assert entry == ("training", Limits(200.0, 8))
+    assert entry == ("training", TokenLimits(200.0, 8))
 
 
 def test_the_make_targets_exist() -> None:

@@ -24,7 +24,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from labelmint.errors import LimitReached, UnusableFile
-from labelmint.gateway.access import Caller, Limits, Tokens, parse_tokens
+from labelmint.gateway.access import Caller, TokenLimits, Tokens, parse_tokens
 from labelmint.triton.server import TritonServer
 from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
@@ -491,14 +491,14 @@ def test_a_tokens_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 async def test_a_batch_may_overdraw_the_rate_once_and_time_pays_it_back() -> None:
-    caller = Caller("a", Limits(samples_per_second=1000.0))
+    caller = Caller("a", TokenLimits(samples_per_second=1000.0))
     caller.charge(5000)
     with pytest.raises(LimitReached) as caught:
         caller.charge(1)
     assert caught.value.retry_after_seconds == 5  # from a full bucket of 1000: 4001 short of one sample
     caller.charge(0)
     await caller.pace(1)
-    caller.limits = Limits()
+    caller.limits = TokenLimits()
     caller.charge(1_000_000)
     caller.charge(1_000_000)
 

@@ -34,7 +34,7 @@ _STAT_SECONDS = 1.0  # a changed file holds within this time
 
 
 @dataclass(frozen=True)
-class Limits:
+class TokenLimits:
     """What a token may take; None is no limit.
 
     `samples_per_second` counts minted samples, rejected ones included; `concurrency` counts requests and streams.
@@ -51,7 +51,7 @@ class Caller:
     the time until the next one is longer for it.
     """
 
-    def __init__(self, name: str, limits: Limits) -> None:
+    def __init__(self, name: str, limits: TokenLimits) -> None:
         self.name = name
         self.limits = limits
         self._in_flight = 0
@@ -152,7 +152,7 @@ class Tokens:
         else:
             logger.warning("read %s again: %d tokens", self._path, len(self._callers))
 
-    def _take(self, entries: Mapping[bytes, tuple[str, Limits]]) -> None:
+    def _take(self, entries: Mapping[bytes, tuple[str, TokenLimits]]) -> None:
         before = {caller.name: caller for caller in self._callers.values()}
         callers = {}
         for key, (name, limits) in entries.items():
@@ -176,9 +176,9 @@ class Tokens:
         return status.st_mtime_ns, status.st_size, status.st_ino
 
 
-def parse_tokens(path: Path, text: str) -> dict[bytes, tuple[str, Limits]]:
+def parse_tokens(path: Path, text: str) -> dict[bytes, tuple[str, TokenLimits]]:
     """Name and limits by SHA-256 digest; raises UnusableFile with the line's number, never with its content."""
-    entries: dict[bytes, tuple[str, Limits]] = {}
+    entries: dict[bytes, tuple[str, TokenLimits]] = {}
     for number, line in enumerate(text.splitlines(), 1):
         fields = line.split()
         if not fields or fields[0].startswith("#"):
@@ -202,7 +202,7 @@ def parse_tokens(path: Path, text: str) -> dict[bytes, tuple[str, Limits]]:
     return entries
 
 
-def _limits(path: Path, where: str, fields: list[str]) -> Limits:
+def _limits(path: Path, where: str, fields: list[str]) -> TokenLimits:
     values: dict[str, float] = {}
     for field in fields:
         key, _, value = field.partition("=")
@@ -215,7 +215,7 @@ def _limits(path: Path, where: str, fields: list[str]) -> Limits:
             raise UnusableFile(path, f"{where} concurrency is a whole number")
         values[key] = number
     concurrency = values.get("concurrency")
-    return Limits(values.get("samples_per_second"), None if concurrency is None else int(concurrency))
+    return TokenLimits(values.get("samples_per_second"), None if concurrency is None else int(concurrency))
 
 
 def check_exposure(settings: ServeSettings) -> None:
