@@ -2,6 +2,8 @@
 
 Rules of this file:
 - A record that is made for a request carries the request's id, and its trace where there is one.
+- What is nobody's fault is no error: a client that leaves before its answer could be sent is told of by the line about
+  its request.
 - Fields of a record are given as `extra={"fields": {...}}`; a caller's text can break no line of either format.
 """
 
@@ -13,6 +15,8 @@ import sys
 from datetime import datetime, timezone
 from typing import Any
 
+import grpc.aio
+
 from labelmint import tracing
 
 
@@ -20,6 +24,7 @@ def configure_logging(log_format: str, log_level: str) -> None:
     """Log to stderr in the format "text" or "json", from the level on."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Formatter(log_format))
+    handler.addFilter(_is_ours)
     logging.basicConfig(level=log_level.upper(), handlers=[handler], force=True)
 
 
@@ -50,6 +55,15 @@ class Formatter(logging.Formatter):
         if record.exc_info:
             described["exception"] = self.formatException(record.exc_info)
         return described
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    """False for gRPC's traceback of an answer that it could not send: the client had gone, or its deadline had passed.
+
+    gRPC drops such an answer by itself once it has heard of that; in the moment before it calls it an error.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    return not (record.name.startswith("grpc.") and isinstance(error, grpc.aio.InternalError))
 
 
 def _word(value: object) -> str:

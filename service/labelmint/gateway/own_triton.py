@@ -151,5 +151,7 @@ class OwnTriton:
             metrics.triton_restarts.inc()
             try:
                 await self._server.start()
+                await wait_until_ready(self._server, self.models)
             except Exception:
                 logger.exception("Triton could not be started; trying again")
+                self._server.kill()  # it may hang

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import random
 import shutil
 import signal
 import socket
@@ -58,7 +59,7 @@ class TritonServer:
         self._reader: asyncio.Task[None] | None = None
         self._lines: deque[str] = deque(maxlen=_LOG_LINES)
         self._directory = tempfile.TemporaryDirectory(prefix="labelmint-triton-")
-        # Chosen once, so that clients find the child again after it was restarted.
+        # Chosen once, so that clients find the child again after it was started again.
         self._grpc_port, self._http_port, self._metrics_port = _free_ports(3)
         # Names carry the pid, so that several servers live on one machine.
         self._shared_memory = f"labelmint_{os.getpid()}_{self._grpc_port}_"
@@ -112,7 +113,10 @@ class TritonServer:
     async def wait(self) -> int:
         """Wait until the child ends; returns its exit code."""
         assert self._process is not None
-        return await self._process.wait()
+        # Python before 3.12.5 waits for the end of its output too, which a model process that outlived it keeps open.
+        while self._process.returncode is None:
+            await asyncio.sleep(_POLL_SECONDS)
+        return self._process.returncode
 
     async def explain_end(self) -> str:
         """The same of a child that has ended: after its last lines were read, and with its exit code."""
@@ -133,9 +137,9 @@ class TritonServer:
                 with contextlib.suppress(ProcessLookupError):
                     self._process.terminate()
                 with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(self._process.wait(), EXIT_TIMEOUT_SECONDS + 5)
+                    await asyncio.wait_for(self.wait(), EXIT_TIMEOUT_SECONDS + 5)
             self._sweep()
-            await self._process.wait()
+            await self.wait()
         if self._reader is not None:
             await self._reader
         self._directory.cleanup()
@@ -256,8 +260,20 @@ def _environment(root: Path) -> dict[str, str]:
 
 
 def _free_ports(count: int) -> list[int]:
+    """Ports of which the kernel gives none to an outgoing connection: while Triton is away nobody takes them by chance.
+
+    Without such ports, any that are free.
+    """
+    first_outgoing = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    ours = range(first_outgoing * 2 // 3, first_outgoing)
+    candidates = [*random.sample(ours, min(len(ours), 64 * count)), *[0] * count]
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [int(each.getsockname()[1]) for each in sockets]
+        ports: list[int] = []
+        for candidate in candidates:
+            each = stack.enter_context(socket.socket())
+            with contextlib.suppress(OSError):  # it is taken, or reserved
+                each.bind(("127.0.0.1", candidate))
+                ports.append(int(each.getsockname()[1]))
+            if len(ports) == count:
+                break
+        return ports
