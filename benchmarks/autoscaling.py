@@ -50,8 +50,8 @@ Figures = dict[str, Any]
 
 @dataclass(frozen=True)
 class Settings:
-    """Our parameters: thresholds of demand and of what waits in Triton, seconds of the policies upwards, and the per cent
-    that may leave a minute besides one (0: one)."""
+    """Our parameters: thresholds of demand and of what waits in Triton, seconds of the policies upwards, and the per
+    cent that may leave a minute (0: one Triton)."""
 
     demand: float
     waiting: float

@@ -20,7 +20,7 @@ from simulation.autoscaler import SYNC_SECONDS, HorizontalPodAutoscaler, Keda
 from simulation.clients import Job, JobSpec
 from simulation.cluster import Cluster, Provisioning
 from simulation.manifests import Shipped
-from simulation.service import MAX_BATCH, Gateway, Profile
+from simulation.service import Gateway, Profile
 from simulation.signals import Demand, Prometheus, Signal
 
 HOUR = 3600.0
@@ -28,6 +28,7 @@ HOUR = 3600.0
 GPU = Profile.linear(0.020, 0.005)
 ACCEPTANCE = 0.9  # of a gate at the 90th percentile
 TIMELINE_SECONDS = 30.0
+ON_DEMAND = Provisioning()
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Scenario:
     max_replicas: int | None = None
     gateways: int | None = None
     slice_of: int = 1
-    provisioning: Provisioning = Provisioning()
+    provisioning: Provisioning = ON_DEMAND
     vanish_at: float | None = None
 
 
@@ -120,7 +121,9 @@ class Outcome:
 Timeline = list[tuple[float, int, int, int]]
 
 
-def simulate(scenario: Scenario, shipped: Shipped, signal: Signal | None = None, seed: int = 0) -> tuple[Outcome, Timeline]:
+def simulate(
+    scenario: Scenario, shipped: Shipped, signal: Signal | None = None, seed: int = 0
+) -> tuple[Outcome, Timeline]:
     """Run a scenario with the shipped numbers, scaled by `signal` (None: the shipped triggers)."""
     env, rng = simpy.Environment(), np.random.default_rng(seed)
     parts = scenario.slice_of
@@ -230,4 +233,3 @@ def _weighted_quantiles(values: np.ndarray, weights: np.ndarray, shares: tuple[f
     reached = np.cumsum(weights[order])
     positions = np.searchsorted(reached, np.array(shares) * reached[-1])
     return [float(values[order][min(position, len(order) - 1)]) for position in positions]
-

@@ -1,8 +1,6 @@
 """The autoscalers' algorithms against worked examples of the documentation of Kubernetes and KEDA."""
 
 import pytest
-
-pytest.importorskip("simpy")
 from simulation.autoscaler import (
     HorizontalPodAutoscaler,
     Keda,
@@ -32,7 +30,7 @@ def course(hpa: HorizontalPodAutoscaler, start: int, proposals: list[int], every
         (100, 2, 1),  # 50m: halved
         (109, 1, 1),  # within the tolerance of 10 %
         (91, 1, 1),
-        (330, 3, 3),
+        (329, 3, 3),
         (331, 3, 4),  # rounded up
         (1000, 1, 10),  # a sum does not depend on how many there are
         (1000, 9, 10),
@@ -62,11 +60,8 @@ def test_pods_that_do_not_tell_yet_damp(values: list[float], current: int, wante
 def test_the_larger_of_two_policies_downwards() -> None:
     """80 pods go down by 10 %: 8, then 8 of 72 (7.2, rounded up); below 40 the policy of 4 pods lets more go."""
     down = Rules(0, (Policy("Pods", 4, 60), Policy("Percent", 10, 60)))
-    found = course(HorizontalPodAutoscaler(1, 100, FREE, down), 80, [10] * 12)
-    assert found[:2] == [72, 64]
-    below = [replicas for replicas in found if replicas <= 40]
-    assert [a - b for a, b in zip(below, below[1:], strict=False) if b > 10] == [4] * (len([b for b in below if b > 10]) - 1)
-    assert found[-1] == 10
+    found = course(HorizontalPodAutoscaler(1, 100, FREE, down), 80, [10] * 14)
+    assert found == [72, 64, 57, 51, 45, 40, 36, 32, 28, 24, 20, 16, 12, 10]
 
 
 def test_the_smaller_of_two_policies_and_none() -> None:
@@ -79,8 +74,8 @@ def test_upwards_as_fast_as_the_policy_says() -> None:
     fast = Rules(0, (Policy("Percent", 900, 60),))
     assert course(HorizontalPodAutoscaler(1, 1000, fast, AT_ONCE), 1, [1000] * 3) == [10, 100, 1000]
     slow = Rules(0, (Policy("Pods", 1, 600),))
-    hourly = course(HorizontalPodAutoscaler(1, 1000, slow, AT_ONCE), 1, [1000] * 21)
-    assert hourly[:10] == [2] * 10 and hourly[10:20] == [3] * 10 and hourly[20] == 4
+    found = course(HorizontalPodAutoscaler(1, 1000, slow, AT_ONCE), 1, [1000] * 21)
+    assert found == [2] * 10 + [3] * 10 + [4]
     default = Rules(0, (Policy("Percent", 100, 15), Policy("Pods", 4, 15)))
     assert course(HorizontalPodAutoscaler(1, 100, default, AT_ONCE), 1, [100] * 4, 15) == [5, 10, 20, 40]
 

@@ -3,12 +3,11 @@
 import dataclasses
 import json
 
-import numpy as np
-import pytest
-
-simpy = pytest.importorskip("simpy")
 import autoscaling
 import latency
+import numpy as np
+import pytest
+import simpy
 from simulation.clients import Caller, Job, JobSpec
 from simulation.cluster import Provisioning
 from simulation.manifests import Shipped, shipped
@@ -28,7 +27,7 @@ def numbers() -> Shipped:
     return shipped()
 
 
-def served(env: "simpy.Environment", profile: Profile, slots: int = 64, **limits: float) -> Gateway:
+def served(env: simpy.Environment, profile: Profile, slots: int = 64, **limits: float) -> Gateway:
     gateway = Gateway(env, slots, **({"max_in_flight": 128, "max_streams": 64, "capacity_wait_seconds": 60.0} | limits))
     gateway.add(Triton(env, profile, gateway.finished))
     return gateway
@@ -44,7 +43,7 @@ def test_the_batcher_takes_what_waits() -> None:
 
 
 def test_steps_that_run_at_once_share_the_device() -> None:
-    """Two seconds of work beside one second of work, each at half speed: the short one ends after 2, the long after 3."""
+    """A second of work beside two, each at half speed: the short one ends after two seconds, the long after three."""
     env = simpy.Environment()
     profile = Profile(((1.0,) * MAX_BATCH, (2.0,) * MAX_BATCH), 0.5)
     gateway = served(env, profile)
