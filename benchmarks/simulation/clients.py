@@ -116,9 +116,12 @@ class Caller:
 
     def delivered(self, count: int) -> None:
         self._gateway.leave(count)
-        answered = self._env.timeout(self._overhead_seconds)
-        answered.callbacks.append(lambda _: self.done.succeed(self._env.now - self._since))
+        self._env.process(self._answer())
 
     def refused(self, count: int) -> None:
         self._gateway.leave(count)
         self.done.succeed(None)
+
+    def _answer(self) -> Generator[simpy.Event, None, None]:
+        yield self._env.timeout(self._overhead_seconds)
+        self.done.succeed(self._env.now - self._since)

@@ -14,6 +14,7 @@ from collections.abc import Generator
 from dataclasses import asdict, dataclass
 
 import numpy as np
+import numpy.typing as npt
 import simpy
 
 from simulation.autoscaler import SYNC_SECONDS, HorizontalPodAutoscaler, Keda
@@ -23,6 +24,7 @@ from simulation.manifests import Shipped
 from simulation.service import Gateway, Profile
 from simulation.signals import Demand, Prometheus, Signal
 
+Array = npt.NDArray[np.float64]
 HOUR = 3600.0
 # A prediction, as no GPU was at hand: 20 ms a batch and 5 ms a sample, so 160 samples a second and GPU.
 GPU = Profile.linear(0.020, 0.005)
@@ -227,7 +229,7 @@ class _Scaling:
             yield self._env.timeout(TIMELINE_SECONDS)
 
 
-def _weighted_quantiles(values: np.ndarray, weights: np.ndarray, shares: tuple[float, ...]) -> list[float]:
+def _weighted_quantiles(values: Array, weights: Array, shares: tuple[float, ...]) -> list[float]:
     """The smallest value at which each share of the weight is reached."""
     order = np.argsort(values, kind="stable")
     reached = np.cumsum(weights[order])
