@@ -3,7 +3,8 @@
 Rules of this file:
 - The shipped numbers are read from k8s/; every other signal gets the same limits and behaviour, and the best of its
   targets.
-- What counts is the cost: GPU-hours of Triton and of the training jobs that wait for it, both for a million samples. A
+- What counts is the cost of a million samples: the GPU-hours of Triton, and those of the training jobs that wait for it
+  times TRAINER_WEIGHT (simulation/scenarios.py), as jobs train on dearer GPUs. A
   signal's score is the geometric mean of its costs over the scenarios, against the shipped one's.
 - Runs are kept in build/autoscaling: what was interrupted goes on. Remove it after a change of the simulator.
 - The GPU's speed and the times of nodes are predictions (simulation/scenarios.py, simulation/cluster.py).
@@ -19,7 +20,6 @@ import json
 import math
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ import matplotlib.pyplot as plt
 from simulation.autoscaler import Policy
 from simulation.cluster import Provisioning
 from simulation.manifests import Shipped, shipped
-from simulation.scenarios import ACCEPTANCE, GPU, Scenario, scenarios, simulate
+from simulation.scenarios import ACCEPTANCE, GPU, TRAINER_WEIGHT, Scenario, scenarios, simulate
 from simulation.signals import QueueTime, Rate, Signal, Utilisation
 from tqdm import tqdm
 
@@ -50,38 +50,57 @@ Figures = dict[str, Any]
 
 @dataclass(frozen=True)
 class Settings:
-    """Our parameters: thresholds of demand and of what waits in Triton, seconds of the policies upwards, and the per
-    cent that may leave a minute (0: one Triton)."""
+    """Our parameters: thresholds of demand and of what waits in Triton, seconds over which each is averaged (0: the newest
+    scrape), seconds of the policies upwards, and the per cent that may leave a minute (0: one Triton)."""
 
     demand: float
     waiting: float
+    demand_seconds: float
+    waiting_seconds: float
     up_seconds: float
     down_percent: int
 
     @classmethod
     def of(cls, numbers: Shipped) -> Settings:
-        demand, waiting, _ = (trigger.threshold for trigger in numbers.triggers)
+        demand, pending, _ = numbers.triggers
         percents = [policy.value for policy in numbers.down.policies if policy.kind == "Percent"]
-        return cls(demand, waiting, numbers.up.policies[0].period_seconds, percents[0] if percents else 0)
+        return cls(
+            demand.threshold,
+            pending.threshold,
+            demand.window_seconds,
+            pending.window_seconds,
+            numbers.up.policies[0].period_seconds,
+            percents[0] if percents else 0,
+        )
 
     def applied(self, numbers: Shipped) -> Shipped:
-        demand, *others = numbers.triggers
-        waiting = (replace(each, threshold=self.waiting) for each in others)
+        demand, pending, queue_time = numbers.triggers
+        triggers = (
+            replace(demand, threshold=self.demand, window_seconds=self.demand_seconds),
+            replace(pending, threshold=self.waiting, window_seconds=self.waiting_seconds),
+            replace(queue_time, threshold=self.waiting),
+        )
         up = tuple(replace(policy, period_seconds=self.up_seconds) for policy in numbers.up.policies)
         down = [policy for policy in numbers.down.policies if policy.kind == "Pods"]
         if self.down_percent:
             down.append(Policy("Percent", self.down_percent, 60))
         return replace(
             numbers,
-            triggers=(replace(demand, threshold=self.demand), *waiting),
+            triggers=triggers,
             up=replace(numbers.up, policies=up),
             down=replace(numbers.down, policies=tuple(down)),
         )
 
 
+SLOW, FAST = (60, 0), (15, 10)  # upwards and downwards
 GRID = [
-    Settings(demand, waiting, up, down)
-    for (demand, waiting), (up, down) in product(((32, 16), (32, 32), (48, 48)), ((60, 0), (15, 10)))
+    Settings(32, 16, 30, 0, *SLOW),
+    Settings(32, 32, 30, 0, *FAST),
+    Settings(48, 48, 30, 0, *FAST),
+    Settings(48, 48, 60, 60, *SLOW),
+    Settings(48, 48, 60, 60, *FAST),
+    Settings(48, 48, 120, 120, *FAST),
+    Settings(64, 64, 60, 60, *FAST),
 ]
 
 
@@ -118,13 +137,15 @@ def plot(workloads: tuple[Scenario, ...], arms: dict[str, list[Figures]], path: 
         above.set_title(scenario.name.replace("_", " "), fontsize=10)
         above.set_xlabel("minutes")
         serving = [found[column]["gpu_hours_per_million"] for found in arms.values()]
-        waiting = [found[column]["waiting_hours_per_million"] for found in arms.values()]
+        waiting = [
+            each - own for each, own in zip((found[column]["cost"] for found in arms.values()), serving, strict=True)
+        ]
         rows = range(len(arms))
         below.barh(rows, serving, color="tab:blue", label="Triton's GPUs")
         below.barh(rows, waiting, left=serving, color="tab:red", label="trainers that wait")
         below.set_yticks(rows, arms if column == 0 else [""] * len(arms), fontsize=8)
         below.invert_yaxis()
-        below.set_xlabel("GPU-hours a million")
+        below.set_xlabel("cost of a million")
     panels[0, 0].set_ylabel("Tritons ready")
     handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="upper center", ncols=len(arms), frameon=False, fontsize=9)
@@ -152,6 +173,7 @@ def main() -> None:
         if name not in best or relative(arm, base) < relative(best[name][1], base):
             best[name] = (target, arm)
     results = {
+        "trainer_weight": TRAINER_WEIGHT,
         "gpu": {"seconds_of_a_batch": [sum(steps) for steps in zip(*GPU.seconds, strict=True)], "full_rate": FULL},
         "provisioning": asdict(Provisioning()),
         "scenarios": {scenario.name: scenario.title for scenario in workloads},

@@ -124,7 +124,8 @@ def autoscaling(figures: dict[str, Any]) -> str:
         leave = f"{row['down_percent']} %, at least 1" if row["down_percent"] else "1"
         ships = ", ships" if all(row[key] == value for key, value in figures["shipped"].items()) else ""
         swept.append(
-            f"| {row['demand']:g} | {row['waiting']:g} | {row['up_seconds']:g} s | {leave} "
+            f"| {row['demand']:g} | {row['waiting']:g} | {row['demand_seconds']:g} s | {row['waiting_seconds']:g} s "
+            f"| {row['up_seconds']:g} s | {leave} "
             f"| {row['relative_cost']:.3f}{ships} |"
         )
     seconds = figures["gpu"]["seconds_of_a_batch"]
@@ -142,9 +143,9 @@ image, {nodes["load_seconds"]:.0f} s for the models. The service itself is check
 
 Each other signal has the same limits and policies, the best of its targets (in parentheses), and one Triton always,
 since without one there is no such signal. Waits are those of training steps, in seconds, weighted by the time that they
-cover. Goodput is the share of their time in which the jobs trained. Cost: GPU-hours of Triton and of the trainers that
-wait, both for a million samples; a job has one GPU. Over the four workloads (geometric mean) the others cost, against
-ours: {dearer}.
+cover. Goodput is the share of their time in which the jobs trained. Cost of a million samples: GPU-hours of Triton, and
+{figures["trainer_weight"]:g} times those of the jobs' own GPUs (one each) that wait, since training runs on dearer
+ones. Over the four workloads (geometric mean) the others cost, against ours: {dearer}.
 
 | Workload | Scaled by | Wait p50 | p95 | p99 | Goodput | GPU-hours a million | Waiting | Cost |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- |
@@ -152,11 +153,12 @@ ours: {dearer}.
 
 ![Tritons over time, and cost, for each workload and signal](images/autoscaling.png)
 
-The sweep of our own parameters, by cost against what ships: samples owed a Triton, samples that wait in a Triton, the
-period in which the number may double (or 4 be added), and what may leave a minute.
+The sweep of our own parameters, by cost against what ships: samples owed a Triton, samples that wait in a Triton,
+the time over which each is averaged (0: the newest scrape), the period in which the number may double (or 4 be
+added), and what may leave a minute.
 
-| Owed | Waiting | Up every | Down a minute | Cost |
-| --- | --- | --- | --- | --- |
+| Owed | Waiting | Owed over | Waiting over | Up every | Down a minute | Cost |
+| --- | --- | --- | --- | --- | --- | --- |
 {chr(10).join(swept)}
 """
 

@@ -4,7 +4,7 @@ Rules of this file:
 - Everything that is random comes from the seed; the same call gives the same numbers.
 - A thousand jobs are simulated as a slice: one job, Triton and slot stands for `slice_of` of them, and the autoscaler
   sees sums of the whole. Jobs are alike and gateways spread them evenly, so a slice lives through what the whole does.
-- A training job that waits idles its own GPU: that is what waiting costs, and it adds up with Triton's GPUs.
+- A training job that waits idles its own GPU, which is dearer: what waiting costs adds up with Triton's GPUs.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ Array = npt.NDArray[np.float64]
 HOUR = 3600.0
 # A prediction, as no GPU was at hand: 20 ms a batch and 5 ms a sample, so 160 samples a second and GPU.
 GPU = Profile.linear(0.020, 0.005)
+TRAINER_WEIGHT = 4.0  # price of the GPU that trains (A100 class) by that of the one that serves (L4 class)
 ACCEPTANCE = 0.9  # of a gate at the 90th percentile
 TIMELINE_SECONDS = 30.0
 ON_DEMAND = Provisioning()
@@ -97,8 +98,8 @@ def scenarios() -> tuple[Scenario, ...]:
 class Outcome:
     """What one run gave. Waits are those of training steps, in seconds, each weighted by the time that it covers.
 
-    goodput: share of the jobs' time in which they trained. cost: GPU-hours of Triton and of waiting trainers, both a
-    million samples delivered.
+    goodput: share of the jobs' time in which they trained. cost: GPU-hours of Triton and, weighted, of the
+    trainers that waited, for a million samples delivered.
     """
 
     wait_p50: float
@@ -113,7 +114,7 @@ class Outcome:
 
     @property
     def cost(self) -> float:
-        return self.gpu_hours_per_million + self.waiting_hours_per_million
+        return self.gpu_hours_per_million + TRAINER_WEIGHT * self.waiting_hours_per_million
 
     def figures(self) -> dict[str, float]:
         return asdict(self) | {"cost": self.cost}

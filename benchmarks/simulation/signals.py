@@ -75,12 +75,10 @@ class Prometheus:
 
     def value(self, trigger: Trigger) -> float:
         """What the trigger's query answers now."""
-        if trigger.name == "demand":
+        if trigger.name in ("demand", "pending"):
             since = self._env.now - trigger.window_seconds
-            values = [scrape.demand for scrape in self._scrapes if scrape.time > since] or [self._scrapes[-1].demand]
-            return sum(values) / len(values)
-        if trigger.name == "pending":
-            return self._scrapes[-1].pending
+            scrapes = [scrape for scrape in self._scrapes if scrape.time > since] or [self._scrapes[-1]]
+            return sum(getattr(scrape, trigger.name) for scrape in scrapes) / len(scrapes)
         if trigger.name == "queue-time":
             first, last = self._ends(trigger.window_seconds)
             # Rounded: a difference of sums over Tritons that come and go is not exactly zero, as that of a series is.

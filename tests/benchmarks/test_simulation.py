@@ -128,7 +128,7 @@ def test_the_same_seed_is_the_same_run(numbers: Shipped) -> None:
 
 def test_the_numbers_are_those_of_the_manifests(numbers: Shipped) -> None:
     assert [trigger.name for trigger in numbers.triggers] == ["demand", "pending", "queue-time"]
-    assert [trigger.window_seconds for trigger in numbers.triggers] == [30.0, 0.0, 60.0]
+    assert [trigger.window_seconds for trigger in numbers.triggers] == [120.0, 120.0, 60.0]
     assert numbers.min_replicas == 0 and numbers.capacity_wait_seconds == 900.0
     assert numbers.gateways * numbers.triton_slots == 2 * MAX_BATCH * numbers.max_replicas
     for step in latency.STEPS:
