@@ -41,17 +41,17 @@ KEPT = ROOT / "build" / "autoscaling"
 DEMAND = "demand (shipped)"
 FULL = GPU.rate * ACCEPTANCE  # accepted samples a second of one GPU
 OTHERS: dict[str, dict[float, Signal]] = {
-    "GPU utilisation": {share: Utilisation(share) for share in (0.7, 0.9)},
-    "requests per second": {share: Rate(share * FULL) for share in (0.7, 0.9)},
-    "queue time": {ratio: QueueTime(ratio) for ratio in (0.5, 1.0)},
+    "GPU utilisation": {share: Utilisation(share) for share in (0.7, 0.9, 0.95)},
+    "requests per second": {share: Rate(share * FULL) for share in (0.7, 0.9, 1.0)},
+    "queue time": {ratio: QueueTime(ratio) for ratio in (0.5, 1.0, 2.0)},
 }
 Figures = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Our parameters: thresholds of demand and of what waits in Triton, seconds over which each is averaged (0: the newest
-    scrape), seconds of the policies upwards, and the per cent that may leave a minute (0: one Triton)."""
+    """Our parameters: thresholds of demand and of what waits in Triton, seconds over which each is averaged (0: the
+    newest scrape), seconds of the policies upwards, and the per cent that may leave a minute (0: one Triton)."""
 
     demand: float
     waiting: float
@@ -149,7 +149,7 @@ def plot(workloads: tuple[Scenario, ...], arms: dict[str, list[Figures]], path: 
     panels[0, 0].set_ylabel("Tritons ready")
     handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="upper center", ncols=len(arms), frameon=False, fontsize=9)
-    panels[1, -1].legend(fontsize=7)
+    panels[1, 0].legend(fontsize=7, loc="lower right")
     figure.tight_layout(rect=(0, 0, 1, 0.95))
     figure.savefig(path, dpi=110)
 

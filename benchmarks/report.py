@@ -139,7 +139,7 @@ A discrete-event simulation (`benchmarks/simulation/`): gateways, Tritons, train
 the HorizontalPodAutoscaler, with the numbers of `k8s/overlays/gpu-scale-to-zero`. No GPU and no cluster was at hand. A
 prediction is what a GPU takes for 1 ({1000 * seconds[0]:.0f} ms) and for 16 ({1000 * seconds[-1]:.0f} ms), and
 what comes before a replica serves: {nodes["node_seconds"]:.0f} s for a node, {nodes["image_seconds"]:.0f} s for the
-image, {nodes["load_seconds"]:.0f} s for the models. The service itself is checked against the real one, below.
+image, {nodes["load_seconds"]:.0f} s for the models.
 
 Each other signal has the same limits and policies, the best of its targets (in parentheses), and one Triton always,
 since without one there is no such signal. Waits are those of training steps, in seconds, weighted by the time that they
@@ -178,7 +178,7 @@ def latency(measured: dict[str, Any]) -> str:
 
 One real gateway and one real Triton with `faces`, and the same calls in the simulator. It knows what Triton takes for
 batches alone, and how much two at once slow each other down; nothing of the curve. Calls in a closed loop, then as a
-Poisson process (at the measured instants). A test holds both columns within 15 % of each other.
+Poisson process (at the measured instants). A test holds p50 and samples a second within 15 % of what was measured.
 
 | Calls | p50 measured, s | simulated | Samples a second measured | simulated |
 | --- | --- | --- | --- | --- |
