@@ -3,7 +3,7 @@
 Rules of this file:
 - Moments are drawn from a fixed seed and counted in samples; the next fault waits until the stream has come back from
   the last one. A gateway that was killed is started again on its port, as Kubernetes would.
-- What is compared is one SHA-256 over seed, score, image and label of every sample, with that of a walk nobody disturbed.
+- One SHA-256 over seed, score, image and label of every sample is compared with that of a walk nobody disturbed.
 - A limit on the size of a file stands for a full disk: the same error of the same calls.
 """
 
@@ -45,7 +45,7 @@ class Proxy:
         self._open: set[asyncio.StreamWriter] = set()
         self._loop = asyncio.new_event_loop()
         self._server = self._loop.run_until_complete(asyncio.start_server(self._relay, "127.0.0.1", 0))
-        self.address = "127.0.0.1:%d" % self._server.sockets[0].getsockname()[1]
+        self.address = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
 
