@@ -141,15 +141,15 @@ def plot(workloads: tuple[Scenario, ...], arms: dict[str, list[Figures]], path: 
             each - own for each, own in zip((found[column]["cost"] for found in arms.values()), serving, strict=True)
         ]
         rows = range(len(arms))
-        below.barh(rows, serving, color="tab:blue", label="Triton's GPUs")
-        below.barh(rows, waiting, left=serving, color="tab:red", label="trainers that wait")
+        below.barh(rows, serving, color="tab:blue")
+        below.barh(rows, waiting, left=serving, color="tab:red")
         below.set_yticks(rows, arms if column == 0 else [""] * len(arms), fontsize=8)
         below.invert_yaxis()
         below.set_xlabel("cost of a million")
+        below.set_title("Triton's GPUs (blue), trainers that wait (red)", fontsize=8)
     panels[0, 0].set_ylabel("Tritons ready")
     handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="upper center", ncols=len(arms), frameon=False, fontsize=9)
-    panels[1, 0].legend(fontsize=7, loc="lower right")
     figure.tight_layout(rect=(0, 0, 1, 0.95))
     figure.savefig(path, dpi=110)
 

@@ -170,9 +170,9 @@ ones. Over the four workloads (geometric mean) the others cost, against ours: {d
 
 ![Tritons over time, and cost, for each workload and signal](images/autoscaling.png)
 
-The sweep of our own parameters (one seed), by cost against what ships: samples owed a Triton, samples that wait in a Triton,
-the time over which each is averaged (0: the newest scrape), the period in which the number may double (or 4 be
-added), and what may leave a minute.
+The sweep of our own parameters (one seed), by cost against what ships: samples owed a Triton, samples that wait in
+a Triton, the time over which each is averaged (0: the newest scrape), the period in which the number may double (or 4
+be added), and what may leave a minute.
 
 | Owed | Waiting | Owed over | Waiting over | Up every | Down a minute | Cost |
 | --- | --- | --- | --- | --- | --- | --- |
