@@ -24,6 +24,7 @@ ALLOWED = {
 WIRES = (
     "grpc_access",
     "grpc_api",
+    "grpc_parsing",
     "rest_api",
     "rest_caching",
     "rest_docs",
