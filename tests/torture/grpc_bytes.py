@@ -61,7 +61,9 @@ def calls(model: str) -> list[Call]:
         Call("deflate bomb", framed(zlib.compress(bytes(1 << 26), 9), 1), (("grpc-encoding", "deflate"),)),
         Call("compressed rubbish", framed(b"\x1f\x8b" + b"\xff" * 100, 1), gzipped, may_be_internal=True),
         Call("cut off gzip", framed(gzip.compress(good)[:-6], 1), gzipped, may_be_internal=True),
-        Call("compressed with what nobody knows", framed(b"x", 1), (("grpc-encoding", "brotli"),), may_be_internal=True),
+        Call(
+            "compressed with what nobody knows", framed(b"x", 1), (("grpc-encoding", "brotli"),), may_be_internal=True
+        ),
         Call("compressed and no encoding said", framed(gzip.compress(good), 1), may_be_internal=True),
         Call("flag 255", framed(good, 255), may_be_internal=True),
         Call("length of 4 GB", framed(b"x", 0, 2**32 - 1)),
@@ -79,10 +81,17 @@ def calls(model: str) -> list[Call]:
         Call("path of another service", good, replaced={":path": "/labelmint.v2.SampleService/GetModel"}),
         Call("path of no method", good, replaced={":path": "/labelmint.v1.SampleService/__init__"}),
         Call("path of 4 KB", good, replaced={":path": "/" + "a" * 4000}),
-        Call("path that leads elsewhere", good, replaced={":path": "/grpc.health.v1.Health/../labelmint.v1.SampleService/GetModel"}),
+        Call(
+            "path that leads elsewhere",
+            good,
+            replaced={":path": "/grpc.health.v1.Health/../labelmint.v1.SampleService/GetModel"},
+        ),
         Call("path with percent signs", good, replaced={":path": PATH.replace("/G", "%2fG")}),
         Call("two slashes", good, replaced={":path": "/" + PATH}),
-        *(Call(f"timeout {value}", good, (("grpc-timeout", value),), may_be_internal=True) for value in ("x", "-1S", "99999999H", "1" * 30 + "S", "0n")),
+        *(
+            Call(f"timeout {value}", good, (("grpc-timeout", value),), may_be_internal=True)
+            for value in ("x", "-1S", "99999999H", "1" * 30 + "S", "0n")
+        ),
         Call("metadata that is not base64", good, (("x-bin", "%%%"),), may_be_internal=True),
         Call("metadata of 7 KB", good, (("x-a", "a" * 7000),)),
         Call("metadata of 60 KB", good, (("x-a", "a" * 60_000),)),

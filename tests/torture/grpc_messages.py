@@ -52,7 +52,11 @@ def raw_call(channel: grpc.aio.Channel, path: str, method: MethodDescriptor) -> 
 
 
 async def ask(
-    channel: grpc.aio.Channel, path: str, method: MethodDescriptor, content: bytes, metadata: tuple[tuple[str, str], ...]
+    channel: grpc.aio.Channel,
+    path: str,
+    method: MethodDescriptor,
+    content: bytes,
+    metadata: tuple[tuple[str, str], ...],
 ) -> tuple[grpc.StatusCode, str]:
     """The status of one call and what is said of it; of a stream the first messages are read."""
     request: object = iter([content]) if method.client_streaming else content
@@ -184,13 +188,17 @@ def _many(message: bytes, rng: random.Random) -> bytes:
 
 def _text(message: bytes, rng: random.Random) -> bytes:
     """Text that is not UTF-8, that has control characters, or that is very long."""
-    text = rng.choice([b"\xff\xfe", b"\xc0\x80", b"\xed\xa0\x80", b"\0", b"a\nb\r\x1b[31m", b"..\xe2\x80\xae", b"x" * 70_000])
+    text = rng.choice(
+        [b"\xff\xfe", b"\xc0\x80", b"\xed\xa0\x80", b"\0", b"a\nb\r\x1b[31m", b"..\xe2\x80\xae", b"x" * 70_000]
+    )
     return message + varint(rng.choice([1, 2, 3, 4, 5, 8, 9]) << 3 | 2) + varint(len(text)) + text
 
 
 def _declared(message: bytes, rng: random.Random) -> bytes:
     """A length that is not there, or an end of a group that did not begin."""
-    return message + varint(rng.randint(1, 9) << 3 | rng.choice([2, 3, 4, 6, 7])) + varint(rng.choice([1, 2**28, 2**63]))
+    return (
+        message + varint(rng.randint(1, 9) << 3 | rng.choice([2, 3, 4, 6, 7])) + varint(rng.choice([1, 2**28, 2**63]))
+    )
 
 
 _CHANGES = (_flip, _cut, _swap, _huge, _number, _many, _text, _declared)

@@ -85,7 +85,10 @@ def crafted(model: str) -> list[Bytes]:
         ),
         Bytes("expect what is not there", get(sample, b"Expect: 418\r\n")),
         # A hop may read these as two requests; we must answer one of them, or refuse.
-        Bytes("length and chunked", post(batch, b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n", b"0\r\n\r\n" + hidden)),
+        Bytes(
+            "length and chunked",
+            post(batch, b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n", b"0\r\n\r\n" + hidden),
+        ),
         Bytes("two lengths", post(batch, b"Content-Length: 0\r\nContent-Length: 90\r\n", hidden), (200,)),
         Bytes("list of lengths", post(batch, b"Content-Length: 0, 90\r\n", hidden), (200,)),
         Bytes("negative length", post(batch, b"Content-Length: -1\r\n", body), (200,)),
@@ -95,13 +98,25 @@ def crafted(model: str) -> list[Bytes]:
         Bytes("length in other digits", post(batch, "Content-Length: ²\r\n".encode("latin-1"), body), (200,)),
         Bytes("chunked twice", post(batch, b"Transfer-Encoding: chunked, chunked\r\n", b"0\r\n\r\n" + hidden), (200,)),
         Bytes("chunked with a tab", post(batch, b"Transfer-Encoding:\tchunked\r\n", b"0\r\n\r\n" + hidden)),
-        Bytes("chunked is not the last", post(batch, b"Transfer-Encoding: chunked, identity\r\n", b"0\r\n\r\n" + hidden), (200,)),
+        Bytes(
+            "chunked is not the last",
+            post(batch, b"Transfer-Encoding: chunked, identity\r\n", b"0\r\n\r\n" + hidden),
+            (200,),
+        ),
         Bytes("xchunked", post(batch, b"Transfer-Encoding: xchunked\r\n", b"0\r\n\r\n" + hidden), (200,)),
         Bytes("chunk of 2^64", post(batch, b"Transfer-Encoding: chunked\r\n", b"ffffffffffffffffff\r\nx\r\n"), (200,)),
         Bytes("negative chunk", post(batch, b"Transfer-Encoding: chunked\r\n", b"-1\r\nx\r\n0\r\n\r\n"), (200,)),
         Bytes("chunk without end", post(batch, b"Transfer-Encoding: chunked\r\n", b"1;" + b"a" * (1 << 20)), (200,)),
-        Bytes("trailers without end", post(batch, b"Transfer-Encoding: chunked\r\n", b"0\r\n" + b"X: a\r\n" * 50_000), (200,)),
-        Bytes("a megabyte of small chunks", post(batch, b"Transfer-Encoding: chunked\r\n", b"1\r\n[\r\n" * 300_000), (200,)),
+        Bytes(
+            "trailers without end",
+            post(batch, b"Transfer-Encoding: chunked\r\n", b"0\r\n" + b"X: a\r\n" * 50_000),
+            (200,),
+        ),
+        Bytes(
+            "a megabyte of small chunks",
+            post(batch, b"Transfer-Encoding: chunked\r\n", b"1\r\n[\r\n" * 300_000),
+            (200,),
+        ),
         Bytes("body of a GET", b"GET " + sample + b" HTTP/1.1\r\n" + _HOST + b"Content-Length: 90\r\n\r\n" + hidden),
         # Paths that lead elsewhere.
         *(
@@ -168,13 +183,25 @@ def crafted(model: str) -> list[Bytes]:
         Bytes("lone surrogate", post(batch, json_type, b'{"seeds": [1], "\\ud800": "\\udfff"}'), (200,)),
         Bytes("JSON that is not UTF-8", post(batch, json_type, b'{"seeds": [1], "\xff": 1}'), (200,)),
         Bytes("UTF-16", post(batch, json_type, body.decode().encode("utf-16"))),
-        Bytes("repeated keys", post(batch, json_type, b'{"seeds": [1], ' + b'"max_js": 1, ' * 70_000 + b'"max_js": 1}')),
+        Bytes(
+            "repeated keys", post(batch, json_type, b'{"seeds": [1], ' + b'"max_js": 1, ' * 70_000 + b'"max_js": 1}')
+        ),
         Bytes("form", post(batch, b"Content-Type: application/x-www-form-urlencoded\r\n", b"seeds=1"), (200,)),
-        Bytes("multipart", post(batch, b"Content-Type: multipart/form-data; boundary=x\r\n", b"--x\r\n" * 100_000), (200,)),
+        Bytes(
+            "multipart", post(batch, b"Content-Type: multipart/form-data; boundary=x\r\n", b"--x\r\n" * 100_000), (200,)
+        ),
         Bytes("other charset", post(batch, b"Content-Type: application/json; charset=utf-7\r\n", body)),
         # Nothing here is unpacked.
-        Bytes("gzip bomb", post(batch, json_type + b"Content-Encoding: gzip\r\n", gzip.compress(bytes(1 << 26), 9)), (200,)),
-        Bytes("gzip in gzip", post(batch, json_type + b"Content-Encoding: gzip, gzip\r\n", gzip.compress(gzip.compress(body))), (200,)),
+        Bytes(
+            "gzip bomb",
+            post(batch, json_type + b"Content-Encoding: gzip\r\n", gzip.compress(bytes(1 << 26), 9)),
+            (200,),
+        ),
+        Bytes(
+            "gzip in gzip",
+            post(batch, json_type + b"Content-Encoding: gzip, gzip\r\n", gzip.compress(gzip.compress(body))),
+            (200,),
+        ),
         Bytes("deflate", post(batch, json_type + b"Content-Encoding: deflate\r\n", b"\x78\x9c" + b"\0" * 100), (200,)),
         Bytes("answer in a bomb's coding", get(sample, b"Accept-Encoding: gzip;q=1.0, br, *;q=nan\r\n")),
     ]
