@@ -24,7 +24,7 @@ class Outcome:
 
     def found(self, finding: str) -> None:
         if len(self.findings) < MAX_FINDINGS:
-            self.findings.append(finding.replace("\n", " ")[:400])
+            self.findings.append(finding.replace("\n", " ")[-4000:])
 
 
 def memory(pid: int, field_name: str = "VmRSS") -> float:
