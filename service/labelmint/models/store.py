@@ -119,7 +119,7 @@ def _spec(path: Path, readers: Mapping[str, Callable[[Mapping[str, Any]], S]]) -
 
 
 def _load(path: Path, build: Callable[[], M]) -> M:
-    """What `build` makes, with the file's tensors. Its sizes are the file's word: memory is taken once they are true."""
+    """What `build` makes, with the file's tensors. Memory is taken once the sizes that it says are true."""
     tensors = safetensors.torch.load_file(path)
     try:
         with torch.device("meta"):
