@@ -62,7 +62,7 @@ class Door:
 
     def http(self) -> httpx.AsyncClient:
         verify: ssl.SSLContext | bool = True if self.tls is None else self.tls
-        return httpx.AsyncClient(base_url=self.url, verify=verify, timeout=30.0)
+        return httpx.AsyncClient(base_url=self.url, verify=verify, timeout=60.0)
 
 
 def bad_keys(token: str, withdrawn: str) -> dict[str, list[tuple[str, str]]]:

@@ -101,7 +101,7 @@ def calls(model: str) -> list[Call]:
     ]
 
 
-async def call(target: str, case: Call) -> tuple[int | None, str]:
+async def call(target: str, case: Call, seconds: float = ANSWER_SECONDS) -> tuple[int | None, str]:
     """gRPC's status and message; None where the connection ended or nothing came."""
     host, _, port = target.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
@@ -132,7 +132,7 @@ async def call(target: str, case: Call) -> tuple[int | None, str]:
                 ended = True
             writer.write(connection.data_to_send())
             await writer.drain()
-            data = await asyncio.wait_for(reader.read(1 << 16), ANSWER_SECONDS)
+            data = await asyncio.wait_for(reader.read(1 << 16), seconds)
             if not data:
                 return status, said
             for event in connection.receive_data(data):
@@ -196,7 +196,7 @@ async def flood(target: str, frames: list[Frame] | bytes) -> None:
 async def abuse(service: Service, model: str, count: int) -> list[Outcome]:
     """Every case `count` times."""
     good = calls(model)[0]
-    assert (await call(service.grpc, good))[0] == 0
+    assert (await call(service.grpc, good, 60.0))[0] == 0
     outcomes = []
     outcome, watch = Outcome("calls below gRPC"), Watch(service)
     for case in calls(model):
@@ -214,7 +214,7 @@ async def abuse(service: Service, model: str, count: int) -> list[Outcome]:
     for name, frames in floods().items():
         await asyncio.gather(*(flood(service.grpc, frames) for _ in range(count)))
         outcome.tries += count
-        if (await call(service.grpc, good))[0] != 0:
+        if (await call(service.grpc, good, 60.0))[0] != 0:
             outcome.found(f"{name}: nothing is answered afterwards")
     watch.look(outcome)
     outcomes.append(outcome)

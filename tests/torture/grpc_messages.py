@@ -22,7 +22,7 @@ from tests.torture.outcome import Outcome, Watch
 AT_ONCE = 16
 # Of a stream so much is read; then the client goes. A watch of health says nothing more until something changes.
 MAX_ANSWERS = 1
-DEADLINE_SECONDS = 30.0
+DEADLINE_SECONDS = 60.0
 SERVICES = (
     *pb.DESCRIPTOR.services_by_name.values(),
     *health_pb2.DESCRIPTOR.services_by_name.values(),

@@ -239,7 +239,7 @@ def crafted_once(model: str) -> list[Bytes]:
     return _CRAFTED[model]
 
 
-async def send(url: str, content: bytes, ca: ssl.SSLContext | None = None) -> bytes:
+async def send(url: str, content: bytes, ca: ssl.SSLContext | None = None, read_seconds: float = READ_SECONDS) -> bytes:
     """What comes back for these bytes; the end of the connection, in whatever way, is an answer too."""
     parts = urlsplit(url)
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port, ssl=ca)
@@ -251,7 +251,7 @@ async def send(url: str, content: bytes, ca: ssl.SSLContext | None = None) -> by
 
     writing = asyncio.create_task(write())
     try:
-        while piece := await asyncio.wait_for(reader.read(1 << 16), READ_SECONDS):
+        while piece := await asyncio.wait_for(reader.read(1 << 16), read_seconds):
             answer += piece
     except (asyncio.TimeoutError, ConnectionError):
         pass
@@ -289,7 +289,7 @@ async def abuse(service: Service, model: str, count: int, seed: int = 8) -> list
                 outcome.found(f"{case.name}: told what it must not: {answer[:200]!r}")
 
         await asyncio.gather(*map(one, cases))
-        after = await send(service.http, get(b"/healthz"))
+        after = await send(service.http, get(b"/healthz"), read_seconds=60.0)
         if b" 200 " not in after:
             outcome.found(f"afterwards /healthz says {after[:100]!r}")
         watch.look(outcome)

@@ -10,7 +10,7 @@ from tests.conftest import Service
 
 MAX_FINDINGS = 20
 # Allocators keep what they once had: growth counts above a tenth of what there was, or this.
-GROWTH_MEGABYTES = 48
+GROWTH_MEGABYTES = 96
 
 
 @dataclass
