@@ -10,6 +10,7 @@ Run it as `python benchmarks/report.py`.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,24 @@ def labels_train_models(runs: list[dict[str, Any]]) -> str:
     found = by_source(runs)
     sizes = sorted({samples for arm, samples in found if arm in "cde"})
 
+    def values(arm: str, size: int) -> list[float]:
+        return found.get((arm, size)) or found.get((arm, 16)) or []
+
     def cell(arm: str, size: int) -> str:
-        values = found.get((arm, size)) or found.get((arm, 16)) or []
-        return f"{np.mean(values):.3f} ({len(values)})" if values else "not measured"
+        return f"{np.mean(values(arm, size)):.3f} ({len(values(arm, size))})" if values(arm, size) else "not measured"
+
+    def bar(size: int, compared: Callable[[float, float, float], str]) -> str:
+        means = [float(np.mean(values(arm, size))) for arm in "bce" if values(arm, size)]
+        return compared(*means) if len(means) == 3 else "not measured"
 
     head = "| Trained on | " + " | ".join(f"{size:,}" for size in sizes) + " |\n| --- |" + " --- |" * len(sizes)
     rows = [f"| ({arm}) {title} | " + " | ".join(cell(arm, s) for s in sizes) + " |" for arm, title in ARMS.items()]
+    for title, compared in (
+        ("(c) above (b), in points; 8 were asked for", lambda b, c, e: f"{100 * (c - b):.1f}"),
+        ("(c) of (e); 85 % were asked for", lambda b, c, e: f"{c / e:.1%}"),
+        ("(e) above (b), in points: what there is to gain", lambda b, c, e: f"{100 * (e - b):.1f}"),
+    ):
+        rows.append(f"| {title} | " + " | ".join(bar(size, compared) for size in sizes) + " |")
     return f"""## Do the labels train models?
 
 `python benchmarks/labels_train_models.py`
@@ -46,6 +59,10 @@ training (how many in parentheses). (a) and (b) have 16 samples in every column.
 
 {head}
 {chr(10).join(rows)}
+
+Augmentation alone takes 16 drawings far on this domain. Most of what lies between (c) and (e) is the demo's generator:
+it draws parts up to a pixel away from where the renderer has them, and small parts suffer most. The
+[model card](model-card.md) has what a segmenter that never saw a label of ours finds in its images, class by class.
 
 ![mIoU against the number of samples](images/labels_train_models.png)
 """

@@ -4,11 +4,9 @@ A stream's buffers hold what was sent before the end: each test reads on until t
 """
 
 import asyncio
-import itertools
 import os
 import shutil
 import signal
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -99,46 +97,6 @@ def test_an_expired_stream_goes_on_at_once(
     with Client(service.grpc) as client, client.stream_samples("tiny", options=options) as stream:
         assert any(read.enough(sample) for sample in stream)
     read.check(undisturbed)
-
-
-def test_a_rolling_restart_fails_nothing(
-    start_gateway: StartGateway, options: SampleOptions, undisturbed: Undisturbed
-) -> None:
-    """Two gateways, one after the other, under single requests and two streams."""
-    services = [start_gateway(), start_gateway()]
-    over = threading.Event()
-
-    def ask(client: Client) -> int:
-        for number in itertools.count():
-            if over.is_set():
-                return number
-            client.get_sample("tiny", number % 64, SampleOptions(max_js=1e9))
-        raise AssertionError
-
-    def stream(client: Client, shard: int) -> list[int]:
-        seeds = []
-        for sample in client.stream_samples("tiny", options=options, shard_index=shard, shard_count=2):
-            seeds.append(sample.seed)
-            if over.is_set():
-                break
-        return seeds
-
-    with Client([service.grpc for service in services]) as client, ThreadPoolExecutor() as pool:
-        requests = [pool.submit(ask, client) for _ in range(2)]
-        streams = [pool.submit(stream, client, shard) for shard in range(2)]
-        try:
-            for service in services:
-                assert service.stop() == 0
-                start_gateway("--grpc-port", port_of(service))
-        finally:
-            over.set()
-        assert all(request.result(60) > 0 for request in requests)
-        walks = [running.result(60) for running in streams]
-    wanted = [message.seed for message in undisturbed(sum(map(len, walks)))]
-    for shard, seeds in enumerate(walks):
-        alone = [seed for seed in wanted if seed % 2 == shard]
-        shared = min(len(seeds), len(alone))  # one of them was quicker
-        assert seeds[:shared] == alone[:shared]
 
 
 def test_patience_ends(start_gateway: StartGateway, options: SampleOptions) -> None:

@@ -97,6 +97,8 @@ class TritonServer:
             f"--exit-timeout-secs={EXIT_TIMEOUT_SECONDS}",
             *self._tracing(),
             f"--backend-config=python,shm-region-prefix-name={self._shared_memory}",
+            # A cold disk or a busy machine takes longer than the usual 30 s to read a model process's libraries.
+            f"--backend-config=python,stub-timeout-seconds={START_TIMEOUT_SECONDS:.0f}",
         ]
         log = self._open_log()
         self._process = await asyncio.create_subprocess_exec(

@@ -1,0 +1,241 @@
+"""Floods: many times more than the gateway can mint, from clients that read slowly, vanish or say half a sentence.
+
+Rules of this file:
+- Capacity is measured first, in a closed loop on the same gateway; then arrivals come at a fixed rate, come what may.
+- An arrival ends in an answer, an explicit refusal, or by its own client leaving. Anything else is a finding.
+- Goodput, memory and latency are returned as figures; who has the machine for himself judges them (`Flood.judge`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import httpx
+import numpy as np
+
+from labelmint.v1 import sample_service_pb2 as pb
+from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
+from tests.conftest import Service, start_service
+from tests.gateway.test_lifecycle import descendants
+
+OPTIONS = pb.SampleOptions(max_js=1e9)
+DEADLINE_SECONDS = 60.0
+MAX_IN_FLIGHT = 32  # admitted requests: their wait is well below the deadline on a machine that mints one a second
+CLOSED_LOOP = 32  # requests at once: as many as keep Triton's batches full
+STREAMS = 8
+SLOW_READERS = 4
+SLOW_READER_PAUSE_SECONDS = 5.0
+HALF_OPEN = 20
+HALF_SENTENCES = (
+    b"",
+    b"GET /v1/models HT",
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0",
+    b"POST / HTTP/1.1\r\ncontent-length: 9\r\n\r\n{",
+)
+Row = tuple[str, str]
+
+
+@dataclass
+class Flood:
+    """What came of it. Rates in samples per second, latencies in seconds, memory in megabytes by process."""
+
+    arrivals_per_second: float = 0.0
+    capacity: float = 0.0
+    goodput: float = 0.0
+    outcomes: Counter[str] = field(default_factory=Counter)
+    latencies: list[float] = field(default_factory=list)
+    memory_before: dict[str, float] = field(default_factory=dict)
+    memory_most: dict[str, float] = field(default_factory=dict)
+    findings: list[str] = field(default_factory=list)
+
+    def rows(self) -> list[Row]:
+        told = ", ".join(f"{count} {name}" for name, count in sorted(self.outcomes.items()))
+        latency = ", ".join(f"p{q} {np.percentile(self.latencies, q):.1f} s" for q in (50, 95, 100))
+        memory = ", ".join(f"{n} {b:.0f} to {self.memory_most[n]:.0f} MB" for n, b in self.memory_before.items())
+        return [
+            ("arrivals", f"{self.arrivals_per_second:.1f} a second, {told}"),
+            ("goodput", f"{self.goodput:.2f} samples/s of {self.capacity:.2f}, {self.goodput / self.capacity:.0%}"),
+            ("latency of what was admitted", latency),
+            ("resident memory at most", memory),
+        ]
+
+    def judge(self) -> list[str]:
+        """The findings, and the bars that need an idle machine."""
+        judged = list(self.findings)
+        if self.goodput < 0.9 * self.capacity:
+            judged.append(f"goodput is {self.goodput / self.capacity:.0%} of the capacity, not 90 %")
+        for name, before in self.memory_before.items():
+            if self.memory_most[name] > 1.1 * before:
+                judged.append(f"{name} grew from {before:.0f} to {self.memory_most[name]:.0f} MB")
+        return judged
+
+
+async def flood(directory: Path, seconds: float, factor: float = 10.0) -> Flood:
+    """Flood a gateway of the demo for so long with `factor` times its capacity."""
+    service = await asyncio.to_thread(start_service, directory / "serve.log", "--max-in-flight", str(MAX_IN_FLIGHT))
+    found = Flood()
+    try:
+        async with grpc.aio.insecure_channel(service.grpc) as channel:
+            attack = _Attack(service, pb_grpc.SampleServiceStub(channel), found)
+            await attack.closed_loop(seconds / 6)  # warm
+            found.capacity = await attack.closed_loop(seconds / 6)
+            found.memory_before = memory(service)
+            found.arrivals_per_second = factor * found.capacity
+            await attack.run(seconds)
+            await attack.everything_is_as_before()
+    finally:
+        assert await asyncio.to_thread(service.stop) == 0
+    if "Traceback" in service.log.read_text():
+        found.findings.append("a traceback in the log")
+    return found
+
+
+def memory(service: Service) -> dict[str, float]:
+    """Resident megabytes of the gateway, Triton and Triton's model processes."""
+    found: dict[str, float] = {}
+    for pid in sorted({service.process.pid, *descendants(service.process.pid)}):
+        status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+        if "VmRSS" in status:
+            name = "gateway" if pid == service.process.pid else status["Name"].strip()
+            found[f"{name} {len([n for n in found if n.startswith(name)])}"] = int(status["VmRSS"].split()[0]) / 1024
+    return found
+
+
+class _Attack:
+    def __init__(self, service: Service, stub: pb_grpc.SampleServiceStub, found: Flood) -> None:
+        self._service = service
+        self._stub = stub
+        self._found = found
+        self._draw = random.Random(0)
+        self._seeds = iter(range(2**32))
+        self._minted = 0
+
+    async def closed_loop(self, seconds: float) -> float:
+        """Samples per second with as many requests as keep it busy."""
+        end = time.monotonic() + seconds
+        done = 0
+
+        async def ask() -> None:
+            nonlocal done
+            while time.monotonic() < end:
+                await self._stub.GetSample(self._request(), timeout=DEADLINE_SECONDS)
+                done += 1
+
+        began = time.monotonic()
+        await asyncio.gather(*(ask() for _ in range(CLOSED_LOOP)))
+        return done / (time.monotonic() - began)
+
+    async def run(self, seconds: float) -> None:
+        found = self._found
+        arrivals: set[asyncio.Task[None]] = set()
+        async with self._half_open(), httpx.AsyncClient(base_url=self._service.http, timeout=DEADLINE_SECONDS) as http:
+            began = time.monotonic()
+            watching = asyncio.create_task(self._watch_memory())
+            streams = [asyncio.create_task(self._stream(0.0)) for _ in range(STREAMS)]
+            streams += [asyncio.create_task(self._stream(SLOW_READER_PAUSE_SECONDS)) for _ in range(SLOW_READERS)]
+            minted_before = self._minted
+            for number in range(int(seconds * found.arrivals_per_second)):
+                await asyncio.sleep(max(0.0, began + number / found.arrivals_per_second - time.monotonic()))
+                arrival = asyncio.create_task(self._arrival(http))
+                arrivals.add(arrival)
+                arrival.add_done_callback(arrivals.discard)
+            found.goodput = (self._minted - minted_before) / (time.monotonic() - began)
+            await asyncio.gather(*arrivals)
+            for task in (*streams, watching):
+                task.cancel()
+            ended = await asyncio.gather(*streams, watching, return_exceptions=True)
+            for error in ended:
+                if not isinstance(error, asyncio.CancelledError):
+                    found.findings.append(f"a stream or the watch ended with {error!r}")
+
+    async def everything_is_as_before(self) -> None:
+        """No work is left, and a request is answered at once."""
+        async with httpx.AsyncClient(base_url=self._service.http, timeout=DEADLINE_SECONDS) as http:
+            for _ in range(300):
+                metrics = (await http.get("/metrics")).text
+                if "labelmint_demand_samples 0.0" in metrics and "labelmint_samples_in_flight 0.0" in metrics:
+                    break
+                await asyncio.sleep(0.1)
+            else:
+                self._found.findings.append("work is left after the flood")
+            assert (await http.get("/v1/models/faces/samples/7?max_js=1e9")).status_code == 200
+        await self._stub.GetSample(self._request(), timeout=DEADLINE_SECONDS)
+
+    def _request(self) -> pb.GetSampleRequest:
+        return pb.GetSampleRequest(model="faces", seed=next(self._seeds), options=OPTIONS)
+
+    async def _arrival(self, http: httpx.AsyncClient) -> None:
+        kind = self._draw.choice(("unary", "unary", "rest"))
+        asked = self._unary() if kind == "unary" else self._rest(http)
+        patience = self._draw.uniform(0.0, 2.0) if self._draw.random() < 0.1 else None
+        began = time.monotonic()
+        try:
+            outcome = await asyncio.wait_for(asked, patience)
+        except asyncio.TimeoutError:
+            outcome = "vanished"
+        self._found.outcomes[outcome] += 1
+        if outcome == "answered":
+            self._minted += 1
+            self._found.latencies.append(time.monotonic() - began)
+        elif outcome not in ("refused", "vanished"):
+            self._found.findings.append(f"{kind}: {outcome}")
+
+    async def _unary(self) -> str:
+        try:
+            await self._stub.GetSample(self._request(), timeout=DEADLINE_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            return "refused" if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED else str(error.code())
+        return "answered"
+
+    async def _rest(self, http: httpx.AsyncClient) -> str:
+        try:
+            answer = await http.get(f"/v1/models/faces/samples/{next(self._seeds)}?max_js=1e9")
+        except httpx.HTTPError as error:
+            return repr(error)
+        if answer.status_code == 429:
+            return "refused" if "retry-after" in answer.headers else "429 without retry-after"
+        return "answered" if answer.status_code == 200 else f"HTTP {answer.status_code}"
+
+    async def _stream(self, pause_seconds: float) -> None:
+        start = self._draw.randrange(2**31)
+        request = pb.StreamSamplesRequest(model="faces", start_seed=start, window=16, options=OPTIONS)
+        call = self._stub.StreamSamples(request)
+        try:
+            async for message in call:
+                self._minted += message.HasField("sample")
+                if pause_seconds:
+                    await asyncio.sleep(pause_seconds)
+        finally:
+            call.cancel()
+
+    async def _watch_memory(self) -> None:
+        most = self._found.memory_most
+        while True:
+            for name, megabytes in memory(self._service).items():
+                most[name] = max(most.get(name, 0.0), megabytes)
+            await asyncio.sleep(1.0)
+
+    @asynccontextmanager
+    async def _half_open(self) -> AsyncIterator[None]:
+        """Connections to both doors whose clients stop in the middle of a sentence."""
+        sockets = []
+        try:
+            for number in range(HALF_OPEN):
+                door = (self._service.grpc, self._service.http)[number % 2].rpartition("/")[2]
+                host, _, port = door.rpartition(":")
+                sockets.append(socket.create_connection((host, int(port))))
+                sockets[-1].sendall(HALF_SENTENCES[number // 2 % len(HALF_SENTENCES)])
+            yield
+        finally:
+            for each in sockets:
+                each.close()

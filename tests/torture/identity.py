@@ -1,0 +1,156 @@
+"""Identity: one SHA-256 for the image and one for the label of a seed, however and whenever it is asked for.
+
+Rules of this file:
+- Image and label are the promise; a score may differ in its last digits between machines and is left out.
+- Each way of asking runs beside another one, which fills Triton's batches as it likes.
+- The golden digests are those of the demo. What they depend on stands beside them, so that a difference has a name.
+
+Run it as `python -m tests.torture.identity` to write them again, after a change that is meant to change samples.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import webdataset
+
+from labelmint_client import Client, Sample, SampleOptions
+from labelmint_client.pull import PullOptions, pull
+from tests.conftest import ROOT, start_service
+
+GOLDEN = ROOT / "tests" / "data" / "golden_digests.json"
+GOLDEN_SEEDS = range(12)
+MODEL = "faces"
+ALL = SampleOptions(max_js=1e9)
+Row = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Digests:
+    """SHA-256 of the bytes of an image uint8 [R,R,3] and of a label uint8 [R,R]."""
+
+    image: str
+    label: str
+
+
+def digests_of(image: np.ndarray[Any, Any], label: np.ndarray[Any, Any]) -> Digests:
+    return Digests(*(hashlib.sha256(np.ascontiguousarray(part).tobytes()).hexdigest() for part in (image, label)))
+
+
+def of_sample(sample: object) -> Digests:
+    assert isinstance(sample, Sample) and sample.image is not None and sample.label is not None
+    return digests_of(sample.image, sample.label)
+
+
+def alone(client: Client, seeds: Iterable[int]) -> dict[int, Digests]:
+    """One call a seed, one after the other."""
+    return {seed: of_sample(client.get_sample(MODEL, seed, ALL)) for seed in seeds}
+
+
+def in_batches(client: Client, seeds: range) -> dict[int, Sample]:
+    """In batches of 1 to 16 that grow and shrink."""
+    found: dict[int, Sample] = {}
+    sizes = iter_sizes()
+    first = seeds.start
+    while first < seeds.stop:
+        batch = range(first, min(first + next(sizes), seeds.stop))
+        found |= {sample.seed: sample for sample in client.batch_get_samples(MODEL, batch, ALL)}  # type: ignore[misc]
+        first = batch.stop
+    return found
+
+
+def iter_sizes() -> Iterator[int]:
+    while True:
+        yield from (1, 16, 2, 11, 3, 8, 5)
+
+
+def pulled(client: Client, seeds: range, out: Path) -> dict[int, Digests]:
+    """As a WebDataset on disk, read by webdataset."""
+    pull(client, PullOptions(MODEL, len(seeds), "webdataset", start_seed=seeds.start, sample=ALL), out)
+    shards = sorted(map(str, out.glob("*.tar")))
+    dataset = webdataset.WebDataset(shards, shardshuffle=False).decode("pil")
+    found = {}
+    for item in dataset:
+        image, label = np.asarray(item["image.png"]), np.asarray(item["label.npy"])
+        found[int(item["json"]["seed"])] = digests_of(image, label)
+    return found
+
+
+def same_everywhere(directory: Path, count: int) -> list[Row]:
+    """Ask for `count` seeds of the demo in each way; raises AssertionError at the first that differs."""
+    seeds = range(count)
+    rows = []
+    service = start_service(directory / "first.log")
+    with Client(service.grpc) as client:
+        wanted = alone(client, seeds)
+    assert service.stop() == 0
+    rows.append((f"{count} seeds alone", "the digests that the others must have"))
+
+    service = start_service(directory / "second.log")
+    with Client(service.grpc) as client, ThreadPoolExecutor() as pool:
+        pulling = pool.submit(pulled, client, seeds, directory / "pulled")
+        batched = in_batches(client, seeds)
+        check("in batches, under load, after a restart", {s: of_sample(x) for s, x in batched.items()}, wanted, rows)
+        check("pulled, under load", pulling.result(), wanted, rows)
+    assert service.stop() == 0
+
+    service = start_service(directory / "staged.log", "--pipeline", "staged")
+    with Client(service.grpc) as client:
+        staged = in_batches(client, seeds)
+        few = seeds[:: max(1, count // 50)]
+        check("staged, alone against in batches", alone(client, few), {s: of_sample(staged[s]) for s in few}, rows)
+    assert service.stop() == 0
+    assert all(of_sample(staged[seed]).image == wanted[seed].image for seed in seeds), "staged gives other images"
+    agreement = float(np.mean([np.mean(staged[seed].label == batched[seed].label) for seed in seeds]))
+    assert agreement >= 0.9999, f"staged and fused labels agree on {agreement:.4%} of the pixels"
+    rows.append(("staged against fused", f"the same images, {agreement:.4%} of the labels' pixels"))
+    return rows
+
+
+def check(way: str, found: Mapping[int, Digests], wanted: Mapping[int, Digests], rows: list[Row]) -> None:
+    assert found.keys() == wanted.keys()
+    different = [seed for seed in wanted if found[seed] != wanted[seed]]
+    assert not different, f"{way}: other bytes for {len(different)} of {len(wanted)} seeds, the first {different[:5]}"
+    rows.append((f"{len(wanted)} seeds {way}", "one SHA-256 each"))
+
+
+def depends_on(client: Client) -> dict[str, str]:
+    """What the digests may change with, beside the seed."""
+    return {
+        "model_digest": client.get_model(MODEL).digest,
+        "onnxruntime": version("onnxruntime"),
+        "numpy": version("numpy"),
+        "kernels": kernels(),
+    }
+
+
+def kernels() -> str:
+    """Which of ONNX Runtime's float32 kernels this CPU gets; others round in another order."""
+    flags = Path("/proc/cpuinfo").read_text().split()
+    return f"{platform.machine()} {next((flag for flag in ('avx512f', 'avx2') if flag in flags), 'plain')}"
+
+
+def write_golden() -> None:
+    with TemporaryDirectory() as directory:
+        service = start_service(Path(directory) / "serve.log")
+        with Client(service.grpc) as client:
+            found = {str(seed): vars(each) for seed, each in alone(client, GOLDEN_SEEDS).items()}
+            golden = {"depends_on": depends_on(client), "digests": found}
+        assert service.stop() == 0
+    aside = GOLDEN.with_suffix(".part")
+    aside.write_text(json.dumps(golden, indent=1) + "\n")
+    aside.replace(GOLDEN)
+
+
+if __name__ == "__main__":
+    write_golden()

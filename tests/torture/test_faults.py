@@ -1,0 +1,17 @@
+"""A short walk through each kind of fault; `make torture` goes the long way."""
+
+from pathlib import Path
+
+from labelmint_client import SampleOptions
+from tests.clients.conftest import StartGateway
+from tests.torture.faults import rolling_restart, survive
+
+
+def test_nothing_is_lost_or_doubled(tmp_path: Path, tiny_repository: Path) -> None:
+    kinds = ("Triton killed", "gateway killed", "connections cut")
+    rows = survive(tmp_path, tiny_repository, 600, kinds, 30)
+    assert sum("back after" in figure for _, figure in rows) == len(kinds)
+
+
+def test_a_rolling_restart_fails_nothing(start_gateway: StartGateway, options: SampleOptions) -> None:
+    assert rolling_restart(start_gateway, options, 1)

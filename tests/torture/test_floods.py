@@ -1,0 +1,11 @@
+"""A short flood: what comes is answered or refused; the figures are for `make torture` to judge."""
+
+from pathlib import Path
+
+from tests.torture.floods import flood
+
+
+async def test_a_flood_is_answered_or_refused(tmp_path: Path) -> None:
+    found = await flood(tmp_path, 6.0)
+    assert found.findings == []
+    assert found.outcomes["answered"] > 0 and found.outcomes["refused"] > 0
