@@ -17,16 +17,29 @@ from pathlib import Path
 
 import torch
 
+from labelmint.export.repository import export_repository
 from tests.checkpoints import reference
 from tests.checkpoints.writers import nvlabs_bytes
 from tests.conftest import REPOSITORY, ROOT, Service, start_service
-from tests.torture import files, grpc_bytes, grpc_messages, http_bytes, openapi, pickle_fuzz
+from tests.gateway.conftest import tiny_weights
+from tests.torture import (
+    faults,
+    files,
+    floods,
+    grpc_bytes,
+    grpc_messages,
+    http_bytes,
+    identity,
+    openapi,
+    pickle_fuzz,
+)
 from tests.torture.outcome import Outcome
 
 MODEL = "faces"
 # Each of our five RPCs is sent so many spoiled messages.
 MESSAGES = 100_000
 MUTATED_REQUESTS = 5_000
+SAMPLES, SEEDS, FLOOD_SECONDS = 10_000, 1_000, 180.0
 FUZZ_RUNS, FUZZ_SECONDS = 1_000_000, 150
 EXAMPLES, OPENAPI_SECONDS = 30, 120
 
@@ -82,11 +95,41 @@ def attack_files(directory: Path) -> list[Outcome]:
     return outcomes
 
 
+def attack_faults(directory: Path) -> list[Outcome]:
+    repository = directory / "repository"
+    export_repository(repository, "tiny", *tiny_weights())
+    kinds = ["Triton killed"] * 5 + ["gateway killed"] * 3 + ["connections cut"] * 2
+    return [told("faults", SAMPLES, lambda: faults.survive(directory, repository, SAMPLES, kinds, 500))]
+
+
+def attack_identity(directory: Path) -> list[Outcome]:
+    return [told("identity", SEEDS, lambda: identity.same_everywhere(directory, SEEDS))]
+
+
+def attack_floods(directory: Path) -> list[Outcome]:
+    found = asyncio.run(floods.flood(directory, FLOOD_SECONDS))
+    note = "; ".join(f"{name}: {figure}" for name, figure in found.rows())
+    return [Outcome("floods", found.outcomes.total(), found.judge(), note)]
+
+
+def told(title: str, tries: int, attack: Callable[[], list[tuple[str, str]]]) -> Outcome:
+    """Of an attack that raises what it finds and returns rows of figures."""
+    outcome = Outcome(title, tries)
+    try:
+        outcome.note = "; ".join(f"{name}: {figure}" for name, figure in attack())
+    except Exception as error:
+        outcome.found(f"{type(error).__name__}: {error}")
+    return outcome
+
+
 def attack_pickles(directory: Path) -> list[Outcome]:
     return [pickle_fuzz.fuzz(directory, FUZZ_RUNS, FUZZ_SECONDS)]
 
 
 ATTACKS: dict[str, Callable[[Path], list[Outcome]]] = {
+    "faults": attack_faults,
+    "floods": attack_floods,
+    "identity": attack_identity,
     "files": attack_files,
     "pickles": attack_pickles,
     "openapi": attack_openapi,
