@@ -37,6 +37,8 @@ torture: $(TEST)/.ready
 bench: $(TEST)/.ready
 	$(TEST)/bin/python benchmarks/dataloader.py
 	$(TEST)/bin/python benchmarks/gate.py
+	$(TEST)/bin/python benchmarks/latency.py
+	$(TEST)/bin/python benchmarks/autoscaling.py
 	$(TEST)/bin/python benchmarks/labels_train_models.py
 	$(TEST)/bin/python benchmarks/report.py
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from gate import TITLES
 from labels_train_models import ARMS, by_source
+from latency import comparison
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -122,7 +123,95 @@ samples at a time; each worker has a window of 8, so that more workers give larg
 """
 
 
-SECTIONS = {"labels_train_models": labels_train_models, "gate": gate, "dataloader": dataloader}
+def autoscaling(figures: dict[str, Any]) -> str:
+    ours, *others = figures["signals"]
+    titles = figures["scenarios"]
+    rows = []
+    for column, title in enumerate(titles.values()):
+        for arm in figures["signals"]:
+            out = arm["outcomes"][column]
+            at = "" if arm["target"] is None else f" ({arm['target']:g})"
+            rows.append(
+                f"| {title if arm is ours else ''} | {arm['name']}{at} "
+                f"| {out['wait_p50']:.2f} | {out['wait_p95']:.1f} | {out['wait_p99']:.1f} | {out['goodput']:.1%} "
+                f"| {out['gpu_hours_per_million']:.2f} | {out['waiting_hours_per_million']:.2f} | {out['cost']:.2f} |"
+            )
+    swept = []
+    for row in figures["sweep"]:
+        leave = f"{row['down_percent']} %, at least 1" if row["down_percent"] else "1"
+        ships = ", ships" if all(row[key] == value for key, value in figures["shipped"].items()) else ""
+        swept.append(
+            f"| {row['demand']:g} | {row['waiting']:g} | {row['demand_seconds']:g} s | {row['waiting_seconds']:g} s "
+            f"| {row['up_seconds']:g} s | {leave} "
+            f"| {row['relative_cost']:.3f}{ships} |"
+        )
+    seconds = figures["gpu"]["seconds_of_a_batch"]
+    nodes = figures["provisioning"]
+    dearer = ", ".join(f"{arm['name']} {arm['relative_cost']:.2f}" for arm in others)
+    return f"""## What is Triton best scaled by?
+
+`python benchmarks/autoscaling.py`
+
+A discrete-event simulation (`benchmarks/simulation/`): gateways, Tritons, training jobs, nodes, Prometheus, KEDA and
+the HorizontalPodAutoscaler, with the numbers of `k8s/overlays/gpu-scale-to-zero`. No GPU and no cluster was at hand. A
+prediction is what a GPU takes for 1 ({1000 * seconds[0]:.0f} ms) and for 16 ({1000 * seconds[-1]:.0f} ms), and
+what comes before a replica serves: {nodes["node_seconds"]:.0f} s for a node, {nodes["image_seconds"]:.0f} s for the
+image, {nodes["load_seconds"]:.0f} s for the models.
+
+Each other signal has the same limits and policies, the best of its targets (in parentheses), and one Triton always,
+since without one there is no such signal. Waits are those of training steps, in seconds, weighted by the time that they
+cover. Goodput is the share of their time in which the jobs trained. Cost of a million samples: GPU-hours of Triton, and
+{figures["trainer_weight"]:g} times those of the jobs' own GPUs (one each) that wait, since training runs on dearer
+ones. Over the four workloads (geometric mean) the others cost, against ours: {dearer}.
+
+| Workload | Scaled by | Wait p50 | p95 | p99 | Goodput | GPU-hours a million | Waiting | Cost |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- |
+{chr(10).join(rows)}
+
+![Tritons over time, and cost, for each workload and signal](images/autoscaling.png)
+
+The sweep of our own parameters (one seed), by cost against what ships: samples owed a Triton, samples that wait in a Triton,
+the time over which each is averaged (0: the newest scrape), the period in which the number may double (or 4 be
+added), and what may leave a minute.
+
+| Owed | Waiting | Owed over | Waiting over | Up every | Down a minute | Cost |
+| --- | --- | --- | --- | --- | --- | --- |
+{chr(10).join(swept)}
+"""
+
+
+def latency(measured: dict[str, Any]) -> str:
+    rows = []
+    for row in comparison(measured):
+        calls = f"{row['concurrency']} callers" if "concurrency" in row else f"{row['rate']:.1f} arrivals a second"
+        real, simulated = row["measured"], row["simulated"]
+        rows.append(
+            f"| {calls} | {real['p50']:.2f} | {simulated['p50']:.2f} "
+            f"| {real['samples_per_second']:.2f} | {simulated['samples_per_second']:.2f} |"
+        )
+    return f"""## Does the simulator say what the service does?
+
+`python benchmarks/latency.py`
+
+One real gateway and one real Triton with `faces`, and the same calls in the simulator. It knows what Triton takes for
+batches alone, and how much two at once slow each other down; nothing of the curve. Calls in a closed loop, then as a
+Poisson process (at the measured instants). A test holds p50 and samples a second within 15 % of what was measured.
+
+| Calls | p50 measured, s | simulated | Samples a second measured | simulated |
+| --- | --- | --- | --- | --- |
+{chr(10).join(rows)}
+
+![Latency and throughput, measured and simulated](images/latency.png)
+"""
+
+
+SECTIONS = {
+    "labels_train_models": labels_train_models,
+    "gate": gate,
+    "dataloader": dataloader,
+    "autoscaling": autoscaling,
+    "latency": latency,
+}
 
 
 def page() -> str:

@@ -1,0 +1,302 @@
+"""The latency of one replica of the real service, and whether the simulator reproduces it.
+
+Rules of this file:
+- One Triton and one gateway, the demo model `faces`, gRPC, raw pixels, no cache; everything is delivered.
+- What the simulator is given: the seconds of each step by batch size, how much two batches at once slow each other
+  down, and what a call costs outside of the steps. All of it is asked of Triton directly, before, amid and after the
+  curve, since the machine changes its pace.
+- What it must find is measured through the gateway: a closed loop at several concurrencies, and Poisson arrivals, which
+  the simulator gets at the measured instants.
+- A latency is that of a call as its client sees it; percentiles are over the calls after the first round of a loop.
+
+Run it as `python benchmarks/latency.py` on an idle machine (8 minutes); it writes benchmarks/results/latency.json and
+docs/images/latency.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+import matplotlib
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import simpy
+import tritonclient.grpc.aio as triton
+from serving import gateway
+from simulation.clients import Caller
+from simulation.service import Gateway, Profile, Triton
+
+from labelmint.gateway.policy import latent_of
+from labelmint.gateway.served_model import ServedModel, read_served_model
+from labelmint.models.annotations import write_json
+from labelmint.settings import ServeSettings
+from labelmint.triton.model_config import ensembles
+from labelmint.triton.server import TritonServer, wait_until_ready
+from labelmint.v1 import sample_service_pb2 as pb
+from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
+
+ROOT = Path(__file__).parent.parent
+REPOSITORY = ROOT / "model_repository"
+RESULTS = ROOT / "benchmarks" / "results" / "latency.json"
+MODEL = "faces"
+STEPS = (f"{MODEL}_generator", f"{MODEL}_style_interpreter")
+OUTPUTS = ("image", "label", "js_score")
+BATCHES = (1, 2, 4, 8, 16)
+PAIR = 8  # samples of each of two batches at once
+CONCURRENCIES = (1, 2, 4, 8, 16, 32)
+LOADS = (0.3, 0.6, 0.8)  # of the rate at the largest concurrency
+PATIENCE_SECONDS = 600.0
+Figures = dict[str, Any]
+
+
+class Direct:
+    """Triton asked without the gateway, in requests of many samples."""
+
+    def __init__(self, url: str, model: ServedModel) -> None:
+        self._client = triton.InferenceServerClient(url, channel_args=[("grpc.max_receive_message_length", -1)])
+        self._model = model
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    async def infer(self, count: int) -> float:
+        """Seconds of one request for `count` samples."""
+        latents = np.concatenate([latent_of(seed, self._model.z_dim) for seed in range(count)])
+        arrays = {
+            "latent": latents.astype(np.float32),
+            "style_latent": latents.astype(np.float32),
+            "crossover": np.full((count, 1), self._model.num_ws, np.int32),
+            "truncation_psi": np.ones((count, 1), np.float32),
+        }
+        inputs = []
+        for name, array in arrays.items():
+            tensor = triton.InferInput(name, list(array.shape), "INT32" if array.dtype == np.int32 else "FP32")
+            tensor.set_data_from_numpy(array)
+            inputs.append(tensor)
+        outputs = [triton.InferRequestedOutput(name) for name in OUTPUTS]
+        started = time.perf_counter()
+        await self._client.infer(self._model.triton_name, inputs, outputs=outputs)
+        return time.perf_counter() - started
+
+    async def step_seconds(self) -> list[float]:
+        """Seconds that Triton says each step has computed since it was started."""
+        found = []
+        for step in STEPS:
+            (entry,) = (await self._client.get_inference_statistics(step)).model_stats
+            stats = entry.inference_stats
+            found.append((stats.compute_input.ns + stats.compute_infer.ns + stats.compute_output.ns) / 1e9)
+        return found
+
+    async def batch(self, count: int) -> tuple[list[float], float]:
+        """Seconds of each step for one batch alone, and of the whole call."""
+        before = await self.step_seconds()
+        call = await self.infer(count)
+        after = await self.step_seconds()
+        return [end - start for start, end in zip(before, after, strict=True)], call
+
+    async def pair(self, rounds: int) -> float:
+        """Seconds a batch while two batches of PAIR samples are always there."""
+
+        async def loop() -> None:
+            for _ in range(rounds):
+                await self.infer(PAIR)
+
+        started = time.perf_counter()
+        await asyncio.gather(loop(), loop())
+        return (time.perf_counter() - started) / (2 * rounds)
+
+
+async def closed(call: Callable[[], Awaitable[None]], concurrency: int, rounds: int) -> Figures:
+    """Callers that ask again as soon as they have their answer: (begin, end) of each call, in seconds."""
+    calls: list[tuple[float, float]] = []
+    origin = time.perf_counter()
+
+    async def caller() -> None:
+        for _ in range(rounds):
+            begun = time.perf_counter() - origin
+            await call()
+            calls.append((begun, time.perf_counter() - origin))
+
+    await asyncio.gather(*(caller() for _ in range(concurrency)))
+    return {"concurrency": concurrency, "rounds": rounds, "calls": _rounded(calls)}
+
+
+async def opened(call: Callable[[], Awaitable[None]], rate: float, count: int, seed: int) -> Figures:
+    """Callers that come as a Poisson process of `rate` a second."""
+    gaps = np.random.default_rng(seed).exponential(1 / rate, count)
+    calls: list[tuple[float, float]] = []
+    origin = time.perf_counter()
+
+    async def caller(at: float) -> None:
+        await asyncio.sleep(at - (time.perf_counter() - origin))
+        begun = time.perf_counter() - origin
+        await call()
+        calls.append((begun, time.perf_counter() - origin))
+
+    await asyncio.gather(*(caller(at) for at in np.cumsum(gaps)))
+    return {"rate": rate, "calls": _rounded(calls)}
+
+
+def _rounded(calls: list[tuple[float, float]]) -> list[list[float]]:
+    return [[round(begun, 4), round(ended, 4)] for begun, ended in sorted(calls)]
+
+
+async def measure(scale: float) -> Figures:
+    """Everything, with `scale` times the usual number of calls."""
+
+    def times(count: int) -> int:
+        return max(2, round(scale * count))
+
+    server = TritonServer(REPOSITORY, [MODEL])
+    await server.start()
+    found: Figures = {"batches": [], "pairs": [], "closed": [], "open": []}
+    try:
+        await wait_until_ready(server, [MODEL])
+        model = read_served_model(ensembles(REPOSITORY)[MODEL], "1")
+        direct = Direct(server.grpc_url, model)
+
+        async def alone() -> None:
+            for _ in range(times(3)):
+                for size in BATCHES:
+                    steps, call = await direct.batch(size)
+                    found["batches"].append({"size": size, "steps": steps, "call": call})
+            found["pairs"].append(await direct.pair(times(4)))
+
+        await direct.infer(max(BATCHES))
+        with gateway("--triton-url", server.grpc_url) as endpoint:
+            async with grpc.aio.insecure_channel(endpoint) as channel:
+                stub = pb_grpc.SampleServiceStub(channel)
+                seeds = iter(range(2**32))
+                options = pb.SampleOptions(
+                    include_rejected=True, image_encoding=pb.ENCODING_RAW, label_encoding=pb.ENCODING_RAW
+                )
+
+                async def call() -> None:
+                    request = pb.GetSampleRequest(model=MODEL, seed=next(seeds), options=options)
+                    await stub.GetSample(request, timeout=PATIENCE_SECONDS)
+
+                await call()
+                await alone()
+                for concurrency in CONCURRENCIES:
+                    found["closed"].append(await closed(call, concurrency, 1 + times(max(6, 40 // concurrency))))
+                await alone()
+                capacity = throughput(found["closed"][-1])
+                for seed, load in enumerate(LOADS):
+                    count = times(round(70 * load * capacity))
+                    found["open"].append(await opened(call, load * capacity, count, seed))
+                await alone()
+        await direct.close()
+    finally:
+        await server.stop()
+    return found
+
+
+def profile_of(measured: Figures) -> Profile:
+    """What the simulator is given, from the direct measurements: medians over all of their rounds."""
+
+    def median(size: int, step: int) -> float:
+        return float(np.median([each["steps"][step] for each in measured["batches"] if each["size"] == size]))
+
+    seconds = [[median(size, step) for size in BATCHES] for step in (0, 1)]
+    overhead = float(np.median([e["call"] - sum(e["steps"]) for e in measured["batches"] if e["size"] == 1]))
+    shorter, longer = sorted(step[BATCHES.index(PAIR)] for step in seconds)
+    # Two batches take turns in two steps: a round is the shorter step, slowed, and what the longer has left by then.
+    together = shorter / (float(np.median(measured["pairs"])) - (longer - shorter))
+    return Profile.measured(list(BATCHES), seconds, min(1.0, together), overhead)
+
+
+def latencies(run: Figures) -> list[float]:
+    """Seconds of the calls that count, from a measured or a simulated run."""
+    calls = run["calls"][run.get("concurrency", 0) :]
+    return [ended - begun for begun, ended in calls]
+
+
+def throughput(run: Figures) -> float:
+    """Samples a second of a closed loop, after its first round."""
+    ends = sorted(ended for _, ended in run["calls"])
+    first = run["concurrency"]
+    return (len(ends) - first) / (ends[-1] - ends[first - 1])
+
+
+def simulate(profile: Profile, run: Figures) -> Figures:
+    """The same calls against one simulated replica: a closed loop, or arrivals at the measured instants."""
+    env = simpy.Environment()
+    settings = ServeSettings(triton_url="simulated")
+    served = Gateway(env, settings.triton_slots, settings.max_in_flight, settings.max_streams, 0.0)
+    served.add(Triton(env, profile, served.finished))
+    calls: list[tuple[float, float]] = []
+
+    def caller(begins: float, rounds: int) -> Any:
+        yield env.timeout(begins)
+        for _ in range(rounds):
+            begun = env.now
+            yield Caller(env, served, profile.overhead_seconds).done
+            calls.append((begun, env.now))
+
+    if "concurrency" in run:
+        processes = [env.process(caller(0.0, run["rounds"])) for _ in range(run["concurrency"])]
+    else:
+        processes = [env.process(caller(begun, 1)) for begun, _ in run["calls"]]
+    env.run(until=env.all_of(processes))
+    return run | {"calls": sorted(calls)}
+
+
+def comparison(measured: Figures) -> list[Figures]:
+    """For each run what was measured and what the simulator says: p50, p95 (seconds), samples a second."""
+    profile = profile_of(measured)
+    rows = []
+    for run in [*measured["closed"], *measured["open"]]:
+        row: Figures = {key: run[key] for key in ("concurrency", "rate") if key in run}
+        for name, each in (("measured", run), ("simulated", simulate(profile, run))):
+            p50, p95 = np.percentile(latencies(each), (50, 95)).tolist()
+            ends = [ended for _, ended in each["calls"]]
+            rate = throughput(each) if "concurrency" in each else len(ends) / max(ends)
+            row[name] = {"p50": p50, "p95": p95, "samples_per_second": rate}
+        rows.append(row)
+    return rows
+
+
+def plot(rows: list[Figures], path: Path) -> None:
+    figure, panels = plt.subplots(1, 3, figsize=(11, 3.4))
+    loops = [row for row in rows if "concurrency" in row]
+    arrivals = [row for row in rows if "rate" in row]
+    shown = (
+        (panels[0], loops, "concurrency", "p50", "closed loop: median latency, s"),
+        (panels[1], loops, "concurrency", "samples_per_second", "closed loop: samples a second"),
+        (panels[2], arrivals, "rate", "p50", "Poisson arrivals: median latency, s"),
+    )
+    for panel, some, x, y, title in shown:
+        for name, style in (("measured", "o"), ("simulated", "-")):
+            panel.plot([row[x] for row in some], [row[name][y] for row in some], style, label=name)
+        panel.set_title(title, fontsize=10)
+        panel.set_xlabel("callers" if x == "concurrency" else "arrivals a second")
+        panel.set_ylim(0)
+        panel.grid(alpha=0.3)
+    panels[0].legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--scale", type=float, default=1.0, help="times the usual number of calls")
+    arguments = parser.parse_args()
+    measured = asyncio.run(measure(arguments.scale))
+    rows = comparison(measured)
+    for row in rows:
+        print(json.dumps(row))
+    write_json(RESULTS, measured)
+    plot(rows, ROOT / "docs" / "images" / "latency.png")
+
+
+if __name__ == "__main__":
+    main()
