@@ -4,6 +4,8 @@ PYTHON ?= python3
 SERVE := .venv
 TEST := .venv-test
 FIFTYONE := .venv-fiftyone
+RELEASE := .venv-release
+DIST := dist
 PIP_FLAGS := --quiet --disable-pip-version-check --prefer-binary
 
 CHECK_PYTHON = $(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13) and \
@@ -14,7 +16,7 @@ CLIENT := clients/python/src/labelmint_client
 COPY_PROTO = cp service/labelmint/v1/sample_service_pb2* $(CLIENT)/v1/ && \
 	sed -i 's/^from labelmint\.v1 import/from labelmint_client.v1 import/' $(CLIENT)/v1/sample_service_pb2_grpc.py
 
-.PHONY: serve test check bench proto released-proto fiftyone clean
+.PHONY: serve test check torture bench proto released-proto fiftyone release packages papers audit clean
 
 serve: $(SERVE)/.ready
 	@exec $(SERVE)/bin/labelmint serve
@@ -26,6 +28,10 @@ check: $(TEST)/.ready
 	$(TEST)/bin/ruff check .
 	$(TEST)/bin/ruff format --check .
 	$(TEST)/bin/mypy
+
+# The attacks of the tests at full length; a table at the end, and a failure where one of them found something.
+torture: $(TEST)/.ready
+	$(TEST)/bin/python -m tests.torture $(ATTACKS)
 
 # Hours; each benchmark goes on where it was interrupted, or is short. Leave the machine alone meanwhile.
 bench: $(TEST)/.ready
@@ -48,8 +54,52 @@ released-proto: $(TEST)/.ready
 # An environment of its own for the test of FiftyOne's importer: it brings a gigabyte.
 fiftyone: $(FIFTYONE)/.ready
 
+# Everything that a release hands out, in dist/: of the commit, never of what lies uncommitted. The checksums come
+# last, so that a release whose audit found something, or could not be made, has none.
+release: packages
+	@rm -rf $(RELEASE)
+	@$(PYTHON) -m venv --without-pip $(RELEASE)
+	@$(TEST)/bin/python -m pip --python $(RELEASE)/bin/python install $(PIP_FLAGS) \
+		"$$(echo $(DIST)/labelmint-*.whl)[triton]" $(DIST)/labelmint_client-*.whl
+	@rm $(RELEASE)/lib/python*/site-packages/labelmint*/direct_url.json  # where on this machine they came from
+	@$(MAKE) --no-print-directory papers audit
+	@cd $(DIST) && sha256sum -- * > SHA256SUMS
+	@cat $(DIST)/SHA256SUMS
+
+# Wheels and source archives of both distributions. The same commit and setuptools give the same bytes: setuptools
+# dates wheels by SOURCE_DATE_EPOCH, source archives are packed again because it does not date those.
+packages: export SOURCE_DATE_EPOCH = $(shell git log -1 --format=%ct)
+packages: $(TEST)/.ready
+	@rm -rf build/release $(DIST)
+	@mkdir -p build/release/source $(DIST)
+	@git archive HEAD | tar -x -C build/release/source
+	@for directory in . clients/python; do \
+		$(TEST)/bin/python -m build --outdir $(DIST) build/release/source/$$directory >build/release/log 2>&1 || \
+			{ cat build/release/log; exit 1; }; \
+	done
+	@for archive in $(DIST)/*.tar.gz; do \
+		mkdir build/release/again && tar -xzf $$archive -C build/release/again && \
+		tar --sort=name --mtime=@$$SOURCE_DATE_EPOCH --owner=0 --group=0 --numeric-owner --mode=go=rX,u+rw \
+			-cf - -C build/release/again $$(ls build/release/again) | gzip -n >$$archive && rm -r build/release/again || exit 1; \
+	done
+
+# Of what $(RELEASE) has installed: the exact versions, their licences, and a software bill of materials.
+papers:
+	@mkdir -p $(DIST)
+	@$(TEST)/bin/python -m pip --python $(RELEASE)/bin/python freeze --exclude labelmint --exclude labelmint-client \
+		--exclude-editable >$(DIST)/requirements.txt
+	@$(TEST)/bin/pip-licenses --python $(RELEASE)/bin/python --from mixed --order name --with-urls --format markdown \
+		--ignore-packages labelmint labelmint-client --output-file $(DIST)/LICENSES.md >/dev/null
+	@$(TEST)/bin/cyclonedx-py environment --pyproject pyproject.toml --mc-type application --output-reproducible \
+		--output-format JSON --output-file $(DIST)/labelmint.cdx.json $(RELEASE)/bin/python
+
+# Asks PyPI for known vulnerabilities of those versions. Strict: what could not be asked has not passed.
+audit:
+	@$(TEST)/bin/pip-audit --requirement $(DIST)/requirements.txt --no-deps --disable-pip --strict \
+		--vulnerability-service pypi --progress-spinner off
+
 clean:
-	rm -rf $(SERVE) $(TEST) $(FIFTYONE) build dist service/labelmint.egg-info clients/python/src/labelmint_client.egg-info
+	rm -rf $(SERVE) $(TEST) $(FIFTYONE) $(RELEASE) build dist service/labelmint.egg-info clients/python/src/labelmint_client.egg-info
 
 # pip is renewed first: old resolvers try source packages for minutes.
 $(SERVE)/.ready: pyproject.toml

@@ -24,6 +24,7 @@ ALLOWED = {
 WIRES = (
     "grpc_access",
     "grpc_api",
+    "grpc_parsing",
     "rest_api",
     "rest_caching",
     "rest_docs",
@@ -100,3 +101,12 @@ def test_every_file_states_its_rules() -> None:
         if path.name != "__init__.py":
             docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
             assert "Rules of this file:" in docstring, path
+
+
+def test_a_clock_that_jumps_moves_nothing() -> None:
+    """Serving measures time by clocks that only go forward; the time of day is for people to read, in the log."""
+    for path in files():
+        if room(path) in ("gateway", "triton", "tracing"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+                assert called not in ("time.time", "time.time_ns", "datetime.now", "datetime.utcnow"), path.name

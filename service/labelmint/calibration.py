@@ -39,6 +39,8 @@ class Calibration:
             raise ValueError(f"a calibration has {NUM_QUANTILES} quantiles, not {len(self.quantiles)}")
         if not np.all(np.isfinite(self.quantiles)) or np.any(np.diff(self.quantiles) < 0):
             raise ValueError("calibration quantiles must be finite and ascending")
+        if not np.isfinite(self.threshold):
+            raise ValueError(f"a calibration's threshold is finite, not {self.threshold}")
 
     @cached_property
     def id(self) -> str:

@@ -30,9 +30,10 @@ from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 from tests.conftest import Service, start_service
 from tests.gateway.test_grpc import LOOSE, info_of
+from tests.torture.doors import Door, routes, without_a_token, without_connecting
 
 TOKEN, SLOW_TOKEN, METERED_TOKEN = "t0ken-of-the-training-job", "t0ken-of-a-slow-caller", "t0ken-of-a-metered-caller"
-WRONG = "t0ken-that-nobody-has"
+WRONG, WITHDRAWN = "t0ken-that-nobody-has", "t0ken-of-one-who-left"
 SAMPLE = "/v1/models/faces/samples/7"
 # Everything that tells of this gateway; tests below hold that no route is missing.
 CLOSED = (
@@ -76,7 +77,29 @@ class Locked:
         return httpx.AsyncClient(base_url=self.service.http, verify=trusting(self.ca), headers=headers, timeout=60.0)
 
     def channel(self) -> grpc.aio.Channel:
-        return grpc.aio.secure_channel(self.service.grpc, grpc.ssl_channel_credentials(self.ca.read_bytes()))
+        return self.door.channel()
+
+    @property
+    def door(self) -> Door:
+        """To it, as the attacks of tests/torture take it."""
+        credentials = grpc.ssl_channel_credentials(self.ca.read_bytes())
+        return Door(self.service.http, self.service.grpc, trusting(self.ca), credentials)
+
+    def rewrite(self, text: str) -> None:
+        """Exchange the tokens file as a whole."""
+        aside = self.tokens.with_suffix(".part")
+        aside.write_text(text)
+        os.replace(aside, self.tokens)
+
+    def admitted(self, token: str, wanted: bool) -> Callable[[], AbstractAsyncContextManager[bool]]:
+        """For `until`: whether the token opens the door is as wanted."""
+
+        @asynccontextmanager
+        async def ask() -> AsyncIterator[bool]:
+            async with self.http(token) as client:
+                yield ((await client.get("/v1/models")).status_code == 200) is wanted
+
+        return ask
 
 
 @dataclass
@@ -248,16 +271,6 @@ async def test_security_headers(locked: Locked) -> None:
             assert not [name for name in answer.headers if name.startswith("access-control-")]
 
 
-async def test_plain_text_is_not_spoken(locked: Locked) -> None:
-    async with httpx.AsyncClient(timeout=10.0) as client:
-        with pytest.raises(httpx.HTTPError):
-            await client.get(locked.service.http.replace("https://", "http://") + "/healthz")
-    async with grpc.aio.insecure_channel(locked.service.grpc) as channel:
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await pb_grpc.SampleServiceStub(channel).ListModels(pb.ListModelsRequest(), timeout=5)
-        assert caught.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
-
-
 async def until(condition: Callable[[], AbstractAsyncContextManager[bool]], seconds: float = 30.0) -> None:
     deadline = time.monotonic() + seconds
     while True:
@@ -272,19 +285,6 @@ async def test_a_changed_file_holds_and_a_broken_one_does_not(locked: Locked) ->
     before, log = locked.tokens.read_text(), locked.service.log
     fresh = "t0ken-that-was-added"
 
-    def rewrite(text: str) -> None:
-        aside = locked.tokens.with_suffix(".part")
-        aside.write_text(text)
-        os.replace(aside, locked.tokens)
-
-    def admitted(token: str, wanted: bool) -> Callable[[], AbstractAsyncContextManager[bool]]:
-        @asynccontextmanager
-        async def ask() -> AsyncIterator[bool]:
-            async with locked.http(token) as client:
-                yield ((await client.get("/v1/models")).status_code == 200) is wanted
-
-        return ask
-
     def complaints() -> int:
         return log.read_text().count("the tokens stay as they were")
 
@@ -295,11 +295,11 @@ async def test_a_changed_file_holds_and_a_broken_one_does_not(locked: Locked) ->
         yield complaints() == 1
 
     try:
-        rewrite(before + line("fresh", fresh))
-        await until(admitted(fresh, True))
-        rewrite(before)
-        await until(admitted(fresh, False))
-        rewrite(before + f"broken {TOKEN}\n")
+        locked.rewrite(before + line("fresh", fresh))
+        await until(locked.admitted(fresh, True))
+        locked.rewrite(before)
+        await until(locked.admitted(fresh, False))
+        locked.rewrite(before + f"broken {TOKEN}\n")
         await until(complained)
         for _ in range(15):  # longer than the pause between two looks at the file
             async with complained() as once:
@@ -307,8 +307,25 @@ async def test_a_changed_file_holds_and_a_broken_one_does_not(locked: Locked) ->
             await asyncio.sleep(0.1)
         assert "line 6: the second field is not a SHA-256" in log.read_text()
     finally:
-        rewrite(before)
-    await until(admitted(TOKEN, True))
+        locked.rewrite(before)
+    await until(locked.admitted(TOKEN, True))
+
+
+async def test_no_key_that_does_not_fit_opens_anything(locked: Locked) -> None:
+    """Whatever route or RPC there is: the attack asks the gateway which there are."""
+    before = locked.tokens.read_text()
+    locked.rewrite(before + line("leaver", WITHDRAWN))
+    await until(locked.admitted(WITHDRAWN, True))
+    locked.rewrite(before)
+    await until(locked.admitted(WITHDRAWN, False))
+    outcome = await without_a_token(locked.door, "faces", TOKEN, WITHDRAWN)
+    assert outcome.tries > 200 and not outcome.findings, outcome
+
+
+async def test_plain_text_opens_nothing_where_tls_is_on(locked: Locked) -> None:
+    plain = Door(locked.service.http.replace("https://", "http://"), locked.service.grpc, None, None)
+    outcome = await without_connecting("plain text where TLS is on", plain, await routes(locked.door, "faces"))
+    assert outcome.tries > 25 and not outcome.findings, outcome
 
 
 async def test_a_rate_refuses_requests(locked: Locked) -> None:
@@ -402,12 +419,14 @@ async def test_mutual_tls(certificates: Certificates, faces_triton: TritonServer
                     answer = await http.get(SAMPLE)
                     assert answer.status_code == 200 and answer.headers["cache-control"].startswith("private")
                     assert (await stub.ListModels(pb.ListModelsRequest())).models
+                    known = await routes(
+                        Door(url, target, trusting(certificates.ca, certificate), credentials), "faces"
+                    )
                 else:
-                    with pytest.raises(httpx.HTTPError):
-                        await http.get("/healthz")
-                    with pytest.raises(grpc.aio.AioRpcError) as caught:
-                        await stub.ListModels(pb.ListModelsRequest(), timeout=5)
-                    assert caught.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+                    door = Door(url, target, trusting(certificates.ca, certificate), credentials)
+                    name = "no certificate" if pair is None else "a certificate of another authority"
+                    outcome = await without_connecting(name, door, known)
+                    assert outcome.tries > 25 and not outcome.findings, outcome
     finally:
         assert await asyncio.to_thread(service.stop) == 0
 

@@ -1,6 +1,7 @@
 """How a stream passes the guard: complete ones end as such, others with an error that says where to resume."""
 
 import asyncio
+import gc
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 
@@ -100,3 +101,30 @@ async def test_a_reader_who_leaves_closes_the_stream(catalog: Catalog) -> None:
     with pytest.raises(asyncio.CancelledError):
         await waiting
     assert source.closed
+
+
+async def test_a_client_that_leaves_as_its_stream_ends_leaves_nothing_behind(
+    catalog: Catalog, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whichever of the two comes first by a turn of the loop."""
+    for turns in range(8):
+        ending = asyncio.Event()
+
+        async def stream(ending: asyncio.Event = ending) -> AsyncGenerator[Step, None]:
+            yield Step(1)
+            await ending.wait()
+
+        async def read(source: AsyncGenerator[Step, None]) -> None:
+            async for _ in Lifecycle(catalog, 0.0, False).guard(source, 0):
+                pass
+
+        reading = asyncio.create_task(read(stream()))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        ending.set()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+    gc.collect()
+    assert "never retrieved" not in caplog.text

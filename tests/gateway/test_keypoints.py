@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -227,4 +228,20 @@ def test_outputs_of_another_shape_are_refused() -> None:
         read_served_model(config, "1")
     config.output.add(name="keypoints", dims=[11, 2])
     with pytest.raises(MalformedModel, match=r"output keypoints is \[11, 2\], not \[12, 2\] as task 'keypoints'"):
+        read_served_model(config, "1")
+
+
+def test_a_calibration_of_another_model_is_refused() -> None:
+    """The digest says what was measured; a threshold is never applied to something else."""
+    config = ensembles(REPOSITORY)["faces"]
+    config.parameters["model_digest"].string_value = "0" * 64
+    with pytest.raises(MalformedModel, match="measured on a model of another digest"):
+        read_served_model(config, "1")
+
+
+def test_a_threshold_is_a_number() -> None:
+    config = ensembles(REPOSITORY)["faces"]
+    calibration = json.loads(config.parameters["calibration"].string_value)
+    config.parameters["calibration"].string_value = json.dumps({**calibration, "threshold": float("nan")})
+    with pytest.raises(MalformedModel, match="threshold is finite"):
         read_served_model(config, "1")

@@ -1,25 +1,16 @@
 """The OpenAPI document is exact: schemathesis holds a real service to it, with all its checks."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import httpx
 
 from tests.conftest import Service
-
-HERE = Path(__file__).parent
+from tests.torture.openapi import explore
 
 
 def test_schemathesis_finds_nothing(service: Service, http: httpx.Client, tmp_path: Path) -> None:
-    command = [str(Path(sys.executable).parent / "st"), "--config-file", str(HERE / "schemathesis.toml"), "run"]
-    command += [f"{service.http}/openapi.json", "--checks", "all", "--phases", "examples,coverage,fuzzing"]
-    # The time bounds what is tried on a slow machine, not whether it passes.
-    command += ["--max-examples", "3", "--max-time", "60", "--request-timeout", "60", "--seed", "1", "--no-color"]
-    environment = {**os.environ, "SCHEMATHESIS_HOOKS": str(HERE / "openapi_hooks.py")}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path, env=environment)
-    assert done.returncode == 0, done.stdout + done.stderr
+    outcome = explore(service, tmp_path, 3, 60)
+    assert outcome.tries > 0 and not outcome.findings, "\n".join(outcome.findings)
     assert http.get("/readyz").status_code == 200
 
 

@@ -11,6 +11,7 @@ from labelmint.models.generator import Generator
 from labelmint.models.store import load_generator, load_interpreter, read_notes, save_generator, save_interpreter
 from labelmint.models.stylegan2 import StyleGAN2Spec
 from tests.models.test_interpreter import interpreter
+from tests.torture.files import generator_file
 
 SPEC = StyleGAN2Spec(z_dim=8, w_dim=8, mapping_layers=2, resolution=16, channels={4: 8, 8: 8, 16: 4})
 
@@ -85,4 +86,22 @@ def test_wrong_files_are_named(tmp_path: Path, generator: Generator) -> None:
         load_generator(path)
     safetensors.torch.save_file({"a": torch.zeros(1)}, path)
     with pytest.raises(UnusableFile, match="was not written by labelmint"):
+        load_generator(path)
+
+
+@pytest.mark.parametrize(
+    ("spec", "problem"),
+    [
+        ({"z_dim": 10**10}, "lacks the tensor|has an unexpected tensor|of which nothing can be built"),
+        ({"channels": {"4": 10**10, "8": 10**10}}, "lacks the tensor|has an unexpected tensor|nothing can be built"),
+        ({"mapping_layers": 10**9}, "1 to 64 layers"),
+        ({"z_dim": -1}, "of which nothing can be built"),
+    ],
+)
+def test_declared_sizes_take_no_memory_until_they_are_true(
+    tmp_path: Path, spec: dict[str, object], problem: str
+) -> None:
+    path = tmp_path / "generator.safetensors"
+    path.write_bytes(generator_file(**spec))
+    with pytest.raises(UnusableFile, match=problem):
         load_generator(path)

@@ -1,7 +1,6 @@
 """What ends a child is noticed, whatever it leaves behind; programs that misbehave stand in for Triton."""
 
 import asyncio
-import os
 from pathlib import Path
 
 import pytest

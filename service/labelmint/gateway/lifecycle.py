@@ -81,10 +81,11 @@ class Lifecycle:
         except LabelmintError as error:
             raise error.with_metadata(next_seed=str(next_seed)) from error
         finally:
-            unfinished = [task for task in (step, closing) if task is not None and not task.done()]
-            for task in unfinished:
+            # A step may have ended in the very moment in which the client left: its end is taken note of here too.
+            tasks = [task for task in (step, closing) if task is not None]
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*unfinished, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
             await stream.aclose()
 
 

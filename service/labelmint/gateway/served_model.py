@@ -84,6 +84,10 @@ def _read(config: pb.ModelConfig, version: str, parameters: Mapping[str, str]) -
         raise ValueError(
             f"calibrated for score kind {calibration.score_kind!r}, the model is {parameters['score_kind']!r}"
         )
+    # The staged pipeline has a digest of its own, and the calibration of the fused one.
+    fused = parameters["pipeline"] == "fused"
+    if calibration is not None and fused and calibration.model_digest != parameters["model_digest"]:
+        raise ValueError("its calibration was measured on a model of another digest: calibrate this one, too")
     return ServedModel(
         name=parameters["model"],
         triton_name=config.name,

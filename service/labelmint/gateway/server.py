@@ -32,6 +32,7 @@ from labelmint.gateway.cache import SampleCache
 from labelmint.gateway.catalog import Catalog
 from labelmint.gateway.grpc_access import AccessInterceptor
 from labelmint.gateway.grpc_api import SERVICE_NAME, SampleService
+from labelmint.gateway.grpc_parsing import ParsingInterceptor
 from labelmint.gateway.lifecycle import Lifecycle
 from labelmint.gateway.logs import configure_logging
 from labelmint.gateway.metrics import Metrics, ServedModels
@@ -220,6 +221,7 @@ async def _doors(
     interceptors: list[grpc.aio.ServerInterceptor] = [requests]
     if access.tokens is not None:
         interceptors.append(AccessInterceptor(access.tokens, metrics))
+    interceptors.append(ParsingInterceptor(metrics))
     service = SampleService(sampler, metrics, lifecycle)
     grpc_server, grpc_port = _grpc_server(settings, access.tls, service, health, interceptors)
     await grpc_server.start()

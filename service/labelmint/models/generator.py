@@ -22,6 +22,7 @@ from labelmint.models.layout import Tap
 
 SQRT2 = math.sqrt(2.0)
 LEAK = 0.2
+MAX_MAPPING_LAYERS = 64  # published ones have 2 to 18
 
 S = TypeVar("S", bound="GeneratorSpec")
 
@@ -52,6 +53,8 @@ class GeneratorSpec:
             raise ValueError(
                 f"channels must be given for the resolutions {self.resolutions}, not {sorted(self.channels)}"
             )
+        if not 1 <= self.mapping_layers <= MAX_MAPPING_LAYERS:
+            raise ValueError(f"a mapping has 1 to {MAX_MAPPING_LAYERS} layers, not {self.mapping_layers}")
         if self.image_channels not in (1, 3):
             raise ValueError(f"images have 1 (gray) or 3 (RGB) channels, not {self.image_channels}")
 

@@ -43,7 +43,8 @@ def save_generator(path: Path, generator: Generator, notes: Mapping[str, Any]) -
 
 
 def load_generator(path: Path) -> Generator:
-    return _load(path, Generator(_spec(path, {kind: spec.from_json for kind, spec in GENERATOR_KINDS.items()}))).eval()
+    spec = _spec(path, {kind: spec.from_json for kind, spec in GENERATOR_KINDS.items()})
+    return _load(path, lambda: Generator(spec)).eval()
 
 
 def save_interpreter(path: Path, interpreter: StyleInterpreter, notes: Mapping[str, Any]) -> None:
@@ -51,7 +52,8 @@ def save_interpreter(path: Path, interpreter: StyleInterpreter, notes: Mapping[s
 
 
 def load_interpreter(path: Path, score_kind: str = "sum") -> StyleInterpreter:
-    return _load(path, build_interpreter(_spec(path, {"style_interpreter": _interpreter_spec}), score_kind)).eval()
+    spec = _spec(path, {"style_interpreter": _interpreter_spec})
+    return _load(path, lambda: build_interpreter(spec, score_kind)).eval()
 
 
 def _interpreter_spec(data: Mapping[str, Any]) -> InterpreterSpec:
@@ -116,9 +118,15 @@ def _spec(path: Path, readers: Mapping[str, Callable[[Mapping[str, Any]], S]]) -
         raise UnusableFile(path, f"has a header that cannot be read: {error!r}") from error
 
 
-def _load(path: Path, module: M) -> M:
+def _load(path: Path, build: Callable[[], M]) -> M:
+    """What `build` makes, with the file's tensors. Memory is taken once the sizes that it says are true."""
     tensors = safetensors.torch.load_file(path)
-    expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    try:
+        with torch.device("meta"):
+            expected = {name: tuple(value.shape) for name, value in build().state_dict().items()}
+    except (RuntimeError, TypeError, ValueError, OverflowError, KeyError) as error:
+        problem = str(error).partition("\n")[0]
+        raise UnusableFile(path, f"declares dimensions of which nothing can be built: {problem}") from error
     for name in sorted(expected.keys() | tensors.keys()):
         if name not in tensors:
             raise UnusableFile(path, f"lacks the tensor {name!r}")
@@ -128,5 +136,6 @@ def _load(path: Path, module: M) -> M:
             raise UnusableFile(path, f"has {name!r} of shape {tuple(tensors[name].shape)}, expected {expected[name]}")
         if not torch.isfinite(tensors[name]).all():
             raise UnusableFile(path, f"has NaN or infinity in {name!r}")
+    module = build()
     module.load_state_dict(tensors)
     return module

@@ -16,6 +16,7 @@ from labelmint.models.annotations import (
     write_dataset,
     write_masks,
 )
+from tests.torture.files import png
 
 CLASSES = LabelClasses(("background", "thing"), ((0, 0, 0), (255, 255, 255)))
 
@@ -125,4 +126,20 @@ def test_missing_classes_say_what_to_write(directory: Path) -> None:
 def test_bad_classes_are_named(directory: Path, entries: object, problem: str) -> None:
     (directory / "classes.json").write_text(json.dumps(entries))
     with pytest.raises(UnusableFile, match=f"classes.json .*{problem}"):
+        read_dataset(directory)
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "GIF", "JPEG", "BMP"])
+def test_only_png_is_read_whatever_the_name_says(directory: Path, kind: str) -> None:
+    """Pillow would start another program for some of the formats that it knows."""
+    path = next((directory / "masks").glob("*.png"))
+    Image.open(path).convert("L").save(path, kind)
+    with pytest.raises(UnusableFile, match="is not a whole image"):
+        read_dataset(directory)
+
+
+def test_declared_pixels_are_bounded(directory: Path) -> None:
+    path = next((directory / "masks").glob("*.png"))
+    path.write_bytes(png(13000, 13000))
+    with pytest.raises(UnusableFile, match="declares 13000x13000 pixels"):
         read_dataset(directory)

@@ -24,7 +24,9 @@ Bytes = npt.NDArray[np.uint8]
 T = TypeVar("T")
 
 # What Pillow raises for a picture that is none, broken off, spoiled, or declares a size beyond reason.
-BROKEN_PICTURE = (OSError, SyntaxError, Image.DecompressionBombError)
+BROKEN_PICTURE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+# Twice the side of the largest generators. A kilobyte of PNG can declare more pixels than there is memory.
+MAX_PIXELS = 2048 * 2048
 
 
 class Strict(BaseModel):
@@ -51,10 +53,13 @@ def read_json(path: Path, expected: TypeAdapter[T], mend: str) -> T:
 
 
 def open_picture(path: Path, mend: str) -> Image.Image:
+    """A PNG, and nothing else that Pillow could read: for some formats it starts other programs."""
     if not path.is_file():
         raise UnusableFile(path, f"does not exist; {mend}")
     try:
-        picture = Image.open(path)
+        picture = Image.open(path, formats=["PNG"])
+        if picture.width * picture.height > MAX_PIXELS:
+            raise UnusableFile(path, f"declares {picture.width}x{picture.height} pixels, more than generators draw")
         picture.load()
     except BROKEN_PICTURE as error:
         raise UnusableFile(path, f"is not a whole image: {error}") from error

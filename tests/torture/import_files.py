@@ -1,0 +1,77 @@
+"""Reads hostile files as the commands do and reports what came of each: the child process of files.py.
+
+Rules of this file:
+- The address space is limited and every audit event is recorded, so that a file which has its way is seen.
+- Only the file's own directory may be opened; nothing is written unless the whole of it was read and found good.
+"""
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch  # noqa: F401  what is loaded with the first file would count as its doing
+
+from labelmint.checkpoints.importing import ImportOptions, import_file
+from labelmint.gateway.own_triton import OwnTriton
+from labelmint.models.annotations.keypoints import read_keypoints
+from labelmint.models.annotations.masks import read_dataset
+from labelmint.models.store import load_generator, load_interpreter
+
+LIMIT_BYTES = 3 << 30
+# What would run something, or reach beyond the files: none of it has a place in reading.
+FORBIDDEN = (
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.spawn",
+    "os.fork",
+    "subprocess.Popen",
+    "pty.spawn",
+    "socket.",
+    "urllib.Request",
+    "shutil.",
+    "os.remove",
+    "os.chmod",
+    "os.symlink",
+    "os.link",
+    "pickle.find_class",
+    "ctypes.dlopen",
+)
+READERS: dict[str, Callable[[Path], object]] = {
+    "checkpoint": lambda path: import_file(path, path.parent / "out" / "g.safetensors", None, ImportOptions()),
+    "generator": load_generator,
+    "interpreter": load_interpreter,
+    "masks": lambda path: read_dataset(path, "png"),
+    "labelme": lambda path: read_dataset(path, "labelme"),
+    "coco": lambda path: read_dataset(path, "coco"),
+    "keypoints": lambda path: read_keypoints(path, "coco"),
+    "repository": lambda path: OwnTriton(path, "fused", None, ""),
+}
+
+
+def main(plan: Path) -> None:
+    """`plan`: JSON, [[kind, path], ...]. Prints a JSON object a line: outcome, message, events, seconds, megabytes."""
+    with Path("/proc/self/statm").open() as statm:
+        used = int(statm.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + LIMIT_BYTES, used + LIMIT_BYTES))
+    events: list[str] = []
+    sys.addaudithook(lambda event, arguments: events.append(event) if event.startswith(FORBIDDEN) else None)
+    for kind, path in json.loads(plan.read_text()):
+        before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+        events.clear()
+        try:
+            READERS[kind](Path(path))
+            outcome, message = "read", ""
+        except Exception as error:
+            outcome, message = type(error).__name__, str(error)
+        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+        seconds = time.perf_counter() - started
+        row = {"outcome": outcome, "message": message, "events": events[:9], "seconds": seconds, "megabytes": grown}
+        print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

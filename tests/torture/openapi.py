@@ -1,0 +1,38 @@
+"""schemathesis over the OpenAPI document that a gateway serves, with all its checks."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.conftest import ROOT, Service
+from tests.torture.outcome import Outcome, Watch
+
+GATEWAY_TESTS = ROOT / "tests" / "gateway"
+
+
+def explore(service: Service, directory: Path, examples: int, seconds: int) -> Outcome:
+    """At most `examples` of an operation; the time bounds what is tried on a slow machine, not whether it passes."""
+    outcome, watch = Outcome("schemathesis, all checks"), Watch(service)
+    command = [
+        str(Path(sys.executable).parent / "st"),
+        "--config-file",
+        str(GATEWAY_TESTS / "schemathesis.toml"),
+        "run",
+    ]
+    command += [f"{service.http}/openapi.json", "--checks", "all", "--phases", "examples,coverage,fuzzing"]
+    command += ["--max-examples", str(examples), "--max-time", str(seconds), "--request-timeout", "60"]
+    command += ["--seed", "1", "--no-color"]
+    environment = {**os.environ, "SCHEMATHESIS_HOOKS": str(GATEWAY_TESTS / "openapi_hooks.py")}
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=seconds + 300, cwd=directory, env=environment
+    )
+    generated = re.search(r"(\d+) generated", done.stdout)
+    outcome.tries = int(generated[1]) if generated else 0
+    if done.returncode != 0:
+        outcome.found(done.stdout[-3000:] + done.stderr[-1000:])
+    watch.look(outcome)
+    return outcome
