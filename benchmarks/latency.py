@@ -3,8 +3,8 @@
 Rules of this file:
 - One Triton and one gateway, the demo model `faces`, gRPC, raw pixels, no cache; everything is delivered.
 - What the simulator is given: the seconds of each step by batch size, how much two batches at once slow each other
-  down, and what a call costs outside of the steps. All of it is asked of Triton directly, before, amid and after the
-  curve, since the machine changes its pace.
+  down (both as Triton tells them, asked directly), and what a single call costs outside of the steps. It is measured
+  before, amid and after the curve, since the machine changes its pace.
 - What it must find is measured through the gateway: a closed loop at several concurrencies, and Poisson arrivals, which
   the simulator gets at the measured instants.
 - A latency is that of a call as its client sees it; percentiles are over the calls after the first round of a loop.
@@ -68,8 +68,8 @@ class Direct:
     async def close(self) -> None:
         await self._client.close()
 
-    async def infer(self, count: int) -> float:
-        """Seconds of one request for `count` samples."""
+    async def infer(self, count: int) -> None:
+        """One request for `count` samples."""
         latents = np.concatenate([latent_of(seed, self._model.z_dim) for seed in range(count)])
         arrays = {
             "latent": latents.astype(np.float32),
@@ -83,9 +83,7 @@ class Direct:
             tensor.set_data_from_numpy(array)
             inputs.append(tensor)
         outputs = [triton.InferRequestedOutput(name) for name in OUTPUTS]
-        started = time.perf_counter()
         await self._client.infer(self._model.triton_name, inputs, outputs=outputs)
-        return time.perf_counter() - started
 
     async def step_seconds(self) -> list[float]:
         """Seconds that Triton says each step has computed since it was started."""
@@ -96,23 +94,24 @@ class Direct:
             found.append((stats.compute_input.ns + stats.compute_infer.ns + stats.compute_output.ns) / 1e9)
         return found
 
-    async def batch(self, count: int) -> tuple[list[float], float]:
-        """Seconds of each step for one batch alone, and of the whole call."""
+    async def batch(self, count: int) -> list[float]:
+        """Seconds of each step for one batch alone."""
         before = await self.step_seconds()
-        call = await self.infer(count)
+        await self.infer(count)
         after = await self.step_seconds()
-        return [end - start for start, end in zip(before, after, strict=True)], call
+        return [end - start for start, end in zip(before, after, strict=True)]
 
-    async def pair(self, rounds: int) -> float:
-        """Seconds a batch while two batches of PAIR samples are always there."""
+    async def pair(self, rounds: int) -> list[float]:
+        """Seconds of each step for a batch while two batches of PAIR samples are always there."""
 
         async def loop() -> None:
             for _ in range(rounds):
                 await self.infer(PAIR)
 
-        started = time.perf_counter()
+        before = await self.step_seconds()
         await asyncio.gather(loop(), loop())
-        return (time.perf_counter() - started) / (2 * rounds)
+        after = await self.step_seconds()
+        return [(end - start) / (2 * rounds) for start, end in zip(before, after, strict=True)]
 
 
 async def closed(call: Callable[[], Awaitable[None]], concurrency: int, rounds: int) -> Figures:
@@ -158,17 +157,20 @@ async def measure(scale: float) -> Figures:
 
     server = TritonServer(REPOSITORY, [MODEL])
     await server.start()
-    found: Figures = {"batches": [], "pairs": [], "closed": [], "open": []}
+    found: Figures = {"batches": [], "outside": [], "pairs": [], "closed": [], "open": []}
     try:
         await wait_until_ready(server, [MODEL])
         model = read_served_model(ensembles(REPOSITORY)[MODEL], "1")
         direct = Direct(server.grpc_url, model)
 
-        async def alone() -> None:
+        async def alone(call: Callable[[], Awaitable[None]]) -> None:
             for _ in range(times(3)):
                 for size in BATCHES:
-                    steps, call = await direct.batch(size)
-                    found["batches"].append({"size": size, "steps": steps, "call": call})
+                    found["batches"].append({"size": size, "steps": await direct.batch(size)})
+                before, started = sum(await direct.step_seconds()), time.perf_counter()
+                await call()
+                elapsed = time.perf_counter() - started
+                found["outside"].append(elapsed - (sum(await direct.step_seconds()) - before))
             found["pairs"].append(await direct.pair(times(4)))
 
         await direct.infer(max(BATCHES))
@@ -185,15 +187,15 @@ async def measure(scale: float) -> Figures:
                     await stub.GetSample(request, timeout=PATIENCE_SECONDS)
 
                 await call()
-                await alone()
+                await alone(call)
                 for concurrency in CONCURRENCIES:
                     found["closed"].append(await closed(call, concurrency, 1 + times(max(6, 40 // concurrency))))
-                await alone()
+                await alone(call)
                 capacity = throughput(found["closed"][-1])
                 for seed, load in enumerate(LOADS):
                     count = times(round(70 * load * capacity))
                     found["open"].append(await opened(call, load * capacity, count, seed))
-                await alone()
+                await alone(call)
         await direct.close()
     finally:
         await server.stop()
@@ -207,11 +209,11 @@ def profile_of(measured: Figures) -> Profile:
         return float(np.median([each["steps"][step] for each in measured["batches"] if each["size"] == size]))
 
     seconds = [[median(size, step) for size in BATCHES] for step in (0, 1)]
-    overhead = float(np.median([e["call"] - sum(e["steps"]) for e in measured["batches"] if e["size"] == 1]))
-    shorter, longer = sorted(step[BATCHES.index(PAIR)] for step in seconds)
-    # Two batches take turns in two steps: a round is the shorter step, slowed, and what the longer has left by then.
-    together = shorter / (float(np.median(measured["pairs"])) - (longer - shorter))
-    return Profile.measured(list(BATCHES), seconds, min(1.0, together), overhead)
+    alone = [step[BATCHES.index(PAIR)] for step in seconds]
+    shorter = alone.index(min(alone))
+    # The shorter step always has the longer one beside it: what it takes longer then is what sharing costs.
+    together = alone[shorter] / float(np.median([pair[shorter] for pair in measured["pairs"]]))
+    return Profile.measured(list(BATCHES), seconds, min(1.0, together), float(np.median(measured["outside"])))
 
 
 def latencies(run: Figures) -> list[float]:
@@ -233,13 +235,22 @@ def simulate(profile: Profile, run: Figures) -> Figures:
     settings = ServeSettings(triton_url="simulated")
     served = Gateway(env, settings.triton_slots, settings.max_in_flight, settings.max_streams, 0.0)
     served.add(Triton(env, profile, served.finished))
+    # What a call costs outside of the steps is mostly the gateway's one thread, before and after them.
+    thread = simpy.Resource(env)
     calls: list[tuple[float, float]] = []
+
+    def pass_through() -> Any:
+        with thread.request() as turn:
+            yield turn
+            yield env.timeout(profile.outside_seconds / 2)
 
     def caller(begins: float, rounds: int) -> Any:
         yield env.timeout(begins)
         for _ in range(rounds):
             begun = env.now
-            yield Caller(env, served, profile.overhead_seconds).done
+            yield from pass_through()
+            yield Caller(env, served).done
+            yield from pass_through()
             calls.append((begun, env.now))
 
     if "concurrency" in run:

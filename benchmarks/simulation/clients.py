@@ -103,10 +103,9 @@ class Caller:
     """A request for one sample, made as soon as it exists; `done` is an event with its latency in seconds, or None when
     it was refused."""
 
-    def __init__(self, env: simpy.Environment, gateway: Gateway, overhead_seconds: float) -> None:
+    def __init__(self, env: simpy.Environment, gateway: Gateway) -> None:
         self._env = env
         self._gateway = gateway
-        self._overhead_seconds = overhead_seconds
         self._since = env.now
         self.done = env.event()
         if gateway.admit(1):
@@ -116,12 +115,8 @@ class Caller:
 
     def delivered(self, count: int) -> None:
         self._gateway.leave(count)
-        self._env.process(self._answer())
+        self.done.succeed(self._env.now - self._since)
 
     def refused(self, count: int) -> None:
         self._gateway.leave(count)
         self.done.succeed(None)
-
-    def _answer(self) -> Generator[simpy.Event, None, None]:
-        yield self._env.timeout(self._overhead_seconds)
-        self.done.succeed(self._env.now - self._since)

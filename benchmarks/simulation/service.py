@@ -26,20 +26,20 @@ RETRY_SECONDS = 1.0  # of the gateway, while Triton is away
 @dataclass(frozen=True)
 class Profile:
     """How fast one Triton is: `seconds[step][n - 1]` for a batch of n alone, and the speed (0 to 1] of each of two
-    steps that run at the same time; `overhead_seconds` of a call outside of the steps."""
+    steps that run at the same time; `outside_seconds` of a call in the gateway's one thread."""
 
     seconds: tuple[tuple[float, ...], tuple[float, ...]]
     speed_together: float
-    overhead_seconds: float = 0.0
+    outside_seconds: float = 0.0
 
     @classmethod
     def measured(
-        cls, sizes: list[int], seconds: list[list[float]], speed_together: float, overhead_seconds: float
+        cls, sizes: list[int], seconds: list[list[float]], speed_together: float, outside_seconds: float
     ) -> Profile:
         """From the seconds of a few batch sizes, for each step; between them it is interpolated."""
         every = np.arange(1, MAX_BATCH + 1)
         first, second = (tuple(np.interp(every, sizes, step).tolist()) for step in seconds)
-        return cls((first, second), speed_together, overhead_seconds)
+        return cls((first, second), speed_together, outside_seconds)
 
     @classmethod
     def linear(cls, fixed_seconds: float, sample_seconds: float) -> Profile:

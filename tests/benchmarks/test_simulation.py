@@ -37,7 +37,7 @@ def test_the_batcher_takes_what_waits() -> None:
     """The first goes alone, those that came meanwhile go together, and at most a batch."""
     env = simpy.Environment()
     gateway = served(env, EVEN)
-    callers = [Caller(env, gateway, 0.0) for _ in range(1 + MAX_BATCH + 3)]
+    callers = [Caller(env, gateway) for _ in range(1 + MAX_BATCH + 3)]
     env.run(until=10)
     assert [caller.done.value for caller in callers] == [2.0] + [3.0] * MAX_BATCH + [4.0] * 3
 
@@ -47,11 +47,11 @@ def test_steps_that_run_at_once_share_the_device() -> None:
     env = simpy.Environment()
     profile = Profile(((1.0,) * MAX_BATCH, (2.0,) * MAX_BATCH), 0.5)
     gateway = served(env, profile)
-    first, second = Caller(env, gateway, 0.25), Caller(env, gateway, 0.25)
+    first, second = Caller(env, gateway), Caller(env, gateway)
     env.run(until=20)
     # 1: the first's generator, alone. Then its second step (2 s) beside the other's generator (1 s, done at 3).
-    assert first.done.value == pytest.approx(4.25)
-    assert second.done.value == pytest.approx(6.25)
+    assert first.done.value == pytest.approx(4.0)
+    assert second.done.value == pytest.approx(6.0)
 
 
 def test_slots_bound_what_is_in_triton_and_turns_are_fair() -> None:
@@ -70,7 +70,7 @@ def test_slots_bound_what_is_in_triton_and_turns_are_fair() -> None:
 def test_limits_refuse() -> None:
     env = simpy.Environment()
     gateway = served(env, EVEN, max_in_flight=2, max_streams=8)
-    callers = [Caller(env, gateway, 0.0) for _ in range(3)]
+    callers = [Caller(env, gateway) for _ in range(3)]
     env.run(until=10)
     assert [caller.done.value for caller in callers] == [2.0, 3.0, None]
     assert (gateway.asked, gateway.accepted, gateway.refused, gateway.owed) == (3, 2, 1, 0)
@@ -80,9 +80,9 @@ def test_limits_refuse() -> None:
 def test_what_is_held_is_refused_in_the_end() -> None:
     env = simpy.Environment()
     gateway = Gateway(env, 16, 128, 64, capacity_wait_seconds=30.0)
-    early = Caller(env, gateway, 0.0)
+    early = Caller(env, gateway)
     env.run(until=20)
-    late = Caller(env, gateway, 0.0)
+    late = Caller(env, gateway)
     env.run(until=40)
     assert early.done.triggered and early.done.value is None and not late.done.triggered and gateway.owed == 1
     gateway.add(Triton(env, EVEN, gateway.finished))
