@@ -66,7 +66,7 @@ async def rates(rounds: int, count: int) -> dict[str, list[float]]:
     server = TritonServer(REPOSITORY, [MODEL])
     await server.start()
     try:
-        await wait_until_ready(server, [MODEL])
+        await wait_until_ready(server)
         client = TritonClient(server.grpc_url)
         model = read_served_model(ensembles(REPOSITORY)[MODEL], "1")
         seed = 0

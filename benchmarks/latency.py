@@ -159,7 +159,7 @@ async def measure(scale: float) -> Figures:
     await server.start()
     found: Figures = {"batches": [], "outside": [], "pairs": [], "closed": [], "open": []}
     try:
-        await wait_until_ready(server, [MODEL])
+        await wait_until_ready(server)
         model = read_served_model(ensembles(REPOSITORY)[MODEL], "1")
         direct = Direct(server.grpc_url, model)
 

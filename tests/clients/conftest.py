@@ -29,7 +29,7 @@ async def tiny_triton(tiny_repository: Path) -> AsyncIterator[TritonServer]:
     server = TritonServer(tiny_repository, ["tiny"])
     await server.start()
     try:
-        await wait_until_ready(server, ["tiny"])
+        await wait_until_ready(server)
         yield server
     finally:
         await server.stop()

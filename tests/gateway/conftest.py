@@ -113,7 +113,7 @@ async def small_triton(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterato
     server = TritonServer(repository, MODELS)
     await server.start()
     try:
-        await wait_until_ready(server, MODELS)
+        await wait_until_ready(server)
         yield server
     finally:
         await server.stop()
@@ -168,7 +168,7 @@ async def faces_triton() -> AsyncIterator[TritonServer]:
     server = TritonServer(REPOSITORY, ["faces"])
     await server.start()
     try:
-        await wait_until_ready(server, ["faces"])
+        await wait_until_ready(server)
         yield server
     finally:
         await server.stop()

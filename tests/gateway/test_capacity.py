@@ -133,7 +133,7 @@ async def test_what_is_asked_waits_for_the_first_triton(tmp_path: Path, tiny_rep
             else:
                 pytest.fail(f"{names.lookups} lookups only")
             await triton.start()
-            await wait_until_ready(triton, ["tiny"])
+            await wait_until_ready(triton)
             names.addresses = ["127.0.0.1"]
             sample, batch, answer = await others
             assert sample.sample.seed == 7 and len(batch.outcomes) == 2 and answer.status_code == 200

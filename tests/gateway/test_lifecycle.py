@@ -117,7 +117,7 @@ async def test_an_external_triton_comes_and_goes(tmp_path: Path) -> None:
     triton = TritonServer(REPOSITORY, ["faces"])
     await triton.start()
     try:
-        await wait_until_ready(triton, ["faces"])
+        await wait_until_ready(triton)
         service = await asyncio.to_thread(
             start_service, tmp_path / "serve.log", "--triton-url", triton.grpc_url, repository=tmp_path / "unused"
         )

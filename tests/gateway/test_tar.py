@@ -171,7 +171,7 @@ async def test_an_archive_that_breaks_off_is_no_archive(tmp_path: Path) -> None:
     triton = TritonServer(REPOSITORY, ["faces"])
     await triton.start()
     try:
-        await wait_until_ready(triton, ["faces"])
+        await wait_until_ready(triton)
         service = await start(tmp_path / "serve.log", triton)
         try:
             received = bytearray()

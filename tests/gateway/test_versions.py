@@ -288,7 +288,7 @@ async def test_what_an_external_triton_loads_is_served(tmp_path: Path, second: P
     server = TritonServer(second, ["tiny"])
     await server.start()
     try:
-        await wait_until_ready(server, ["tiny"])
+        await wait_until_ready(server)
         service = await asyncio.to_thread(
             start_service, tmp_path / "serve.log", "--triton-url", server.grpc_url, repository=tmp_path / "unused"
         )

@@ -61,7 +61,7 @@ async def loaded(tmp_path_factory: pytest.TempPathFactory) -> Any:
     triton = TritonServer(REPOSITORY, ["faces"])
     await triton.start()
     try:
-        await wait_until_ready(triton, ["faces"])
+        await wait_until_ready(triton)
         service = await asyncio.to_thread(
             start_service, directory / "serve.log", "--triton-url", triton.grpc_url, repository=directory
         )

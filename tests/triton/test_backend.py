@@ -36,7 +36,7 @@ async def client(repository: Path) -> AsyncIterator[TritonClient]:
     server = TritonServer(repository, ["tiny", "tiny_staged"])
     await server.start()
     try:
-        await wait_until_ready(server, ["tiny", "tiny_staged"])
+        await wait_until_ready(server)
         connected = TritonClient(server.grpc_url)
         yield connected
         await connected.close()

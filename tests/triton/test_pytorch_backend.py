@@ -90,7 +90,7 @@ async def client(repository: Path) -> AsyncIterator[TritonClient]:
     server = TritonServer(repository, models)
     await server.start()
     try:
-        await wait_until_ready(server, models)
+        await wait_until_ready(server)
         connected = TritonClient(server.grpc_url)
         yield connected
         await connected.close()
@@ -196,7 +196,7 @@ async def refused(repository: Path, model: str) -> str:
     try:
         await server.start()
         with pytest.raises(TritonUnavailable) as raised:
-            await wait_until_ready(server, [model])
+            await wait_until_ready(server)
         return raised.value.message
     finally:
         await server.stop()

@@ -82,7 +82,7 @@ async def serving(repository: Path, model: str, version: int = 1) -> AsyncIterat
     server = TritonServer(repository, [name])
     try:
         await server.start()
-        await wait_until_ready(server, [name])
+        await wait_until_ready(server)
         client = TritonClient(server.grpc_url)
         try:
             yield client, read_served_model(fused[name], str(version))

@@ -67,7 +67,7 @@ class OwnTriton:
     async def start(self, stop: asyncio.Event) -> None:
         """Return when all models are ready, or `stop` is set; raises TritonUnavailable with Triton's own words."""
         await self._server.start()
-        await wait_until_ready(self._server, self.models, stop)
+        await wait_until_ready(self._server, stop)
 
     def supervise(self, metrics: Metrics) -> None:
         """From now on start Triton again, after growing pauses, whenever it ends."""
@@ -151,7 +151,7 @@ class OwnTriton:
             metrics.triton_restarts.inc()
             try:
                 await self._server.start()
-                await wait_until_ready(self._server, self.models)
+                await wait_until_ready(self._server)
             except Exception:
                 logger.exception("Triton could not be started; trying again")
                 self._server.kill()  # it may hang

@@ -195,13 +195,16 @@ class TritonServer:
             log.close()
 
 
-async def wait_until_ready(server: TritonServer, models: Sequence[str], stop: asyncio.Event | None = None) -> None:
-    """Return when all models are ready or `stop` is set; raises TritonUnavailable with Triton's own words."""
+async def wait_until_ready(server: TritonServer, stop: asyncio.Event | None = None) -> None:
+    """Return when all models that it has by then are ready, or `stop` is set.
+
+    Raises TritonUnavailable with Triton's own words.
+    """
     client = TritonClient(server.grpc_url)
     deadline = time.monotonic() + START_TIMEOUT_SECONDS
     try:
         while stop is None or not stop.is_set():
-            if all([await client.is_ready(model) for model in models]):
+            if all([await client.is_ready(model) for model in server.models]):
                 return
             if not server.running:
                 said = await server.explain_end()
