@@ -27,6 +27,7 @@ from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 from tests.conftest import Service, start_service
 from tests.gateway.test_lifecycle import descendants
+from tests.torture.outcome import memory
 
 OPTIONS = pb.SampleOptions(max_js=1e9)
 DEADLINE_SECONDS = 60.0
@@ -89,7 +90,7 @@ async def flood(directory: Path, seconds: float, factor: float = 10.0) -> Flood:
             attack = _Attack(service, pb_grpc.SampleServiceStub(channel), found)
             await attack.closed_loop(seconds / 6)  # warm
             found.capacity = await attack.closed_loop(seconds / 6)
-            found.memory_before = memory(service)
+            found.memory_before = memory_of_all(service)
             found.arrivals_per_second = factor * found.capacity
             await attack.run(seconds)
             await attack.everything_is_as_before()
@@ -100,14 +101,12 @@ async def flood(directory: Path, seconds: float, factor: float = 10.0) -> Flood:
     return found
 
 
-def memory(service: Service) -> dict[str, float]:
+def memory_of_all(service: Service) -> dict[str, float]:
     """Resident megabytes of the gateway, Triton and Triton's model processes."""
     found: dict[str, float] = {}
     for pid in sorted({service.process.pid, *descendants(service.process.pid)}):
-        status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-        if "VmRSS" in status:
-            name = "gateway" if pid == service.process.pid else status["Name"].strip()
-            found[f"{name} {len([n for n in found if n.startswith(name)])}"] = int(status["VmRSS"].split()[0]) / 1024
+        name = "gateway" if pid == service.process.pid else Path(f"/proc/{pid}/comm").read_text().strip()
+        found[f"{name} {len([n for n in found if n.startswith(name)])}"] = memory(pid)
     return found
 
 
@@ -221,7 +220,7 @@ class _Attack:
     async def _watch_memory(self) -> None:
         most = self._found.memory_most
         while True:
-            for name, megabytes in memory(self._service).items():
+            for name, megabytes in memory_of_all(self._service).items():
                 most[name] = max(most.get(name, 0.0), megabytes)
             await asyncio.sleep(1.0)
 
