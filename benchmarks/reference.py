@@ -1,0 +1,83 @@
+"""The interpreter as the paper tells it, written naively in torch: what labelmint's own is compared with.
+
+Rules of this file:
+- Every feature map is upsampled to R x R and all are concatenated (S*, D x R x R); the N classifiers run one after the
+  other over all pixels, one image after the other, as the released code of DatasetGAN does.
+- The weights are those of a `StyleInterpreter`, so that the labels are the same; its BatchNorms are folded already,
+  which spares this one work.
+- It is plain torch that nobody slowed down: of equal ways to write a step, the faster one stands here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from labelmint.models.interpreter import StyleInterpreter
+
+
+class ReferenceInterpreter(nn.Module):
+    """The N classifiers of `interpreter` as N networks over the upsampled feature tensor."""
+
+    def __init__(self, interpreter: StyleInterpreter) -> None:
+        super().__init__()
+        spec = interpreter.spec
+        self.spec = spec
+        self.score = interpreter.score
+        first = torch.cat([interpreter.projection[str(r)] for r in spec.channels], dim=1)  # [N*h1,D]
+        weights = (first.unflatten(0, (spec.num_heads, -1)), interpreter.weight2, interpreter.weight3)  # [N,out,in]
+        biases = (interpreter.bias1.unflatten(0, (spec.num_heads, -1)), interpreter.bias2, interpreter.bias3)  # [N,out]
+        self.classifiers = nn.ModuleList(
+            _classifier([(w[n], b[n]) for w, b in zip(weights, biases, strict=True)]) for n in range(spec.num_heads)
+        )
+
+    @torch.no_grad()
+    def forward(self, features: Mapping[int, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Label images.
+
+        Args:
+            features: {r: float32 [B,C_r,r,r]} of the spec's layout.
+
+        Returns:
+            label uint8 [B,R,R], js_map float32 [B,R,R] in nats, js_score float32 [B,1].
+        """
+        batch = features[self.spec.resolution].shape[0]
+        pairs = [self._one({r: x[i : i + 1] for r, x in features.items()}) for i in range(batch)]
+        js_map = torch.stack([js for _, js in pairs])  # [B,R,R]
+        return torch.stack([label for label, _ in pairs]), js_map, self.score(js_map)
+
+    def _one(self, features: Mapping[int, Tensor]) -> tuple[Tensor, Tensor]:
+        """One image: features [1,C_r,r,r] to label uint8 [R,R] and JS float32 [R,R]."""
+        size, k = self.spec.resolution, self.spec.num_classes
+        upsampled = [self._upsampled(features[r]) for r in self.spec.channels]
+        pixels = torch.cat(upsampled, dim=2).flatten(0, 1)  # [R*R,D]
+        logits = torch.stack([classifier(pixels) for classifier in self.classifiers])  # [N,R*R,K]
+        log_probability = logits.log_softmax(dim=2)
+        probability = log_probability.exp()
+        entropy = -(probability * log_probability).sum(dim=2).mean(dim=0)  # [R*R]
+        mean = probability.mean(dim=0)  # [R*R,K]
+        js = (torch.special.entr(mean).sum(dim=1) - entropy).clamp(min=0.0)  # [R*R]
+        votes = F.one_hot(logits.argmax(dim=2), k).sum(dim=0)  # [R*R,K]
+        label = votes.argmax(dim=1).to(torch.uint8)  # [R*R]; the smallest id of equals
+        return label.view(size, size), js.view(size, size)
+
+    def _upsampled(self, level: Tensor) -> Tensor:
+        """[1,C,r,r] to [R,R,C]: with the channels last, since the classifiers are faster on pixels in one piece."""
+        size = (self.spec.resolution, self.spec.resolution)
+        last = level.contiguous(memory_format=torch.channels_last)
+        return F.interpolate(last, size=size, mode="bilinear", align_corners=False)[0].permute(1, 2, 0)
+
+
+def _classifier(layers: list[tuple[Tensor, Tensor]]) -> nn.Sequential:
+    """Linear layers with ReLU between them; weight [out,in] and bias [out] each."""
+    modules: list[nn.Module] = []
+    for weight, bias in layers:
+        linear = nn.Linear(weight.shape[1], weight.shape[0])
+        with torch.no_grad():
+            linear.weight.copy_(weight)
+            linear.bias.copy_(bias)
+        modules += [linear, nn.ReLU()]
+    return nn.Sequential(*modules[:-1]).eval()
