@@ -96,14 +96,14 @@ def export_repository(
         exported = FORMATS[file_format](step)
         differences[name], data[name] = exported.difference, exported.data
     for name, step in steps.items():
-        _write_model(repository, _step_config(f"{base}_{name}", step, file_format), version, data[name])
+        write_model(repository, step_config(f"{base}_{name}", step, file_format), version, data[name])
     for pipeline, used in pipelines.items():
         name = base if pipeline == "fused" else f"{base}_{pipeline}"
         digest = model_digest((step, data[step]) for step in used)
         config = _ensemble_config(name, base, [(step, steps[step]) for step in used], generator, interpreter)
         _describe(config, model, pipeline, digest, generator, interpreter)
         _keep_calibration(repository / name / "config.pbtxt", config)
-        _write_model(repository, config, version, None)
+        write_model(repository, config, version, None)
     if "staged" not in pipelines:  # what an earlier, smaller export of the same name left would be another model's
         for name in (f"{base}_staged", *(f"{base}_{step}" for step in STAGED if step not in wanted)):
             shutil.rmtree(repository / name, ignore_errors=True)
@@ -134,7 +134,8 @@ def _check_name_is_free(directory: Path, model: str) -> None:
         raise UnusableFile(path, f"belongs to the model {owner!r}; export under another name or version")
 
 
-def _step_config(name: str, step: Step, file_format: str) -> pb.ModelConfig:
+def step_config(name: str, step: Step, file_format: str) -> pb.ModelConfig:
+    """How Triton serves a step as the model `name`, from a file of that format."""
     config = pb.ModelConfig(name=name, backend="onnxruntime", max_batch_size=step.max_batch)
     _add_tensors(config, step.inputs, step.outputs)
     config.version_policy.latest.num_versions = 1
@@ -218,7 +219,8 @@ def _keep_calibration(path: Path, config: pb.ModelConfig) -> None:
         config.parameters[CALIBRATION].CopyFrom(old.parameters[CALIBRATION])
 
 
-def _write_model(repository: Path, config: pb.ModelConfig, version: int, data: bytes | None) -> None:
+def write_model(repository: Path, config: pb.ModelConfig, version: int, data: bytes | None) -> None:
+    """Write a model's directory, in place of what was there; `data` is a step's file, None for an ensemble."""
     final = repository / config.name
     aside = repository / f".{config.name}.part"
     shutil.rmtree(aside, ignore_errors=True)
