@@ -58,6 +58,9 @@ Only a window of rows is kept of the large levels. Tasks are drawn by the thread
 #ifndef TILE
 #define TILE 128
 #endif
+#ifndef GROUP
+#define GROUP 8
+#endif
 #define BLOCK 256 /* pixels of a lower level that one task projects */
 #define STRIP 8   /* output rows between two moves of the windows */
 #define MAX_LEVELS 12
@@ -197,23 +200,31 @@ typedef struct {
     int first, count; /* pixels */
 } Task;
 
+/* The hottest pixel of a tile. */
+typedef struct {
+    float heat; /* times N */
+    int pixel;
+} Peak;
+
 /* What one thread works with. */
 typedef struct {
     float *pixels;     /* packed features */
     float *hidden;     /* slivers [h1 padded][SLIVER] of one head */
     float *hidden2;    /* [h2 padded][SLIVER] */
     float *logits;     /* [K padded][SLIVER] */
-    float *statistics; /* of each sliver: [K] mean probability, [K] votes, entropy */
+    float *statistics; /* of each sliver */
     float *lines[3];   /* rows of edges and of a level while they are interpolated */
 } Scratch;
 
 typedef struct {
+    int keypoints; /* the task, or else segmentation */
     int heads, hidden1, hidden2, classes, padded1, padded2, padded3;
     int num_levels, resolution, tile, base, threads;
     Level levels[MAX_LEVELS];
     float *bias1, *weights2, *bias2, *weights3, *bias3;
     float *edges;     /* [base+1][N][h1 padded][edge_stride] */
     int edge_stride;
+    Peak *peaks; /* [tiles, row by row][K], of keypoints */
     Scratch *scratch;
 
     /* Phases follow each other; one may begin when all but the phase before it have ended. */
@@ -281,6 +292,11 @@ INLINE void blend(const float *a, const float *b, float t, int count, float *out
         vec x = load(a + i), y = load(b + i);
         store(out + i, x + t * (y - x));
     }
+}
+
+/* Ask for `count` values to be brought into the caches. */
+INLINE void fetch(const float *from, int count) {
+    for (int i = 0; i < count; i += 16) __builtin_prefetch(from + i);
 }
 
 INLINE void interleave(vec even, vec odd, vec *first, vec *second) {
@@ -361,94 +377,131 @@ typedef struct {
     ptrdiff_t channel; /* from channel to channel */
 } Pair;
 
-/* All lower levels and the bias at `m->tile` pixels of an output row, for one head: slivers [h1 padded][SLIVER]. */
+/* All lower levels and the bias at `m->tile` pixels of an output row, for one head: slivers [h1 padded][SLIVER].
+
+GROUP channels take each step together: a load that spans two stores of the step before must not wait for them. */
 static void interpolate(const Interpreter *m, const Pair *pairs, int first_level, int head, int x0, Scratch *scratch) {
-    int rows = m->padded1;
-    ptrdiff_t stride = (ptrdiff_t)rows * SLIVER;
-    float *e = scratch->lines[0] + LANES, *q = scratch->lines[1] + LANES, *f = scratch->lines[2] + LANES;
-    int width = m->tile < m->resolution ? m->tile : m->resolution;
-    int base_n = width * m->base / m->resolution, base_lo = x0 * m->base / m->resolution;
-    const Pair *edges = &pairs[0];
-    for (int c = 0; c < rows; c++) {
-        ptrdiff_t channel = (ptrdiff_t)head * rows + c;
-        const float *a = edges->a + channel * edges->channel + base_lo;
-        const float *b = edges->b + channel * edges->channel + base_lo;
-        blend(a, b, edges->t, base_n + 1, e);
+    int rows = m->padded1, last = m->num_levels - 1;
+    ptrdiff_t stride = (ptrdiff_t)rows * SLIVER, line = m->tile / 2 + 4 * LANES;
+    int base_n = m->tile * m->base / m->resolution, base_lo = x0 * m->base / m->resolution;
+    for (int c0 = 0; c0 < rows; c0 += GROUP) {
+        int group = rows - c0 < GROUP ? rows - c0 : GROUP;
+        ptrdiff_t channel = (ptrdiff_t)head * rows + c0;
+        float *e = scratch->lines[0] + LANES, *q = scratch->lines[1] + LANES, *f = scratch->lines[2] + LANES;
+        for (int g = 0; g < group; g++) {
+            ptrdiff_t at = (channel + g) * pairs[0].channel + base_lo;
+            blend(pairs[0].a + at, pairs[0].b + at, pairs[0].t, base_n + 1, e + g * line);
+            fetch(pairs[0].a + at + GROUP * pairs[0].channel, base_n + 1);
+            fetch(pairs[0].b + at + GROUP * pairs[0].channel, base_n + 1);
+        }
         int n = base_n, lo = base_lo;
-        for (int l = first_level; l < m->num_levels - 1; l++, n *= 2, lo *= 2) {
+        for (int l = first_level; l < last; l++, n *= 2, lo *= 2) {
             const Pair *pair = &pairs[1 + l - first_level];
-            a = pair->a + channel * pair->channel + lo - 1;
-            b = pair->b + channel * pair->channel + lo - 1;
-            blend(a, b, pair->t, n + 2, q - 1);
-            if (lo == 0) q[-1] = q[0];
-            if (lo + n == m->levels[l].size) q[n] = q[n - 1];
-            if (l < m->num_levels - 2) {
-                widen(e, q, n, f);
-                float *swap = e;
-                e = f;
-                f = swap;
-            } else {
-                finish(e, q, n, scratch->hidden + c * SLIVER, stride);
+            for (int g = 0; g < group; g++) {
+                ptrdiff_t at = (channel + g) * pair->channel + lo - 1;
+                float *to = q + g * line;
+                blend(pair->a + at, pair->b + at, pair->t, n + 2, to - 1);
+                fetch(pair->a + at + GROUP * pair->channel, n + 2);
+                fetch(pair->b + at + GROUP * pair->channel, n + 2);
+                if (lo == 0) to[-1] = to[0];
+                if (lo + n == m->levels[l].size) to[n] = to[n - 1];
             }
+            for (int g = 0; g < group; g++) {
+                if (l < last - 1) {
+                    widen(e + g * line, q + g * line, n, f + g * line);
+                } else {
+                    finish(e + g * line, q + g * line, n, scratch->hidden + (c0 + g) * SLIVER, stride);
+                }
+            }
+            float *swap = e;
+            e = f;
+            f = swap;
         }
     }
 }
 
-/* One head's logits [K padded][SLIVER] into the statistics of the sliver. */
-INLINE void add_head(float *logits, int classes, float *statistics) {
+/* What a head says of a sliver, outputs [K padded][SLIVER], is added to the sliver's statistics [2K+1][SLIVER]: K mean
+probabilities, K votes (of keypoints: mean heats), and the mean entropy, all still times N. */
+INLINE void add_votes(float *outputs, int classes, float *statistics) {
     UNROLL for (int j = 0; j < VECTORS; j++) {
-        float *l = logits + j * LANES, *mean = statistics + j * LANES, *votes = mean + (ptrdiff_t)classes * SLIVER;
-        vec top = load(l);
+        float *logits = outputs + j * LANES, *mean = statistics + j * LANES, *votes = mean + classes * SLIVER;
+        float *entropy = votes + classes * SLIVER;
+        vec top = load(logits);
         ivec best = {0};
         for (int k = 1; k < classes; k++) {
-            vec x = load(l + k * SLIVER);
-            ivec above = x > top; /* so the smallest id of equals stays */
+            vec x = load(logits + k * SLIVER);
+            ivec above = x > top; /* so that of equals the smallest id stays */
             top = choose(above, x, top);
             best = (above & k) | (~above & best);
         }
         vec total = all(0.0f), dot = all(0.0f);
         for (int k = 0; k < classes; k++) {
-            vec shifted = load(l + k * SLIVER) - top;
-            vec x = exponential(shifted);
+            vec shifted = load(logits + k * SLIVER) - top, x = exponential(shifted);
             total += x;
             dot += x * shifted;
-            store(l + k * SLIVER, x);
+            store(logits + k * SLIVER, x);
         }
         vec inverse = 1.0f / total;
         for (int k = 0; k < classes; k++) {
-            store(mean + k * SLIVER, load(mean + k * SLIVER) + load(l + k * SLIVER) * inverse);
+            store(mean + k * SLIVER, load(mean + k * SLIVER) + load(logits + k * SLIVER) * inverse);
             store(votes + k * SLIVER, load(votes + k * SLIVER) + (vec)((best == k) & (ivec)all(1.0f)));
         }
-        float *entropy = votes + (ptrdiff_t)classes * SLIVER;
         store(entropy, load(entropy) + (logarithm(total) - dot * inverse));
     }
 }
 
-/* The statistics of all heads to label and JS divergence of the first `count` pixels of a sliver. */
-static void conclude(const float *statistics, int classes, int heads, int count, uint8_t *label, float *js) {
-    const float share = 1.0f / (float)heads;
-    float values[SLIVER];
-    int32_t ids[SLIVER];
-    for (int j = 0; j < VECTORS; j++) {
-        const float *mean = statistics + j * LANES, *votes = mean + (ptrdiff_t)classes * SLIVER;
-        vec mixture = all(0.0f), most = load(votes);
-        ivec best = {0};
+/* -p log p; 0 at 0. */
+INLINE vec surprise(vec p) { return -p * logarithm(larger(p, all(1e-30f))); }
+
+INLINE void add_heats(const float *outputs, int classes, float *statistics) {
+    UNROLL for (int j = 0; j < VECTORS; j++) {
+        float *mean = statistics + j * LANES, *heats = mean + classes * SLIVER, *entropy = heats + classes * SLIVER;
+        vec sum = all(0.0f);
         for (int k = 0; k < classes; k++) {
-            vec p = load(mean + k * SLIVER) * share;
-            mixture -= p * logarithm(larger(p, all(1e-30f)));
-            vec v = load(votes + k * SLIVER);
-            ivec above = v > most;
-            most = choose(above, v, most);
-            best = (above & k) | (~above & best);
+            vec heat = load(outputs + j * LANES + k * SLIVER);
+            vec p = larger(heat, all(0.0f));
+            p = choose(p < 1.0f, p, all(1.0f));
+            sum += surprise(p) + surprise(1.0f - p);
+            store(mean + k * SLIVER, load(mean + k * SLIVER) + p);
+            store(heats + k * SLIVER, load(heats + k * SLIVER) + heat);
         }
-        vec value = mixture - load(votes + (ptrdiff_t)classes * SLIVER) * share;
-        value = larger(value, all(0.0f));
-        store(values + j * LANES, value);
-        memcpy(ids + j * LANES, &best, sizeof best);
+        store(entropy, load(entropy) + sum);
     }
+}
+
+/* The JS divergence of a sliver, from its statistics. */
+INLINE void divergence(const Interpreter *m, const float *statistics, float *js) {
+    const float share = 1.0f / (float)m->heads;
+    for (int j = 0; j < VECTORS; j++) {
+        const float *mean = statistics + j * LANES;
+        vec mixture = all(0.0f);
+        for (int k = 0; k < m->classes; k++) {
+            vec p = load(mean + k * SLIVER) * share;
+            mixture += surprise(p);
+            if (m->keypoints) mixture += surprise(1.0f - p);
+        }
+        /* Rounding can fall a hair below zero. */
+        store(js + j * LANES, larger(mixture - load(mean + 2 * m->classes * SLIVER) * share, all(0.0f)));
+    }
+}
+
+/* The class with the most votes, the smallest id of equals. */
+INLINE void elect(const float *votes, int classes, int count, uint8_t *label) {
     for (int i = 0; i < count; i++) {
-        js[i] = values[i];
-        label[i] = (uint8_t)ids[i];
+        int best = 0;
+        for (int k = 1; k < classes; k++) {
+            if (votes[k * SLIVER + i] > votes[best * SLIVER + i]) best = k;
+        }
+        label[i] = (uint8_t)best;
+    }
+}
+
+/* The hottest of `count` pixels, the first of which is `pixel`, for each keypoint, if it is hotter than `peaks`. */
+INLINE void seek(const float *heats, int classes, int count, int pixel, Peak *peaks) {
+    for (int k = 0; k < classes; k++) {
+        for (int i = 0; i < count; i++) {
+            if (heats[k * SLIVER + i] > peaks[k].heat) peaks[k] = (Peak){heats[k * SLIVER + i], pixel + i};
+        }
     }
 }
 
@@ -518,13 +571,26 @@ static void label_tile(Interpreter *m, const Task *task, Scratch *scratch) {
                 multiply_onto(weights3 + (ptrdiff_t)i * m->hidden2, scratch->hidden2, m->hidden2, scratch->logits + i * SLIVER,
                               SLIVER);
             }
-            add_head(scratch->logits, m->classes, scratch->statistics + s * sliver_statistics);
+            if (m->keypoints) {
+                add_heats(scratch->logits, m->classes, scratch->statistics + s * sliver_statistics);
+            } else {
+                add_votes(scratch->logits, m->classes, scratch->statistics + s * sliver_statistics);
+            }
         }
     }
+    Peak *peaks = m->keypoints ? m->peaks + ((ptrdiff_t)y * R + x0) / m->tile * m->classes : NULL;
+    for (int k = 0; m->keypoints && k < m->classes; k++) peaks[k] = (Peak){-INFINITY, y * R + x0};
     for (int s = 0; s < slivers; s++) {
-        int count = task->count - s * SLIVER < SLIVER ? task->count - s * SLIVER : SLIVER;
-        ptrdiff_t at = (ptrdiff_t)y * R + x0 + s * SLIVER;
-        conclude(scratch->statistics + s * sliver_statistics, m->classes, m->heads, count, m->label + at, m->js + at);
+        const float *statistics = scratch->statistics + s * sliver_statistics, *votes = statistics + m->classes * SLIVER;
+        int count = task->count - s * SLIVER < SLIVER ? task->count - s * SLIVER : SLIVER, at = y * R + x0 + s * SLIVER;
+        float js[SLIVER];
+        divergence(m, statistics, js);
+        memcpy(m->js + at, js, count * sizeof(float));
+        if (m->keypoints) {
+            seek(votes, m->classes, count, at, peaks);
+        } else {
+            elect(votes, m->classes, count, m->label + at);
+        }
     }
 }
 
@@ -563,8 +629,10 @@ static void *work_of(void *argument) {
     return NULL;
 }
 
-/* Label one sample: features [C_r][r][r] of each level, to label [R][R] and js [R][R]. */
-void interpreter_run(Interpreter *m, const float *const *features, uint8_t *label, float *js) {
+/* Read one sample: features [C_r][r][r] of each level, to the JS divergence js [R][R] in nats and, by the task, to label
+[R][R] or to keypoints [K][2] as (x, y) and confidence [K]. */
+void interpreter_run(Interpreter *m, const float *const *features, uint8_t *label, float *keypoints, float *confidence,
+                     float *js) {
     m->features = features;
     m->label = label;
     m->js = js;
@@ -581,6 +649,15 @@ void interpreter_run(Interpreter *m, const float *const *features, uint8_t *labe
     }
     work(m, &m->scratch[0]);
     for (int i = 1; i < started; i++) pthread_join(threads[i], NULL);
+    for (int k = 0; m->keypoints && k < m->classes; k++) {
+        Peak best = m->peaks[k];
+        for (int i = 1; i < m->resolution * (m->resolution / m->tile); i++) { /* row by row: the first of equals stays */
+            if (m->peaks[i * m->classes + k].heat > best.heat) best = m->peaks[i * m->classes + k];
+        }
+        keypoints[2 * k] = (float)(best.pixel % m->resolution);
+        keypoints[2 * k + 1] = (float)(best.pixel / m->resolution);
+        confidence[k] = best.heat * (1.0f / (float)m->heads);
+    }
 }
 
 /* ---- making one ------------------------------------------------------------------------------------------------- */
@@ -609,6 +686,7 @@ void interpreter_free(Interpreter *m) {
     free(m->phase_tasks);
     free(m->left);
     free(m->scratch);
+    free(m->peaks);
     pthread_mutex_destroy(&m->mutex);
     pthread_cond_destroy(&m->ended);
     free(m);
@@ -673,14 +751,14 @@ static void plan(Interpreter *m) {
 
 /* An interpreter of levels 4, 8, ..., R with `channels` each, whose weights are row-major: projections [N*h1][C_r],
 weight2 [N][h2][h1], weight3 [N][K][h2]; NULL when there is no memory. The weights are copied. */
-Interpreter *interpreter_new(int num_levels, const int *channels, int heads, int hidden1, int hidden2, int classes,
+Interpreter *interpreter_new(int keypoints, int num_levels, const int *channels, int heads, int hidden1, int hidden2, int classes,
                              const float *const *projections, const float *bias1, const float *weight2, const float *bias2,
                              const float *weight3, const float *bias3, int threads) {
     Interpreter *m = calloc(1, sizeof *m);
     if (m == NULL) return NULL;
     pthread_mutex_init(&m->mutex, NULL);
     pthread_cond_init(&m->ended, NULL);
-    m->heads = heads, m->hidden1 = hidden1, m->hidden2 = hidden2, m->classes = classes, m->threads = threads;
+    m->keypoints = keypoints, m->heads = heads, m->hidden1 = hidden1, m->hidden2 = hidden2, m->classes = classes, m->threads = threads;
     m->padded1 = padded(hidden1), m->padded2 = padded(hidden2), m->padded3 = padded(classes);
     m->num_levels = num_levels, m->resolution = 4 << (num_levels - 1);
     m->tile = TILE < m->resolution ? TILE : m->resolution;
@@ -737,6 +815,8 @@ Interpreter *interpreter_new(int num_levels, const int *channels, int heads, int
         pack_weights(weight3 + (ptrdiff_t)head * classes * hidden2, classes, hidden2,
                      m->weights3 + (ptrdiff_t)head * m->padded3 * hidden2);
     }
+    m->peaks = calloc((size_t)m->resolution * (m->resolution / m->tile) * classes, sizeof *m->peaks);
+    if (m->peaks == NULL) goto no_memory;
     size_t slivers = (m->tile + SLIVER - 1) / SLIVER;
     for (int i = 0; i < threads; i++) {
         Scratch *s = &m->scratch[i];
@@ -745,7 +825,7 @@ Interpreter *interpreter_new(int num_levels, const int *channels, int heads, int
         s->hidden2 = floats(m, (size_t)m->padded2 * SLIVER);
         s->logits = floats(m, (size_t)m->padded3 * SLIVER);
         s->statistics = floats(m, slivers * (2 * classes + 1) * SLIVER);
-        for (int j = 0; j < 3; j++) s->lines[j] = floats(m, m->resolution + 4 * LANES);
+        for (int j = 0; j < 3; j++) s->lines[j] = floats(m, GROUP * (m->tile / 2 + 4 * LANES));
         if (!s->pixels || !s->hidden || !s->hidden2 || !s->logits || !s->statistics) goto no_memory;
         if (!s->lines[0] || !s->lines[1] || !s->lines[2]) goto no_memory;
     }
