@@ -1,4 +1,4 @@
-"""Writes a model repository that Triton serves: ONNX or TorchScript files, config.pbtxt files, calibration.
+"""Writes a model repository that Triton serves: the files of the steps, config.pbtxt files, calibration.
 
 Rules of this file:
 - config.pbtxt is the text form of Triton's own ModelConfig message; nothing is pasted together as strings.
@@ -20,6 +20,7 @@ from tqdm import tqdm
 from tritonclient.grpc import model_config_pb2 as pb
 
 from labelmint.errors import IncompatibleWeights, UnusableFile
+from labelmint.export import native_export, torchscript_export
 from labelmint.export.modules import (
     MAX_BATCH_BYTES,
     FeatureAggregationStep,
@@ -33,8 +34,9 @@ from labelmint.export.modules import (
     label_outputs,
     latent_inputs,
 )
+from labelmint.export.native_export import export_native
 from labelmint.export.onnx_export import export_onnx
-from labelmint.export.torchscript_export import configure, export_torchscript
+from labelmint.export.torchscript_export import export_torchscript
 from labelmint.models.generator import Generator
 from labelmint.models.interpreter import StyleInterpreter
 from labelmint.models.layout import channels_of
@@ -63,7 +65,7 @@ STEPS: Mapping[str, Callable[[Generator, StyleInterpreter], Step]] = {
     "mlp_heads": lambda _, interpreter: MlpHeadsStep(interpreter),
     "uncertainty": lambda _, interpreter: UncertaintyStep(interpreter),
 }
-FORMATS = {"onnx": export_onnx, "torchscript": export_torchscript}
+FORMATS = {"onnx": export_onnx, "torchscript": export_torchscript, "native": export_native}
 
 
 def export_repository(
@@ -152,7 +154,9 @@ def step_config(name: str, step: Step, file_format: str) -> pb.ModelConfig:
         entry.dims.extend(spec.shape)
         entry.zero_data = True
     if file_format == "torchscript":
-        configure(config)
+        torchscript_export.configure(config)
+    elif file_format == "native" and isinstance(step, StyleInterpreterStep):
+        native_export.configure(config)
     else:
         # A block planned for all tensors lies beside what the first run left in the arena: twice the memory, no gain.
         config.parameters["enable_mem_pattern"].string_value = "0"
