@@ -6,6 +6,7 @@ Rules of this file:
   gets its features in shared memory; its seconds are those that Triton counts for the step, input and output included.
 - The two take turns, and while one works the other is idle; a figure is the median of the rounds, a ratio is taken
   within a round.
+- `onnx` is what ships; `native` is `labelmint export --format native`, the kernel in C.
 - Memory is what a process needs above what it held before the call, the features included; an arm a process.
 - The floor is the time of the operations and bytes that must be spent (`floor.py`), at rates measured in the same run.
 
@@ -42,6 +43,7 @@ from scale import random_interpreter
 from labelmint.export.modules import StyleInterpreterStep, example_inputs
 from labelmint.export.repository import FORMATS, step_config, write_model
 from labelmint.models.annotations import write_json
+from labelmint.triton.backends.labelmint.labelmint_kernel import Interpreter
 from labelmint.triton.server import TritonServer, wait_until_ready
 
 ROOT = Path(__file__).parent.parent
@@ -51,7 +53,7 @@ PICTURE = ROOT / "docs" / "images" / "interpreter.png"
 CASES = ((256, 20), (512, 20), (256, 34), (512, 34))  # resolution, classes
 MEMORY_CASES = ((256, 20), (512, 20), (1024, 20))
 REFERENCE_FITS = 512  # above it the reference's feature tensor alone has 23 GB
-ARMS = ("onnx",)
+ARMS = ("onnx", "native")
 Figures = dict[str, Any]
 
 
@@ -186,7 +188,14 @@ def extra_megabytes(
     return found
 
 
-EXTRA = {"reference": _extra_of_reference, "onnx": _extra_of_onnx}
+def _extra_of_native(case: tuple[int, int], into: multiprocessing.Queue[float]) -> None:
+    features = [x[0] for x in features_of(case).values()]
+    path = BUILD / "repository" / f"{name_of(case)}_native" / "1" / "interpreter.npz"
+    with _peak(into):  # it takes what it works with when it is made, the weights included
+        Interpreter(path).run(features)
+
+
+EXTRA = {"reference": _extra_of_reference, "onnx": _extra_of_onnx, "native": _extra_of_native}
 
 
 def summary(found: Figures) -> Figures:

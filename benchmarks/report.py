@@ -210,9 +210,11 @@ def interpreter(figures: dict[str, Any]) -> str:
     arms = [arm for arm in ARMS_OF_INTERPRETER if arm in figures["cases"][0]]
     rows = []
     for row in figures["cases"]:
-        start = f"| {row['resolution']}², K = {row['classes']} | {row['reference_seconds']:.2f} | {row['floor_seconds']:.2f}"
+        case = f"{row['resolution']}², K = {row['classes']}"
+        start = f"| {case} | {row['reference_seconds']:.2f} | {row['floor_seconds']:.2f}"
         cells = [
-            f"{row[arm]['seconds']:.2f} | {row[arm]['times_faster']:.1f} | {row[arm]['share_of_floor']:.0%}" for arm in arms
+            f"{row[arm]['seconds']:.2f} | {row[arm]['times_faster']:.1f} | {row[arm]['share_of_floor']:.0%}"
+            for arm in arms
         ]
         rows.append(f"{start} | {' | '.join(cells)} |")
     sizes = list(figures["extra_megabytes"][arms[0]])
@@ -221,17 +223,19 @@ def interpreter(figures: dict[str, Any]) -> str:
         for arm, by_size in figures["extra_megabytes"].items()
     ]
     agreement = min(row[arm]["label_agreement"] for row in figures["cases"] for arm in arms)
+    rounds, rate = figures["cases"][0]["rounds"], figures["rates"]["flops"] / 1e9
     head = "".join(f" | {arm}, s | times faster | share of the floor" for arm in arms)
     return f"""## How fast is the Style Interpreter?
 
 `python benchmarks/interpreter.py`
 
-The step as Triton serves it, one image at a time, with StyleGAN2's channel table and 10 classifiers, against the paper's
-way in torch (`benchmarks/reference.py`: upsample all, concatenate, one classifier after the other). Medians of
-{figures["cases"][0]["rounds"]} interleaved rounds. The floor is what the multiplications of the linear layers, each level at its own
+The step as Triton serves it, one image at a time, with StyleGAN2's channel table and 10 classifiers, against the
+paper's way in torch (`benchmarks/reference.py`: upsample all, concatenate, one classifier after the other). Medians of
+{rounds} interleaved rounds. The floor is what the multiplications of the linear layers, each level at its own
 resolution, take at the best rate that this machine showed for a matrix product in the same run
-({figures["rates"]["flops"] / 1e9:.0f} GFlop/s on both cores); interpolation, exponentials and all else count as nothing. Labels agree with the reference's at
-{agreement:.4%} of the pixels or more. At K = 34 the hidden layers are twice and four times as wide.
+({rate:.0f} GFlop/s on both cores); interpolation, exponentials and all else count as nothing. Labels agree with the
+reference's at {agreement:.4%} of the pixels or more. At K = 34 the hidden layers are twice and four times as wide.
+`onnx` is what ships and runs anywhere; `native` is `labelmint export --format native`, our kernel in C for CPUs.
 
 Asked for, at K = 20: 15 times faster at 256² and 30 times at 512², and 60 % of the floor at both.
 
