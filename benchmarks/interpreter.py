@@ -50,7 +50,7 @@ ROOT = Path(__file__).parent.parent
 BUILD = ROOT / "build" / "interpreter"
 RESULTS = ROOT / "benchmarks" / "results" / "interpreter.json"
 PICTURE = ROOT / "docs" / "images" / "interpreter.png"
-CASES = ((256, 20), (512, 20), (256, 34), (512, 34))  # resolution, classes
+CASES = ((256, 20), (512, 20), (256, 34))  # resolution, classes
 MEMORY_CASES = ((256, 20), (512, 20), (1024, 20))
 REFERENCE_FITS = 512  # above it the reference's feature tensor alone has 23 GB
 ARMS = ("onnx", "native")
@@ -123,6 +123,7 @@ async def one_round(case: tuple[int, int]) -> Figures:
     features = features_of(case)
     maps = {r: torch.from_numpy(features[f"features_{r}"]) for r in interpreter.spec.channels}
     seconds: Figures = {}
+    labels: dict[str, np.ndarray] = {}
     for arm in ARMS:
         model = f"{name_of(case)}_{arm}"
         server = TritonServer(BUILD / "repository", [model])
@@ -132,16 +133,15 @@ async def one_round(case: tuple[int, int]) -> Figures:
             served = Served(server.grpc_url, model, features)
             try:
                 await asyncio.to_thread(served.seconds)
-                seconds[arm], label = await asyncio.to_thread(served.seconds)
+                seconds[arm], labels[arm] = await asyncio.to_thread(served.seconds)
             finally:
                 served.close()
         finally:
             await server.stop()
-        begun = time.perf_counter()
-        want = reference(maps)[0][0].numpy()
-        seconds["reference"] = time.perf_counter() - begun
-        seconds[f"{arm}_agreement"] = float((want == label).mean())
-    return seconds
+    begun = time.perf_counter()
+    want = reference(maps)[0][0].numpy()
+    seconds["reference"] = time.perf_counter() - begun
+    return seconds | {f"{arm}_agreement": float((want == labels[arm]).mean()) for arm in ARMS}
 
 
 @contextmanager
