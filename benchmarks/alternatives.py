@@ -359,7 +359,8 @@ def summary(rounds: list[dict[str, Figures]]) -> Figures:
 
     servers: Figures = {}
     for turn in TURNS:
-        servers[turn] = {"agreement": rounds[0][turn]["agreement"]}
+        rate = values(OURS, JUDGED, "samples_per_second") / values(turn, JUDGED, "samples_per_second")
+        servers[turn] = {"agreement": rounds[0][turn]["agreement"], "labelmint_to_it": median(rate)}
         for concurrency in COUNTS:
             servers[turn][str(concurrency)] = {
                 key: median(values(turn, concurrency, key)) for key in ("samples_per_second", "p50", "p95")
