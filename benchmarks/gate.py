@@ -26,6 +26,7 @@ from tqdm import tqdm
 from labelmint.demo.annotate import render_seed
 from labelmint.models.annotations import write_json
 from labelmint.models.draw import draw
+from labelmint.models.interpreter import interleave
 from labelmint.models.store import load_generator, load_interpreter
 
 ROOT = Path(__file__).parent.parent
@@ -58,10 +59,10 @@ def measure(count: int, kept: Path) -> dict[str, Array]:
         seed = FIRST_SEED + index
         _, features = draw(generator, seed, 1.0, interpreter.spec.layout)
         labels, divergences, means, mixtures = [], [], [], []
-        for hidden in interpreter.strips(features):
-            probability, entropy, votes = interpreter.heads(hidden)
+        for outputs in interpreter.strips(features):
+            probability, entropy, votes = interpreter.statistics(outputs)
             label, js = interpreter.uncertainty(probability, entropy, votes)
-            labels.append(label)
+            labels.append(interleave(label))  # the others are summed over all pixels, in whichever order
             divergences.append(js)
             means.append(entropy)
             mixtures.append(entropy + js)  # JS is what the mixture's entropy is above the heads'

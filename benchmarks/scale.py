@@ -30,6 +30,7 @@ from labelmint.gateway.policy import latent_of
 from labelmint.models.annotations import LabelClasses, write_masks
 from labelmint.models.generator import Generator
 from labelmint.models.interpreter import InterpreterSpec, StyleInterpreter, hidden_widths
+from labelmint.models.keypoints import build_interpreter
 from labelmint.models.layout import channels_of
 from labelmint.models.store import save_generator, save_interpreter
 from labelmint.models.stylegan2 import StyleGAN2Spec
@@ -38,10 +39,13 @@ from labelmint.triton.client import Latents
 NUM_CLASSES = 34
 NUM_HEADS = 10
 SAMPLES = 5
-CLASSES = LabelClasses(
-    tuple(f"class_{i}" for i in range(NUM_CLASSES)),
-    tuple((7 * i % 256, 31 * i % 256, 97 * i % 256) for i in range(NUM_CLASSES)),
-)
+
+
+def classes(count: int) -> LabelClasses:
+    return LabelClasses(
+        tuple(f"class_{i}" for i in range(count)),
+        tuple((7 * i % 256, 31 * i % 256, 97 * i % 256) for i in range(count)),
+    )
 
 
 def spec_of(resolution: int) -> StyleGAN2Spec:
@@ -49,30 +53,31 @@ def spec_of(resolution: int) -> StyleGAN2Spec:
     return StyleGAN2Spec(512, 512, 8, resolution, {r: min(512, 32768 // r) for r in levels})
 
 
-def write_generator(path: Path, resolution: int) -> StyleGAN2Spec:
+def write_generator(path: Path, resolution: int) -> None:
     torch.manual_seed(0)
-    generator = Generator(spec_of(resolution))
-    save_generator(path, generator, {"source": "random"})
-    return spec_of(resolution)
+    save_generator(path, Generator(spec_of(resolution)), {"source": "random"})
 
 
-def write_interpreter(path: Path, spec: StyleGAN2Spec) -> None:
-    built = StyleInterpreter(
+def random_interpreter(resolution: int, num_classes: int) -> StyleInterpreter:
+    """The ensemble for StyleGAN2 at this resolution; random weights that keep the variance of what they are given."""
+    labels = classes(num_classes)
+    built = build_interpreter(
         InterpreterSpec(
             layout="paper",
-            resolution=spec.resolution,
-            channels=channels_of("paper", spec.taps),
+            resolution=resolution,
+            channels=channels_of("paper", spec_of(resolution).taps),
             num_heads=NUM_HEADS,
-            hidden=hidden_widths(NUM_CLASSES),
-            class_names=CLASSES.names,
-            palette=CLASSES.palette,
+            hidden=hidden_widths(num_classes),
+            class_names=labels.names,
+            palette=labels.palette,
         )
     )
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in built.parameters():
             fan_in = parameter.shape[-1] if parameter.dim() > 1 else 1
-            parameter.normal_(std=fan_in**-0.5)
-    save_interpreter(path, built, {"source": "random"})
+            parameter.normal_(std=fan_in**-0.5, generator=generator)
+    return built
 
 
 def run(*arguments: str) -> tuple[float, float]:
@@ -138,7 +143,8 @@ def serve(resolution: int, directory: Path) -> dict[str, object]:
     generator, interpreter, repository = (directory / name for name in ("g.safetensors", "i.safetensors", "repository"))
     exported = directory / "export.json"
     if not exported.exists():
-        write_interpreter(interpreter, write_generator(generator, resolution))
+        write_generator(generator, resolution)
+        save_interpreter(interpreter, random_interpreter(resolution, NUM_CLASSES), {"source": "random"})
         files = ("--generator", str(generator), "--interpreter", str(interpreter))
         seconds, memory = run("export", *files, "--model-repository", str(repository), "large")
         figures = {"resolution": resolution, "export_seconds": seconds, "export_resident_gb": memory}
@@ -156,7 +162,7 @@ def fit(resolution: int, directory: Path) -> dict[str, object]:
     for seed in seeds:  # blocks of classes
         coarse = Image.fromarray(rng.randint(0, NUM_CLASSES, (16, 16)).astype(np.uint8))
         masks[seed] = np.asarray(coarse.resize((resolution, resolution), Image.Resampling.NEAREST))
-    write_masks(annotations, CLASSES, masks)
+    write_masks(annotations, classes(NUM_CLASSES), masks)
     out = directory / "i.safetensors"
     seconds, memory = run("fit", "--generator", str(generator), "--annotations", str(annotations), str(out))
     return {"resolution": resolution, "images": len(seeds), "fit_seconds": seconds, "fit_resident_gb": memory}

@@ -91,7 +91,10 @@ class Export(BaseModel):
     model: Annotated[CliPositionalArg[str], Field(description="name to serve it by", pattern=r"^[a-z][a-z0-9_]*$")]
     model_repository: Annotated[Path, Field(description="directory of the repository")] = Path("model_repository")
     score_kind: Annotated[Literal["sum", "top10_mean"], Field(description="image score")] = "sum"
-    format: Annotated[Literal["onnx", "torchscript"], Field(description="what the steps are written as")] = "onnx"
+    format: Annotated[
+        Literal["onnx", "torchscript", "native"],
+        Field(description="what the steps are written as; native: the interpreter for our kernel, on CPUs only"),
+    ] = "onnx"
 
     version: Annotated[
         int, Field(ge=1, lt=2**31, description="version to write; one that exists is replaced, the others stay")

@@ -13,7 +13,7 @@ from labelmint.checkpoints.importing import ImportOptions, import_file
 from labelmint.errors import IncompatibleWeights, InvalidRequest, UnusableFile
 from labelmint.models.annotations import write_json
 from labelmint.models.generator import Generator
-from labelmint.models.interpreter import StyleInterpreter
+from labelmint.models.interpreter import StyleInterpreter, interleave
 from labelmint.models.store import load_interpreter, read_notes, save_generator
 from labelmint.models.stylegan1 import StyleGAN1Spec
 from labelmint.models.stylegan2 import StyleGAN2Spec
@@ -77,7 +77,7 @@ def test_released_ensemble_from_features(
 
 
 def votes_of(interpreter: StyleInterpreter, features: dict[int, torch.Tensor]) -> np.ndarray:
-    strips = [interpreter.heads(hidden)[2] for hidden in interpreter.strips(features)]
+    strips = [interleave(interpreter.statistics(outputs)[2]) for outputs in interpreter.strips(features)]
     return torch.cat(strips, dim=1)[0].transpose(1, 2).numpy()  # [R,R,K]
 
 

@@ -1,5 +1,7 @@
 """The factored interpreter against the naive one: upsample everything, concatenate, N MLPs one after the other."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from labelmint.models.interpreter import (
     StyleInterpreter,
     fold_batch_norm,
     hidden_widths,
+    interleave,
     sample_features,
     touched_rows,
 )
@@ -85,7 +88,7 @@ def test_top10_mean_is_the_mean_of_the_top_tenth() -> None:
     np.testing.assert_allclose(score.numpy()[:, 0], ordered[:, : ordered.shape[1] // 10].mean(axis=1), rtol=1e-5)
 
 
-@pytest.mark.parametrize("strip_rows", [1, 4, 32])
+@pytest.mark.parametrize("strip_rows", [2, 4, 32])
 @torch.no_grad()
 def test_strips_do_not_show(strip_rows: int) -> None:
     whole = interpreter(strip_rows=32)(features())
@@ -140,14 +143,37 @@ def test_batch_norm_folds_exactly() -> None:
     torch.testing.assert_close(F.linear(x, weight, bias), linear(norm(x)), atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("source", [4, 8, 16, 32])
+@pytest.mark.parametrize("source", [4, 8])
 def test_touched_rows_are_those_with_weight(source: int) -> None:
-    matrix = interpreter().get_buffer(f"bilinear_{source}")
-    for start in range(0, 32, 8):
-        used = matrix[start : start + 8].any(dim=0).nonzero().flatten()
-        low, high = touched_rows(source, 32, range(start, start + 8))
+    matrix = interpreter().get_buffer(f"edges_{source}")
+    for start in range(0, 16, 4):
+        edges = range(start, start + 5)
+        used = matrix[edges.start : edges.stop].any(dim=0).nonzero().flatten()
+        low, high = touched_rows(source, 16, edges)
         assert low <= int(used[0]) and high >= int(used[-1]) + 1
         assert 0 <= low < high <= source
+
+
+@pytest.mark.parametrize("levels", [[32], [16, 32], [4, 32], [8, 16], [4], [4, 8, 16, 32]])
+@torch.no_grad()
+def test_aggregates_whatever_levels_there_are(levels: list[int]) -> None:
+    spec = replace(SPEC, channels={r: CHANNELS[r] for r in levels})
+    built = StyleInterpreter(spec)
+    for parameter in built.parameters():
+        parameter.normal_(generator=torch.Generator().manual_seed(4))
+    maps = {r: features()[r] for r in levels}
+    weight = torch.cat([built.projection[str(r)] for r in levels], dim=1).double()
+    want = torch.einsum("od,bdhw->bohw", weight, upsampled(maps)) + built.bias1[:, None, None]
+    torch.testing.assert_close(built.aggregate(maps, range(32)).double(), want, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(built.aggregate(maps, range(8, 20)).double(), want[:, :, 8:20], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_strips_are_the_image_phase_by_phase() -> None:
+    built = interpreter()
+    strips = [interleave(outputs) for outputs in built.strips(features())]
+    whole = built.layers(built.aggregate(features(), range(32)))  # [B,R,N,K,R]
+    torch.testing.assert_close(torch.cat(strips, dim=1), whole, atol=1e-5, rtol=1e-5)
 
 
 def test_spec_refuses_what_a_label_cannot_hold() -> None:

@@ -128,8 +128,7 @@ class FeatureAggregationStep(Step):
 
     def forward(self, *features: Tensor) -> tuple[Tensor, ...]:
         by_level = dict(zip(self.interpreter.spec.channels, features, strict=True))
-        hidden = self.interpreter.aggregate(by_level, range(self.interpreter.spec.resolution))  # [B,R,N*h1,R]
-        return (hidden.transpose(1, 2),)  # [B,N*h1,R,R]
+        return (self.interpreter.aggregate(by_level, range(self.interpreter.spec.resolution)),)  # [B,N*h1,R,R]
 
 
 class MlpHeadsStep(Step):
@@ -140,7 +139,7 @@ class MlpHeadsStep(Step):
         self.outputs = statistics_tensors(interpreter)
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, ...]:
-        return tuple(_rows_and_channels(statistic) for statistic in self.interpreter.heads(hidden.transpose(1, 2)))
+        return tuple(_rows_and_channels(statistic) for statistic in self.interpreter.heads(hidden))
 
 
 class UncertaintyStep(Step):

@@ -1,4 +1,4 @@
-"""Writes a model repository that Triton serves: ONNX or TorchScript files, config.pbtxt files, calibration.
+"""Writes a model repository that Triton serves: the files of the steps, config.pbtxt files, calibration.
 
 Rules of this file:
 - config.pbtxt is the text form of Triton's own ModelConfig message; nothing is pasted together as strings.
@@ -20,6 +20,7 @@ from tqdm import tqdm
 from tritonclient.grpc import model_config_pb2 as pb
 
 from labelmint.errors import IncompatibleWeights, UnusableFile
+from labelmint.export import native_export, torchscript_export
 from labelmint.export.modules import (
     MAX_BATCH_BYTES,
     FeatureAggregationStep,
@@ -33,8 +34,9 @@ from labelmint.export.modules import (
     label_outputs,
     latent_inputs,
 )
+from labelmint.export.native_export import export_native
 from labelmint.export.onnx_export import export_onnx
-from labelmint.export.torchscript_export import configure, export_torchscript
+from labelmint.export.torchscript_export import export_torchscript
 from labelmint.models.generator import Generator
 from labelmint.models.interpreter import StyleInterpreter
 from labelmint.models.layout import channels_of
@@ -63,7 +65,7 @@ STEPS: Mapping[str, Callable[[Generator, StyleInterpreter], Step]] = {
     "mlp_heads": lambda _, interpreter: MlpHeadsStep(interpreter),
     "uncertainty": lambda _, interpreter: UncertaintyStep(interpreter),
 }
-FORMATS = {"onnx": export_onnx, "torchscript": export_torchscript}
+FORMATS = {"onnx": export_onnx, "torchscript": export_torchscript, "native": export_native}
 
 
 def export_repository(
@@ -96,14 +98,14 @@ def export_repository(
         exported = FORMATS[file_format](step)
         differences[name], data[name] = exported.difference, exported.data
     for name, step in steps.items():
-        _write_model(repository, _step_config(f"{base}_{name}", step, file_format), version, data[name])
+        write_model(repository, step_config(f"{base}_{name}", step, file_format), version, data[name])
     for pipeline, used in pipelines.items():
         name = base if pipeline == "fused" else f"{base}_{pipeline}"
         digest = model_digest((step, data[step]) for step in used)
         config = _ensemble_config(name, base, [(step, steps[step]) for step in used], generator, interpreter)
         _describe(config, model, pipeline, digest, generator, interpreter)
         _keep_calibration(repository / name / "config.pbtxt", config)
-        _write_model(repository, config, version, None)
+        write_model(repository, config, version, None)
     if "staged" not in pipelines:  # what an earlier, smaller export of the same name left would be another model's
         for name in (f"{base}_staged", *(f"{base}_{step}" for step in STAGED if step not in wanted)):
             shutil.rmtree(repository / name, ignore_errors=True)
@@ -134,7 +136,8 @@ def _check_name_is_free(directory: Path, model: str) -> None:
         raise UnusableFile(path, f"belongs to the model {owner!r}; export under another name or version")
 
 
-def _step_config(name: str, step: Step, file_format: str) -> pb.ModelConfig:
+def step_config(name: str, step: Step, file_format: str) -> pb.ModelConfig:
+    """How Triton serves a step as the model `name`, from a file of that format."""
     config = pb.ModelConfig(name=name, backend="onnxruntime", max_batch_size=step.max_batch)
     _add_tensors(config, step.inputs, step.outputs)
     config.version_policy.latest.num_versions = 1
@@ -151,7 +154,9 @@ def _step_config(name: str, step: Step, file_format: str) -> pb.ModelConfig:
         entry.dims.extend(spec.shape)
         entry.zero_data = True
     if file_format == "torchscript":
-        configure(config)
+        torchscript_export.configure(config)
+    elif file_format == "native" and isinstance(step, StyleInterpreterStep):
+        native_export.configure(config)
     else:
         # A block planned for all tensors lies beside what the first run left in the arena: twice the memory, no gain.
         config.parameters["enable_mem_pattern"].string_value = "0"
@@ -218,7 +223,8 @@ def _keep_calibration(path: Path, config: pb.ModelConfig) -> None:
         config.parameters[CALIBRATION].CopyFrom(old.parameters[CALIBRATION])
 
 
-def _write_model(repository: Path, config: pb.ModelConfig, version: int, data: bytes | None) -> None:
+def write_model(repository: Path, config: pb.ModelConfig, version: int, data: bytes | None) -> None:
+    """Write a model's directory, in place of what was there; `data` is a step's file, None for an ensemble."""
     final = repository / config.name
     aside = repository / f".{config.name}.part"
     shutil.rmtree(aside, ignore_errors=True)

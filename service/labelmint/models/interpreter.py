@@ -3,9 +3,14 @@
 Rules of this file:
 - The upsampled feature tensor S* (D x R x R) is never built. The first linear layer commutes with bilinear
   upsampling, so each level is projected at its own resolution and the projections are upsampled and added.
-- Work proceeds in strips of rows; the same three functions serve the whole image (`range(R)`) and a strip.
+- Work proceeds in strips of rows, and in a strip by phase: pixels whose row is even or odd and whose column is even or
+  odd, four maps of half the side. Every pixel of a phase lies at the same place between the pixels of half the
+  resolution, so that upsampling is one small convolution, the same for all channels.
+- Levels below half the resolution bend only at edges between the pixels of half the resolution. Their sum is taken on
+  that grid of edges, a quarter of the work, and is linear from there on: exact, nothing is approximated.
 - BatchNorm stands after ReLU and is frozen, so it is already folded into the linear layer that follows it.
-- Inside, pixels are laid out [batch, row, channel, column]: every step is a matrix product without a transpose.
+- Everything up to the last layer is a convolution over maps [batch, channel, row, column]: ONNX Runtime keeps those in
+  one blocked layout from the features to the last layer, and adds and clips (ReLU) as it writes.
 
 Sources: DatasetGAN (Zhang et al. 2021), section 3.2, and its released `pixel_classifier`; the JS divergence is
 H(mean of p_n) - mean of H(p_n), in nats.
@@ -13,12 +18,14 @@ H(mean of p_n) - mean of H(p_n), in nats.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 SCORE_KINDS = ("sum", "top10_mean")
@@ -69,7 +76,7 @@ def hidden_widths(num_classes: int) -> tuple[int, int]:
 class StyleInterpreter(nn.Module):
     """The folded ensemble, float32: the first layer as one projection a level [N*h1,C_r], the others [N,out,in]."""
 
-    def __init__(self, spec: InterpreterSpec, score_kind: str = "sum", strip_rows: int = 16) -> None:
+    def __init__(self, spec: InterpreterSpec, score_kind: str = "sum", strip_rows: int = 32) -> None:
         super().__init__()
         if score_kind not in SCORE_KINDS:
             raise ValueError(f"unknown score kind {score_kind!r}; known: {', '.join(SCORE_KINDS)}")
@@ -83,8 +90,10 @@ class StyleInterpreter(nn.Module):
         self.bias2 = nn.Parameter(torch.zeros(n, h2))
         self.weight3 = nn.Parameter(torch.zeros(n, k, h2))
         self.bias3 = nn.Parameter(torch.zeros(n, k))
+        half = spec.resolution // 2
         for r in spec.channels:
-            self.register_buffer(f"bilinear_{r}", bilinear_matrix(r, spec.resolution), persistent=False)  # [R,r]
+            if r < half:
+                self.register_buffer(f"edges_{r}", edge_matrix(r, half), persistent=False)  # [R/2+1,r]
 
     @torch.no_grad()
     def take_layers(self, layers: Sequence[tuple[Tensor, Tensor]]) -> None:
@@ -111,55 +120,95 @@ class StyleInterpreter(nn.Module):
         Returns:
             label uint8 [B,R,R], js_map float32 [B,R,R] in nats, js_score float32 [B,1].
         """
-        strips = [self.uncertainty(*self.heads(hidden)) for hidden in self.strips(features)]
-        label = torch.cat([strip[0] for strip in strips], dim=1)  # [B,R,R]
-        js_map = torch.cat([strip[1] for strip in strips], dim=1)  # [B,R,R]
+        strips = [self.uncertainty(*self.statistics(outputs)) for outputs in self.strips(features)]
+        label = torch.cat([interleave(strip[0]) for strip in strips], dim=1)  # [B,R,R]
+        js_map = torch.cat([interleave(strip[1]) for strip in strips], dim=1)  # [B,R,R]
         return label, js_map, self.score(js_map)
 
     def strips(self, features: Mapping[int, Tensor]) -> Iterator[Tensor]:
-        """The hidden layer before its ReLU, strip by strip from the top: [B,S,N*h1,R] each."""
+        """The heads' K outputs for S rows at a time, from the top: [B,2S,N,K,R/2], the phases one below the other.
+
+        `interleave` brings what is made of them into the order of the image.
+        """
+        lower = self.lower(features)
         for start in range(0, self.spec.resolution, self.strip_rows):
-            yield self.aggregate(features, range(start, start + self.strip_rows))
+            phases = self.phases(features, lower, range(start, start + self.strip_rows))
+            yield torch.cat([self.layers(hidden) for hidden in phases], dim=1)  # [B,2S,N,K,R/2]
 
     def aggregate(self, features: Mapping[int, Tensor], rows: range) -> Tensor:
-        """Everything linear, for the S output rows `rows`: [B,S,N*h1,R], before the first ReLU."""
-        size = self.spec.resolution
-        interpolated, vertical = [], []
-        full = None
+        """Everything linear, for the S output rows `rows`, an even number: [B,N*h1,S,R], before the first ReLU."""
+        phases = self.phases(features, self.lower(features), rows)
+        # The rows stand where `interleave` wants them.
+        return interleave(torch.cat([hidden.transpose(1, 2) for hidden in phases], dim=1)).transpose(1, 2)
+
+    def lower(self, features: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        """The projections of the levels below half the resolution: {r: [B,N*h1,r,r]}."""
+        return {r: self.project(features[r], r) for r in self.spec.channels if r < self.spec.resolution // 2}
+
+    def project(self, maps: Tensor, r: int, stride: int = 1) -> Tensor:
+        """The first layer's part of level r: [B,C_r,H,W] to [B,N*h1,H,W], or every second pixel of it."""
         # Interpolation weights sum to one, so the bias may ride on the smallest level instead of the largest map.
-        bias: Tensor | None = self.bias1[:, None]  # [N*h1,1]
-        for r in self.spec.channels:
-            bilinear = self.get_buffer(f"bilinear_{r}")  # [R,r]
-            low, high = touched_rows(r, size, rows)
-            source = features[r][:, :, low:high].transpose(1, 2)  # [B,rows,C,r]
-            projected = self.projection[str(r)] @ source  # [B,rows,N*h1,r]
-            if bias is not None:
-                projected, bias = projected + bias, None
-            if r == size:
-                full = projected  # nothing to interpolate
-            else:
-                interpolated.append(projected @ bilinear.t())  # [B,rows,N*h1,R]
-                vertical.append(bilinear[rows.start : rows.stop, low:high])  # [S,rows]
+        bias = self.bias1 if r == min(self.spec.channels) else None
+        return F.conv2d(maps, self.projection[str(r)][:, :, None, None], bias, stride)
+
+    def phases(self, features: Mapping[int, Tensor], lower: Mapping[int, Tensor], rows: range) -> Iterator[Tensor]:
+        """Everything linear, for the S output rows `rows`, an even number: four phases [B,N*h1,S/2,R/2].
+
+        Pixel (i, j) of phase (0, 0), (0, 1), (1, 0), (1, 1) is that of row 2i, 2i or 2i+1, 2i+1 and column 2j, 2j+1,
+        2j, 2j+1.
+        """
+        size = self.spec.resolution
+        half, low, high = size // 2, rows.start // 2, rows.stop // 2
+        middle = edges = None
+        if half in self.spec.channels:
+            # One pixel more on each side, as clamping repeats it at the border of the image.
+            ring = F.pad(features[half], (1, 1, 1, 1), mode="replicate")[:, :, low : high + 2]
+            middle = self.project(ring, half)  # [B,N*h1,S/2+2,R/2+2]
+        if lower:
+            edges = self.on_edges(lower, range(low, high + 1))  # [B,N*h1,S/2+1,R/2+1]
+        for a, b in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            parts = []
+            if middle is not None:  # a pixel at 1/4 or 3/4 between two pixels of half the resolution
+                parts.append(_stencil(middle, _BETWEEN_PIXELS[a], _BETWEEN_PIXELS[b]))
+            if edges is not None:  # and between the two edges around it
+                parts.append(_stencil(edges, _BETWEEN_EDGES[a], _BETWEEN_EDGES[b]))
+            if size in self.spec.channels:
+                every_second = features[size][:, :, rows.start + a : rows.stop - 1 + a, b : size - 1 + b]
+                parts.append(self.project(every_second, size, stride=2))
+            yield functools.reduce(torch.add, parts)  # [B,N*h1,S/2,R/2]
+
+    def on_edges(self, lower: Mapping[int, Tensor], edges: range) -> Tensor:
+        """The sum of the lower levels at edges between pixels of half the resolution: [B,N*h1,len(edges),R/2+1]."""
+        interpolated, vertical = [], []
+        for r, projected in lower.items():
+            matrix = self.get_buffer(f"edges_{r}")  # [R/2+1,r]
+            first, last = touched_rows(r, self.spec.resolution // 2, edges)
+            interpolated.append(projected[:, :, first:last] @ matrix.t())  # [B,N*h1,rows,R/2+1]
+            vertical.append(matrix[edges.start : edges.stop, first:last])  # [len(edges),rows]
         # Vertical interpolation and the sum over the levels in one matrix product.
-        stacked = torch.cat(interpolated, dim=1)  # [B,rows of all levels,N*h1,R]
-        summed = torch.cat(vertical, dim=1) @ stacked.flatten(2)  # [B,S,N*h1*R]
-        hidden = summed.unflatten(2, (self.bias1.shape[0], size))  # [B,S,N*h1,R]
-        return hidden if full is None else hidden + full
+        return torch.cat(vertical, dim=1) @ torch.cat(interpolated, dim=2)
 
     def layers(self, hidden: Tensor) -> Tensor:
-        """The small layers of every head: hidden [B,S,N*h1,R] to its K outputs [B,S,N,K,R]."""
-        x = torch.relu(hidden).unflatten(2, (self.spec.num_heads, self.spec.hidden[0]))  # [B,S,N,h1,R]
-        x = torch.relu(self.weight2 @ x + self.bias2[:, :, None])  # [B,S,N,h2,R]
-        return self.weight3 @ x + self.bias3[:, :, None]  # [B,S,N,K,R]
+        """The small layers of every head: maps [B,N*h1,H,W] to the heads' K outputs [B,H,N,K,W]."""
+        n, k = self.spec.num_heads, self.spec.num_classes
+        spare = -k % _CHANNELS_OF_A_BLOCK
+        weight3, bias3 = F.pad(self.weight3, (0, 0, 0, spare)), F.pad(self.bias3, (0, spare))
+        x = torch.relu(hidden)
+        x = torch.relu(F.conv2d(x, _pointwise(self.weight2), self.bias2.flatten(), groups=n))  # [B,N*h2,H,W]
+        x = F.conv2d(x, _pointwise(weight3), bias3.flatten(), groups=n)  # [B,N*(K+spare),H,W]
+        return x.transpose(1, 2).unflatten(2, (n, k + spare))[:, :, :, :k]  # [B,H,N,K,W]
 
     def heads(self, hidden: Tensor) -> tuple[Tensor, ...]:
         """Everything after the first linear layer, down to sufficient statistics.
 
-        hidden [B,S,N*h1,R] to mean_probability [B,S,K,R], mean_entropy [B,S,R] in nats, and votes uint8 [B,S,K,R],
+        hidden [B,N*h1,S,R] to mean_probability [B,S,K,R], mean_entropy [B,S,R] in nats, and votes uint8 [B,S,K,R],
         the number of heads that chose each class.
         """
-        k = self.spec.num_classes
-        logits = self.layers(hidden)  # [B,S,N,K,R]
+        return self.statistics(self.layers(hidden))
+
+    def statistics(self, outputs: Tensor) -> tuple[Tensor, ...]:
+        """What `heads` gives, from the heads' outputs, here logits: [B,S,N,K,R]."""
+        k, logits = self.spec.num_classes, outputs
         # H(p) = logsumexp(l) - sum p l: one exponential a class, no logarithm.
         top = logits.amax(dim=3, keepdim=True)  # [B,S,N,1,R]
         shifted = logits - top
@@ -200,28 +249,54 @@ class StyleInterpreter(nn.Module):
         return pixels.topk(count, dim=1).values.mean(dim=1, keepdim=True)
 
 
-def touched_rows(source: int, target: int, rows: range) -> tuple[int, int]:
-    """The rows [low, high) of a level of side `source` that the output rows of side `target` are made of."""
-    if source == target:
-        return rows.start, rows.stop
-    scale = source / target
-    low = max(math.floor((rows.start + 0.5) * scale - 0.5), 0)
-    high = min(math.floor((rows.stop - 0.5) * scale - 0.5) + 1, source - 1)
-    return low, max(high, low) + 1
+def interleave(x: Tensor) -> Tensor:
+    """Bring phases into the order of the image: [B,4*h,...,w], phase by phase, to [B,2h,...,2w]."""
+    x = x.unflatten(1, (2, 2, -1))  # [B,a,b,h,...,w]
+    return x.permute(0, 3, 1, *range(4, x.dim()), 2).flatten(-2).flatten(1, 2)  # [B,h*a,...,w*b]
 
 
-def bilinear_matrix(source: int, target: int) -> Tensor:
-    """Bilinear interpolation (align_corners=False, from `source` to `target` directly) as float32 [target,source]."""
-    position = (torch.arange(target, dtype=torch.float64) + 0.5) * (source / target) - 0.5
-    position = position.clamp(min=0.0)
+def touched_rows(source: int, half: int, edges: range) -> tuple[int, int]:
+    """The rows [low, high) of a level of side `source` that the sums at these edges of the half grid are made of."""
+    scale = source / half
+    low = max(math.floor(edges.start * scale - 0.5), 0)
+    high = min(math.floor((edges.stop - 1) * scale - 0.5) + 1, source - 1)
+    return low, high + 1
+
+
+def edge_matrix(source: int, target: int) -> Tensor:
+    """Bilinear interpolation (align_corners=False) of `source` pixels at the target+1 edges of `target` pixels.
+
+    float32 [target+1,source]. Beyond the middle of the outermost pixels their value is repeated.
+    """
+    position = torch.arange(target + 1, dtype=torch.float64) * (source / target) - 0.5
+    position = position.clamp(min=0.0, max=source - 1.0)
     low = position.floor().long()
     high = (low + 1).clamp(max=source - 1)
     fraction = position - low
-    matrix = torch.zeros(target, source, dtype=torch.float64)
-    row = torch.arange(target)
+    matrix = torch.zeros(target + 1, source, dtype=torch.float64)
+    row = torch.arange(target + 1)
     matrix.index_put_((row, low), 1.0 - fraction, accumulate=True)
     matrix.index_put_((row, high), fraction, accumulate=True)
     return matrix.float()
+
+
+# Weights of the pixels around (before, at, after) and of the edges around (before, after) for an even and an odd place.
+_BETWEEN_PIXELS = ((0.25, 0.75, 0.0), (0.0, 0.75, 0.25))
+_BETWEEN_EDGES = ((0.75, 0.25), (0.25, 0.75))
+# ONNX Runtime's blocked layout takes a grouped convolution whose groups have whole blocks of channels.
+_CHANNELS_OF_A_BLOCK = 16
+
+
+def _stencil(maps: Tensor, vertical: Sequence[float], horizontal: Sequence[float]) -> Tensor:
+    """The same small filter on every channel, without padding: [B,C,H,W] to [B,C,H-v+1,W-h+1]."""
+    channels = maps.shape[1]
+    taps = torch.outer(torch.tensor(vertical), torch.tensor(horizontal)).to(maps)  # [v,h]
+    return F.conv2d(maps, taps.expand(channels, 1, -1, -1), groups=channels)
+
+
+def _pointwise(weight: Tensor) -> Tensor:
+    """A layer of all heads as the weight of a grouped 1x1 convolution: [N,out,in] to [N*out,in,1,1]."""
+    return weight.flatten(0, 1)[:, :, None, None]
 
 
 def fold_batch_norm(

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from labelmint.models.interpreter import InterpreterSpec, StyleInterpreter
+from labelmint.models.interpreter import InterpreterSpec, StyleInterpreter, interleave
 
 # Standard deviation of a target's Gaussian, as a part of the image's side: 2 pixels at 128.
 SIGMA = 1.0 / 64.0
@@ -40,20 +40,20 @@ class KeypointInterpreter(StyleInterpreter):
             mean heat there, nominally 0..1; js_map float32 [B,R,R] in nats, summed over keypoints; js_score [B,1].
         """
         heat, js = [], []
-        for hidden in self.strips(features):
-            mean_heat, *rest = self.heads(hidden)
-            heat.append(mean_heat)  # [B,S,K,R]
-            js.append(self.divergence(*rest))  # [B,S,R]
+        for outputs in self.strips(features):
+            mean_heat, *rest = self.statistics(outputs)
+            heat.append(interleave(mean_heat))  # [B,S,K,R]
+            js.append(interleave(self.divergence(*rest)))  # [B,S,R]
         js_map = torch.cat(js, dim=1)  # [B,R,R]
         return *locate(torch.cat(heat, dim=1)), js_map, self.score(js_map)
 
-    def heads(self, hidden: Tensor) -> tuple[Tensor, ...]:
-        """Everything after the first linear layer, down to sufficient statistics.
+    def statistics(self, outputs: Tensor) -> tuple[Tensor, ...]:
+        """Everything after the heads' last layer, down to sufficient statistics.
 
-        hidden [B,S,N*h1,R] to mean_heat [B,S,K,R], mean_probability [B,S,K,R] (of the clipped heat), and mean_entropy
+        Heat [B,S,N,K,R] to mean_heat [B,S,K,R], mean_probability [B,S,K,R] (of the clipped heat), and mean_entropy
         [B,S,R] in nats, summed over keypoints.
         """
-        heat = self.layers(hidden)  # [B,S,N,K,R]
+        heat = outputs
         probability = heat.clamp(0.0, 1.0)
         entropy = bernoulli_entropy(probability).sum(dim=3)  # [B,S,N,R]
         return heat.mean(dim=2), probability.mean(dim=2), entropy.mean(dim=2)

@@ -78,8 +78,8 @@ def is_fused(config: pb.ModelConfig) -> bool:
 
 def model_file(config: pb.ModelConfig) -> str:
     """The name of a step's file: what its config says, or else its backend's default."""
-    # Every backend but `pytorch` that can run an exported step reads ONNX, and calls the file so.
-    default = "model.pt" if config.backend == "pytorch" else "model.onnx"
+    # Every other backend that can run an exported step reads ONNX, and calls the file so.
+    default = {"pytorch": "model.pt", "labelmint": "interpreter.npz"}.get(config.backend, "model.onnx")
     return config.default_model_filename or default
 
 

@@ -1,0 +1,79 @@
+"""Writes the style interpreter as weights for the kernel of Triton's `labelmint` backend; the other steps as ONNX.
+
+Rules of this file:
+- The file is the plain arrays of `labelmint_kernel.check_weights`: the kernel is the backend's.
+- The very kernel that serves is compared with torch before the file is kept, so an export needs a C compiler.
+- The same weights give the same bytes: the arrays are stored in one order, with fixed times.
+- `configure` leaves out Triton's batcher: samples run one by one on all cores, and one that is done need not wait for
+  those that came with it.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Sequence
+
+import numpy as np
+from torch import Tensor
+from tritonclient.grpc import model_config_pb2 as pb
+
+from labelmint.errors import IncompatibleWeights
+from labelmint.export.comparison import Array, ExportedStep, compare
+from labelmint.export.modules import Step, StyleInterpreterStep
+from labelmint.export.onnx_export import export_onnx
+from labelmint.models.interpreter import StyleInterpreter
+from labelmint.triton.backends.labelmint.labelmint_kernel import Interpreter, UnusableWeights, check_weights
+
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time a zip entry can bear
+
+
+def export_native(step: Step) -> ExportedStep:
+    """The step as ONNX unless it is the style interpreter: that one as the kernel's weights.
+
+    Raises IncompatibleWeights for an interpreter that the kernel cannot run, KernelUnavailable without a compiler, and
+    RuntimeError when the kernel's answers are not torch's.
+    """
+    if not isinstance(step, StyleInterpreterStep):
+        return export_onnx(step)
+    arrays = _arrays(step.interpreter)
+    try:
+        check_weights(arrays)
+    except UnusableWeights as error:
+        raise IncompatibleWeights(f"the interpreter {error}; export it with `--format onnx`") from error
+    data = _npz(arrays)
+    kernel = Interpreter(io.BytesIO(data))
+
+    def run(tensors: Sequence[Tensor]) -> Sequence[Array]:
+        samples = [kernel.run([x[row].numpy() for x in tensors]) for row in range(tensors[0].shape[0])]
+        return [np.stack([sample[name] for sample in samples]) for name in kernel.outputs]
+
+    return ExportedStep(data, compare(step, run))
+
+
+def configure(config: pb.ModelConfig) -> None:
+    """What the config.pbtxt of the style interpreter's step needs."""
+    config.backend = "labelmint"
+    config.ClearField("dynamic_batching")
+
+
+def _arrays(interpreter: StyleInterpreter) -> dict[str, Array]:
+    spec = interpreter.spec
+    levels = {f"projection_{r}": interpreter.projection[str(r)] for r in spec.channels}
+    others = {name: getattr(interpreter, name) for name in ("bias1", "weight2", "bias2", "weight3", "bias3")}
+    others["bias1"] = others["bias1"].unflatten(0, (spec.num_heads, spec.hidden[0]))  # [N,h1]
+    return {
+        "task": np.array(spec.task),
+        "score_kind": np.array(interpreter.score_kind),
+        **{name: x.detach().contiguous().numpy() for name, x in (levels | others).items()},
+    }
+
+
+def _npz(arrays: dict[str, Array]) -> bytes:
+    written = io.BytesIO()
+    with zipfile.ZipFile(written, "w", zipfile.ZIP_STORED) as archive:
+        for name, array in arrays.items():
+            entry = io.BytesIO()
+            np.lib.format.write_array(entry, array, version=(1, 0), allow_pickle=False)
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy", _EPOCH), entry.getvalue())
+    return written.getvalue()

@@ -1,0 +1,846 @@
+/* The Style Interpreter for CPUs: from a generator's feature maps to labels and JS uncertainty, tile by tile.
+
+Rules of this file:
+- The mathematics is that of `labelmint.models.interpreter`; here is only another order of doing it.
+- Vectors run along pixels and every sum over channels, heads or classes runs in one order, each addition on its own.
+  So a pixel's result depends on neither the width of a vector, nor the tile, the batch or the number of threads.
+- What a call needs is allocated by `interpreter_new`; an interpreter serves one call at a time.
+- Vector extensions of GCC and Clang, no intrinsics: one source for AVX2, AVX-512, NEON and what comes.
+
+Names: R output resolution; r a level, from 4 to R; N heads; h1, h2 their hidden widths; K classes. A sliver is SLIVER
+pixels beside each other, all channels together: [channel][SLIVER]. A panel is ROWS output channels of a weight matrix:
+[input channel][ROWS].
+
+How a sample is made:
+1. Each level r < R is projected to the N * h1 hidden units at its own resolution.
+2. The sum of the levels below `base` is a piecewise bilinear function whose knots are the edges between the pixels of
+   level `base`: it is kept as its values there.
+3. For each output row, the levels from `base` on are interpolated vertically and added one after the other: the sum
+   of the levels up to r is linear between the edges of the pixels of level 2r, so one step from edges to edges adds a
+   level exactly, in two additions a value.
+4. Level R is projected onto that sum, in registers; ReLU, the two small layers, softmax and the sums over the heads
+   follow while a sliver is in the first cache.
+Only a window of rows is kept of the large levels. Tasks are drawn by the threads in one order; see `Phase`. */
+
+#define _GNU_SOURCE
+#include <math.h>
+#include <pthread.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#ifndef LANES
+#if defined(__AVX512F__)
+#define LANES 16
+#elif defined(__AVX__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
+#endif
+/* Where there are 32 registers, four vectors a channel; else two. */
+#ifndef VECTORS
+#if defined(__AVX512F__) || defined(__aarch64__)
+#define VECTORS 4
+#else
+#define VECTORS 2
+#endif
+#endif
+#ifndef ROWS
+#define ROWS 4
+#endif
+#define SLIVER (LANES * VECTORS)
+#define DEPTH 256 /* channels whose sliver and panels stay in the first cache */
+#define WHOLE 64  /* levels up to this resolution are kept whole */
+#define BASE 32
+#ifndef TILE
+#define TILE 128
+#endif
+#ifndef GROUP
+#define GROUP 8
+#endif
+#define BLOCK 256 /* pixels of a lower level that one task projects */
+#define STRIP 8   /* output rows between two moves of the windows */
+#define MAX_LEVELS 12
+
+typedef float vec __attribute__((vector_size(4 * LANES)));
+typedef float loose __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
+
+#define UNROLL _Pragma("GCC unroll 16")
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE vec load(const float *from) { return *(const loose *)from; }
+INLINE void store(float *to, vec value) { *(loose *)to = value; }
+INLINE vec all(float value) { return value - (vec){0}; }
+INLINE vec choose(ivec mask, vec yes, vec no) { return (vec)((mask & (ivec)yes) | (~mask & (ivec)no)); }
+INLINE vec larger(vec a, vec b) { return choose(a > b, a, b); }
+
+/* ---- elementary functions ------------------------------------------------------------------------------------- */
+
+/* exp(x) for x <= 0, relative error below 2e-7; below -87, that of -87. */
+INLINE vec exponential(vec x) {
+    x = larger(x, all(-87.0f));
+    const vec shift = all(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer */
+    vec n = (x * 1.44269504f + shift) - shift;
+    vec r = x - n * 0.693359375f;
+    r = r - n * -2.12194440e-4f;
+    vec p = all(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + r + 1.0f;
+    ivec power = __builtin_convertvector(n, ivec) << 23;
+    return (vec)((ivec)p + power);
+}
+
+/* log(x) for normal x > 0, absolute error below 1e-7 near 1. */
+INLINE vec logarithm(vec x) {
+    ivec bits = (ivec)x;
+    ivec exponent = (bits >> 23) - 126;
+    vec m = (vec)((bits & 0x007fffff) | 0x3f000000); /* in [0.5, 1) */
+    ivec low = m < 0.70710678f;
+    exponent += low; /* -1 where m is doubled */
+    m = m + (vec)(low & (ivec)m) - 1.0f;
+    vec e = __builtin_convertvector(exponent, vec);
+    vec square = m * m;
+    vec p = all(7.0376836292e-2f);
+    p = p * m - 1.1514610310e-1f;
+    p = p * m + 1.1676998740e-1f;
+    p = p * m - 1.2420140846e-1f;
+    p = p * m + 1.4249322787e-1f;
+    p = p * m - 1.6668057665e-1f;
+    p = p * m + 2.0000714765e-1f;
+    p = p * m - 2.4999993993e-1f;
+    p = p * m + 3.3333331174e-1f;
+    p = p * m * square;
+    p = p + e * -2.12194440e-4f;
+    p = p - 0.5f * square;
+    return m + p + e * 0.693359375f;
+}
+
+/* ---- matrix products -------------------------------------------------------------------------------------------- */
+
+enum { FROM_ZERO, ONTO, ONTO_RELU };
+
+/* A panel times a sliver, onto [ROWS][SLIVER] with `stride` between the rows. */
+INLINE void multiply(const float *panel, const float *sliver, int depth, float *out, ptrdiff_t stride, int how) {
+    vec sum[ROWS][VECTORS];
+    UNROLL for (int i = 0; i < ROWS; i++) {
+        UNROLL for (int j = 0; j < VECTORS; j++) {
+            sum[i][j] = how == FROM_ZERO ? all(0.0f) : load(out + i * stride + j * LANES);
+        }
+    }
+    _Pragma("GCC unroll 4") for (int k = 0; k < depth; k++) {
+        vec x[VECTORS];
+        UNROLL for (int j = 0; j < VECTORS; j++) x[j] = load(sliver + k * SLIVER + j * LANES);
+        UNROLL for (int i = 0; i < ROWS; i++) {
+            UNROLL for (int j = 0; j < VECTORS; j++) sum[i][j] += panel[k * ROWS + i] * x[j];
+        }
+    }
+    UNROLL for (int i = 0; i < ROWS; i++) {
+        UNROLL for (int j = 0; j < VECTORS; j++) {
+            vec value = sum[i][j];
+            if (how == ONTO_RELU) value = (vec)((value > 0.0f) & (ivec)value);
+            store(out + i * stride + j * LANES, value);
+        }
+    }
+}
+
+__attribute__((noinline)) static void multiply_from_zero(const float *p, const float *x, int depth, float *out, ptrdiff_t s) {
+    multiply(p, x, depth, out, s, FROM_ZERO);
+}
+__attribute__((noinline)) static void multiply_onto(const float *p, const float *x, int depth, float *out, ptrdiff_t s) {
+    multiply(p, x, depth, out, s, ONTO);
+}
+__attribute__((noinline)) static void multiply_relu(const float *p, const float *x, int depth, float *out, ptrdiff_t s) {
+    multiply(p, x, depth, out, s, ONTO_RELU);
+}
+
+static int padded(int rows) { return (rows + ROWS - 1) / ROWS * ROWS; }
+
+/* A row-major [rows][depth] matrix as panels; the last one is filled with zeros. */
+static void pack_weights(const float *weights, int rows, int depth, float *panels) {
+    for (int first = 0; first < rows; first += ROWS) {
+        for (int k = 0; k < depth; k++) {
+            for (int i = 0; i < ROWS; i++) *panels++ = first + i < rows ? weights[(ptrdiff_t)(first + i) * depth + k] : 0.0f;
+        }
+    }
+}
+
+/* `count` pixels of planes [depth][plane] as slivers; the last one is filled with zeros. */
+static void pack_pixels(const float *planes, ptrdiff_t plane, int depth, int count, float *slivers) {
+    int whole = count / SLIVER, rest = count % SLIVER;
+    for (int k = 0; k < depth; k++, planes += plane) {
+        float *to = slivers + (ptrdiff_t)k * SLIVER;
+        for (int s = 0; s < whole; s++, to += (ptrdiff_t)depth * SLIVER) {
+            UNROLL for (int j = 0; j < VECTORS; j++) store(to + j * LANES, load(planes + s * SLIVER + j * LANES));
+        }
+        for (int i = 0; rest && i < SLIVER; i++) to[i] = i < rest ? planes[whole * SLIVER + i] : 0.0f;
+    }
+}
+
+/* ---- the interpreter -------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    int size, channels;
+    int kept;         /* rows of the window; all, where it is as large */
+    float *weights;   /* panels, [N][h1 padded][channels] */
+    float *projected; /* [kept][N][h1 padded][size]; not for R */
+} Level;
+
+typedef struct {
+    enum { PROJECT, EDGES, LABEL } kind;
+    int phase;
+    int which;        /* level of PROJECT, head of EDGES, row of LABEL */
+    int first, count; /* pixels */
+} Task;
+
+/* The hottest pixel of a tile. */
+typedef struct {
+    float heat; /* times N */
+    int pixel;
+} Peak;
+
+/* What one thread works with. */
+typedef struct {
+    float *pixels;     /* packed features */
+    float *hidden;     /* slivers [h1 padded][SLIVER] of one head */
+    float *hidden2;    /* [h2 padded][SLIVER] */
+    float *logits;     /* [K padded][SLIVER] */
+    float *statistics; /* of each sliver */
+    float *lines[3];   /* rows of edges and of a level while they are interpolated */
+} Scratch;
+
+typedef struct {
+    int keypoints; /* the task, or else segmentation */
+    int heads, hidden1, hidden2, classes, padded1, padded2, padded3;
+    int num_levels, resolution, tile, base, threads;
+    Level levels[MAX_LEVELS];
+    float *bias1, *weights2, *bias2, *weights3, *bias3;
+    float *edges;     /* [base+1][N][h1 padded][edge_stride] */
+    int edge_stride;
+    Peak *peaks; /* [tiles, row by row][K], of keypoints */
+    Scratch *scratch;
+
+    /* Phases follow each other; one may begin when all but the phase before it have ended. */
+    Task *tasks;
+    int num_tasks, num_phases;
+    int *phase_tasks; /* how many each has */
+    int *left;        /* of them not yet done */
+
+    /* The call that is under way. */
+    const float *const *features;
+    uint8_t *label;
+    float *js;
+    pthread_mutex_t mutex;
+    pthread_cond_t ended;
+    int next, complete;
+
+    void **blocks;
+    size_t *sizes;
+    int num_blocks;
+    size_t bytes;
+} Interpreter;
+
+static void project(Interpreter *m, const Task *task, Scratch *scratch) {
+    const Level *level = &m->levels[task->which];
+    int r = level->size, depth = level->channels, rows = m->padded1;
+    int slivers = (task->count + SLIVER - 1) / SLIVER;
+    pack_pixels(m->features[task->which] + task->first, (ptrdiff_t)r * r, depth, task->count, scratch->pixels);
+    ptrdiff_t row_stride = (ptrdiff_t)m->heads * rows * r;
+    /* A sliver of a small level has several rows: it is made aside. */
+    int aside = r < SLIVER;
+    int step = aside || depth < DEPTH ? depth : DEPTH;
+    for (int head = 0; head < m->heads; head++) {
+        const float *weights = level->weights + (ptrdiff_t)head * rows * depth;
+        for (int k = 0; k < depth; k += step) {
+            int part = depth - k < step ? depth - k : step;
+            for (int s = 0; s < slivers; s++) {
+                const float *x = scratch->pixels + ((ptrdiff_t)s * depth + k) * SLIVER;
+                int pixel = task->first + s * SLIVER;
+                float *out = aside ? scratch->hidden
+                                   : level->projected + (pixel / r % level->kept) * row_stride +
+                                         (ptrdiff_t)head * rows * r + pixel % r;
+                ptrdiff_t stride = aside ? SLIVER : r;
+                for (int i = 0; i < rows; i += ROWS) {
+                    const float *panel = weights + (ptrdiff_t)i * depth + (ptrdiff_t)k * ROWS;
+                    if (k == 0) {
+                        multiply_from_zero(panel, x, part, out + i * stride, stride);
+                    } else {
+                        multiply_onto(panel, x, part, out + i * stride, stride);
+                    }
+                }
+                for (int i = 0; aside && i < SLIVER && s * SLIVER + i < task->count; i++) {
+                    int y = (pixel + i) / r, x0 = (pixel + i) % r;
+                    for (int c = 0; c < rows; c++) {
+                        level->projected[y * row_stride + ((ptrdiff_t)head * rows + c) * r + x0] = out[c * SLIVER + i];
+                    }
+                }
+            }
+        }
+    }
+}
+
+/* a + t * (b - a), `count` values; writes whole vectors. */
+INLINE void blend(const float *a, const float *b, float t, int count, float *out) {
+    for (int i = 0; i < count; i += LANES) {
+        vec x = load(a + i), y = load(b + i);
+        store(out + i, x + t * (y - x));
+    }
+}
+
+/* Ask for `count` values to be brought into the caches. */
+INLINE void fetch(const float *from, int count) {
+    for (int i = 0; i < count; i += 16) __builtin_prefetch(from + i);
+}
+
+INLINE void interleave(vec even, vec odd, vec *first, vec *second) {
+#if LANES == 4
+    const ivec low = {0, 4, 1, 5}, high = {2, 6, 3, 7};
+#elif LANES == 8
+    const ivec low = {0, 8, 1, 9, 2, 10, 3, 11}, high = {4, 12, 5, 13, 6, 14, 7, 15};
+#else
+    const ivec low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
+    const ivec high = {8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+#endif
+    *first = __builtin_shuffle(even, odd, low);
+    *second = __builtin_shuffle(even, odd, high);
+}
+
+/* From the edges e[0..n] of n pixels and their values q[-1..n] to the 2n+1 edges of the next level. */
+INLINE void widen(const float *e, const float *q, int n, float *out) {
+    for (int i = 0; i <= n; i += LANES) {
+        vec edge = load(e + i), pixel = load(q + i);
+        vec even = edge + 0.5f * (load(q + i - 1) + pixel);
+        vec odd = 0.5f * (edge + load(e + i + 1)) + pixel;
+        vec first, second;
+        interleave(even, odd, &first, &second);
+        store(out + 2 * i, first);
+        store(out + 2 * i + LANES, second);
+    }
+}
+
+/* The same, but to the centres of the 2n pixels of the next level, into slivers `stride` apart. */
+INLINE void finish(const float *e, const float *q, int n, float *out, ptrdiff_t stride) {
+    for (int i = 0; i < n; i += LANES) {
+        vec edge = load(e + i), next = load(e + i + 1), pixel = load(q + i);
+        vec left = 0.75f * (edge + pixel) + 0.25f * (next + load(q + i - 1));
+        vec right = 0.75f * (next + pixel) + 0.25f * (edge + load(q + i + 1));
+        vec first, second;
+        interleave(left, right, &first, &second);
+        float *to = out + 2 * i / SLIVER * stride + 2 * i % SLIVER;
+        store(to, first);
+        store(to + LANES, second);
+    }
+}
+
+/* The sum of the levels below `base` and the bias, at the edges of the pixels of level `base`, of one head. */
+static void make_edges(Interpreter *m, const Task *task, Scratch *scratch) {
+    int base = m->base, rows = m->padded1;
+    ptrdiff_t edge_row = (ptrdiff_t)m->heads * rows * m->edge_stride;
+    float *e = scratch->lines[0] + LANES, *q = scratch->lines[1] + LANES;
+    for (int c = 0; c < rows; c++) {
+        ptrdiff_t channel = (ptrdiff_t)task->which * rows + c;
+        /* Grids of every level share the memory of the last one; rows are made from the last to the first. */
+        float *grid = m->edges + channel * m->edge_stride;
+        for (int y = 0; y <= 4; y++) {
+            for (int x = 0; x <= 4; x++) grid[y * edge_row + x] = m->bias1[channel];
+        }
+        for (int l = 0; m->levels[l].size < base; l++) {
+            int r = m->levels[l].size;
+            const float *p = m->levels[l].projected + channel * r;
+            ptrdiff_t p_row = (ptrdiff_t)m->heads * rows * r;
+            for (int y = 2 * r; y >= 0; y--) {
+                int i = y / 2, even = y % 2 == 0;
+                int above = even ? (i > 0 ? i - 1 : 0) : i, here = i < r ? i : r - 1;
+                int e_next = even ? i : i + 1;
+                for (int x = 0; x <= r; x++) e[x] = 0.5f * (grid[i * edge_row + x] + grid[e_next * edge_row + x]);
+                for (int x = 0; x < r; x++) q[x] = 0.5f * (p[above * p_row + x] + p[here * p_row + x]);
+                q[-1] = q[0];
+                q[r] = q[r - 1];
+                widen(e, q, r, scratch->lines[2]);
+                memcpy(grid + y * edge_row, scratch->lines[2], (2 * r + 1) * sizeof(float));
+            }
+        }
+    }
+}
+
+/* What an output row is made of at one level: two rows and the weight of the second. */
+typedef struct {
+    const float *a, *b;
+    float t;
+    ptrdiff_t channel; /* from channel to channel */
+} Pair;
+
+/* All lower levels and the bias at `m->tile` pixels of an output row, for one head: slivers [h1 padded][SLIVER].
+
+GROUP channels take each step together: a load that spans two stores of the step before must not wait for them. */
+static void interpolate(const Interpreter *m, const Pair *pairs, int first_level, int head, int x0, Scratch *scratch) {
+    int rows = m->padded1, last = m->num_levels - 1;
+    ptrdiff_t stride = (ptrdiff_t)rows * SLIVER, line = m->tile / 2 + 4 * LANES;
+    int base_n = m->tile * m->base / m->resolution, base_lo = x0 * m->base / m->resolution;
+    for (int c0 = 0; c0 < rows; c0 += GROUP) {
+        int group = rows - c0 < GROUP ? rows - c0 : GROUP;
+        ptrdiff_t channel = (ptrdiff_t)head * rows + c0;
+        float *e = scratch->lines[0] + LANES, *q = scratch->lines[1] + LANES, *f = scratch->lines[2] + LANES;
+        for (int g = 0; g < group; g++) {
+            ptrdiff_t at = (channel + g) * pairs[0].channel + base_lo;
+            blend(pairs[0].a + at, pairs[0].b + at, pairs[0].t, base_n + 1, e + g * line);
+            fetch(pairs[0].a + at + GROUP * pairs[0].channel, base_n + 1);
+            fetch(pairs[0].b + at + GROUP * pairs[0].channel, base_n + 1);
+        }
+        int n = base_n, lo = base_lo;
+        for (int l = first_level; l < last; l++, n *= 2, lo *= 2) {
+            const Pair *pair = &pairs[1 + l - first_level];
+            for (int g = 0; g < group; g++) {
+                ptrdiff_t at = (channel + g) * pair->channel + lo - 1;
+                float *to = q + g * line;
+                blend(pair->a + at, pair->b + at, pair->t, n + 2, to - 1);
+                fetch(pair->a + at + GROUP * pair->channel, n + 2);
+                fetch(pair->b + at + GROUP * pair->channel, n + 2);
+                if (lo == 0) to[-1] = to[0];
+                if (lo + n == m->levels[l].size) to[n] = to[n - 1];
+            }
+            for (int g = 0; g < group; g++) {
+                if (l < last - 1) {
+                    widen(e + g * line, q + g * line, n, f + g * line);
+                } else {
+                    finish(e + g * line, q + g * line, n, scratch->hidden + (c0 + g) * SLIVER, stride);
+                }
+            }
+            float *swap = e;
+            e = f;
+            f = swap;
+        }
+    }
+}
+
+/* What a head says of a sliver, outputs [K padded][SLIVER], is added to the sliver's statistics [2K+1][SLIVER]: K mean
+probabilities, K votes (of keypoints: mean heats), and the mean entropy, all still times N. */
+INLINE void add_votes(float *outputs, int classes, float *statistics) {
+    UNROLL for (int j = 0; j < VECTORS; j++) {
+        float *logits = outputs + j * LANES, *mean = statistics + j * LANES, *votes = mean + classes * SLIVER;
+        float *entropy = votes + classes * SLIVER;
+        vec top = load(logits);
+        ivec best = {0};
+        for (int k = 1; k < classes; k++) {
+            vec x = load(logits + k * SLIVER);
+            ivec above = x > top; /* so that of equals the smallest id stays */
+            top = choose(above, x, top);
+            best = (above & k) | (~above & best);
+        }
+        vec total = all(0.0f), dot = all(0.0f);
+        for (int k = 0; k < classes; k++) {
+            vec shifted = load(logits + k * SLIVER) - top, x = exponential(shifted);
+            total += x;
+            dot += x * shifted;
+            store(logits + k * SLIVER, x);
+        }
+        vec inverse = 1.0f / total;
+        for (int k = 0; k < classes; k++) {
+            store(mean + k * SLIVER, load(mean + k * SLIVER) + load(logits + k * SLIVER) * inverse);
+            store(votes + k * SLIVER, load(votes + k * SLIVER) + (vec)((best == k) & (ivec)all(1.0f)));
+        }
+        store(entropy, load(entropy) + (logarithm(total) - dot * inverse));
+    }
+}
+
+/* -p log p; 0 at 0. */
+INLINE vec surprise(vec p) { return -p * logarithm(larger(p, all(1e-30f))); }
+
+INLINE void add_heats(const float *outputs, int classes, float *statistics) {
+    UNROLL for (int j = 0; j < VECTORS; j++) {
+        float *mean = statistics + j * LANES, *heats = mean + classes * SLIVER, *entropy = heats + classes * SLIVER;
+        vec sum = all(0.0f);
+        for (int k = 0; k < classes; k++) {
+            vec heat = load(outputs + j * LANES + k * SLIVER);
+            vec p = larger(heat, all(0.0f));
+            p = choose(p < 1.0f, p, all(1.0f));
+            sum += surprise(p) + surprise(1.0f - p);
+            store(mean + k * SLIVER, load(mean + k * SLIVER) + p);
+            store(heats + k * SLIVER, load(heats + k * SLIVER) + heat);
+        }
+        store(entropy, load(entropy) + sum);
+    }
+}
+
+/* The JS divergence of a sliver, from its statistics. */
+INLINE void divergence(const Interpreter *m, const float *statistics, float *js) {
+    const float share = 1.0f / (float)m->heads;
+    for (int j = 0; j < VECTORS; j++) {
+        const float *mean = statistics + j * LANES;
+        vec mixture = all(0.0f);
+        for (int k = 0; k < m->classes; k++) {
+            vec p = load(mean + k * SLIVER) * share;
+            mixture += surprise(p);
+            if (m->keypoints) mixture += surprise(1.0f - p);
+        }
+        /* Rounding can fall a hair below zero. */
+        store(js + j * LANES, larger(mixture - load(mean + 2 * m->classes * SLIVER) * share, all(0.0f)));
+    }
+}
+
+/* The class with the most votes, the smallest id of equals. */
+INLINE void elect(const float *votes, int classes, int count, uint8_t *label) {
+    for (int i = 0; i < count; i++) {
+        int best = 0;
+        for (int k = 1; k < classes; k++) {
+            if (votes[k * SLIVER + i] > votes[best * SLIVER + i]) best = k;
+        }
+        label[i] = (uint8_t)best;
+    }
+}
+
+/* The hottest of `count` pixels, the first of which is `pixel`, for each keypoint, if it is hotter than `peaks`. */
+INLINE void seek(const float *heats, int classes, int count, int pixel, Peak *peaks) {
+    for (int k = 0; k < classes; k++) {
+        for (int i = 0; i < count; i++) {
+            if (heats[k * SLIVER + i] > peaks[k].heat) peaks[k] = (Peak){heats[k * SLIVER + i], pixel + i};
+        }
+    }
+}
+
+static void label_tile(Interpreter *m, const Task *task, Scratch *scratch) {
+    int R = m->resolution, y = task->which, x0 = task->first, last = m->num_levels - 1;
+    const Level *top = &m->levels[last];
+    int slivers = (task->count + SLIVER - 1) / SLIVER, rows = m->padded1, depth = top->channels;
+    ptrdiff_t plane = (ptrdiff_t)R * R, sliver_hidden = (ptrdiff_t)rows * SLIVER;
+    ptrdiff_t sliver_statistics = (2 * (ptrdiff_t)m->classes + 1) * SLIVER;
+
+    Pair pairs[MAX_LEVELS];
+    int first_level = 0, used = 1;
+    {
+        double position = (y + 0.5) * m->base / R;
+        int i = (int)position;
+        ptrdiff_t row = (ptrdiff_t)m->heads * rows * m->edge_stride;
+        pairs[0] = (Pair){m->edges + i * row, m->edges + (i + 1) * row, (float)(position - i), m->edge_stride};
+    }
+    while (m->levels[first_level].size < m->base) first_level++;
+    for (int l = first_level; l < last; l++) {
+        const Level *level = &m->levels[l];
+        double position = (y + 0.5) * level->size / R - 0.5;
+        if (position < 0.0) position = 0.0;
+        int i = (int)position, next = i + 1 < level->size ? i + 1 : i;
+        ptrdiff_t row = (ptrdiff_t)m->heads * rows * level->size;
+        pairs[used++] = (Pair){level->projected + (i % level->kept) * row, level->projected + (next % level->kept) * row,
+                               (float)(position - i), level->size};
+    }
+
+    pack_pixels(m->features[last] + (ptrdiff_t)y * R + x0, plane, depth, task->count, scratch->pixels);
+    memset(scratch->statistics, 0, slivers * sliver_statistics * sizeof(float));
+    int step = depth < DEPTH ? depth : DEPTH;
+    for (int head = 0; head < m->heads; head++) {
+        const float *weights = top->weights + (ptrdiff_t)head * rows * depth;
+        const float *weights2 = m->weights2 + (ptrdiff_t)head * m->padded2 * m->hidden1;
+        const float *weights3 = m->weights3 + (ptrdiff_t)head * m->padded3 * m->hidden2;
+        interpolate(m, pairs, first_level, head, x0, scratch);
+        for (int s = 0; s < slivers; s++) {
+            float *hidden = scratch->hidden + s * sliver_hidden;
+            const float *x = scratch->pixels + (ptrdiff_t)s * depth * SLIVER;
+            for (int k = 0; k < depth; k += step) {
+                int part = depth - k < step ? depth - k : step;
+                for (int i = 0; i < rows; i += ROWS) {
+                    const float *panel = weights + (ptrdiff_t)i * depth + (ptrdiff_t)k * ROWS;
+                    const float *sliver = x + (ptrdiff_t)k * SLIVER;
+                    if (k + part < depth) {
+                        multiply_onto(panel, sliver, part, hidden + i * SLIVER, SLIVER);
+                    } else {
+                        multiply_relu(panel, sliver, part, hidden + i * SLIVER, SLIVER);
+                    }
+                }
+            }
+            for (int i = 0; i < m->padded2; i++) {
+                for (int j = 0; j < VECTORS; j++) {
+                    store(scratch->hidden2 + i * SLIVER + j * LANES, all(m->bias2[head * m->padded2 + i]));
+                }
+            }
+            for (int i = 0; i < m->padded2; i += ROWS) {
+                multiply_relu(weights2 + (ptrdiff_t)i * m->hidden1, hidden, m->hidden1, scratch->hidden2 + i * SLIVER, SLIVER);
+            }
+            for (int i = 0; i < m->padded3; i++) {
+                for (int j = 0; j < VECTORS; j++) {
+                    store(scratch->logits + i * SLIVER + j * LANES, all(m->bias3[head * m->padded3 + i]));
+                }
+            }
+            for (int i = 0; i < m->padded3; i += ROWS) {
+                multiply_onto(weights3 + (ptrdiff_t)i * m->hidden2, scratch->hidden2, m->hidden2, scratch->logits + i * SLIVER,
+                              SLIVER);
+            }
+            if (m->keypoints) {
+                add_heats(scratch->logits, m->classes, scratch->statistics + s * sliver_statistics);
+            } else {
+                add_votes(scratch->logits, m->classes, scratch->statistics + s * sliver_statistics);
+            }
+        }
+    }
+    Peak *peaks = m->keypoints ? m->peaks + ((ptrdiff_t)y * R + x0) / m->tile * m->classes : NULL;
+    for (int k = 0; m->keypoints && k < m->classes; k++) peaks[k] = (Peak){-INFINITY, y * R + x0};
+    for (int s = 0; s < slivers; s++) {
+        const float *statistics = scratch->statistics + s * sliver_statistics, *votes = statistics + m->classes * SLIVER;
+        int count = task->count - s * SLIVER < SLIVER ? task->count - s * SLIVER : SLIVER, at = y * R + x0 + s * SLIVER;
+        float js[SLIVER];
+        divergence(m, statistics, js);
+        memcpy(m->js + at, js, count * sizeof(float));
+        if (m->keypoints) {
+            seek(votes, m->classes, count, at, peaks);
+        } else {
+            elect(votes, m->classes, count, m->label + at);
+        }
+    }
+}
+
+/* ---- threads ---------------------------------------------------------------------------------------------------- */
+
+static void work(Interpreter *m, Scratch *scratch) {
+    pthread_mutex_lock(&m->mutex);
+    while (m->next < m->num_tasks) {
+        const Task *task = &m->tasks[m->next++];
+        while (m->complete + 1 < task->phase) pthread_cond_wait(&m->ended, &m->mutex);
+        pthread_mutex_unlock(&m->mutex);
+        if (task->kind == PROJECT) {
+            project(m, task, scratch);
+        } else if (task->kind == EDGES) {
+            make_edges(m, task, scratch);
+        } else {
+            label_tile(m, task, scratch);
+        }
+        pthread_mutex_lock(&m->mutex);
+        if (--m->left[task->phase] == 0) {
+            while (m->complete < m->num_phases && m->left[m->complete] == 0) m->complete++;
+            pthread_cond_broadcast(&m->ended);
+        }
+    }
+    pthread_mutex_unlock(&m->mutex);
+}
+
+typedef struct {
+    Interpreter *interpreter;
+    Scratch *scratch;
+} Worker;
+
+static void *work_of(void *argument) {
+    Worker *worker = argument;
+    work(worker->interpreter, worker->scratch);
+    return NULL;
+}
+
+/* Read one sample: features [C_r][r][r] of each level, to the JS divergence js [R][R] in nats and, by the task, to label
+[R][R] or to keypoints [K][2] as (x, y) and confidence [K]. */
+void interpreter_run(Interpreter *m, const float *const *features, uint8_t *label, float *keypoints, float *confidence,
+                     float *js) {
+    m->features = features;
+    m->label = label;
+    m->js = js;
+    m->next = m->complete = 0;
+    memcpy(m->left, m->phase_tasks, m->num_phases * sizeof(int));
+    while (m->complete < m->num_phases && m->left[m->complete] == 0) m->complete++;
+    pthread_t threads[m->threads];
+    Worker workers[m->threads];
+    int started = 1;
+    for (; started < m->threads; started++) {
+        workers[started] = (Worker){m, &m->scratch[started]};
+        /* Those that cannot be had are not needed: the tasks are done by the others. */
+        if (pthread_create(&threads[started], NULL, work_of, &workers[started]) != 0) break;
+    }
+    work(m, &m->scratch[0]);
+    for (int i = 1; i < started; i++) pthread_join(threads[i], NULL);
+    for (int k = 0; m->keypoints && k < m->classes; k++) {
+        Peak best = m->peaks[k];
+        for (int i = 1; i < m->resolution * (m->resolution / m->tile); i++) { /* row by row: the first of equals stays */
+            if (m->peaks[i * m->classes + k].heat > best.heat) best = m->peaks[i * m->classes + k];
+        }
+        keypoints[2 * k] = (float)(best.pixel % m->resolution);
+        keypoints[2 * k + 1] = (float)(best.pixel / m->resolution);
+        confidence[k] = best.heat * (1.0f / (float)m->heads);
+    }
+}
+
+/* ---- making one ------------------------------------------------------------------------------------------------- */
+
+/* Zeroed floats with room for a vector more at both ends; NULL when there is no memory. */
+static float *floats(Interpreter *m, size_t count) {
+    size_t size = (count + 4 * SLIVER) * sizeof(float);
+    size = (size + 4095) / 4096 * 4096;
+    void *block = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (block == MAP_FAILED) return NULL;
+#ifdef MADV_HUGEPAGE
+    madvise(block, size, MADV_HUGEPAGE);
+#endif
+    m->blocks[m->num_blocks] = block;
+    m->sizes[m->num_blocks++] = size;
+    m->bytes += size;
+    return (float *)block + 2 * SLIVER;
+}
+
+void interpreter_free(Interpreter *m) {
+    if (m == NULL) return;
+    for (int i = 0; i < m->num_blocks; i++) munmap(m->blocks[i], m->sizes[i]);
+    free(m->blocks);
+    free(m->sizes);
+    free(m->tasks);
+    free(m->phase_tasks);
+    free(m->left);
+    free(m->scratch);
+    free(m->peaks);
+    pthread_mutex_destroy(&m->mutex);
+    pthread_cond_destroy(&m->ended);
+    free(m);
+}
+
+/* Rows of a level that the output rows before `end` read: the number of rows from the top. */
+static int rows_until(const Interpreter *m, const Level *level, int end) {
+    double position = (end - 0.5) * level->size / m->resolution - 0.5;
+    int last = (position < 0.0 ? 0 : (int)position) + 1;
+    return (last < level->size ? last : level->size - 1) + 1;
+}
+
+static int first_row(const Interpreter *m, const Level *level, int start) {
+    double position = (start + 0.5) * level->size / m->resolution - 0.5;
+    return position < 0.0 ? 0 : (int)position;
+}
+
+static void add_task(Interpreter *m, int kind, int which, int first, int count) {
+    if (m->phase_tasks != NULL) m->phase_tasks[m->num_phases]++;
+    if (m->tasks != NULL) m->tasks[m->num_tasks] = (Task){kind, m->num_phases, which, first, count};
+    m->num_tasks++;
+}
+
+static void project_rows(Interpreter *m, int l, int first, int end) {
+    int r = m->levels[l].size;
+    for (int pixel = first * r; pixel < end * r; pixel += BLOCK) {
+        add_task(m, PROJECT, l, pixel, end * r - pixel < BLOCK ? end * r - pixel : BLOCK);
+    }
+}
+
+/* All tasks in the order in which they are drawn; the first time they are only counted. */
+static void plan(Interpreter *m) {
+    int last = m->num_levels - 1, strips = m->resolution / STRIP;
+    m->num_tasks = m->num_phases = 0;
+    int windows = 0;
+    for (int l = 0; l < last; l++) windows |= m->levels[l].kept < m->levels[l].size;
+    int strip = windows ? STRIP : m->resolution;
+    strips = m->resolution / strip;
+    for (int l = 0; m->levels[l].size < m->base; l++) project_rows(m, l, 0, m->levels[l].size);
+    m->num_phases++;
+    for (int l = 0; l < last; l++) {
+        if (m->levels[l].size >= m->base && m->levels[l].kept == m->levels[l].size) project_rows(m, l, 0, m->levels[l].size);
+    }
+    m->num_phases++;
+    for (int head = 0; head < m->heads; head++) add_task(m, EDGES, head, 0, 0);
+    m->num_phases++;
+    for (int s = 0; s <= strips; s++) {
+        for (int l = 0; s < strips && l < last; l++) {
+            const Level *level = &m->levels[l];
+            if (level->kept == level->size) continue;
+            project_rows(m, l, s ? rows_until(m, level, s * strip) : 0, rows_until(m, level, (s + 1) * strip));
+        }
+        m->num_phases++;
+        for (int y = (s - 1) * strip; s > 0 && y < s * strip; y++) {
+            for (int x = 0; x < m->resolution; x += m->tile) {
+                add_task(m, LABEL, y, x, m->resolution - x < m->tile ? m->resolution - x : m->tile);
+            }
+        }
+        m->num_phases++;
+    }
+}
+
+/* An interpreter of levels 4, 8, ..., R with `channels` each, whose weights are row-major: projections [N*h1][C_r],
+weight2 [N][h2][h1], weight3 [N][K][h2]; NULL when there is no memory. The weights are copied. */
+Interpreter *interpreter_new(int keypoints, int num_levels, const int *channels, int heads, int hidden1, int hidden2, int classes,
+                             const float *const *projections, const float *bias1, const float *weight2, const float *bias2,
+                             const float *weight3, const float *bias3, int threads) {
+    Interpreter *m = calloc(1, sizeof *m);
+    if (m == NULL) return NULL;
+    pthread_mutex_init(&m->mutex, NULL);
+    pthread_cond_init(&m->ended, NULL);
+    m->keypoints = keypoints, m->heads = heads, m->hidden1 = hidden1, m->hidden2 = hidden2, m->classes = classes, m->threads = threads;
+    m->padded1 = padded(hidden1), m->padded2 = padded(hidden2), m->padded3 = padded(classes);
+    m->num_levels = num_levels, m->resolution = 4 << (num_levels - 1);
+    m->tile = TILE < m->resolution ? TILE : m->resolution;
+    m->base = m->resolution / 2 < BASE ? m->resolution / 2 : BASE;
+    m->edge_stride = m->base + 8;
+    m->blocks = calloc(3 * MAX_LEVELS + 16 + 8 * threads, sizeof *m->blocks);
+    m->sizes = calloc(3 * MAX_LEVELS + 16 + 8 * threads, sizeof *m->sizes);
+    m->scratch = calloc(threads, sizeof *m->scratch);
+    if (m->blocks == NULL || m->sizes == NULL || m->scratch == NULL) goto no_memory;
+
+    size_t units = (size_t)heads * m->padded1;
+    size_t packed = 0;
+    for (int l = 0; l < num_levels; l++) {
+        Level *level = &m->levels[l];
+        level->size = 4 << l;
+        level->channels = channels[l];
+        level->weights = floats(m, units * channels[l]);
+        if (level->weights == NULL) goto no_memory;
+        for (int head = 0; head < heads; head++) {
+            pack_weights(projections[l] + (ptrdiff_t)head * hidden1 * channels[l], hidden1, channels[l],
+                         level->weights + (ptrdiff_t)head * m->padded1 * channels[l]);
+        }
+        int top = l == num_levels - 1;
+        size_t pixels = top ? (size_t)m->tile : BLOCK;
+        pixels = (pixels + SLIVER - 1) / SLIVER * SLIVER;
+        if (pixels * channels[l] > packed) packed = pixels * channels[l];
+        if (top) break;
+        level->kept = level->size;
+        if (level->size > WHOLE) { /* three strips are under way at a time */
+            int most = 0;
+            for (int s = 0; s < m->resolution / STRIP; s++) {
+                int end = (s + 3) * STRIP < m->resolution ? (s + 3) * STRIP : m->resolution;
+                int rows = rows_until(m, level, end) - first_row(m, level, s * STRIP);
+                if (rows > most) most = rows;
+            }
+            if (most < level->size) level->kept = most;
+        }
+        level->projected = floats(m, units * level->size * level->kept);
+        if (level->projected == NULL) goto no_memory;
+    }
+    m->edges = floats(m, (m->base + 1) * units * m->edge_stride);
+    m->bias1 = floats(m, units);
+    m->weights2 = floats(m, (size_t)heads * m->padded2 * hidden1);
+    m->bias2 = floats(m, (size_t)heads * m->padded2);
+    m->weights3 = floats(m, (size_t)heads * m->padded3 * hidden2);
+    m->bias3 = floats(m, (size_t)heads * m->padded3);
+    if (!m->edges || !m->bias1 || !m->weights2 || !m->bias2 || !m->weights3 || !m->bias3) goto no_memory;
+    for (int head = 0; head < heads; head++) {
+        memcpy(m->bias1 + head * m->padded1, bias1 + head * hidden1, hidden1 * sizeof(float));
+        memcpy(m->bias2 + head * m->padded2, bias2 + head * hidden2, hidden2 * sizeof(float));
+        memcpy(m->bias3 + head * m->padded3, bias3 + head * classes, classes * sizeof(float));
+        pack_weights(weight2 + (ptrdiff_t)head * hidden2 * hidden1, hidden2, hidden1,
+                     m->weights2 + (ptrdiff_t)head * m->padded2 * hidden1);
+        pack_weights(weight3 + (ptrdiff_t)head * classes * hidden2, classes, hidden2,
+                     m->weights3 + (ptrdiff_t)head * m->padded3 * hidden2);
+    }
+    m->peaks = calloc((size_t)m->resolution * (m->resolution / m->tile) * classes, sizeof *m->peaks);
+    if (m->peaks == NULL) goto no_memory;
+    size_t slivers = (m->tile + SLIVER - 1) / SLIVER;
+    for (int i = 0; i < threads; i++) {
+        Scratch *s = &m->scratch[i];
+        s->pixels = floats(m, packed);
+        s->hidden = floats(m, slivers * m->padded1 * SLIVER);
+        s->hidden2 = floats(m, (size_t)m->padded2 * SLIVER);
+        s->logits = floats(m, (size_t)m->padded3 * SLIVER);
+        s->statistics = floats(m, slivers * (2 * classes + 1) * SLIVER);
+        for (int j = 0; j < 3; j++) s->lines[j] = floats(m, GROUP * (m->tile / 2 + 4 * LANES));
+        if (!s->pixels || !s->hidden || !s->hidden2 || !s->logits || !s->statistics) goto no_memory;
+        if (!s->lines[0] || !s->lines[1] || !s->lines[2]) goto no_memory;
+    }
+    plan(m);
+    m->tasks = calloc(m->num_tasks, sizeof *m->tasks);
+    m->phase_tasks = calloc(m->num_phases, sizeof *m->phase_tasks);
+    m->left = calloc(m->num_phases, sizeof *m->left);
+    if (m->tasks == NULL || m->phase_tasks == NULL || m->left == NULL) goto no_memory;
+    plan(m);
+    return m;
+
+no_memory:
+    interpreter_free(m);
+    return NULL;
+}
+
+/* Bytes that it holds: weights, windows and what the threads work with. */
+size_t interpreter_bytes(const Interpreter *m) { return m->bytes; }

@@ -1,0 +1,39 @@
+"""Triton's `labelmint` backend: runs a Style Interpreter in the kernel of `interpreter.c`.
+
+Rules of this file:
+- Of parameters it honours intra_op_thread_count; without it, a thread for each core that the process may use.
+- Samples run one by one, each on all threads: a batch would not make them faster, and later ones would hold the first.
+"""
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+from labelmint_backend import Backend, array_of
+from labelmint_kernel import Interpreter, KernelUnavailable, UnusableWeights
+
+
+class TritonPythonModel(Backend):
+    name = "labelmint"
+    default_filename = "interpreter.npz"
+
+    def load(self, path, config, parameters):
+        try:
+            self._interpreter = Interpreter(path, int(parameters.get("intra_op_thread_count", "0")))
+        except KernelUnavailable as error:
+            raise pb_utils.TritonModelException(str(error)) from None
+        except UnusableWeights as error:
+            raise pb_utils.TritonModelException(f"{path} {error}; export the model again") from None
+        wanted = {f"features_{r}": [c, r, r] for r, c in self._interpreter.channels.items()}
+        given = {entry["name"]: list(map(int, entry["dims"])) for entry in config["input"]}
+        if given != wanted:
+            raise pb_utils.TritonModelException(f"{path} reads {wanted}, its config.pbtxt gives {given}")
+        self._inputs = list(wanted)
+
+    def run(self, requests):
+        return [self._run_one(request) for request in requests]
+
+    def _run_one(self, request):
+        features = [array_of(request, name) for name in self._inputs]
+        if not self.batched:
+            return self._interpreter.run(features)
+        samples = [self._interpreter.run([array[row] for array in features]) for row in range(features[0].shape[0])]
+        return {name: np.stack([sample[name] for sample in samples]) for name in self._interpreter.outputs}
