@@ -4,6 +4,7 @@ PYTHON ?= python3
 SERVE := .venv
 TEST := .venv-test
 FIFTYONE := .venv-fiftyone
+RIVALS := .venv-rivals
 RELEASE := .venv-release
 DIST := dist
 PIP_FLAGS := --quiet --disable-pip-version-check --prefer-binary
@@ -16,7 +17,7 @@ CLIENT := clients/python/src/labelmint_client
 COPY_PROTO = cp service/labelmint/v1/sample_service_pb2* $(CLIENT)/v1/ && \
 	sed -i 's/^from labelmint\.v1 import/from labelmint_client.v1 import/' $(CLIENT)/v1/sample_service_pb2_grpc.py
 
-.PHONY: serve test check torture bench proto released-proto fiftyone release packages papers audit clean
+.PHONY: serve test check torture bench proto released-proto fiftyone rivals release packages papers audit clean
 
 serve: $(SERVE)/.ready
 	@exec $(SERVE)/bin/labelmint serve
@@ -34,10 +35,11 @@ torture: $(TEST)/.ready
 	$(TEST)/bin/python -m tests.torture $(ATTACKS)
 
 # Hours; each benchmark goes on where it was interrupted, or is short. Leave the machine alone meanwhile.
-bench: $(TEST)/.ready
+bench: $(TEST)/.ready $(RIVALS)/.ready
 	$(TEST)/bin/python benchmarks/dataloader.py
 	$(TEST)/bin/python benchmarks/gate.py
 	$(TEST)/bin/python benchmarks/latency.py
+	$(TEST)/bin/python benchmarks/alternatives.py
 	$(TEST)/bin/python benchmarks/autoscaling.py
 	$(TEST)/bin/python benchmarks/labels_train_models.py
 	$(TEST)/bin/python benchmarks/report.py
@@ -53,6 +55,9 @@ released-proto: $(TEST)/.ready
 
 # An environment of its own for the test of FiftyOne's importer: it brings a gigabyte.
 fiftyone: $(FIFTYONE)/.ready
+
+# The servers that benchmarks/alternatives.py compares labelmint with.
+rivals: $(RIVALS)/.ready
 
 # Everything that a release hands out, in dist/: of the commit, never of what lies uncommitted. The checksums come
 # last, so that a release whose audit found something, or could not be made, has none.
@@ -99,7 +104,7 @@ audit:
 		--vulnerability-service pypi --progress-spinner off
 
 clean:
-	rm -rf $(SERVE) $(TEST) $(FIFTYONE) $(RELEASE) build dist service/labelmint.egg-info clients/python/src/labelmint_client.egg-info
+	rm -rf $(SERVE) $(TEST) $(FIFTYONE) $(RIVALS) $(RELEASE) build dist service/labelmint.egg-info clients/python/src/labelmint_client.egg-info
 
 # pip is renewed first: old resolvers try source packages for minutes.
 $(SERVE)/.ready: pyproject.toml
@@ -123,4 +128,11 @@ $(FIFTYONE)/.ready:
 	@$(PYTHON) -m venv $(FIFTYONE)
 	@$(FIFTYONE)/bin/pip install $(PIP_FLAGS) --upgrade 'pip>=24'
 	@$(FIFTYONE)/bin/pip install $(PIP_FLAGS) 'fiftyone>=1.5,<2' 'pycocotools>=2.0.8,<3'
+	@touch $@
+
+$(RIVALS)/.ready: pyproject.toml constraints.txt
+	@$(CHECK_PYTHON)
+	@$(PYTHON) -m venv $(RIVALS)
+	@$(RIVALS)/bin/pip install $(PIP_FLAGS) --upgrade 'pip>=24'
+	@$(RIVALS)/bin/pip install $(PIP_FLAGS) --constraint constraints.txt --editable '.[rivals]'
 	@touch $@
