@@ -25,6 +25,7 @@ Rules of this file:
     |- IncompatibleWeights     two files that do not belong together (command line only)
     |- UnusableFile            a file on disk is not what it should be (command line only)
     |- AddressInUse            a port is taken (command line only)
+    |- InsufficientResources   the machine grants less than serving takes (command line only)
     `- Exposed                 anyone could ask from outside (command line only)
 """
 
@@ -260,6 +261,13 @@ class AddressInUse(LabelmintError):
     grpc_code = grpc.StatusCode.UNAVAILABLE
     http_status = 503
     title = "Address in use"
+
+
+class InsufficientResources(LabelmintError):
+    reason = "INSUFFICIENT_RESOURCES"
+    grpc_code = grpc.StatusCode.UNAVAILABLE
+    http_status = 503
+    title = "The machine grants too little"
 
 
 class Exposed(LabelmintError):

@@ -48,6 +48,9 @@ class ServeSettings(BaseSettings):
     max_window: Annotated[
         int, Field(ge=1, description="largest window of a stream: samples that are minted ahead of its reader")
     ] = 64
+    max_connections: Annotated[
+        int, Field(ge=1, description="connections at once at each of the two doors; more are closed")
+    ] = 400
     capacity_wait_seconds: Annotated[
         float,
         Field(ge=0, description="time that what is asked is held while Triton is away (scaled to zero); 0: none"),

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import grpc
@@ -108,7 +109,7 @@ def test_a_killed_triton_is_started_again(tmp_path: Path) -> None:
             assert after.status_code == 200 and after.content == before.content
             wait_for(lambda: health_of(service) == health_pb2.HealthCheckResponse.SERVING)
             assert "labelmint_triton_restarts_total 1.0" in http.get("/metrics").text
-        assert "starting it again" in service.log.read_text()
+        assert "starting Triton again in" in service.log.read_text()
     finally:
         service.stop()
 
@@ -171,9 +172,10 @@ async def test_overload_is_refused_and_told_apart_from_an_outage(tmp_path: Path)
         await asyncio.to_thread(service.stop)
 
 
-def refused_start(*arguments: str) -> str:
-    """Run a `serve` that must not start; returns what it said."""
-    command = [sys.executable, "-m", "labelmint.cli", "serve", "--http-port", "0", "--grpc-port", "0", *arguments]
+def refused_start(*arguments: str, under: Sequence[str] = ()) -> str:
+    """Run a `serve` that must not start, `under` a command that becomes it; returns what it said."""
+    command = [*under, sys.executable, "-m", "labelmint.cli", "serve", "--http-port", "0", "--grpc-port", "0"]
+    command += arguments
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2, done.stdout + done.stderr
     assert "Traceback" not in done.stderr

@@ -41,6 +41,13 @@ def test_unavailable_is_told_apart_by_its_text(text: str, kind: type[LabelmintEr
     assert type(translate(InferenceServerException(text, status="StatusCode.UNAVAILABLE"))) is kind
 
 
+@pytest.mark.parametrize("status", ["StatusCode.INTERNAL", "StatusCode.UNAVAILABLE"])
+def test_full_shared_memory_passes_and_is_logged(status: str, caplog: pytest.LogCaptureFixture) -> None:
+    said = "Failed to increase the shared memory pool size for key 'x': No space left on device"
+    assert type(translate(InferenceServerException(said, status=status))) is TritonUnavailable
+    assert "/dev/shm" in caplog.text and said in caplog.text
+
+
 def test_an_error_without_status_is_a_failure() -> None:
     assert type(translate(InferenceServerException("what?"))) is InferenceFailed
 

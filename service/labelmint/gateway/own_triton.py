@@ -88,8 +88,9 @@ class OwnTriton:
         async with self._reloading:
             try:
                 found = await asyncio.to_thread(self._read_repository)
-            except LabelmintError as error:
-                logger.error("the model repository was not read again, nothing changes: %s", error.message)
+                self._server.check_room(found)
+            except (LabelmintError, OSError) as error:
+                logger.error("the model repository was not read again, nothing changes: %s", error)
                 return
             exchanged = {
                 name for name, old in self._loaded.items() if name not in found or found[name].steps != old.steps
@@ -136,22 +137,29 @@ class OwnTriton:
         failures = 0
         while True:
             started = time.monotonic()
-            code = await self._server.wait()
+            await self._server.wait()
             if time.monotonic() - started > 60.0:
                 failures = 0
-            pause = _RESTART_PAUSES_SECONDS[min(failures, len(_RESTART_PAUSES_SECONDS) - 1)]
-            failures += 1
-            logger.error(
-                "Triton ended with exit code %s; starting it again in %.1f s. It said:\n%s",
-                code,
-                pause,
-                self._server.explain(),
-            )
-            await asyncio.sleep(pause)
-            metrics.triton_restarts.inc()
-            try:
-                await self._server.start()
-                await wait_until_ready(self._server)
-            except Exception:
-                logger.exception("Triton could not be started; trying again")
-                self._server.kill()  # it may hang
+            problem = f"Triton ended. It said: {await self._server.explain_end()}"
+            while problem:
+                pause = _RESTART_PAUSES_SECONDS[min(failures, len(_RESTART_PAUSES_SECONDS) - 1)]
+                failures += 1
+                logger.error("starting Triton again in %.1f s: %s", pause, problem)
+                await asyncio.sleep(pause)
+                metrics.triton_restarts.inc()
+                problem = await self._start_again()
+
+    async def _start_again(self) -> str:
+        """What kept Triton from it; "" when it is ready."""
+        try:
+            await self._server.start()
+            await wait_until_ready(self._server)
+        except (LabelmintError, OSError) as error:
+            problem = str(error)
+        except Exception:
+            logger.exception("Triton could not be started")
+            problem = "see above"
+        else:
+            return ""
+        self._server.kill()  # it may hang
+        return problem

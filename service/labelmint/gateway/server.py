@@ -30,6 +30,7 @@ from labelmint.errors import AddressInUse, LabelmintError
 from labelmint.gateway.access import Tokens, check_exposure
 from labelmint.gateway.cache import SampleCache
 from labelmint.gateway.catalog import Catalog
+from labelmint.gateway.connections import BoundedListener, ImpatientHttp, grant_descriptors, grpc_options
 from labelmint.gateway.grpc_access import AccessInterceptor
 from labelmint.gateway.grpc_api import SERVICE_NAME, SampleService
 from labelmint.gateway.grpc_parsing import ParsingInterceptor
@@ -62,6 +63,7 @@ async def serve(settings: ServeSettings) -> None:
     """
     configure_logging(settings.log_format, settings.log_level)
     check_exposure(settings)
+    grant_descriptors(settings.max_connections)
     access = _Access.of(settings)
     started = time.monotonic()
     signals = _Signals()
@@ -227,7 +229,7 @@ async def _doors(
     await grpc_server.start()
     try:
         config = _http_config(settings, access, sampler, metrics, lifecycle)
-        listener = config.bind_socket()
+        listener = BoundedListener(config.bind_socket(), settings.max_connections)
     except SystemExit as error:  # uvicorn's way to say that the address is taken
         await grpc_server.stop(None)
         raise _port_taken(settings.host, settings.http_port, "--http-port") from error
@@ -256,6 +258,7 @@ def _http_config(
         ssl_cert_reqs=ssl.CERT_NONE if tls is None or tls.client_ca is None else ssl.CERT_REQUIRED,
         host=settings.host,
         port=settings.http_port,
+        http=ImpatientHttp,
         log_config=None,
         log_level="warning",
         access_log=False,
@@ -274,6 +277,7 @@ def _grpc_server(
     options = [
         ("grpc.max_receive_message_length", MAX_BODY_BYTES),
         ("grpc.so_reuseport", 0),
+        *grpc_options(settings.max_connections),
         # Clients may ask whether we are there while a slow reader holds up its stream; gRPC's default is five minutes.
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ]

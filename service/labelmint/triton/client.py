@@ -9,6 +9,7 @@ Rules of this file:
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,10 +30,13 @@ from labelmint.errors import (
     TritonUnavailable,
 )
 
+logger = logging.getLogger(__name__)
+
 Array = npt.NDArray[Any]
 
 _QUEUE_FULL = ("exceeds maximum queue size",)
 _QUEUE_TIMEOUT = ("request timeout expired",)
+_NO_SHARED_MEMORY = ("shared memory pool size", "shared memory key")
 # Arrays of a whole batch of large images come in one message.
 _CHANNEL_OPTIONS = [
     ("grpc.max_receive_message_length", -1),
@@ -162,7 +166,7 @@ class TritonClient:
 
 
 def translate(error: InferenceServerException) -> LabelmintError:
-    """The LabelmintError that says the same as a tritonclient error."""
+    """The LabelmintError that says the same as a tritonclient error; what the operator has to mend is logged."""
     status, message = str(error.status() or ""), str(error.message() or "")
     lowered = message.lower()
     if any(text in lowered for text in _QUEUE_FULL):
@@ -171,10 +175,14 @@ def translate(error: InferenceServerException) -> LabelmintError:
         return DeadlineExceeded()
     if status.endswith(grpc.StatusCode.RESOURCE_EXHAUSTED.name):
         return Overloaded(f"Triton is overloaded: {message}")
+    if any(text in lowered for text in _NO_SHARED_MEMORY):
+        logger.error("Triton's shared memory is full, /dev/shm (Docker: --shm-size): %s", message)
+        return TritonUnavailable("Triton's shared memory is full; try again later")
     # NOT_FOUND and "not ready" mean that the model left Triton after the gateway had seen it.
     gone = (grpc.StatusCode.UNAVAILABLE.name, grpc.StatusCode.NOT_FOUND.name, grpc.StatusCode.CANCELLED.name)
     if status.endswith(gone):
         return TritonUnavailable(f"Triton does not answer or has no such model ready ({message}); try again later")
+    logger.error("Triton failed to run the model: %s", message)
     return InferenceFailed(f"Triton failed to run the model: {message}")
 
 

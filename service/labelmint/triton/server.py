@@ -4,7 +4,7 @@ Rules of this file:
 - The wheel's files stay untouched: the backend directory is a copy in a temporary directory of the run (Triton
   refuses a backend library that is a link out of its directory).
 - The child listens on loopback only, in a process group of its own, and dies with this process.
-- What Triton says on its way up is kept: a start that fails tells the user why, in Triton's words.
+- What Triton says on its way up is kept: a start that fails tells the user why, in one line of Triton's words.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import contextlib
 import logging
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -22,13 +23,14 @@ import sysconfig
 import tempfile
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO
 
 from labelmint.errors import TritonUnavailable, UnusableFile
 from labelmint.triton.client import TritonClient
+from labelmint.triton.shared_memory import SHARED_MEMORY, check_room
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +40,9 @@ EXIT_TIMEOUT_SECONDS = 20
 START_TIMEOUT_SECONDS = 180.0
 _POLL_SECONDS = 0.1
 _LOG_LINES = 400
+_ERROR = re.compile(r'E[01]\d{3} \S+ +\d+ \S+\] "?(.*?)"?$')
+# What Triton calls errors wherever there is no GPU.
+_NO_GPU = ("CudaDriverHelper", "CUDA driver version")
 
 
 class TritonServer:
@@ -56,11 +61,12 @@ class TritonServer:
         self._log_path = log_path
         self._traces_url = traces_url
         self._process: asyncio.subprocess.Process | None = None
+        self._group: int | None = None  # of processes, to be killed
         self._reader: asyncio.Task[None] | None = None
         self._lines: deque[str] = deque(maxlen=_LOG_LINES)
         self._directory = tempfile.TemporaryDirectory(prefix="labelmint-triton-")
         # Chosen once, so that clients find the child again after it was started again.
-        self._grpc_port, self._http_port, self._metrics_port = _free_ports(3)
+        self._grpc_port, self._metrics_port = _free_ports(2)
         # Names carry the pid, so that several servers live on one machine.
         self._shared_memory = f"labelmint_{os.getpid()}_{self._grpc_port}_"
         self.grpc_url = f"127.0.0.1:{self._grpc_port}"
@@ -75,8 +81,13 @@ class TritonServer:
         return self._process.pid if self._process is not None else None
 
     async def start(self) -> None:
-        """Launch the process; readiness is asked over gRPC by the caller."""
+        """Launch the process; readiness is asked over gRPC by the caller.
+
+        Raises InsufficientResources where the models could not hand on their tensors.
+        """
         self._sweep()
+        self.check_room(self.models)
+        self._lines.clear()
         root = _wheel_root()
         backends = _backend_directory(root, Path(self._directory.name))
         command = [
@@ -90,8 +101,7 @@ class TritonServer:
             "--disable-auto-complete-config",
             "--grpc-address=127.0.0.1",
             f"--grpc-port={self._grpc_port}",
-            "--http-address=127.0.0.1",
-            f"--http-port={self._http_port}",
+            "--allow-http=false",  # all that we ask goes over gRPC
             "--metrics-address=127.0.0.1",
             f"--metrics-port={self._metrics_port}",
             f"--exit-timeout-secs={EXIT_TIMEOUT_SECONDS}",
@@ -110,7 +120,12 @@ class TritonServer:
             limit=1 << 20,  # bytes of the longest line; a longer one would end the reading
             start_new_session=True,
         )
+        self._group = self._process.pid
         self._reader = asyncio.create_task(self._read_log(self._process, log))
+
+    def check_room(self, models: Iterable[str]) -> None:
+        """Raises InsufficientResources unless these models fit into the shared memory beside what others hold of it."""
+        check_room(self._repository, models, self._shared_memory)
 
     async def wait(self) -> int:
         """Wait until the child ends; returns its exit code."""
@@ -121,16 +136,27 @@ class TritonServer:
         return self._process.returncode
 
     async def explain_end(self) -> str:
-        """The same of a child that has ended: after its last lines were read, and with its exit code."""
+        """The same of a child that has ended: after its last lines were read, and with how it ended."""
         assert self._process is not None and self._reader is not None
         # A model process that outlived the child keeps the pipe open.
         await asyncio.wait([self._reader], timeout=1.0)
-        return f"{self.explain()}\n(exit code {self._process.returncode})"
+        code = self._process.returncode
+        assert code is not None
+        how = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
+        return f"{self.explain()} ({how})"
 
     def explain(self) -> str:
-        """What Triton's log says is wrong: its errors, or its last lines."""
-        problems = [line for line in self._lines if line.startswith(("E1", "E0")) or "UNAVAILABLE: " in line]
-        return "\n".join(problems[-12:] or list(self._lines)[-12:])
+        """In one line what Triton's log says is wrong: why a model failed, or its first error, or its last line."""
+        errors = [match[1] for line in self._lines if (match := _ERROR.match(line))]
+        errors = [error for error in errors if not any(text in error for text in _NO_GPU)]
+        failed = [error for error in errors if error.startswith("failed to load")]
+        said = failed or errors[:1] or [line for line in self._lines if line.strip()][-1:]
+        if not said:
+            return "nothing"
+        more = f"; and {len(said) - 1} models more" if len(said) > 1 else ""
+        where = "" if self._log_path is not None else "; --triton-log FILE keeps the rest"
+        # Triton writes the lines of a message in one, and a Python backend adds where in its code it failed.
+        return said[0].partition("\\n")[0] + more + where
 
     async def stop(self) -> None:
         """SIGTERM, wait for the exit timeout, then SIGKILL to the whole group; leaves no file behind."""
@@ -153,12 +179,12 @@ class TritonServer:
 
     def _sweep(self) -> None:
         """SIGKILL what is left of the last process, and remove its shared memory: a killed server leaves both."""
-        if self._process is None:
-            return
-        # Model processes of a killed server outlive it; the group is theirs too.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        for region in Path("/dev/shm").glob(f"{self._shared_memory}*"):
+        # Model processes of a killed server outlive it; the group is theirs too. Once: later its number is another's.
+        group, self._group = self._group, None
+        if group is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)
+        for region in SHARED_MEMORY.glob(f"{self._shared_memory}*"):
             region.unlink(missing_ok=True)
 
     def _tracing(self) -> list[str]:
@@ -208,10 +234,10 @@ async def wait_until_ready(server: TritonServer, stop: asyncio.Event | None = No
                 return
             if not server.running:
                 said = await server.explain_end()
-                raise TritonUnavailable(f"Triton could not load the model repository. It said:\n{said}")
+                raise TritonUnavailable(f"Triton could not load the model repository. It said: {said}")
             if time.monotonic() > deadline:
                 raise TritonUnavailable(
-                    f"Triton was not ready after {START_TIMEOUT_SECONDS:.0f} s. It said:\n{server.explain()}"
+                    f"Triton was not ready after {START_TIMEOUT_SECONDS:.0f} s. It said: {server.explain()}"
                 )
             await asyncio.sleep(_POLL_SECONDS)
     finally:

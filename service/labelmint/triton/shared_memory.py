@@ -1,0 +1,59 @@
+"""What the model processes of our own Triton take of /dev/shm, and whether there is room for it.
+
+Rules of this file:
+- Triton 2.51 ends with a segmentation fault when a model process finds no room there, be it under load. So it is asked
+  for before Triton starts, and all of it: a full batch of each model.
+- A process holds a batch of inputs and outputs at a time, and gives nothing back before it ends.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from tritonclient.grpc import model_config_pb2 as pb
+from tritonclient.utils import triton_to_np_dtype
+
+from labelmint.errors import InsufficientResources
+from labelmint.triton.model_config import read_config
+
+SHARED_MEMORY = Path("/dev/shm")
+_PROCESS_BYTES = 1 << 20  # what Triton's Python backend begins with
+
+
+def check_room(repository: Path, ensembles: Iterable[str], prefix: str) -> None:
+    """Raises InsufficientResources unless full batches of all steps of these ensembles fit into /dev/shm.
+
+    What lies there under names with `prefix` is theirs already.
+    """
+    steps = {
+        step.model_name
+        for ensemble in ensembles
+        for step in read_config(repository / ensemble / "config.pbtxt").ensemble_scheduling.step
+    }
+    needed = sum(bytes_of(read_config(repository / step / "config.pbtxt")) for step in steps)
+    try:
+        held = sum(path.stat().st_blocks * 512 for path in SHARED_MEMORY.glob(f"{prefix}*"))
+        filesystem = os.statvfs(SHARED_MEMORY)
+    except OSError as error:
+        raise InsufficientResources(f"{SHARED_MEMORY}, through which Triton hands tensors on: {error}") from error
+    free = filesystem.f_bavail * filesystem.f_frsize + held
+    if needed > free:
+        raise InsufficientResources(
+            f"{SHARED_MEMORY} has {free / 2**20:.0f} MiB left for the models, which take up to "
+            f"{needed / 2**20:.0f} MiB of it: enlarge it (Docker: --shm-size) or serve fewer models"
+        )
+
+
+def bytes_of(config: pb.ModelConfig) -> int:
+    """What all processes of a step may take: each a full batch of its inputs and outputs."""
+    sample: int = sum(
+        math.prod(abs(size) for size in tensor.dims)
+        * np.dtype(triton_to_np_dtype(pb.DataType.Name(tensor.data_type).removeprefix("TYPE_"))).itemsize
+        for tensor in (*config.input, *config.output)
+    )
+    processes: int = sum(max(1, group.count) for group in config.instance_group) or 1
+    return processes * (_PROCESS_BYTES + max(1, config.max_batch_size) * sample)

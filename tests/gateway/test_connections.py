@@ -1,0 +1,147 @@
+"""Connections beyond what a door takes, and those that never say what they want: the others do not feel them."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import grpc
+import httpx
+import pytest
+import uvicorn
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from labelmint.gateway import connections
+from labelmint.gateway.connections import BoundedListener, ImpatientHttp
+from labelmint.v1 import sample_service_pb2 as pb
+from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
+from tests.conftest import start_service
+from tests.gateway.test_lifecycle import refused_start, triton_pid, wait_for
+
+Status = health_pb2.HealthCheckResponse
+ASKED = health_pb2.HealthCheckRequest()
+REQUEST = pb.GetSampleRequest(model="tiny", seed=7, options=pb.SampleOptions(max_js=1e9))
+GET = b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n"
+MOST = 30
+NEEDED = 224 + 2 * MOST
+
+
+def limited(descriptors: int) -> list[str]:
+    return ["sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh"]
+
+
+@contextlib.contextmanager
+def crowd(address: str, count: int) -> Iterator[list[socket.socket]]:
+    """Connections that say nothing."""
+    host, _, port = address.rpartition("/")[2].rpartition(":")
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(socket.create_connection((host, int(port)))) for _ in range(count)]
+
+
+def open_connections(members: list[socket.socket]) -> int:
+    """How many of these the other side keeps."""
+
+    def is_open(member: socket.socket) -> bool:
+        member.setblocking(False)
+        try:
+            return member.recv(1) != b""
+        except BlockingIOError:
+            return True
+        except ConnectionError:
+            return False
+
+    return sum(map(is_open, members))
+
+
+def test_a_crowd_at_the_doors_takes_nothing_from_who_is_inside(tmp_path: Path, tiny_repository: Path) -> None:
+    service = start_service(
+        tmp_path / "serve.log",
+        *("--max-connections", str(MOST)),
+        repository=tiny_repository,
+        under=limited(NEEDED),
+    )
+    try:
+        with grpc.insecure_channel(service.grpc) as channel, httpx.Client(base_url=service.http, timeout=60.0) as http:
+            stub, health = pb_grpc.SampleServiceStub(channel), health_pb2_grpc.HealthStub(channel)
+            before = stub.GetSample(REQUEST)
+            assert http.get("/readyz").status_code == 200
+            for door in (service.http, f"grpc://{service.grpc}"):
+                with crowd(door, 3 * MOST) as members:
+                    wait_for(lambda members=members: open_connections(members) < MOST)  # one is ours
+                    assert stub.GetSample(REQUEST) == before
+                    # Descriptors are left for a new Triton.
+                    os.kill(triton_pid(service), signal.SIGKILL)
+                    for expected in (Status.NOT_SERVING, Status.SERVING):
+                        wait_for(lambda expected=expected: health.Check(ASKED).status == expected)
+                    assert stub.GetSample(REQUEST) == before
+            assert http.get("/readyz").status_code == 200
+        said = service.log.read_text()
+        assert said.count(f"the REST door has its {MOST} connections") == 1
+        assert "Too many open files" not in said and "Traceback" not in said
+    finally:
+        assert service.stop() == 0
+
+
+def test_too_few_descriptors_are_named() -> None:
+    said = refused_start("--max-connections", str(MOST), under=limited(NEEDED - 1))
+    assert f"may have {NEEDED - 1} files open" in said and f"take {NEEDED}" in said
+
+
+def test_the_listener_counts_what_is_open() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as plain:
+        address = plain.getsockname()
+        with BoundedListener(plain, 2) as listener:
+            for _ in range(3):  # whoever leaves makes room
+                with socket.create_connection(address), socket.create_connection(address):
+                    held = [listener.accept()[0] for _ in range(2)]
+                    with socket.create_connection(address) as third:
+                        with pytest.raises(ConnectionAbortedError):
+                            listener.accept()
+                        assert third.recv(1) == b""
+                    for each in held:
+                        each.close()
+
+
+@pytest.fixture
+async def impatient(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[int]:
+    """The port of a server that gives a request half a second; its answer to one takes longer."""
+    monkeypatch.setattr(connections, "REQUEST_SECONDS", 0.5)
+
+    async def application(scope: object, receive: object, send: object) -> None:
+        await asyncio.sleep(1.0)
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})  # type: ignore[operator]
+        await send({"type": "http.response.body", "body": b"ok"})  # type: ignore[operator]
+
+    config = uvicorn.Config(application, http=ImpatientHttp, lifespan="off", log_config=None, port=0)
+    server = uvicorn.Server(config)
+    with config.bind_socket() as listener:
+        running = asyncio.create_task(server.serve(sockets=[listener]))
+        yield listener.getsockname()[1]
+        server.should_exit = True
+        await running
+
+
+@pytest.mark.parametrize("half", [b"", b"GET / HT", b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n{"])
+async def test_half_a_request_loses_its_connection(impatient: int, half: bytes) -> None:
+    """Before the first request, and after one."""
+    for first in (b"", GET):
+        reader, writer = await asyncio.open_connection("127.0.0.1", impatient)
+        writer.write(first)
+        if first:
+            assert b"200 OK" in await asyncio.wait_for(reader.readuntil(b"ok"), 60)
+        writer.write(half)
+        await asyncio.wait_for(reader.read(), 60)
+        writer.close()
+
+
+async def test_a_slow_answer_is_not_cut(impatient: int) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", impatient)
+    for _ in range(2):
+        for part in (GET[:9], GET[9:]):
+            writer.write(part)
+            await asyncio.sleep(0.1)
+        assert (await asyncio.wait_for(reader.readuntil(b"ok"), 60)).startswith(b"HTTP/1.1 200 OK")
+    writer.close()
