@@ -56,4 +56,5 @@ def bytes_of(config: pb.ModelConfig) -> int:
         for tensor in (*config.input, *config.output)
     )
     processes: int = sum(max(1, group.count) for group in config.instance_group) or 1
-    return processes * (_PROCESS_BYTES + max(1, config.max_batch_size) * sample)
+    batch: int = max(1, config.max_batch_size)
+    return processes * (_PROCESS_BYTES + batch * sample)
