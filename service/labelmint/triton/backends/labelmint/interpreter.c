@@ -314,7 +314,7 @@ INLINE void interleave(vec even, vec odd, vec *first, vec *second) {
 
 /* From the edges e[0..n] of n pixels and their values q[-1..n] to the 2n+1 edges of the next level. */
 INLINE void widen(const float *e, const float *q, int n, float *out) {
-    for (int i = 0; i <= n; i += LANES) {
+    for (int i = 0; i < n; i += LANES) {
         vec edge = load(e + i), pixel = load(q + i);
         vec even = edge + 0.5f * (load(q + i - 1) + pixel);
         vec odd = 0.5f * (edge + load(e + i + 1)) + pixel;
@@ -323,6 +323,7 @@ INLINE void widen(const float *e, const float *q, int n, float *out) {
         store(out + 2 * i, first);
         store(out + 2 * i + LANES, second);
     }
+    out[2 * n] = e[n] + 0.5f * (q[n - 1] + q[n]); /* halving is exact: no other rounding than in a vector */
 }
 
 /* The same, but to the centres of the 2n pixels of the next level, into slivers `stride` apart. */

@@ -1,0 +1,111 @@
+"""The native format: the interpreter's weights for our kernel, and every other file as in the format onnx."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from labelmint.errors import IncompatibleWeights
+from labelmint.export.modules import StyleInterpreterStep
+from labelmint.export.native_export import export_native
+from labelmint.export.repository import STEPS, export_repository
+from labelmint.models.interpreter import InterpreterSpec, StyleInterpreter, Task
+from labelmint.models.store import save_generator, save_interpreter
+from labelmint.triton.backends.labelmint.labelmint_kernel import KernelUnavailable, compiled
+from labelmint.triton.model_config import check_artifacts, ensembles, read_config
+from tests.conftest import need_program
+from tests.export.test_repository import files, small
+from tests.export.test_torchscript import random_interpreter
+
+NATIVE = "tiny_style_interpreter"
+
+
+@pytest.fixture(autouse=True)
+def _compiler() -> None:
+    need_program("cc", "gcc")
+
+
+@pytest.mark.parametrize("task", get_args(Task))
+def test_the_kernel_answers_what_torch_answers(task: str) -> None:
+    """The export compares them, at batch 1 and 3, and gives how far they are apart."""
+    generator, _ = small()
+    exported = export_native(StyleInterpreterStep(random_interpreter(generator, task)))
+    assert exported.difference.pop("keypoints" if task == "keypoints" else "label") == 0.0
+    assert all(difference < 1e-5 for difference in exported.difference.values())
+
+
+def test_exporting_twice_gives_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        export_repository(tmp_path / name, "tiny", *small(), "native")
+    assert files(tmp_path / "one") == files(tmp_path / "two")
+    with zipfile.ZipFile(tmp_path / "one" / NATIVE / "1" / "interpreter.npz") as archive:
+        assert {entry.date_time for entry in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+        assert {entry.compress_type for entry in archive.infolist()} == {zipfile.ZIP_STORED}
+
+
+def test_only_the_interpreter_differs_from_onnx(tmp_path: Path) -> None:
+    for file_format in ("onnx", "native"):
+        export_repository(tmp_path / file_format, "tiny", *small(), file_format)
+    one, two = (files(tmp_path / file_format) for file_format in ("onnx", "native"))
+    mine, theirs = f"{NATIVE}/1/interpreter.npz", f"{NATIVE}/1/model.onnx"
+    assert set(two) == set(one) - {theirs} | {mine}
+    differ = {name for name in set(one) & set(two) if one[name] != two[name]}
+    assert differ == {f"{NATIVE}/config.pbtxt", "tiny/config.pbtxt"}, "of the fused ensemble the digest is another"
+    config, other = (
+        read_config(tmp_path / file_format / NATIVE / "config.pbtxt") for file_format in ("native", "onnx")
+    )
+    assert config.backend == "labelmint" and not config.HasField("dynamic_batching")
+    assert (config.input, config.output, config.max_batch_size) == (other.input, other.output, other.max_batch_size)
+
+
+def test_a_format_replaces_the_other(tmp_path: Path) -> None:
+    export_repository(tmp_path, "tiny", *small())
+    export_repository(tmp_path, "tiny", *small(), "native")
+    assert len(list(tmp_path.rglob("model.onnx"))) == len(STEPS) - 1 and len(list(tmp_path.rglob("*.npz"))) == 1
+    for config in ensembles(tmp_path).values():
+        check_artifacts(tmp_path, config)
+
+
+def test_the_command_line_takes_the_format(tmp_path: Path) -> None:
+    generator, interpreter = small()
+    save_generator(tmp_path / "generator.safetensors", generator, {})
+    save_interpreter(tmp_path / "interpreter.safetensors", interpreter, {})
+    command = [sys.executable, "-m", "labelmint.cli", "export", "tiny", "--format", "native"]
+    command += ["--generator", "generator.safetensors", "--interpreter", "interpreter.safetensors"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "model_repository" / NATIVE / "1" / "interpreter.npz").is_file()
+
+
+def test_levels_that_the_kernel_cannot_read_are_refused() -> None:
+    spec = InterpreterSpec("paper", 16, {8: 4, 16: 8}, 2, (4, 4), ("a", "b"), ((0, 0, 0), (1, 1, 1)))
+    with pytest.raises(IncompatibleWeights, match=r"not those of .* levels \[4, 8\]; export it with `--format onnx`"):
+        export_native(StyleInterpreterStep(StyleInterpreter(spec)))
+
+
+def test_without_a_compiler_the_export_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CC", "nonesuch-cc")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    compiled.cache_clear()
+    _, interpreter = small()
+    with pytest.raises(KernelUnavailable, match=r"no C compiler 'nonesuch-cc': run `apt install gcc libc6-dev`"):
+        export_native(StyleInterpreterStep(interpreter))
+
+
+def test_a_kernel_that_differs_from_torch_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Provoked by a bias that is changed on its way into the file."""
+    from labelmint.export import native_export
+
+    arrays = native_export._arrays
+
+    def tampered(interpreter: StyleInterpreter) -> dict[str, native_export.Array]:
+        changed = arrays(interpreter)
+        changed["bias3"] = changed["bias3"][:, ::-1].copy()
+        return changed
+
+    monkeypatch.setattr(native_export, "_arrays", tampered)
+    with pytest.raises(RuntimeError, match=r"differs from torch|values differ"):
+        export_native(StyleInterpreterStep(small()[1]))

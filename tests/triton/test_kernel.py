@@ -1,0 +1,239 @@
+"""The interpreter's kernel in C: torch's answers, the same bits however they are computed, and what it refuses."""
+
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from labelmint.export.modules import StyleInterpreterStep, example_inputs
+from labelmint.export.native_export import export_native
+from labelmint.models.interpreter import InterpreterSpec
+from labelmint.models.keypoints import build_interpreter
+from labelmint.triton.backends.labelmint import labelmint_kernel
+from labelmint.triton.backends.labelmint.labelmint_kernel import (
+    Array,
+    Interpreter,
+    KernelUnavailable,
+    UnusableWeights,
+    check_weights,
+    compiled,
+    read_weights,
+)
+from tests.conftest import need_program
+
+KERNEL = Path(labelmint_kernel.__file__).parent
+
+# Channels of the levels, heads, hidden widths and classes. None is a multiple of a vector; the third has levels of
+# which the kernel keeps a window only, the last a level with more channels than it multiplies at once.
+SHAPES = {
+    "smallest": ({4: 3, 8: 4}, 2, (4, 4), 2),
+    "odd": ({4: 3, 8: 4, 16: 5, 32: 7, 64: 2}, 3, (13, 6), 21),
+    "windows": ({4: 3, 8: 4, 16: 5, 32: 7, 64: 2, 128: 3, 256: 5}, 2, (7, 5), 3),
+    "one head": ({4: 1, 8: 1, 16: 1}, 1, (1, 1), 2),
+    "deep": ({4: 300, 8: 4, 16: 513, 32: 257}, 2, (9, 5), 34),
+}
+TASKS = ("segmentation", "keypoints")
+
+
+@pytest.fixture(autouse=True)
+def _compiler() -> None:
+    need_program("cc", "gcc")
+
+
+def step_of(shape: str, task: str, score_kind: str = "sum") -> StyleInterpreterStep:
+    channels, heads, hidden, classes = SHAPES[shape]
+    names, palette = tuple(f"c{i}" for i in range(classes)), tuple((i, i, i) for i in range(classes))
+    spec = InterpreterSpec("paper", max(channels), channels, heads, hidden, names, palette, task)
+    interpreter = build_interpreter(spec, score_kind)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in interpreter.parameters():
+            fan_in = parameter.shape[-1] if parameter.dim() > 1 else 1
+            parameter.normal_(std=2.0 * fan_in**-0.5)
+    return StyleInterpreterStep(interpreter).eval()
+
+
+def features_of(step: StyleInterpreterStep, seed: int) -> list[Array]:
+    return [x[0].numpy() for x in example_inputs(step, 1, seed)]
+
+
+@pytest.mark.parametrize("score_kind", ["sum", "top10_mean"])
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_it_answers_what_torch_answers(shape: str, task: str, score_kind: str) -> None:
+    step = step_of(shape, task, score_kind)
+    exported = export_native(step)  # raises beyond the bars of every format
+    assert exported.difference.pop("keypoints" if task == "keypoints" else "label") < 1e-4
+    assert all(difference < 1e-5 for difference in exported.difference.values()), exported.difference
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_no_bit_depends_on_threads_or_vectors(shape: str, task: str) -> None:
+    step = step_of(shape, task)
+    data = export_native(step).data
+    features = features_of(step, 0)
+    variants = [
+        Interpreter(io.BytesIO(data), threads, compiled(*defines))
+        for threads, defines in (
+            (1, ()),
+            (2, ()),
+            (7, ()),
+            (1, ("-DLANES=4", "-DVECTORS=2")),
+            (2, ("-DLANES=16", "-DVECTORS=4", "-DROWS=6")),
+            (2, ("-DTILE=32",)),
+        )
+    ]
+    want = variants[0].run(features)
+    for variant in variants[1:]:
+        for name, got in variant.run(features).items():
+            assert got.tobytes() == want[name].tobytes(), name
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_no_sample_leaves_a_trace_in_the_next(task: str) -> None:
+    step = step_of("windows", task)
+    kernel = Interpreter(io.BytesIO(export_native(step).data), 2)
+    first = [kernel.run(features_of(step, seed)) for seed in range(3)]
+    for seed in (2, 0, 1):
+        for name, got in kernel.run(features_of(step, seed)).items():
+            assert got.tobytes() == first[seed][name].tobytes(), name
+
+
+def test_equal_votes_and_heats_go_to_the_first() -> None:
+    """All heads agree on nothing: with weights of zero, all classes and all pixels are equal."""
+    for task in TASKS:
+        step = step_of("odd", task)
+        with torch.no_grad():
+            for parameter in step.parameters():
+                parameter.zero_()
+        got = Interpreter(io.BytesIO(export_native(step).data)).run(features_of(step, 0))
+        for name in ("label", "keypoints", "js_map", "js_score"):
+            assert not got.get(name, np.zeros(1)).any(), name
+
+
+def test_numbers_at_the_ends_of_float32() -> None:
+    """Logits of thousands, and features that are not numbers: labels stay labels, and no exponential overflows."""
+    step = step_of("odd", "segmentation")
+    with torch.no_grad():
+        step.interpreter.weight3.mul_(1e4)
+    kernel = Interpreter(io.BytesIO(export_native(step).data))
+    features = features_of(step, 0)
+    got = kernel.run(features)
+    assert np.isfinite(got["js_map"]).all() and got["js_map"].max() <= np.log(3) + 1e-5, "at most log of the heads"
+    for value in (np.nan, np.inf, -np.inf):
+        got = kernel.run([np.full_like(array, value) for array in features])
+        assert got["label"].max() < 21
+
+
+def test_features_of_another_shape_are_refused() -> None:
+    step = step_of("odd", "segmentation")
+    kernel = Interpreter(io.BytesIO(export_native(step).data))
+    features = features_of(step, 0)
+    for wrong in (features[:-1], features[::-1], [array.astype(np.float64) for array in features]):
+        with pytest.raises(ValueError, match="expected float32 features of the shapes"):
+            kernel.run(wrong)
+    strided = [np.asfortranarray(array) for array in features]
+    assert kernel.run(strided)["js_map"].tobytes() == kernel.run(features)["js_map"].tobytes()
+
+
+def arrays_of(shape: str = "odd") -> dict[str, Array]:
+    return read_weights(io.BytesIO(export_native(step_of(shape, "segmentation")).data))
+
+
+WRONG: Mapping[str, tuple[dict[str, Array | None], str]] = {
+    "missing": ({"bias2": None}, "not those of an interpreter"),
+    "unknown": ({"more": np.zeros(1)}, "not those of an interpreter"),
+    "a level left out": ({"projection_16": None}, "not those of an interpreter"),
+    "another type": ({"bias1": np.zeros((3, 13))}, r"has bias1 as float64 \[3, 13\], not float32 \[N,h1\]"),
+    "another rank": ({"weight2": np.zeros((6, 13), np.float32)}, "has weight2 as float32"),
+    "another size": ({"weight3": np.zeros((3, 21, 5), np.float32)}, r"has weight3 \[3, 21, 5\], which does not fit"),
+    "empty": ({"projection_64": np.zeros((39, 0), np.float32)}, r"has projection_64 \[39, 0\]"),
+    "one class": (
+        {"weight3": np.zeros((3, 1, 6), np.float32), "bias3": np.zeros((3, 1), np.float32)},
+        "has 1 classes; a label is one of 2 to 255",
+    ),
+    "task": ({"task": np.array("regression")}, "names the task 'regression'"),
+    "score": ({"score_kind": np.array(["sum"])}, "names the score_kind"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_weights_that_do_not_fit_are_refused(name: str) -> None:
+    changes, message = WRONG[name]
+    arrays = {**arrays_of(), **changes}
+    with pytest.raises(UnusableWeights, match=message):
+        check_weights({key: array for key, array in arrays.items() if array is not None})
+
+
+def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
+    """Cut short anywhere, or with a byte changed anywhere: refused, or read as weights that fit."""
+    data = export_native(step_of("smallest", "segmentation")).data
+    rng = np.random.default_rng(0)
+    damaged = [data[:length] for length in rng.integers(0, len(data), 200)]
+    for position in rng.integers(0, len(data), 2000):
+        damaged.append(data[:position] + bytes([data[position] ^ int(rng.integers(1, 256))]) + data[position + 1 :])
+    refused = 0
+    for each in damaged:
+        try:
+            check_weights(read_weights(io.BytesIO(each)))
+        except UnusableWeights:
+            refused += 1
+    assert refused > 0.7 * len(damaged)
+    pickled = tmp_path / "pickled.npz"
+    np.savez(pickled, weight2=np.array([object()]))
+    for other in (pickled, Path(__file__), tmp_path / "nonesuch.npz"):
+        with pytest.raises(UnusableWeights, match="cannot be read as .npz"):
+            read_weights(other)
+
+
+def in_a_process(tmp_path: Path, **environment: str) -> str:
+    """Compile or find the kernel in another process: what it says if it cannot, and else nothing."""
+    script = (
+        "from labelmint_kernel import KernelUnavailable, compiled\n"
+        "try:\n    compiled()\nexcept KernelUnavailable as error:\n    print(error)"
+    )
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(KERNEL), **environment}
+    done = subprocess.run(
+        [sys.executable, "-c", script], check=True, env=environment, capture_output=True, text=True, timeout=120
+    )
+    return done.stdout
+
+
+def test_it_is_compiled_once_for_a_machine(tmp_path: Path) -> None:
+    cache = tmp_path / "labelmint"
+    assert in_a_process(tmp_path) == ""
+    (kept,) = cache.iterdir()
+    assert (cache.stat().st_mode & 0o777) == 0o700 and kept.suffix == ".so"
+    before = kept.stat().st_mtime_ns
+    assert in_a_process(tmp_path) == ""
+    assert list(cache.iterdir()) == [kept] and kept.stat().st_mtime_ns == before
+    assert in_a_process(tmp_path, CC="cc -DLANES=4") == ""
+    assert len(list(cache.iterdir())) == 2, "another compiler or other flags: another kernel"
+
+
+def test_a_cache_that_others_can_write_to_is_not_used(tmp_path: Path) -> None:
+    cache = tmp_path / "labelmint"
+    cache.mkdir()
+    cache.chmod(0o777)
+    assert in_a_process(tmp_path) == ""
+    assert not list(cache.iterdir())
+    cache.rmdir()
+    cache.write_text("a file")
+    assert in_a_process(tmp_path) == ""
+
+
+def test_without_a_compiler_it_says_what_to_do(tmp_path: Path) -> None:
+    advice = "run `apt install gcc libc6-dev`, or export the model with `--format onnx`"
+    said = in_a_process(tmp_path, CC="nonesuch-cc")
+    assert "there is no C compiler 'nonesuch-cc'" in said and advice in said
+    said = in_a_process(tmp_path, CC="cc --nonesuch-option")
+    assert "'cc' cannot compile the kernel (" in said and "nonesuch-option" in said and advice in said
+    assert not list((tmp_path / "labelmint").iterdir()), "nothing is left of a failure"
+    assert issubclass(KernelUnavailable, OSError), "the command line prints it as one line"

@@ -1,0 +1,142 @@
+"""The labelmint backend in the real Triton, beside the onnxruntime one: the same weights, the same pairs."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import pytest_asyncio
+import torch
+
+from labelmint.export.repository import export_repository
+from labelmint.gateway.policy import latent_of
+from labelmint.triton.client import Array, TritonClient
+from labelmint.triton.model_config import read_config, write_config
+from labelmint.triton.server import TritonServer, wait_until_ready
+from tests.conftest import need_program
+from tests.export.test_repository import small
+from tests.export.test_torchscript import random_interpreter
+from tests.gateway.test_lifecycle import refused_start
+from tests.triton.test_backend import OUTPUTS, latents
+from tests.triton.test_pytorch_backend import ask, refused
+
+POINTS = ("image", "keypoints", "confidence", "js_map", "js_score")
+OUTPUTS_OF = {"tiny": OUTPUTS, "native": OUTPUTS, "one_thread": OUTPUTS, "points": POINTS, "native_points": POINTS}
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    need_program("cc", "gcc")
+    directory = tmp_path_factory.mktemp("native")
+    generator, interpreter = small()
+    torch.manual_seed(2)
+    keypoints = random_interpreter(generator, "keypoints")
+    for name, weights, file_format in (
+        ("tiny", interpreter, "onnx"),
+        ("native", interpreter, "native"),
+        ("one_thread", interpreter, "native"),
+        ("points", keypoints, "onnx"),
+        ("native_points", keypoints, "native"),
+    ):
+        export_repository(directory, name, generator, weights, file_format)
+    path = directory / "one_thread_style_interpreter" / "config.pbtxt"
+    config = read_config(path)
+    config.parameters["intra_op_thread_count"].string_value = "1"
+    write_config(path, config)
+    return directory
+
+
+@pytest_asyncio.fixture(scope="module")
+async def client(repository: Path) -> AsyncIterator[TritonClient]:
+    server = TritonServer(repository, list(OUTPUTS_OF))
+    await server.start()
+    try:
+        await wait_until_ready(server)
+        connected = TritonClient(server.grpc_url)
+        yield connected
+        await connected.close()
+    finally:
+        await server.stop()
+
+
+@pytest.mark.parametrize("model", ["tiny", "points"])
+async def test_both_formats_give_the_same_pairs(client: TritonClient, model: str) -> None:
+    other, outputs = {"tiny": "native", "points": "native_points"}[model], OUTPUTS_OF[model]
+    same = total = 0
+    for seed in range(64):
+        want, got = [await client.infer(name, "1", latents(seed, psi=0.8), outputs) for name in (model, other)]
+        assert got["image"].tobytes() == want["image"].tobytes(), "the generator is the same file"
+        np.testing.assert_allclose(got["js_map"], want["js_map"], atol=1e-5)
+        np.testing.assert_allclose(got["js_score"], want["js_score"], rtol=1e-4)
+        if model == "points":
+            np.testing.assert_allclose(got["confidence"], want["confidence"], rtol=1e-5)
+        label = outputs[1]
+        same += int((got[label] == want[label]).sum())
+        total += got[label].size
+    assert same / total >= 0.9999
+
+
+@pytest.mark.parametrize("model", ["native", "native_points"])
+async def test_a_seed_is_an_identity_in_any_company(client: TritonClient, model: str) -> None:
+    """Alone, in a crowd, as a batch of a client's own, and on one thread: the same bytes."""
+    outputs = OUTPUTS_OF[model]
+    alone = [await client.infer(model, "1", latents(seed), outputs) for seed in range(16)]
+    crowd = await asyncio.gather(*(client.infer(model, "1", latents(seed % 16), outputs) for seed in range(256)))
+    rows: dict[str, Array] = {
+        "latent": np.concatenate([latent_of(seed, 8) for seed in range(16)]),
+        "style_latent": np.concatenate([latent_of(seed + 1, 8) for seed in range(16)]),
+        "crossover": np.full((16, 1), 6, np.int32),
+        "truncation_psi": np.ones((16, 1), np.float32),
+    }
+    together = await asyncio.to_thread(ask, client, model, rows, outputs)
+    for name in outputs:
+        for seed, got in enumerate(crowd):
+            assert got[name].tobytes() == alone[seed % 16][name].tobytes(), name
+        for seed, row in enumerate(together[name]):
+            assert row.tobytes() == alone[seed][name].tobytes(), name
+    if model == "native":
+        for seed, want in enumerate(alone):
+            got = await client.infer("one_thread", "1", latents(seed), outputs)
+            assert all(got[name].tobytes() == want[name].tobytes() for name in outputs)
+
+
+async def test_only_what_is_requested_is_returned(client: TritonClient) -> None:
+    assert set(await client.infer("native", "1", latents(0), ("js_score",))) == {"js_score"}
+
+
+async def test_cancelled_requests_leave_nothing_behind(client: TritonClient) -> None:
+    tasks = [asyncio.create_task(client.infer("native", "1", latents(seed), OUTPUTS)) for seed in range(64)]
+    await asyncio.sleep(0.005)
+    for task in tasks:
+        task.cancel()
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert any(isinstance(outcome, asyncio.CancelledError) for outcome in outcomes)
+    assert all(isinstance(outcome, (asyncio.CancelledError, dict)) for outcome in outcomes)
+    assert (await client.infer("native", "1", latents(0), ("js_score",)))["js_score"].shape == (1,)
+
+
+async def test_without_a_compiler_the_start_says_what_to_do(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CC", "nonesuch-cc")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    said = await refused(repository, "native")
+    assert "there is no C compiler 'nonesuch-cc': run `apt install gcc libc6-dev`" in said
+    assert "or export the model with `--format onnx`" in said
+
+
+async def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
+    need_program("cc", "gcc")
+    export_repository(tmp_path, "native", *small(), "native")
+    directory = tmp_path / "native_style_interpreter"
+    config = read_config(directory / "config.pbtxt")
+    config.input[1].dims[0] = 7
+    write_config(directory / "config.pbtxt", config)
+    said = await refused(tmp_path, "native_style_interpreter")
+    assert "reads {'features_4': [4, 4, 4], 'features_8': [8, 8, 8]" in said and "'features_8': [7, 8, 8]" in said
+    file = directory / "1" / "interpreter.npz"
+    file.write_bytes(file.read_bytes()[:-100])
+    said = await refused(tmp_path, "native_style_interpreter")
+    assert f"{file} cannot be read as .npz: " in said and "; export the model again" in said
+    assert "a file is damaged or was exchanged" in refused_start("--model-repository", str(tmp_path))
