@@ -105,10 +105,9 @@ class Served:
         return self._counted() - before, result.as_numpy("label")[0]
 
     def close(self) -> None:
-        self._client.unregister_system_shared_memory()
+        self._client.close()
         for region in self._regions:
             shared_memory.destroy_shared_memory_region(region)
-        self._client.close()
 
     def _counted(self) -> float:
         (entry,) = self._client.get_inference_statistics(self._model).model_stats
@@ -131,13 +130,11 @@ async def one_round(case: tuple[int, int]) -> Figures:
         try:
             await wait_until_ready(server)
             served = Served(server.grpc_url, model, features)
-            try:
-                await asyncio.to_thread(served.seconds)
-                seconds[arm], labels[arm] = await asyncio.to_thread(served.seconds)
-            finally:
-                served.close()
+            await asyncio.to_thread(served.seconds)
+            seconds[arm], labels[arm] = await asyncio.to_thread(served.seconds)
         finally:
             await server.stop()
+        served.close()
     begun = time.perf_counter()
     want = reference(maps)[0][0].numpy()
     seconds["reference"] = time.perf_counter() - begun
