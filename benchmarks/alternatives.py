@@ -5,7 +5,8 @@ Rules of this file:
   with batching on; an answer is image, label and score as raw bytes, everywhere.
 - A rival's interpreter is the published one (`reference`), or labelmint's own torch module (`factored`). What labelmint
   is held to is the reference; the other shows what is left when the rival has our mathematics too.
-- Each has the best of a few settings (workers, torch's threads in each, largest batch), which are tried first.
+- Each has the best of a few settings (workers, torch's threads in each, largest batch), which are tried first, and all
+  have an allocator that spares eager torch its page faults (rivals/settings.py).
 - One server runs at a time and is started anew for its turn; in each round all take a turn, in an order that changes.
   Before it is timed, its labels must be those of labelmint.
 - The load is a closed loop from one process. A rate is taken from its start to the last call of a fixed number while

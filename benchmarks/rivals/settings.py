@@ -11,6 +11,10 @@ from dataclasses import dataclass
 
 WAIT_SECONDS = 0.01  # what a batcher waits for more requests once it has one
 
+# Memory of large tensors is kept for the next ones. By default glibc gives it back each time and its pages are faulted
+# in anew: a good part of what eager torch takes on a CPU. One arena, as only the main one may grow to any size.
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(4 << 30), "MALLOC_TRIM_THRESHOLD_": str(4 << 30), "MALLOC_ARENA_MAX": "1"}
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -30,4 +34,5 @@ class Settings:
     def environment(self) -> dict[str, str]:
         told = {f"RIVAL_{name.upper()}": str(value) for name, value in vars(self).items()}
         # torch reads these before any code of ours can set its threads, and for threads that others start.
-        return told | {"OMP_NUM_THREADS": str(self.threads), "MKL_NUM_THREADS": str(self.threads)}
+        threads = {name: str(self.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+        return told | threads | ALLOCATOR
