@@ -4,6 +4,7 @@ PYTHON ?= python3
 SERVE := .venv
 TEST := .venv-test
 FIFTYONE := .venv-fiftyone
+OPENVINO := .venv-openvino
 RELEASE := .venv-release
 DIST := dist
 PIP_FLAGS := --quiet --disable-pip-version-check --prefer-binary
@@ -16,7 +17,7 @@ CLIENT := clients/python/src/labelmint_client
 COPY_PROTO = cp service/labelmint/v1/sample_service_pb2* $(CLIENT)/v1/ && \
 	sed -i 's/^from labelmint\.v1 import/from labelmint_client.v1 import/' $(CLIENT)/v1/sample_service_pb2_grpc.py
 
-.PHONY: serve test check torture bench proto released-proto fiftyone release packages papers audit clean
+.PHONY: serve test check torture bench proto released-proto fiftyone openvino release packages papers audit clean
 
 serve: $(SERVE)/.ready
 	@exec $(SERVE)/bin/labelmint serve
@@ -38,8 +39,13 @@ bench: $(TEST)/.ready
 	$(TEST)/bin/python benchmarks/dataloader.py
 	$(TEST)/bin/python benchmarks/gate.py
 	$(TEST)/bin/python benchmarks/latency.py
+	-@$(MAKE) --no-print-directory openvino
+	$(TEST)/bin/python benchmarks/pair.py
+	$(TEST)/bin/python benchmarks/growth.py
+	$(TEST)/bin/python benchmarks/soak.py
 	$(TEST)/bin/python benchmarks/autoscaling.py
 	$(TEST)/bin/python benchmarks/labels_train_models.py
+	$(TEST)/bin/python benchmarks/gpu_plan.py
 	$(TEST)/bin/python benchmarks/report.py
 
 proto: $(TEST)/.ready
@@ -53,6 +59,10 @@ released-proto: $(TEST)/.ready
 
 # An environment of its own for the test of FiftyOne's importer: it brings a gigabyte.
 fiftyone: $(FIFTYONE)/.ready
+
+# An environment of its own for one arm of benchmarks/pair.py: an ONNX Runtime that takes the place of the usual one.
+# Where PyPI has no wheel of it for this machine, that arm is left out.
+openvino: $(OPENVINO)/.ready
 
 # Everything that a release hands out, in dist/: of the commit, never of what lies uncommitted. The checksums come
 # last, so that a release whose audit found something, or could not be made, has none.
@@ -99,7 +109,7 @@ audit:
 		--vulnerability-service pypi --progress-spinner off
 
 clean:
-	rm -rf $(SERVE) $(TEST) $(FIFTYONE) $(RELEASE) build dist service/labelmint.egg-info clients/python/src/labelmint_client.egg-info
+	rm -rf $(SERVE) $(TEST) $(FIFTYONE) $(OPENVINO) $(RELEASE) build dist service/labelmint.egg-info clients/python/src/labelmint_client.egg-info
 
 # pip is renewed first: old resolvers try source packages for minutes.
 $(SERVE)/.ready: pyproject.toml
@@ -123,4 +133,10 @@ $(FIFTYONE)/.ready:
 	@$(PYTHON) -m venv $(FIFTYONE)
 	@$(FIFTYONE)/bin/pip install $(PIP_FLAGS) --upgrade 'pip>=24'
 	@$(FIFTYONE)/bin/pip install $(PIP_FLAGS) 'fiftyone>=1.5,<2' 'pycocotools>=2.0.8,<3'
+	@touch $@
+
+$(OPENVINO)/.ready:
+	@$(PYTHON) -m venv $(OPENVINO)
+	@$(OPENVINO)/bin/pip install $(PIP_FLAGS) --upgrade 'pip>=24'
+	@$(OPENVINO)/bin/pip install $(PIP_FLAGS) 'onnxruntime-openvino>=1.22,<2' 'numpy>=1.26,<2'
 	@touch $@

@@ -111,7 +111,7 @@ def single(client: Client, first: int, count: int) -> Iterator[object]:
 
 def rest(url: str, first: int, count: int) -> Iterator[object]:
     for seed in range(first, first + count):
-        path = f"{url}/v1/models/{MODEL}/samples/{seed}.npz?max_js={ANY_SCORE:g}"
+        path = f"{url}/v1/models/{MODEL}/samples/{seed}.npz?max_js={ANY_SCORE:.0f}"
         with urllib.request.urlopen(path, timeout=60) as answer:
             yield answer.read()
 
