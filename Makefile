@@ -5,6 +5,7 @@ SERVE := .venv
 TEST := .venv-test
 FIFTYONE := .venv-fiftyone
 RIVALS := .venv-rivals
+OPENVINO := .venv-openvino
 RELEASE := .venv-release
 DIST := dist
 PIP_FLAGS := --quiet --disable-pip-version-check --prefer-binary
@@ -17,7 +18,7 @@ CLIENT := clients/python/src/labelmint_client
 COPY_PROTO = cp service/labelmint/v1/sample_service_pb2* $(CLIENT)/v1/ && \
 	sed -i 's/^from labelmint\.v1 import/from labelmint_client.v1 import/' $(CLIENT)/v1/sample_service_pb2_grpc.py
 
-.PHONY: serve test check torture bench proto released-proto fiftyone rivals release packages papers audit clean
+.PHONY: serve test check torture bench proto released-proto fiftyone rivals openvino release packages papers audit clean
 
 serve: $(SERVE)/.ready
 	@exec $(SERVE)/bin/labelmint serve
@@ -36,12 +37,18 @@ torture: $(TEST)/.ready
 
 # Hours; each benchmark goes on where it was interrupted, or is short. Leave the machine alone meanwhile.
 bench: $(TEST)/.ready $(RIVALS)/.ready
+	$(TEST)/bin/python benchmarks/interpreter.py
 	$(TEST)/bin/python benchmarks/dataloader.py
 	$(TEST)/bin/python benchmarks/gate.py
 	$(TEST)/bin/python benchmarks/latency.py
 	$(TEST)/bin/python benchmarks/alternatives.py
+	-@$(MAKE) --no-print-directory openvino
+	$(TEST)/bin/python benchmarks/pair.py
+	$(TEST)/bin/python benchmarks/growth.py
+	$(TEST)/bin/python benchmarks/soak.py
 	$(TEST)/bin/python benchmarks/autoscaling.py
 	$(TEST)/bin/python benchmarks/labels_train_models.py
+	$(TEST)/bin/python benchmarks/gpu_plan.py
 	$(TEST)/bin/python benchmarks/report.py
 
 proto: $(TEST)/.ready
@@ -58,6 +65,10 @@ fiftyone: $(FIFTYONE)/.ready
 
 # The servers that benchmarks/alternatives.py compares labelmint with.
 rivals: $(RIVALS)/.ready
+
+# An environment of its own for one arm of benchmarks/pair.py: an ONNX Runtime that takes the place of the usual one.
+# Where PyPI has no wheel of it for this machine, that arm is left out.
+openvino: $(OPENVINO)/.ready
 
 # Everything that a release hands out, in dist/: of the commit, never of what lies uncommitted. The checksums come
 # last, so that a release whose audit found something, or could not be made, has none.
@@ -104,7 +115,8 @@ audit:
 		--vulnerability-service pypi --progress-spinner off
 
 clean:
-	rm -rf $(SERVE) $(TEST) $(FIFTYONE) $(RIVALS) $(RELEASE) build dist service/labelmint.egg-info clients/python/src/labelmint_client.egg-info
+	rm -rf $(SERVE) $(TEST) $(FIFTYONE) $(RIVALS) $(OPENVINO) $(RELEASE) build dist
+	rm -rf service/labelmint.egg-info clients/python/src/labelmint_client.egg-info
 
 # pip is renewed first: old resolvers try source packages for minutes.
 $(SERVE)/.ready: pyproject.toml
@@ -135,4 +147,10 @@ $(RIVALS)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(RIVALS)
 	@$(RIVALS)/bin/pip install $(PIP_FLAGS) --upgrade 'pip>=24'
 	@$(RIVALS)/bin/pip install $(PIP_FLAGS) --constraint constraints.txt --editable '.[rivals]'
+	@touch $@
+
+$(OPENVINO)/.ready:
+	@$(PYTHON) -m venv $(OPENVINO)
+	@$(OPENVINO)/bin/pip install $(PIP_FLAGS) --upgrade 'pip>=24'
+	@$(OPENVINO)/bin/pip install $(PIP_FLAGS) 'onnxruntime-openvino>=1.22,<2' 'numpy>=1.26,<2'
 	@touch $@

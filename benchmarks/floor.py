@@ -49,6 +49,11 @@ def bandwidth(threads: int | None = None) -> float:
     return _measured("stream", threads or available_cores())
 
 
+def rates() -> dict[str, float]:
+    """Both rates of all cores, as benchmarks keep them beside their rounds."""
+    return {"flops_per_second": gemm_rate(), "bytes_per_second": bandwidth()}
+
+
 def available_cores() -> int:
     return len(os.sched_getaffinity(0))
 

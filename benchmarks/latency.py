@@ -19,7 +19,7 @@ import argparse
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ REPOSITORY = ROOT / "model_repository"
 RESULTS = ROOT / "benchmarks" / "results" / "latency.json"
 MODEL = "faces"
 STEPS = (f"{MODEL}_generator", f"{MODEL}_style_interpreter")
+PHASES = ("queue", "compute_input", "compute_infer", "compute_output")  # of a step, as Triton's statistics name them
 OUTPUTS = ("image", "label", "js_score")
 BATCHES = (1, 2, 4, 8, 16)
 PAIR = 8  # samples of each of two batches at once
@@ -61,9 +62,10 @@ Figures = dict[str, Any]
 class Direct:
     """Triton asked without the gateway, in requests of many samples."""
 
-    def __init__(self, url: str, model: ServedModel) -> None:
+    def __init__(self, url: str, model: ServedModel, steps: Sequence[str] = STEPS) -> None:
         self._client = triton.InferenceServerClient(url, channel_args=[("grpc.max_receive_message_length", -1)])
         self._model = model
+        self._steps = steps
 
     async def close(self) -> None:
         await self._client.close()
@@ -85,14 +87,17 @@ class Direct:
         outputs = [triton.InferRequestedOutput(name) for name in OUTPUTS]
         await self._client.infer(self._model.triton_name, inputs, outputs=outputs)
 
-    async def step_seconds(self) -> list[float]:
-        """Seconds that Triton says each step has computed since it was started."""
+    async def statistics(self) -> list[dict[str, float]]:
+        """Seconds that Triton says each step has spent in each of PHASES since it was started."""
         found = []
-        for step in STEPS:
+        for step in self._steps:
             (entry,) = (await self._client.get_inference_statistics(step)).model_stats
-            stats = entry.inference_stats
-            found.append((stats.compute_input.ns + stats.compute_infer.ns + stats.compute_output.ns) / 1e9)
+            found.append({phase: getattr(entry.inference_stats, phase).ns / 1e9 for phase in PHASES})
         return found
+
+    async def step_seconds(self) -> list[float]:
+        """Seconds that Triton says each step has computed since it was started: all but its queue."""
+        return [sum(step.values()) - step["queue"] for step in await self.statistics()]
 
     async def batch(self, count: int) -> list[float]:
         """Seconds of each step for one batch alone."""

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from alternatives import JUDGED, OURS, RIVALS
 from gate import TITLES
+from growth import TITLES as GROWTH_TITLES
 from interpreter import ARMS as ARMS_OF_INTERPRETER
 from labels_train_models import ARMS, by_source
 from latency import comparison
@@ -313,6 +314,163 @@ Memory that one image takes above its features, MB, K = 20; asked for: at most 6
 """
 
 
+LIBRARIES = {"onnxruntime": "ONNX Runtime", "torchscript": "TorchScript", "openvino": "OpenVINO"}
+STEP_TITLES = {"generator": "generator", "style_interpreter": "Style Interpreter"}
+GAIN = 0.2  # below which a library is not worth an environment of its own
+
+
+def pair(figures: dict[str, Any]) -> str:
+    models = figures["models"].values()
+    served = []
+    for model in models:
+        for batch, call in model["served"].items():
+            steps = [
+                sum(seconds for phase, seconds in step.items() if phase != "queue") for step in call["steps"].values()
+            ]
+            cells = [
+                f"{seconds:.3f} | {seconds / call['call']:.0%} | {floor['seconds'] / seconds:.0%}"
+                for seconds, floor in zip(steps, model["floor"].values(), strict=True)
+            ]
+            copied = sum(step["compute_input"] + step["compute_output"] for step in call["steps"].values())
+            served.append(
+                f"| {model['title']} | {batch} | {call['call']:.3f} | {' | '.join(cells)} "
+                f"| {copied / call['call']:.1%} | {1 - sum(steps) / call['call']:.1%} |"
+            )
+    present = list(next(iter(models))["alone"]["generator"])
+    alone, remarks = [], []
+    for model in models:
+        for step, by_library in model["alone"].items():
+            for batch in by_library["onnxruntime"]:
+                seconds = {library: by_library[library][batch]["median"] for library in present}
+                ours, best = seconds["onnxruntime"], min(seconds, key=lambda library: seconds[library])
+                cells = [f"{seconds[library]:.3f} | {ours / seconds[library]:.2f}" for library in present]
+                alone.append(
+                    f"| {model['title']} | {STEP_TITLES[step]} | {batch} | {' | '.join(cells)} "
+                    f"| {model['floor'][step]['seconds'] / ours:.0%} | {LIBRARIES.get(best, best)} |"
+                )
+                if ours / seconds[best] > 1 + GAIN:
+                    kept = model["agreement"][step][best]["same_bytes_in_a_batch"]
+                    remarks.append(
+                        f"{LIBRARIES.get(best, best)} runs the {STEP_TITLES[step]} of {model['title']} (batch {batch}) "
+                        f"{ours / seconds[best] - 1:.0%} faster"
+                        + {
+                            True: ", with a sample's bytes the same in a batch.",
+                            False: ", but a batch changes a sample's bytes.",
+                        }.get(kept, ".")
+                    )
+    advice = " ".join(remarks) or (
+        f"No other library is more than {GAIN:.0%} faster at any step, so that ONNX Runtime serves both."
+    )
+    agreement = []
+    for library in present:
+        if library == "onnxruntime":
+            continue
+        steps = [model["agreement"][step][library] for model in models for step in STEP_TITLES]
+        worst = {
+            name: max((each["difference"].get(name, 0.0) for each in steps), default=0.0)
+            for name in ("image", "label", "js_map", "js_score")
+        }
+        features = max(v for each in steps for name, v in each["difference"].items() if name.startswith("features_"))
+        same = {each["same_bytes_in_a_batch"] for each in steps} - {None}
+        agreement.append(
+            f"| {LIBRARIES.get(library, library)} | {worst['image']:.1e} | {features:.1e} | {worst['label']:.1e} "
+            f"| {worst['js_map']:.1e} | {worst['js_score']:.1e} | {'yes' if same == {True} else 'no'} |"
+        )
+    head = "".join(f" | {LIBRARIES.get(library, library)}, s | times as fast" for library in present)
+    missing = "" if "openvino" in present else " OpenVINO was not measured: `make openvino` sets it up.\n"
+    return f"""## Where does a pair's time go?
+
+`python benchmarks/pair.py`
+
+As served, one batch at a time, per sample; medians of {figures["rounds"]} interleaved rounds. The floor is what the
+multiplications must take at {figures["machine"]["flops_per_second"] / 1e9:.0f} GFlop/s, or the bytes at \
+{figures["machine"]["bytes_per_second"] / 1e9:.0f} GB/s, as measured in the same rounds. "Copied" is what Triton counts
+for the steps' inputs and outputs, "beyond" what the call takes outside of the steps.
+
+| Model | Batch | Call, s | Generator, s | of the call | floor's share | Interpreter, s | of the call | floor's share \
+| Copied | Beyond |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
+{chr(10).join(served)}
+
+Each step alone, in its own process, seconds a sample; "times as fast" is against ONNX Runtime, whose share of the floor
+is the last figure but one.
+
+| Model | Step | Batch{head} | Floor's share | Fastest |
+| --- | --- | --- |{" --- | --- |" * len(present)} --- | --- |
+{chr(10).join(alone)}
+
+{advice}{missing}
+
+Against ONNX Runtime's outputs: the share of whole numbers that differ, and the largest difference relative to the
+largest value; and whether a sample has the same bytes alone and in a batch. (TorchScript runs it sample by sample.)
+
+| Library | Image | Features | Label | JS map | JS score | Same bytes in a batch |
+| --- | --- | --- | --- | --- | --- | --- |
+{chr(10).join(agreement)}
+
+![Shares of a call's time, and the steps by library](images/pair.png)
+"""
+
+
+def growth(figures: dict[str, Any]) -> str:
+    base, rows = figures["base"], []
+    for axis, found in figures["axes"].items():
+        first, last = found["rows"][0], found["rows"][-1]
+        squared = "²" if axis == "resolution" else ""
+        shares = " to ".join(f"{row['floor_seconds'] / row['seconds']:.0%}" for row in (first, last))
+        rows.append(
+            f"| {GROWTH_TITLES[axis]} | {first['value']}{squared} to {last['value']}{squared} "
+            f"| {1000 * first['seconds']:.1f} to {1000 * last['seconds']:.1f} | {found['slope']:.2f} "
+            f"| {found['floor_slope']:.2f} | {shares} |"
+        )
+    callers = [
+        f"| {row['value']} | {row['samples_per_second']:.2f} | {row['call_seconds']:.2f} |"
+        for row in figures["concurrency"]["rows"]
+    ]
+    return f"""## How does the cost grow?
+
+`python benchmarks/growth.py`
+
+The Style Interpreter's step in ONNX Runtime, {base["resolution"]}², N = {base["heads"]}, K = {base["classes"]}, \
+{base["channels"]} channels at each level, one thing varied at a time; medians of {figures["rounds"]} interleaved \
+rounds of {figures["repeats"]}. A slope is that of the line through the logarithms: 1 is linear, 0 is none. The hidden
+layers are wider from 32 classes on (256 and 128 in place of 128 and 32), which is the step in the plot.
+
+| Against | From, to | Milliseconds a sample | Slope | Slope of the operations | Share of the floor |
+| --- | --- | --- | --- | --- | --- |
+{chr(10).join(rows)}
+
+Concurrent callers of the whole service (`faces`, gRPC, raw pixels):
+
+| Callers | Samples a second | Median seconds of a call |
+| --- | --- | --- |
+{chr(10).join(callers)}
+
+![Cost against resolution, heads, classes, batch; throughput against callers](images/growth.png)
+"""
+
+
+def soak(figures: dict[str, Any]) -> str:
+    rows = [
+        f"| {name} | {row['settled_mb']:.1f} | {row['end_mb']:.1f} | {row['mb_per_1000']:+.3f} |"
+        for name, row in figures["processes"].items()
+    ]
+    return f"""## Does memory stay flat?
+
+`python benchmarks/soak.py`
+
+{figures["samples"]:,} samples of a small model (32²) through `labelmint serve`, by gRPC streams, gRPC calls and REST at
+once. Proportional set size of each process, MB, from {figures["settled"]:,} samples on, when caches and arenas have
+filled; growth is the slope of the line through it.
+
+| Process | At {figures["settled"]:,} samples | At the end | MB per 1,000 samples |
+| --- | --- | --- | --- |
+{chr(10).join(rows)}
+
+![Memory of each process over the samples](images/soak.png)
+"""
+
+
 SECTIONS = {
     "interpreter": interpreter,
     "labels_train_models": labels_train_models,
@@ -321,6 +479,9 @@ SECTIONS = {
     "autoscaling": autoscaling,
     "latency": latency,
     "alternatives": alternatives,
+    "pair": pair,
+    "growth": growth,
+    "soak": soak,
 }
 
 

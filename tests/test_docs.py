@@ -25,6 +25,7 @@ DOCUMENTS = (
     "clients/javascript/README.md",
     "docs/annotating.md",
     "docs/deploying.md",
+    "docs/gpu.md",
     "docs/guarantees.md",
     "docs/model-card.md",
     "docs/operating.md",

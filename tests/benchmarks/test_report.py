@@ -18,3 +18,13 @@ def test_the_page_is_what_the_results_make_of_it() -> None:
     for name in ("gate",):
         figures = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
         assert f"{100 * figures['area_under_risk_coverage']['sum']:.3f}" in made
+
+
+def test_the_page_of_gpus_is_what_is_computed() -> None:
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; sys.path.insert(0, 'benchmarks'); import gpu_plan; print(gpu_plan.page(), end='')",
+    ]
+    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert (ROOT / "docs" / "gpu.md").read_text() == made, "run `python benchmarks/gpu_plan.py`"

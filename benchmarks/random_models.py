@@ -1,0 +1,56 @@
+"""Models of any size with random weights, for measurements that depend on shapes and not on what is drawn.
+
+Rules of this file:
+- Weights keep the variance of what they are given, so that no activation overflows or dies; the same size has the same
+  weights.
+- StyleGAN2's own channel table is that of `scale.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from scale import spec_of
+
+from labelmint.models.generator import Generator
+from labelmint.models.interpreter import InterpreterSpec, StyleInterpreter, hidden_widths
+from labelmint.models.keypoints import build_interpreter
+from labelmint.models.layout import channels_of
+from labelmint.models.stylegan2 import StyleGAN2Spec
+
+
+def interpreter_spec(
+    resolution: int, channels: Mapping[int, int], num_heads: int = 10, num_classes: int = 20
+) -> InterpreterSpec:
+    return InterpreterSpec(
+        layout="paper",
+        resolution=resolution,
+        channels=channels,
+        num_heads=num_heads,
+        hidden=hidden_widths(num_classes),
+        class_names=tuple(f"class_{i}" for i in range(num_classes)),
+        palette=tuple((7 * i % 256, 31 * i % 256, 97 * i % 256) for i in range(num_classes)),
+    )
+
+
+def interpreter(spec: InterpreterSpec) -> StyleInterpreter:
+    built = build_interpreter(spec)
+    random = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in built.parameters():
+            fan_in = parameter.shape[-1] if parameter.dim() > 1 else 1
+            parameter.normal_(std=fan_in**-0.5, generator=random)
+    return built.eval()
+
+
+def generator(spec: StyleGAN2Spec) -> Generator:
+    torch.manual_seed(0)
+    return Generator(spec).eval()
+
+
+def stylegan2(resolution: int, num_classes: int, num_heads: int = 10) -> tuple[Generator, StyleInterpreter]:
+    """StyleGAN2 with its own channels at this resolution, and an ensemble that reads all of its layers."""
+    spec = spec_of(resolution)
+    channels = channels_of("paper", spec.taps)
+    return generator(spec), interpreter(interpreter_spec(resolution, channels, num_heads, num_classes))
