@@ -36,12 +36,7 @@ def export_native(step: Step) -> ExportedStep:
     """
     if not isinstance(step, StyleInterpreterStep):
         return export_onnx(step)
-    arrays = _arrays(step.interpreter)
-    try:
-        check_weights(arrays)
-    except UnusableWeights as error:
-        raise IncompatibleWeights(f"the interpreter {error}; export it with `--format onnx`") from error
-    data = _npz(arrays)
+    data = weights_file(step.interpreter)
     kernel = Interpreter(io.BytesIO(data))
 
     def run(tensors: Sequence[Tensor]) -> Sequence[Array]:
@@ -57,6 +52,22 @@ def configure(config: pb.ModelConfig) -> None:
     config.ClearField("dynamic_batching")
 
 
+def weights_file(interpreter: StyleInterpreter) -> bytes:
+    """The interpreter as the file that the kernel reads; raises IncompatibleWeights for one that it cannot run."""
+    arrays = _arrays(interpreter)
+    try:
+        check_weights(arrays)
+    except UnusableWeights as error:
+        raise IncompatibleWeights(f"the interpreter {error}; export it with `--format onnx`") from error
+    written = io.BytesIO()
+    with zipfile.ZipFile(written, "w", zipfile.ZIP_STORED) as archive:
+        for name, array in arrays.items():
+            entry = io.BytesIO()
+            np.lib.format.write_array(entry, array, version=(1, 0), allow_pickle=False)
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy", _EPOCH), entry.getvalue())
+    return written.getvalue()
+
+
 def _arrays(interpreter: StyleInterpreter) -> dict[str, Array]:
     spec = interpreter.spec
     levels = {f"projection_{r}": interpreter.projection[str(r)] for r in spec.channels}
@@ -67,13 +78,3 @@ def _arrays(interpreter: StyleInterpreter) -> dict[str, Array]:
         "score_kind": np.array(interpreter.score_kind),
         **{name: x.detach().contiguous().numpy() for name, x in (levels | others).items()},
     }
-
-
-def _npz(arrays: dict[str, Array]) -> bytes:
-    written = io.BytesIO()
-    with zipfile.ZipFile(written, "w", zipfile.ZIP_STORED) as archive:
-        for name, array in arrays.items():
-            entry = io.BytesIO()
-            np.lib.format.write_array(entry, array, version=(1, 0), allow_pickle=False)
-            archive.writestr(zipfile.ZipInfo(f"{name}.npy", _EPOCH), entry.getvalue())
-    return written.getvalue()
