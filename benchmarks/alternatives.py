@@ -47,6 +47,7 @@ import numpy.typing as npt
 import tritonclient.grpc.aio as triton
 from rivals.settings import Settings
 from serving import gateway
+from tritonclient.utils import InferenceServerException
 
 from labelmint.models.annotations import write_json
 from labelmint.v1 import sample_service_pb2 as pb
@@ -64,6 +65,8 @@ START_SECONDS = 120.0
 CORES = os.cpu_count() or 1
 # Workers, torch's threads in each, largest batch. Small batches stay in a CPU's caches.
 CANDIDATES = ((1, CORES, 16), (CORES, 1, max(2, 16 // CORES)), (CORES, 1, 2))
+# What each protocol says of a server that has not started.
+NOT_YET = (grpc.aio.AioRpcError, httpx.TransportError, httpx.HTTPStatusError, InferenceServerException)
 Figures = dict[str, Any]
 
 
@@ -107,7 +110,7 @@ async def over_labelmint(endpoint: str) -> AsyncIterator[Ask]:
         stub = pb_grpc.SampleServiceStub(channel)
 
         async def ask(seed: int) -> Answer:
-            sample = await stub.GetSample(pb.GetSampleRequest(model=MODEL, seed=seed, options=options))
+            sample = (await stub.GetSample(pb.GetSampleRequest(model=MODEL, seed=seed, options=options))).sample
             image, label = (np.frombuffer(pixels.data, np.uint8) for pixels in (sample.image, sample.label))
             return Answer(image, label, sample.js_score)
 
@@ -208,7 +211,7 @@ async def until_it_answers(ask: Ask, process: subprocess.Popen[bytes] | None) ->
         try:
             await ask(0)
             return
-        except Exception as error:  # each protocol has its own for "not yet"
+        except NOT_YET as error:
             if time.monotonic() > deadline or (process is not None and process.poll() is not None):
                 raise SystemExit(f"the server does not answer; its log is in {KEPT}") from error
             await asyncio.sleep(0.2)
