@@ -325,8 +325,8 @@ def growth(figures: dict[str, Any]) -> str:
 
 The Style Interpreter's step in ONNX Runtime, {base["resolution"]}², N = {base["heads"]}, K = {base["classes"]}, \
 {base["channels"]} channels at each level, one thing varied at a time; medians of {figures["rounds"]} interleaved \
-rounds of {figures["repeats"]}. A slope is that of the line through the logarithms: 1 is linear, 0 is none. The hidden layers are
-wider from 32 classes on (256 and 128 in place of 128 and 32), which is the step in the plot.
+rounds of {figures["repeats"]}. A slope is that of the line through the logarithms: 1 is linear, 0 is none. The hidden
+layers are wider from 32 classes on (256 and 128 in place of 128 and 32), which is the step in the plot.
 
 | Against | From, to | Milliseconds a sample | Slope | Slope of the operations | Share of the floor |
 | --- | --- | --- | --- | --- | --- |
