@@ -56,10 +56,12 @@ def subclasses(kind: type) -> set[type]:
 
 def test_every_error_of_the_wire_has_its_class() -> None:
     """Those of the same name are the same; where a pause is given, and nowhere else, the client asks again."""
-    elsewhere = {"RevisionChanged", "RequestTooLarge", "IncompatibleWeights", "UnusableFile", "AddressInUse", "Exposed"}
+    rest = {"RevisionChanged", "RequestTooLarge"}
+    command_line = {"IncompatibleWeights", "UnusableFile", "AddressInUse", "Exposed", "InsufficientResources"}
+    elsewhere = rest | command_line
     for kind in subclasses(service_errors.LabelmintError):
         if kind.__name__ in elsewhere or kind.__module__ != "labelmint.errors":
-            continue  # of REST or the command line alone
+            continue
         error = translated(Failed(kind.grpc_code, kind.reason), "gateway")
         same = {"TritonUnavailable": "Unavailable", "InferenceFailed": "LabelmintError"}
         assert type(error).__name__ == same.get(kind.__name__, kind.__name__)
