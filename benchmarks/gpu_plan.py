@@ -24,7 +24,6 @@ import floor
 import random_models
 import torch
 from google.protobuf import text_format
-from scale import spec_of
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -110,7 +109,7 @@ def _bytes(tensor: Tensor) -> int:
 
 def steps_of(resolution: int, classes: int, strip_rows: int = 32) -> dict[str, Step]:
     """The two steps without weights, on the meta device."""
-    spec = spec_of(resolution)
+    spec = random_models.stylegan2_spec(resolution)
     with torch.device("meta"):
         generator = Generator(spec).eval().requires_grad_(False)
         interpreter_spec = random_models.interpreter_spec(
@@ -146,7 +145,7 @@ def roofline(kernels: Iterable[Kernel], flops: float, bytes_per_second: float, w
 
 def floor_of(resolution: int, classes: int, flops: float, bytes_per_second: float, width: float) -> dict[str, float]:
     """Seconds of each step."""
-    spec = spec_of(resolution)
+    spec = random_models.stylegan2_spec(resolution)
     channels = channels_of("paper", spec.taps)
     interpreter = random_models.interpreter_spec(resolution, channels, num_classes=classes)
     counts = {
@@ -160,7 +159,7 @@ def floor_of(resolution: int, classes: int, flops: float, bytes_per_second: floa
 
 
 def features_bytes(resolution: int) -> int:
-    return floor.feature_bytes(channels_of("paper", spec_of(resolution).taps))
+    return floor.feature_bytes(channels_of("paper", random_models.stylegan2_spec(resolution).taps))
 
 
 def prediction_table() -> str:

@@ -37,8 +37,8 @@ import onnxruntime
 import torch
 import tritonclient.grpc as triton
 import tritonclient.utils.shared_memory as shared_memory
+from random_models import stylegan2_interpreter
 from reference import ReferenceInterpreter
-from scale import random_interpreter
 
 from labelmint.export.modules import StyleInterpreterStep, example_inputs
 from labelmint.export.repository import FORMATS, step_config, write_model
@@ -65,7 +65,7 @@ def export(case: tuple[int, int], arm: str) -> None:
     """Write the step as a Triton model, unless it is there."""
     repository, model = BUILD / "repository", f"{name_of(case)}_{arm}"
     if not (repository / model).exists():
-        step = StyleInterpreterStep(random_interpreter(*case))
+        step = StyleInterpreterStep(stylegan2_interpreter(*case))
         exported = FORMATS[arm](step)
         repository.mkdir(parents=True, exist_ok=True)
         config = step_config(model, step, arm)
@@ -74,7 +74,7 @@ def export(case: tuple[int, int], arm: str) -> None:
 
 
 def features_of(case: tuple[int, int]) -> dict[str, np.ndarray]:
-    step = StyleInterpreterStep(random_interpreter(*case))
+    step = StyleInterpreterStep(stylegan2_interpreter(*case))
     return {spec.name: x.numpy() for spec, x in zip(step.inputs, example_inputs(step, 1), strict=True)}
 
 
@@ -117,7 +117,7 @@ class Served:
 
 async def one_round(case: tuple[int, int]) -> Figures:
     """Seconds of each arm for one image; every arm has done one before."""
-    interpreter = random_interpreter(*case)
+    interpreter = stylegan2_interpreter(*case)
     reference = ReferenceInterpreter(interpreter).eval()
     features = features_of(case)
     maps = {r: torch.from_numpy(features[f"features_{r}"]) for r in interpreter.spec.channels}
@@ -156,7 +156,7 @@ def _status(key: str) -> float:
 
 
 def _extra_of_reference(case: tuple[int, int], into: multiprocessing.Queue[float]) -> None:
-    interpreter = random_interpreter(*case)
+    interpreter = stylegan2_interpreter(*case)
     reference = ReferenceInterpreter(interpreter).eval()
     maps = dict(zip(interpreter.spec.channels, example_inputs(StyleInterpreterStep(interpreter), 1), strict=True))
     with _peak(into):
@@ -203,7 +203,7 @@ def summary(found: Figures) -> Figures:
         rounds = found["rounds"].get(name_of(case), [])
         if not rounds:
             continue
-        spec = random_interpreter(*case).spec
+        spec = stylegan2_interpreter(*case).spec
         least = floor.floor_seconds(
             floor.interpreter_flops(spec), floor.interpreter_bytes(spec), rates["flops"], rates["bytes"]
         )

@@ -3,7 +3,7 @@
 Rules of this file:
 - Weights keep the variance of what they are given, so that no activation overflows or dies; the same size has the same
   weights.
-- StyleGAN2's own channel table is that of `scale.py`.
+- StyleGAN2 has its own channel table (config F).
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from scale import spec_of
 
 from labelmint.models.generator import Generator
 from labelmint.models.interpreter import InterpreterSpec, StyleInterpreter, hidden_widths
@@ -49,8 +48,17 @@ def generator(spec: StyleGAN2Spec) -> Generator:
     return Generator(spec).eval()
 
 
+def stylegan2_spec(resolution: int) -> StyleGAN2Spec:
+    levels = [2**i for i in range(2, resolution.bit_length())]
+    return StyleGAN2Spec(512, 512, 8, resolution, {r: min(512, 32768 // r) for r in levels})
+
+
+def stylegan2_interpreter(resolution: int, num_classes: int, num_heads: int = 10) -> StyleInterpreter:
+    """An ensemble that reads all layers of StyleGAN2 at this resolution."""
+    channels = channels_of("paper", stylegan2_spec(resolution).taps)
+    return interpreter(interpreter_spec(resolution, channels, num_heads, num_classes))
+
+
 def stylegan2(resolution: int, num_classes: int, num_heads: int = 10) -> tuple[Generator, StyleInterpreter]:
-    """StyleGAN2 with its own channels at this resolution, and an ensemble that reads all of its layers."""
-    spec = spec_of(resolution)
-    channels = channels_of("paper", spec.taps)
-    return generator(spec), interpreter(interpreter_spec(resolution, channels, num_heads, num_classes))
+    """StyleGAN2 at this resolution, and an ensemble that reads all of its layers."""
+    return generator(stylegan2_spec(resolution)), stylegan2_interpreter(resolution, num_classes, num_heads)

@@ -22,18 +22,13 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch
+import random_models
 from PIL import Image
 
 from labelmint.gateway.calibrate import serving
 from labelmint.gateway.policy import latent_of
 from labelmint.models.annotations import LabelClasses, write_masks
-from labelmint.models.generator import Generator
-from labelmint.models.interpreter import InterpreterSpec, StyleInterpreter, hidden_widths
-from labelmint.models.keypoints import build_interpreter
-from labelmint.models.layout import channels_of
 from labelmint.models.store import save_generator, save_interpreter
-from labelmint.models.stylegan2 import StyleGAN2Spec
 from labelmint.triton.client import Latents
 
 NUM_CLASSES = 34
@@ -41,43 +36,8 @@ NUM_HEADS = 10
 SAMPLES = 5
 
 
-def classes(count: int) -> LabelClasses:
-    return LabelClasses(
-        tuple(f"class_{i}" for i in range(count)),
-        tuple((7 * i % 256, 31 * i % 256, 97 * i % 256) for i in range(count)),
-    )
-
-
-def spec_of(resolution: int) -> StyleGAN2Spec:
-    levels = [2**i for i in range(2, resolution.bit_length())]
-    return StyleGAN2Spec(512, 512, 8, resolution, {r: min(512, 32768 // r) for r in levels})
-
-
 def write_generator(path: Path, resolution: int) -> None:
-    torch.manual_seed(0)
-    save_generator(path, Generator(spec_of(resolution)), {"source": "random"})
-
-
-def random_interpreter(resolution: int, num_classes: int) -> StyleInterpreter:
-    """The ensemble for StyleGAN2 at this resolution; random weights that keep the variance of what they are given."""
-    labels = classes(num_classes)
-    built = build_interpreter(
-        InterpreterSpec(
-            layout="paper",
-            resolution=resolution,
-            channels=channels_of("paper", spec_of(resolution).taps),
-            num_heads=NUM_HEADS,
-            hidden=hidden_widths(num_classes),
-            class_names=labels.names,
-            palette=labels.palette,
-        )
-    )
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in built.parameters():
-            fan_in = parameter.shape[-1] if parameter.dim() > 1 else 1
-            parameter.normal_(std=fan_in**-0.5, generator=generator)
-    return built
+    save_generator(path, random_models.generator(random_models.stylegan2_spec(resolution)), {"source": "random"})
 
 
 def run(*arguments: str) -> tuple[float, float]:
@@ -144,7 +104,8 @@ def serve(resolution: int, directory: Path) -> dict[str, object]:
     exported = directory / "export.json"
     if not exported.exists():
         write_generator(generator, resolution)
-        save_interpreter(interpreter, random_interpreter(resolution, NUM_CLASSES), {"source": "random"})
+        built = random_models.stylegan2_interpreter(resolution, NUM_CLASSES, NUM_HEADS)
+        save_interpreter(interpreter, built, {"source": "random"})
         files = ("--generator", str(generator), "--interpreter", str(interpreter))
         seconds, memory = run("export", *files, "--model-repository", str(repository), "large")
         figures = {"resolution": resolution, "export_seconds": seconds, "export_resident_gb": memory}
@@ -162,7 +123,8 @@ def fit(resolution: int, directory: Path) -> dict[str, object]:
     for seed in seeds:  # blocks of classes
         coarse = Image.fromarray(rng.randint(0, NUM_CLASSES, (16, 16)).astype(np.uint8))
         masks[seed] = np.asarray(coarse.resize((resolution, resolution), Image.Resampling.NEAREST))
-    write_masks(annotations, classes(NUM_CLASSES), masks)
+    spec = random_models.interpreter_spec(resolution, {}, NUM_HEADS, NUM_CLASSES)
+    write_masks(annotations, LabelClasses(spec.class_names, spec.palette), masks)
     out = directory / "i.safetensors"
     seconds, memory = run("fit", "--generator", str(generator), "--annotations", str(annotations), str(out))
     return {"resolution": resolution, "images": len(seeds), "fit_seconds": seconds, "fit_resident_gb": memory}
