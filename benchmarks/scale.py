@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import random_models
 from PIL import Image
+from resident import resident
 
 from labelmint.gateway.calibrate import serving
 from labelmint.gateway.policy import latent_of
@@ -50,19 +51,9 @@ def run(*arguments: str) -> tuple[float, float]:
     return time.perf_counter() - started, usage.ru_maxrss * 1024 / 1e9
 
 
-def resident(process: int) -> float:
-    """Proportional set size of a process and all its descendants, in GB."""
-    total, queue = 0, [process]
-    while queue:
-        pid = queue.pop()
-        try:
-            for task in Path(f"/proc/{pid}/task").iterdir():
-                queue += [int(child) for child in (task / "children").read_text().split()]
-            rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        total += next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
-    return total * 1024 / 1e9
+def resident_gb(process: int) -> float:
+    """Of a process and all its descendants."""
+    return sum(size for _, _, size in resident(process)) / 1e9
 
 
 def tritons() -> list[int]:
@@ -76,13 +67,13 @@ async def measure(repository: Path, model: str) -> dict[str, object]:
     async with serving(repository, model) as (client, served):
         ready = time.perf_counter() - started
         (triton,) = tritons()
-        peak = resident(triton)
+        peak = resident_gb(triton)
         stop = asyncio.Event()
 
         async def watch() -> None:
             nonlocal peak
             while not stop.is_set():
-                peak = max(peak, await asyncio.to_thread(resident, triton))
+                peak = max(peak, await asyncio.to_thread(resident_gb, triton))
                 await asyncio.sleep(0.1)
 
         watcher = asyncio.create_task(watch())

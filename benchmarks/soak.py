@@ -30,6 +30,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import random_models
 import resuming
+from resident import resident
 from resuming import BUILD, ROOT, Figures
 from serving import service
 
@@ -63,21 +64,7 @@ def export() -> Path:
 
 def memory(root: int) -> dict[str, float]:
     """Proportional set size of the gateway and of each process below it, in MB, by what it is."""
-    found, queue = {}, [root]
-    while queue:
-        pid = queue.pop()
-        directory = Path(f"/proc/{pid}")
-        try:
-            for task in (directory / "task").iterdir():
-                queue += [int(child) for child in (task / "children").read_text().split()]
-            command = (directory / "cmdline").read_text().split("\0")
-            rollup = (directory / "smaps_rollup").read_text()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        size = next((int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")), 0)
-        if size:
-            found["gateway" if pid == root else role_of(command)] = size * 1024 / 1e6
-    return found
+    return {"gateway" if pid == root else role_of(command): size / 1e6 for pid, command, size in resident(root) if size}
 
 
 def role_of(command: list[str]) -> str:

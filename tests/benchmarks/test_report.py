@@ -7,13 +7,14 @@ import sys
 from tests.conftest import ROOT
 
 
+def page_of(script: str) -> str:
+    """What a script of benchmarks/ would write, made in a process of its own."""
+    code = f"import sys; sys.path.insert(0, 'benchmarks'); import {script}; print({script}.page(), end='')"
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
 def test_the_page_is_what_the_results_make_of_it() -> None:
-    command = [
-        sys.executable,
-        "-c",
-        "import sys; sys.path.insert(0, 'benchmarks'); import report; print(report.page(), end='')",
-    ]
-    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    made = page_of("report")
     assert (ROOT / "docs" / "benchmarks.md").read_text() == made, "run `python benchmarks/report.py`"
     for name in ("gate",):
         figures = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
@@ -21,10 +22,4 @@ def test_the_page_is_what_the_results_make_of_it() -> None:
 
 
 def test_the_page_of_gpus_is_what_is_computed() -> None:
-    command = [
-        sys.executable,
-        "-c",
-        "import sys; sys.path.insert(0, 'benchmarks'); import gpu_plan; print(gpu_plan.page(), end='')",
-    ]
-    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert (ROOT / "docs" / "gpu.md").read_text() == made, "run `python benchmarks/gpu_plan.py`"
+    assert (ROOT / "docs" / "gpu.md").read_text() == page_of("gpu_plan"), "run `python benchmarks/gpu_plan.py`"
