@@ -6,6 +6,8 @@ Rules of this file:
   gets its features in shared memory; its seconds are those that Triton counts for the step, input and output included.
 - The two take turns, and while one works the other is idle; a figure is the median of the rounds, a ratio is taken
   within a round.
+- A server is measured as it runs for days: its first requests, which touch its memory for the first time, are not
+  counted. The reference allocates its memory anew at every call, so that its first call is like the others.
 - `onnx` is what ships; `native` is `labelmint export --format native`, the kernel in C.
 - Memory is what a process needs above what it held before the call, the features included; an arm a process.
 - The floor is the time of the operations and bytes that must be spent (`floor.py`), at rates measured in the same run.
@@ -54,6 +56,7 @@ CASES = ((256, 20), (512, 20), (256, 34))  # resolution, classes
 MEMORY_CASES = ((256, 20), (512, 20), (1024, 20))
 REFERENCE_FITS = 512  # above it the reference's feature tensor alone has 23 GB
 ARMS = ("onnx", "native")
+WARMUPS, COUNTED = 3, 3  # requests to a server
 Figures = dict[str, Any]
 
 
@@ -69,7 +72,7 @@ def export(case: tuple[int, int], arm: str) -> None:
         exported = FORMATS[arm](step)
         repository.mkdir(parents=True, exist_ok=True)
         config = step_config(model, step, arm)
-        config.ClearField("model_warmup")  # what is measured is warmed up by the first round
+        config.ClearField("model_warmup")  # what is measured is warmed up by what is not counted
         write_model(repository, config, 1, exported.data)
 
 
@@ -98,11 +101,17 @@ class Served:
             self._regions.append(region)
 
     def seconds(self) -> tuple[float, np.ndarray]:
-        """Seconds of one image, as Triton counts them, and its label uint8 [R,R]."""
-        before = self._counted()
+        """Seconds of one image, as Triton counts them (the median of COUNTED), and its label uint8 [R,R]."""
+        seconds = []
+        for _ in range(WARMUPS + COUNTED):
+            before = self._counted()
+            label = self._infer()
+            seconds.append(self._counted() - before)
+        return float(np.median(seconds[WARMUPS:])), label
+
+    def _infer(self) -> np.ndarray:
         outputs = [triton.InferRequestedOutput(name) for name in ("label", "js_map", "js_score")]
-        result = self._client.infer(self._model, self._inputs, outputs=outputs)
-        return self._counted() - before, result.as_numpy("label")[0]
+        return self._client.infer(self._model, self._inputs, outputs=outputs).as_numpy("label")[0]
 
     def close(self) -> None:
         self._client.close()
@@ -116,7 +125,7 @@ class Served:
 
 
 async def one_round(case: tuple[int, int]) -> Figures:
-    """Seconds of each arm for one image; every arm has done one before."""
+    """Seconds of each arm for one image."""
     interpreter = stylegan2_interpreter(*case)
     reference = ReferenceInterpreter(interpreter).eval()
     features = features_of(case)
@@ -130,7 +139,6 @@ async def one_round(case: tuple[int, int]) -> Figures:
         try:
             await wait_until_ready(server)
             served = Served(server.grpc_url, model, features)
-            await asyncio.to_thread(served.seconds)
             seconds[arm], labels[arm] = await asyncio.to_thread(served.seconds)
         finally:
             await server.stop()
