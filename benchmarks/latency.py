@@ -17,137 +17,71 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import grpc.aio
+import load
 import matplotlib
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import simpy
-import tritonclient.grpc.aio as triton
-from serving import gateway
+from direct import Direct
+from serving import gateway, samples_of
 from simulation.clients import Caller
 from simulation.service import Gateway, Profile, Triton
 
-from labelmint.gateway.policy import latent_of
-from labelmint.gateway.served_model import ServedModel, read_served_model
+from labelmint.gateway.calibrate import serving
 from labelmint.models.annotations import write_json
 from labelmint.settings import ServeSettings
-from labelmint.triton.model_config import ensembles
-from labelmint.triton.server import TritonServer, wait_until_ready
-from labelmint.v1 import sample_service_pb2 as pb
-from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 
 ROOT = Path(__file__).parent.parent
 REPOSITORY = ROOT / "model_repository"
 RESULTS = ROOT / "benchmarks" / "results" / "latency.json"
 MODEL = "faces"
-STEPS = (f"{MODEL}_generator", f"{MODEL}_style_interpreter")
-PHASES = ("queue", "compute_input", "compute_infer", "compute_output")  # of a step, as Triton's statistics name them
-OUTPUTS = ("image", "label", "js_score")
 BATCHES = (1, 2, 4, 8, 16)
 PAIR = 8  # samples of each of two batches at once
 CONCURRENCIES = (1, 2, 4, 8, 16, 32)
 LOADS = (0.3, 0.6, 0.8)  # of the rate at the largest concurrency
-PATIENCE_SECONDS = 600.0
 Figures = dict[str, Any]
 
 
-class Direct:
-    """Triton asked without the gateway, in requests of many samples."""
-
-    def __init__(self, url: str, model: ServedModel, steps: Sequence[str] = STEPS) -> None:
-        self._client = triton.InferenceServerClient(url, channel_args=[("grpc.max_receive_message_length", -1)])
-        self._model = model
-        self._steps = steps
-
-    async def close(self) -> None:
-        await self._client.close()
-
-    async def infer(self, count: int) -> None:
-        """One request for `count` samples."""
-        latents = np.concatenate([latent_of(seed, self._model.z_dim) for seed in range(count)])
-        arrays = {
-            "latent": latents.astype(np.float32),
-            "style_latent": latents.astype(np.float32),
-            "crossover": np.full((count, 1), self._model.num_ws, np.int32),
-            "truncation_psi": np.ones((count, 1), np.float32),
-        }
-        inputs = []
-        for name, array in arrays.items():
-            tensor = triton.InferInput(name, list(array.shape), "INT32" if array.dtype == np.int32 else "FP32")
-            tensor.set_data_from_numpy(array)
-            inputs.append(tensor)
-        outputs = [triton.InferRequestedOutput(name) for name in OUTPUTS]
-        await self._client.infer(self._model.triton_name, inputs, outputs=outputs)
-
-    async def statistics(self) -> list[dict[str, float]]:
-        """Seconds that Triton says each step has spent in each of PHASES since it was started."""
-        found = []
-        for step in self._steps:
-            (entry,) = (await self._client.get_inference_statistics(step)).model_stats
-            found.append({phase: getattr(entry.inference_stats, phase).ns / 1e9 for phase in PHASES})
-        return found
-
-    async def step_seconds(self) -> list[float]:
-        """Seconds that Triton says each step has computed since it was started: all but its queue."""
-        return [sum(step.values()) - step["queue"] for step in await self.statistics()]
-
-    async def batch(self, count: int) -> list[float]:
-        """Seconds of each step for one batch alone."""
-        before = await self.step_seconds()
-        await self.infer(count)
-        after = await self.step_seconds()
-        return [end - start for start, end in zip(before, after, strict=True)]
-
-    async def pair(self, rounds: int) -> list[float]:
-        """Seconds of each step for a batch while two batches of PAIR samples are always there."""
-
-        async def loop() -> None:
-            for _ in range(rounds):
-                await self.infer(PAIR)
-
-        before = await self.step_seconds()
-        await asyncio.gather(loop(), loop())
-        after = await self.step_seconds()
-        return [(end - start) / (2 * rounds) for start, end in zip(before, after, strict=True)]
+async def batch(direct: Direct, count: int) -> list[float]:
+    """Seconds of each step for one batch alone."""
+    before = await direct.step_seconds()
+    await direct.infer(range(count))
+    after = await direct.step_seconds()
+    return [end - start for start, end in zip(before, after, strict=True)]
 
 
-async def closed(call: Callable[[], Awaitable[None]], concurrency: int, rounds: int) -> Figures:
-    """Callers that ask again as soon as they have their answer: (begin, end) of each call, in seconds."""
-    calls: list[tuple[float, float]] = []
-    origin = time.perf_counter()
+async def pair(direct: Direct, rounds: int) -> list[float]:
+    """Seconds of each step for a batch while two batches of PAIR samples are always there."""
 
-    async def caller() -> None:
+    async def loop() -> None:
         for _ in range(rounds):
-            begun = time.perf_counter() - origin
-            await call()
-            calls.append((begun, time.perf_counter() - origin))
+            await direct.infer(range(PAIR))
 
-    await asyncio.gather(*(caller() for _ in range(concurrency)))
-    return {"concurrency": concurrency, "rounds": rounds, "calls": _rounded(calls)}
+    before = await direct.step_seconds()
+    await asyncio.gather(loop(), loop())
+    after = await direct.step_seconds()
+    return [(end - start) / (2 * rounds) for start, end in zip(before, after, strict=True)]
 
 
-async def opened(call: Callable[[], Awaitable[None]], rate: float, count: int, seed: int) -> Figures:
+async def closed(call: load.Call, concurrency: int, rounds: int, seeds: Iterator[int]) -> Figures:
+    """Callers that ask again as soon as they have their answer: (begin, end) of each call, in seconds."""
+    run = await load.closed(call, concurrency, seeds, rounds=rounds)
+    return {"concurrency": concurrency, "rounds": rounds, "calls": _rounded(run.calls)}
+
+
+async def opened(call: load.Call, rate: float, count: int, random_seed: int, seeds: Iterator[int]) -> Figures:
     """Callers that come as a Poisson process of `rate` a second."""
-    gaps = np.random.default_rng(seed).exponential(1 / rate, count)
-    calls: list[tuple[float, float]] = []
-    origin = time.perf_counter()
-
-    async def caller(at: float) -> None:
-        await asyncio.sleep(at - (time.perf_counter() - origin))
-        begun = time.perf_counter() - origin
-        await call()
-        calls.append((begun, time.perf_counter() - origin))
-
-    await asyncio.gather(*(caller(at) for at in np.cumsum(gaps)))
-    return {"rate": rate, "calls": _rounded(calls)}
+    run = await load.opened(call, rate, count, seeds, random_seed)
+    return {"rate": rate, "calls": _rounded(run.calls)}
 
 
 def _rounded(calls: list[tuple[float, float]]) -> list[list[float]]:
@@ -160,50 +94,36 @@ async def measure(scale: float) -> Figures:
     def times(count: int) -> int:
         return max(2, round(scale * count))
 
-    server = TritonServer(REPOSITORY, [MODEL])
-    await server.start()
     found: Figures = {"batches": [], "outside": [], "pairs": [], "closed": [], "open": []}
-    try:
-        await wait_until_ready(server)
-        model = read_served_model(ensembles(REPOSITORY)[MODEL], "1")
-        direct = Direct(server.grpc_url, model)
+    seeds = itertools.count()
+    async with serving(REPOSITORY, MODEL) as (client, model):
+        direct = Direct(client.url, model)
 
-        async def alone(call: Callable[[], Awaitable[None]]) -> None:
+        async def alone(call: load.Call) -> None:
             for _ in range(times(3)):
                 for size in BATCHES:
-                    found["batches"].append({"size": size, "steps": await direct.batch(size)})
+                    found["batches"].append({"size": size, "steps": await batch(direct, size)})
                 before, started = sum(await direct.step_seconds()), time.perf_counter()
-                await call()
+                await call(next(seeds))
                 elapsed = time.perf_counter() - started
                 found["outside"].append(elapsed - (sum(await direct.step_seconds()) - before))
-            found["pairs"].append(await direct.pair(times(4)))
+            found["pairs"].append(await pair(direct, times(4)))
 
-        await direct.infer(max(BATCHES))
-        with gateway("--triton-url", server.grpc_url) as endpoint:
-            async with grpc.aio.insecure_channel(endpoint) as channel:
-                stub = pb_grpc.SampleServiceStub(channel)
-                seeds = iter(range(2**32))
-                options = pb.SampleOptions(
-                    include_rejected=True, image_encoding=pb.ENCODING_RAW, label_encoding=pb.ENCODING_RAW
-                )
-
-                async def call() -> None:
-                    request = pb.GetSampleRequest(model=MODEL, seed=next(seeds), options=options)
-                    await stub.GetSample(request, timeout=PATIENCE_SECONDS)
-
-                await call()
+        await direct.infer(range(max(BATCHES)))
+        with gateway("--triton-url", client.url) as served:
+            async with samples_of(served.grpc, MODEL) as call:
+                await call(next(seeds))
                 await alone(call)
                 for concurrency in CONCURRENCIES:
-                    found["closed"].append(await closed(call, concurrency, 1 + times(max(6, 40 // concurrency))))
+                    rounds = 1 + times(max(6, 40 // concurrency))
+                    found["closed"].append(await closed(call, concurrency, rounds, seeds))
                 await alone(call)
                 capacity = throughput(found["closed"][-1])
-                for seed, load in enumerate(LOADS):
-                    count = times(round(70 * load * capacity))
-                    found["open"].append(await opened(call, load * capacity, count, seed))
+                for number, share in enumerate(LOADS):
+                    count = times(round(70 * share * capacity))
+                    found["open"].append(await opened(call, share * capacity, count, number, seeds))
                 await alone(call)
         await direct.close()
-    finally:
-        await server.stop()
     return found
 
 
