@@ -185,25 +185,28 @@ be added), and what may leave a minute.
 """
 
 
-def latency(measured: dict[str, Any]) -> str:
+def latency(figures: dict[str, Any]) -> str:
     rows = []
-    for row in comparison(measured):
-        calls = f"{row['concurrency']} callers" if "concurrency" in row else f"{row['rate']:.1f} arrivals a second"
-        real, simulated = row["measured"], row["simulated"]
-        rows.append(
-            f"| {calls} | {real['p50']:.2f} | {simulated['p50']:.2f} "
-            f"| {real['samples_per_second']:.2f} | {simulated['samples_per_second']:.2f} |"
-        )
+    for row in comparison(figures["rounds"]):
+        calls = f"{row['concurrency']} callers" if "concurrency" in row else f"{row['load']:.0%} of that rate"
+        cells = [
+            cell
+            for key in ("p50", "p95", "samples_per_second")
+            for cell in (f"{row['measured'][key]:.2f}", f"{row['simulated'][key]:.2f}", f"{row['ratio'][key]:.2f}")
+        ]
+        rows.append(f"| {calls} | {' | '.join(cells)} |")
     return f"""## Does the simulator say what the service does?
 
 `python benchmarks/latency.py`
 
 One real gateway and one real Triton with `faces`, and the same calls in the simulator. It knows what Triton takes for
-batches alone, and how much two at once slow each other down; nothing of the curve. Calls in a closed loop, then as a
-Poisson process (at the measured instants). A test holds p50 and samples a second within 15 % of what was measured.
+batches alone, and how much two at once slow each other down, measured before and after each point; nothing of the
+curve. Calls in a closed loop, then as a Poisson process (at the measured instants) of a share of the rate that 32
+callers have. Medians of {len(figures["rounds"])} rounds; a ratio is simulated to measured within a round. A test holds
+those of p50 and of samples a second within 15 %.
 
-| Calls | p50 measured, s | simulated | Samples a second measured | simulated |
-| --- | --- | --- | --- | --- |
+| Calls | p50 measured, s | simulated | ratio | p95 | simulated | ratio | Samples a second | simulated | ratio |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
 {chr(10).join(rows)}
 
 ![Latency and throughput, measured and simulated](images/latency.png)
