@@ -104,7 +104,7 @@ async def profile(direct: Direct, call: load.Call, seeds: Iterator[int]) -> Figu
 
 
 async def one_round(number: int) -> Figures:
-    """Every point of the curve once, in order, and a profile before and after each: points[i] is between i and i + 1."""
+    """Every point of the curve once, in order, and the profiles around them: points[i] is between i and i + 1."""
     seeds = itertools.count(number << 20)
     found: Figures = {"profiles": [], "points": []}
     async with serving(REPOSITORY, MODEL) as (client, model):
