@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import autoscaling
+import direct
 import latency
 import numpy as np
 import pytest
@@ -131,8 +132,8 @@ def test_the_numbers_are_those_of_the_manifests(numbers: Shipped) -> None:
     assert [trigger.window_seconds for trigger in numbers.triggers] == [120.0, 120.0, 60.0]
     assert numbers.min_replicas == 0 and numbers.capacity_wait_seconds == 900.0
     assert numbers.gateways * numbers.triton_slots == 2 * MAX_BATCH * numbers.max_replicas
-    for step in latency.STEPS:
-        assert read_config(REPOSITORY / step / "config.pbtxt").max_batch_size == MAX_BATCH
+    for step in direct.STEPS:
+        assert read_config(REPOSITORY / f"{latency.MODEL}_{step}" / "config.pbtxt").max_batch_size == MAX_BATCH
 
 
 def test_the_shipped_defaults_win(numbers: Shipped) -> None:
