@@ -45,8 +45,9 @@ RESULTS = ROOT / "benchmarks" / "results" / "encoders.json"
 REPOSITORY = ROOT / "model_repository"
 SAMPLES = 20
 REPEATS = 3
+OWN_STRATEGY = "Pillow's own"
 STRATEGIES = {
-    "Pillow's own": -1,
+    OWN_STRATEGY: -1,
     "default": zlib.Z_DEFAULT_STRATEGY,
     "Huffman only": zlib.Z_HUFFMAN_ONLY,
     "runs": zlib.Z_RLE,

@@ -73,17 +73,21 @@ class Pipeline:
 def closed(
     pipeline: Pipeline, callers: int, seconds: float, answers: int, first_seed: int
 ) -> list[tuple[float, float]]:
-    """Batches until the seconds have passed and so many answers are there: begin and end of each call."""
+    """Begin and end of each call of callers who ask again until the seconds have passed and so many answers are there.
+
+    Those who wait then are answered, too.
+    """
     seeds = itertools.count(first_seed)
     origin = time.perf_counter()
     waiting = deque([0.0] * callers)  # when each began to wait
     calls: list[tuple[float, float]] = []
-    while len(calls) < answers or time.perf_counter() - origin < seconds:
+    while waiting:
         batch = [waiting.popleft() for _ in range(min(len(waiting), pipeline.max_batch))]
         pipeline.infer([next(seeds) for _ in batch])
         ended = time.perf_counter() - origin
         calls += [(begun, ended) for begun in batch]
-        waiting.extend([ended] * len(batch))
+        if len(calls) < answers or ended < seconds:
+            waiting.extend([ended] * len(batch))
     return calls
 
 

@@ -37,9 +37,10 @@ class NullStep(Step):
 
     def __init__(self, image: Tensor, label: Tensor, z_dim: int) -> None:
         super().__init__()
-        self.register_buffer("image", image)
-        self.register_buffer("label", label)
-        self.register_buffer("js_map", torch.zeros(label.shape))
+        # The file names constants after the buffers, and outputs have the other names.
+        self.register_buffer("every_image", image)
+        self.register_buffer("every_label", label)
+        self.register_buffer("every_js_map", torch.zeros(label.shape))
         r = label.shape[0]
         self.inputs = latent_inputs(z_dim)
         self.outputs = (
@@ -53,7 +54,9 @@ class NullStep(Step):
         self, latent: Tensor, style_latent: Tensor, crossover: Tensor, truncation_psi: Tensor
     ) -> tuple[Tensor, ...]:
         count = latent.shape[0]
-        constant = (x.expand(count, *x.shape) for x in (self.image, self.label, self.js_map))  # [B,...]
+        constant = (
+            x.expand(count, *x.shape) for x in (self.every_image, self.every_label, self.every_js_map)
+        )  # [B,...]
         score = (latent * latent).sum(dim=1, keepdim=True)  # [B,1]
         return (*constant, score)
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from alternatives import JUDGED, OURS, RIVALS
+from encoders import OWN_STRATEGY
 from gate import TITLES
 from growth import TITLES as GROWTH_TITLES
 from interpreter import ARMS as ARMS_OF_INTERPRETER
@@ -520,8 +521,8 @@ Percentiles are those of a call, in seconds, after the first round of a loop.
 | --- | --- | --- |{" --- |" * len(PERCENTILES)} --- |
 {chr(10).join(loops)}
 
-Poisson arrivals at {arrivals["share"]:.0%} of the lowest rate that the served ways had with {arrivals["callers"]} callers \
-in the same round, {arrivals["rate"]["median"]:.2f} a second:
+Poisson arrivals at {arrivals["share"]:.0%} of the lowest rate that the served ways had with {arrivals["callers"]} \
+callers in the same round, {arrivals["rate"]["median"]:.2f} a second:
 
 | Way | Samples/s | {" | ".join(PERCENTILES)} | Failures |
 | --- | --- |{" --- |" * len(PERCENTILES)} --- |
@@ -563,11 +564,11 @@ def encoders(figures: dict[str, Any]) -> str:
     rows = []
     for part, each in figures["encodings"].items():
         best = each["chosen"]
-        level = {row["level"]: row for row in each["rows"] if row["strategy"] == best["strategy"]}
-        shown = [("the choice", best), ("ships", each["ships"])] + [(f"level {n}", level[n]) for n in (0, 1, 6, 9)]
+        own = {row["level"]: row for row in each["rows"] if row["strategy"] == OWN_STRATEGY}
+        shown = [(f"the choice: level {best['level']}, {best['strategy']}", best), ("what ships", each["ships"])]
+        shown += [(f"level {level}, {OWN_STRATEGY}", own[level]) for level in (0, 1, 6, 9)]
         for name, row in shown:
-            settings = f"{name}: level {best['level']}, {best['strategy']}" if row is best else name
-            rows.append(f"| {part} | {settings} | {1e3 * row['seconds']:.2f} | {row['bytes']:,.0f} |")
+            rows.append(f"| {part} | {name} | {1e3 * row['seconds']:.2f} | {row['bytes']:,.0f} |")
     health = [
         f"| {name} | {each['samples_per_second']['median']:,.0f} | {1e3 * each['p50']['median']:.1f} "
         f"| {1e3 * each['p99']['median']:.1f} ({1e3 * each['p99']['least']:.1f} to {1e3 * each['p99']['most']:.1f}) |"
@@ -578,14 +579,13 @@ def encoders(figures: dict[str, Any]) -> str:
 `python benchmarks/encoders.py`
 
 {figures["samples"]} samples of `faces`, Pillow's encoder at each level of zlib and with each of its strategies. The
-choice is the fastest within {figures["allowed"] - 1:.0%} of the smallest bytes that level 6 gives; the levels are those of \
-its strategy.
+choice is the fastest within {figures["allowed"] - 1:.0%} of the smallest bytes that level 6 gives.
 
 | Part | Encoder | Milliseconds a sample | Bytes |
 | --- | --- | --- | --- |
 {chr(10).join(rows)}
 
-Whether encoding holds up other answers: /healthz while {figures["callers"]} callers ask for samples of a model that \
+Whether encoding holds up other answers: /healthz while {figures["callers"]} callers ask for samples of a model that
 computes nothing. Medians of {figures["rounds"]} interleaved rounds.
 
 | Asked for | Samples/s | /healthz p50, ms | p99, ms (least, most) |

@@ -56,7 +56,7 @@ CONCURRENCIES = (1, 4, 16, 64)
 SECONDS = 4.0  # of a piece, at least
 JUDGED = 16  # the concurrency whose rate the arrivals follow
 SHARE = 0.6  # of that rate
-ARRIVAL_SECONDS = 8.0
+ARRIVAL_PIECES = 2  # that arrivals last
 # What is held to a share of what, in samples a second.
 BARS = {(GRPC, TRITON): 0.95, (TRITON, BARE): 0.90}
 RATIOS = (*BARS, (REST, TRITON))
@@ -143,7 +143,7 @@ async def measure(kept: resuming.Kept, rounds: int, seconds: float) -> None:
             return found
 
         async def arrivals(way: str, rate: float, index: int) -> Figures:
-            count = max(1, round(rate * 2 * seconds))
+            count = max(1, round(rate * ARRIVAL_PIECES * seconds))
             return {"rate": rate} | load.figures(
                 await load.opened(calls[way], rate, count, seeds, index, counted=COUNTED)
             )

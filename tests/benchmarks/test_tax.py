@@ -2,10 +2,12 @@
 
 import itertools
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("matplotlib")
+import in_process
 import load
 import resuming
 import tax
@@ -59,3 +61,13 @@ def test_measured_rounds_are_measured_once(tmp_path: Path, monkeypatch: pytest.M
     first = resuming.measured("some", "fingerprint", parts, 2, 60.0)
     assert first == [{"a": {"x": 0}, "b": {"x": 1}}, {"a": {"x": 2}, "b": {"x": 3}}]
     assert resuming.measured("some", "fingerprint", parts, 1, 60.0) == first[:1]
+
+
+# All 40 have an answer after the third batch, in which some had come again; who waits then is answered, too.
+@pytest.mark.parametrize(("callers", "batches"), [(1, [1]), (4, [4]), (40, [16, 16, 16, 16, 8])])
+def test_without_a_server_a_batch_is_who_waits(callers: int, batches: list[int]) -> None:
+    seen: list[list[int]] = []
+    pipeline = SimpleNamespace(max_batch=16, infer=seen.append)
+    calls = in_process.closed(pipeline, callers, 0.0, callers, 0)  # type: ignore[arg-type]
+    assert list(map(len, seen)) == batches and len(calls) == sum(batches)
+    assert list(itertools.chain.from_iterable(seen)) == list(range(len(calls))), "each call has a seed of its own"
