@@ -41,6 +41,10 @@ bench: $(TEST)/.ready $(RIVALS)/.ready
 	$(TEST)/bin/python benchmarks/dataloader.py
 	$(TEST)/bin/python benchmarks/gate.py
 	$(TEST)/bin/python benchmarks/latency.py
+	$(TEST)/bin/python benchmarks/tax.py
+	$(TEST)/bin/python benchmarks/gateway_cpu.py
+	$(TEST)/bin/python benchmarks/encoders.py
+	$(TEST)/bin/python benchmarks/startup.py
 	$(TEST)/bin/python benchmarks/alternatives.py
 	-@$(MAKE) --no-print-directory openvino
 	$(TEST)/bin/python benchmarks/pair.py

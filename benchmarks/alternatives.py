@@ -38,6 +38,7 @@ from typing import Any
 
 import grpc.aio
 import httpx
+import load
 import matplotlib
 
 matplotlib.use("agg")
@@ -45,13 +46,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import numpy.typing as npt
 import tritonclient.grpc.aio as triton
+from load import spread
+from resuming import rotated
 from rivals.settings import Settings
-from serving import gateway
+from serving import gateway, samples_of
 from tritonclient.utils import InferenceServerException
 
 from labelmint.models.annotations import write_json
-from labelmint.v1 import sample_service_pb2 as pb
-from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 
 ROOT = Path(__file__).parent.parent
 KEPT = ROOT / "build" / "alternatives"
@@ -105,12 +106,10 @@ class OutOfTime(Exception):
 
 @contextlib.asynccontextmanager
 async def over_labelmint(endpoint: str) -> AsyncIterator[Ask]:
-    options = pb.SampleOptions(include_rejected=True, image_encoding=pb.ENCODING_RAW, label_encoding=pb.ENCODING_RAW)
-    async with grpc.aio.insecure_channel(endpoint) as channel:
-        stub = pb_grpc.SampleServiceStub(channel)
+    async with samples_of(endpoint, MODEL) as sample_of:
 
         async def ask(seed: int) -> Answer:
-            sample = (await stub.GetSample(pb.GetSampleRequest(model=MODEL, seed=seed, options=options))).sample
+            sample = await sample_of(seed)
             image, label = (np.frombuffer(pixels.data, np.uint8) for pixels in (sample.image, sample.label))
             return Answer(image, label, sample.js_score)
 
@@ -157,8 +156,8 @@ async def over_triton(port: int) -> AsyncIterator[Ask]:
 async def running(turn: str, settings: Settings | None, python: Path) -> AsyncIterator[Ask]:
     """The server of a turn until the block ends, once it answers; `settings` are a rival's."""
     if settings is None:
-        with gateway() as endpoint:
-            async with over_labelmint(endpoint) as ask:
+        with gateway() as served:
+            async with over_labelmint(served.grpc) as ask:
                 await until_it_answers(ask, None)
                 yield ask
         return
@@ -223,29 +222,8 @@ async def closed_loop(ask: Ask, concurrency: int, count: int, seeds: Iterator[in
     Returns samples a second up to then, and p50 and p95 of those calls, in seconds. With `drain` the calls that are
     still under way are waited for, otherwise given up.
     """
-    calls: list[tuple[float, float]] = []
-    enough = asyncio.Event()
-    origin = time.perf_counter()
-
-    async def caller() -> None:
-        while not enough.is_set():
-            begun = time.perf_counter() - origin
-            await ask(next(seeds))
-            calls.append((begun, time.perf_counter() - origin))
-            if len(calls) >= count:
-                enough.set()
-
-    callers = asyncio.gather(*(caller() for _ in range(concurrency)))
-    told = asyncio.ensure_future(enough.wait())
-    await asyncio.wait((callers, told), return_when=asyncio.FIRST_COMPLETED)
-    told.cancel()
-    if enough.is_set() and not drain:
-        callers.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await callers
-    else:
-        await callers
-    counted = calls[:count]
+    run = await load.closed(ask, concurrency, seeds, answers=count, drain=drain)
+    counted = run.calls[:count]
     p50, p95 = np.percentile([ended - begun for begun, ended in counted], (50, 95)).tolist()
     return {"samples_per_second": count / counted[-1][1], "p50": p50, "p95": p95}
 
@@ -307,7 +285,7 @@ class Measurement:
                     return
                 self.rounds.append({})
             first = len(self.rounds) - 1  # labelmint begins the first round: its labels are what is expected
-            for turn in (*TURNS[first % len(TURNS) :], *TURNS[: first % len(TURNS)]):
+            for turn in rotated(TURNS, first):
                 if turn not in self.rounds[-1]:
                     self.rounds[-1][turn] = await self._turn(turn, first)
                     self._keep()
@@ -358,16 +336,13 @@ def summary(rounds: list[dict[str, Figures]]) -> Figures:
     def values(turn: str, concurrency: int, key: str) -> npt.NDArray[np.float64]:
         return np.array([each[turn][str(concurrency)][key] for each in rounds])
 
-    def median(ratios: npt.NDArray[np.float64]) -> Figures:
-        return {"median": float(np.median(ratios)), "least": float(ratios.min()), "most": float(ratios.max())}
-
     servers: Figures = {}
     for turn in TURNS:
         rate = values(OURS, JUDGED, "samples_per_second") / values(turn, JUDGED, "samples_per_second")
-        servers[turn] = {"agreement": rounds[0][turn]["agreement"], "labelmint_to_it": median(rate)}
+        servers[turn] = {"agreement": rounds[0][turn]["agreement"], "labelmint_to_it": spread(rate)}
         for concurrency in COUNTS:
             servers[turn][str(concurrency)] = {
-                key: median(values(turn, concurrency, key)) for key in ("samples_per_second", "p50", "p95")
+                key: spread(values(turn, concurrency, key)) for key in ("samples_per_second", "p50", "p95")
             }
     against: Figures = {}
     for kind in INTERPRETERS:
@@ -376,8 +351,8 @@ def summary(rounds: list[dict[str, Figures]]) -> Figures:
         tails = np.array([values(turn, JUDGED, "p95") for turn in turns])
         against[kind] = {
             "best": turns[int(np.median(rates, axis=1).argmax())],
-            "samples_per_second": median(values(OURS, JUDGED, "samples_per_second") / rates.max(axis=0)),
-            "p95": median(values(OURS, JUDGED, "p95") / tails.min(axis=0)),
+            "samples_per_second": spread(values(OURS, JUDGED, "samples_per_second") / rates.max(axis=0)),
+            "p95": spread(values(OURS, JUDGED, "p95") / tails.min(axis=0)),
         }
     return {"servers": servers, "against": against}
 

@@ -70,12 +70,13 @@ async def rates(rounds: int, count: int) -> dict[str, list[float]]:
         client = TritonClient(server.grpc_url)
         model = read_served_model(ensembles(REPOSITORY)[MODEL], "1")
         seed = 0
-        with gateway("--triton-url", server.grpc_url) as endpoint:
+        with gateway("--triton-url", server.grpc_url) as served:
             for _ in range(rounds):
                 found["triton"].append(await direct(client, model, seed, count))
                 for workers in WORKERS:
                     seed += count
-                    found[f"workers_{workers}"].append(await asyncio.to_thread(loaded, endpoint, workers, seed, count))
+                    rate = await asyncio.to_thread(loaded, served.grpc, workers, seed, count)
+                    found[f"workers_{workers}"].append(rate)
                 seed += count
         await client.close()
     finally:

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import floor
-import grpc.aio
 import matplotlib
 
 matplotlib.use("agg")
@@ -34,15 +33,13 @@ import numpy as np
 import random_models
 import resuming
 import step_runner
-from latency import MODEL, PATIENCE_SECONDS, closed, latencies, throughput
+from latency import MODEL, closed, latencies, throughput
 from resuming import BUILD, ROOT, Figures
-from serving import gateway
+from serving import gateway, samples_of
 
 from labelmint.export.modules import StyleInterpreterStep
 from labelmint.export.onnx_export import export_onnx
 from labelmint.models.interpreter import InterpreterSpec
-from labelmint.v1 import sample_service_pb2 as pb
-from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 
 RESULTS = ROOT / "benchmarks" / "results" / "growth.json"
 PICTURE = ROOT / "docs" / "images" / "growth.png"
@@ -145,18 +142,12 @@ def steps() -> Figures:
 async def concurrency() -> Figures:
     """By the number of callers: samples a second, and the median seconds of a call."""
     found: Figures = {}
-    options = pb.SampleOptions(include_rejected=True, image_encoding=pb.ENCODING_RAW, label_encoding=pb.ENCODING_RAW)
-    with gateway("--model-repository", str(ROOT / "model_repository")) as endpoint:
-        async with grpc.aio.insecure_channel(endpoint) as channel:
-            stub, seeds = pb_grpc.SampleServiceStub(channel), itertools.count()
-
-            async def call() -> None:
-                request = pb.GetSampleRequest(model=MODEL, seed=next(seeds), options=options)
-                await stub.GetSample(request, timeout=PATIENCE_SECONDS)
-
-            await closed(call, max(CONCURRENCIES), 1)  # warms up batches of all sizes
+    with gateway("--model-repository", str(ROOT / "model_repository")) as served:
+        async with samples_of(served.grpc, MODEL) as call:
+            seeds = itertools.count()
+            await closed(call, max(CONCURRENCIES), 1, seeds)  # warms up batches of all sizes
             for callers in CONCURRENCIES:
-                run = await closed(call, callers, max(CALLS, 1 + 12 // callers))
+                run = await closed(call, callers, max(CALLS, 1 + 12 // callers), seeds)
                 found[str(callers)] = {
                     "samples_per_second": throughput(run),
                     "call_seconds": float(np.median(latencies(run))),

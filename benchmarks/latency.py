@@ -3,222 +3,142 @@
 Rules of this file:
 - One Triton and one gateway, the demo model `faces`, gRPC, raw pixels, no cache; everything is delivered.
 - What the simulator is given: the seconds of each step by batch size, how much two batches at once slow each other
-  down (both as Triton tells them, asked directly), and what a single call costs outside of the steps. It is measured
-  before, amid and after the curve, since the machine changes its pace.
+  down (both as Triton tells them, asked directly), and what a single call costs outside of the steps.
 - What it must find is measured through the gateway: a closed loop at several concurrencies, and Poisson arrivals, which
   the simulator gets at the measured instants.
+- The machine changes its pace within a minute. So each point of the curve is measured between two profiles and is
+  simulated with their mean, and what counts is the ratio of the two within a round, in the median over the rounds.
 - A latency is that of a call as its client sees it; percentiles are over the calls after the first round of a loop.
 
-Run it as `python benchmarks/latency.py` on an idle machine (8 minutes); it writes benchmarks/results/latency.json and
-docs/images/latency.png.
+Run it as `python benchmarks/latency.py` on an idle machine (12 minutes; it goes on where it was interrupted); it writes
+benchmarks/results/latency.json and docs/images/latency.png.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import grpc.aio
+import load
 import matplotlib
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import numpy as np
+import resuming
 import simpy
-import tritonclient.grpc.aio as triton
-from serving import gateway
+from direct import Direct
+from serving import gateway, samples_of
 from simulation.clients import Caller
 from simulation.service import Gateway, Profile, Triton
 
-from labelmint.gateway.policy import latent_of
-from labelmint.gateway.served_model import ServedModel, read_served_model
+from labelmint.gateway.calibrate import serving
 from labelmint.models.annotations import write_json
 from labelmint.settings import ServeSettings
-from labelmint.triton.model_config import ensembles
-from labelmint.triton.server import TritonServer, wait_until_ready
-from labelmint.v1 import sample_service_pb2 as pb
-from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 
 ROOT = Path(__file__).parent.parent
 REPOSITORY = ROOT / "model_repository"
 RESULTS = ROOT / "benchmarks" / "results" / "latency.json"
 MODEL = "faces"
-STEPS = (f"{MODEL}_generator", f"{MODEL}_style_interpreter")
-PHASES = ("queue", "compute_input", "compute_infer", "compute_output")  # of a step, as Triton's statistics name them
-OUTPUTS = ("image", "label", "js_score")
 BATCHES = (1, 2, 4, 8, 16)
 PAIR = 8  # samples of each of two batches at once
 CONCURRENCIES = (1, 2, 4, 8, 16, 32)
 LOADS = (0.3, 0.6, 0.8)  # of the rate at the largest concurrency
-PATIENCE_SECONDS = 600.0
+OPEN_SECONDS = 15.0
 Figures = dict[str, Any]
 
 
-class Direct:
-    """Triton asked without the gateway, in requests of many samples."""
-
-    def __init__(self, url: str, model: ServedModel, steps: Sequence[str] = STEPS) -> None:
-        self._client = triton.InferenceServerClient(url, channel_args=[("grpc.max_receive_message_length", -1)])
-        self._model = model
-        self._steps = steps
-
-    async def close(self) -> None:
-        await self._client.close()
-
-    async def infer(self, count: int) -> None:
-        """One request for `count` samples."""
-        latents = np.concatenate([latent_of(seed, self._model.z_dim) for seed in range(count)])
-        arrays = {
-            "latent": latents.astype(np.float32),
-            "style_latent": latents.astype(np.float32),
-            "crossover": np.full((count, 1), self._model.num_ws, np.int32),
-            "truncation_psi": np.ones((count, 1), np.float32),
-        }
-        inputs = []
-        for name, array in arrays.items():
-            tensor = triton.InferInput(name, list(array.shape), "INT32" if array.dtype == np.int32 else "FP32")
-            tensor.set_data_from_numpy(array)
-            inputs.append(tensor)
-        outputs = [triton.InferRequestedOutput(name) for name in OUTPUTS]
-        await self._client.infer(self._model.triton_name, inputs, outputs=outputs)
-
-    async def statistics(self) -> list[dict[str, float]]:
-        """Seconds that Triton says each step has spent in each of PHASES since it was started."""
-        found = []
-        for step in self._steps:
-            (entry,) = (await self._client.get_inference_statistics(step)).model_stats
-            found.append({phase: getattr(entry.inference_stats, phase).ns / 1e9 for phase in PHASES})
-        return found
-
-    async def step_seconds(self) -> list[float]:
-        """Seconds that Triton says each step has computed since it was started: all but its queue."""
-        return [sum(step.values()) - step["queue"] for step in await self.statistics()]
-
-    async def batch(self, count: int) -> list[float]:
-        """Seconds of each step for one batch alone."""
-        before = await self.step_seconds()
-        await self.infer(count)
-        after = await self.step_seconds()
-        return [end - start for start, end in zip(before, after, strict=True)]
-
-    async def pair(self, rounds: int) -> list[float]:
-        """Seconds of each step for a batch while two batches of PAIR samples are always there."""
-
-        async def loop() -> None:
-            for _ in range(rounds):
-                await self.infer(PAIR)
-
-        before = await self.step_seconds()
-        await asyncio.gather(loop(), loop())
-        after = await self.step_seconds()
-        return [(end - start) / (2 * rounds) for start, end in zip(before, after, strict=True)]
+async def batch(direct: Direct, count: int) -> list[float]:
+    """Seconds of each step for one batch alone."""
+    before = await direct.step_seconds()
+    await direct.infer(range(count))
+    after = await direct.step_seconds()
+    return [end - start for start, end in zip(before, after, strict=True)]
 
 
-async def closed(call: Callable[[], Awaitable[None]], concurrency: int, rounds: int) -> Figures:
-    """Callers that ask again as soon as they have their answer: (begin, end) of each call, in seconds."""
-    calls: list[tuple[float, float]] = []
-    origin = time.perf_counter()
+async def pair(direct: Direct, rounds: int) -> list[float]:
+    """Seconds of each step for a batch while two batches of PAIR samples are always there."""
 
-    async def caller() -> None:
+    async def loop() -> None:
         for _ in range(rounds):
-            begun = time.perf_counter() - origin
-            await call()
-            calls.append((begun, time.perf_counter() - origin))
+            await direct.infer(range(PAIR))
 
-    await asyncio.gather(*(caller() for _ in range(concurrency)))
-    return {"concurrency": concurrency, "rounds": rounds, "calls": _rounded(calls)}
+    before = await direct.step_seconds()
+    await asyncio.gather(loop(), loop())
+    after = await direct.step_seconds()
+    return [(end - start) / (2 * rounds) for start, end in zip(before, after, strict=True)]
 
 
-async def opened(call: Callable[[], Awaitable[None]], rate: float, count: int, seed: int) -> Figures:
+async def closed(call: load.Call, concurrency: int, rounds: int, seeds: Iterator[int]) -> Figures:
+    """Callers that ask again as soon as they have their answer: (begin, end) of each call, in seconds."""
+    run = await load.closed(call, concurrency, seeds, rounds=rounds)
+    return {"concurrency": concurrency, "rounds": rounds, "calls": _rounded(run.calls)}
+
+
+async def opened(call: load.Call, rate: float, count: int, random_seed: int, seeds: Iterator[int]) -> Figures:
     """Callers that come as a Poisson process of `rate` a second."""
-    gaps = np.random.default_rng(seed).exponential(1 / rate, count)
-    calls: list[tuple[float, float]] = []
-    origin = time.perf_counter()
-
-    async def caller(at: float) -> None:
-        await asyncio.sleep(at - (time.perf_counter() - origin))
-        begun = time.perf_counter() - origin
-        await call()
-        calls.append((begun, time.perf_counter() - origin))
-
-    await asyncio.gather(*(caller(at) for at in np.cumsum(gaps)))
-    return {"rate": rate, "calls": _rounded(calls)}
+    run = await load.opened(call, rate, count, seeds, random_seed)
+    return {"rate": rate, "calls": _rounded(run.calls)}
 
 
 def _rounded(calls: list[tuple[float, float]]) -> list[list[float]]:
     return [[round(begun, 4), round(ended, 4)] for begun, ended in sorted(calls)]
 
 
-async def measure(scale: float) -> Figures:
-    """Everything, with `scale` times the usual number of calls."""
+async def profile(direct: Direct, call: load.Call, seeds: Iterator[int]) -> Figures:
+    """What the simulator is given, once: seconds of each step by batch size, of a pair, and outside of the steps."""
+    batches = [await batch(direct, size) for size in BATCHES]
+    outside = []
+    for _ in range(2):
+        before, started = sum(await direct.step_seconds()), time.perf_counter()
+        await call(next(seeds))
+        elapsed = time.perf_counter() - started
+        outside.append(elapsed - (sum(await direct.step_seconds()) - before))
+    return {"batches": batches, "outside": min(outside), "pair": await pair(direct, 1)}
 
-    def times(count: int) -> int:
-        return max(2, round(scale * count))
 
-    server = TritonServer(REPOSITORY, [MODEL])
-    await server.start()
-    found: Figures = {"batches": [], "outside": [], "pairs": [], "closed": [], "open": []}
-    try:
-        await wait_until_ready(server)
-        model = read_served_model(ensembles(REPOSITORY)[MODEL], "1")
-        direct = Direct(server.grpc_url, model)
-
-        async def alone(call: Callable[[], Awaitable[None]]) -> None:
-            for _ in range(times(3)):
-                for size in BATCHES:
-                    found["batches"].append({"size": size, "steps": await direct.batch(size)})
-                before, started = sum(await direct.step_seconds()), time.perf_counter()
-                await call()
-                elapsed = time.perf_counter() - started
-                found["outside"].append(elapsed - (sum(await direct.step_seconds()) - before))
-            found["pairs"].append(await direct.pair(times(4)))
-
-        await direct.infer(max(BATCHES))
-        with gateway("--triton-url", server.grpc_url) as endpoint:
-            async with grpc.aio.insecure_channel(endpoint) as channel:
-                stub = pb_grpc.SampleServiceStub(channel)
-                seeds = iter(range(2**32))
-                options = pb.SampleOptions(
-                    include_rejected=True, image_encoding=pb.ENCODING_RAW, label_encoding=pb.ENCODING_RAW
-                )
-
-                async def call() -> None:
-                    request = pb.GetSampleRequest(model=MODEL, seed=next(seeds), options=options)
-                    await stub.GetSample(request, timeout=PATIENCE_SECONDS)
-
-                await call()
-                await alone(call)
+async def one_round(number: int) -> Figures:
+    """Every point of the curve once, in order, and the profiles around them: points[i] is between i and i + 1."""
+    seeds = itertools.count(number << 20)
+    found: Figures = {"profiles": [], "points": []}
+    async with serving(REPOSITORY, MODEL) as (client, model):
+        direct = Direct(client.url, model)
+        await direct.infer(range(max(BATCHES)))
+        with gateway("--triton-url", client.url) as served:
+            async with samples_of(served.grpc, MODEL) as call:
+                await call(next(seeds))
+                found["profiles"].append(await profile(direct, call, seeds))
                 for concurrency in CONCURRENCIES:
-                    found["closed"].append(await closed(call, concurrency, 1 + times(max(6, 40 // concurrency))))
-                await alone(call)
-                capacity = throughput(found["closed"][-1])
-                for seed, load in enumerate(LOADS):
-                    count = times(round(70 * load * capacity))
-                    found["open"].append(await opened(call, load * capacity, count, seed))
-                await alone(call)
+                    found["points"].append(await closed(call, concurrency, 1 + max(3, 16 // concurrency), seeds))
+                    found["profiles"].append(await profile(direct, call, seeds))
+                capacity = throughput(found["points"][-1])
+                for index, share in enumerate(LOADS):
+                    count = round(OPEN_SECONDS * share * capacity)
+                    point = await opened(call, share * capacity, count, number * len(LOADS) + index, seeds)
+                    found["points"].append(point | {"load": share})
+                    found["profiles"].append(await profile(direct, call, seeds))
         await direct.close()
-    finally:
-        await server.stop()
     return found
 
 
-def profile_of(measured: Figures) -> Profile:
-    """What the simulator is given, from the direct measurements: medians over all of their rounds."""
+def profile_of(before: Figures, after: Figures) -> Profile:
+    """What the simulator is given for a point between two profiles: their mean."""
 
-    def median(size: int, step: int) -> float:
-        return float(np.median([each["steps"][step] for each in measured["batches"] if each["size"] == size]))
+    def mean(key: str) -> Any:
+        return np.mean([before[key], after[key]], axis=0)
 
-    seconds = [[median(size, step) for size in BATCHES] for step in (0, 1)]
+    seconds = mean("batches").T.tolist()  # [step][size]
     alone = [step[BATCHES.index(PAIR)] for step in seconds]
     shorter = alone.index(min(alone))
     # The shorter step always has the longer one beside it: what it takes longer then is what sharing costs.
-    together = alone[shorter] / float(np.median([pair[shorter] for pair in measured["pairs"]]))
-    return Profile.measured(list(BATCHES), seconds, min(1.0, together), float(np.median(measured["outside"])))
+    together = alone[shorter] / float(mean("pair")[shorter])
+    return Profile.measured(list(BATCHES), seconds, min(1.0, together), float(mean("outside")))
 
 
 def latencies(run: Figures) -> list[float]:
@@ -266,35 +186,54 @@ def simulate(profile: Profile, run: Figures) -> Figures:
     return run | {"calls": sorted(calls)}
 
 
-def comparison(measured: Figures) -> list[Figures]:
-    """For each run what was measured and what the simulator says: p50, p95 (seconds), samples a second."""
-    profile = profile_of(measured)
+def comparison(rounds: Sequence[Figures]) -> list[Figures]:
+    """For each point what was measured and what the simulator says: p50, p95 (seconds), samples a second.
+
+    Medians over the rounds; `ratio` is that of the simulated to the measured within a round.
+    """
     rows = []
-    for run in [*measured["closed"], *measured["open"]]:
-        row: Figures = {key: run[key] for key in ("concurrency", "rate") if key in run}
-        for name, each in (("measured", run), ("simulated", simulate(profile, run))):
-            p50, p95 = np.percentile(latencies(each), (50, 95)).tolist()
-            ends = [ended for _, ended in each["calls"]]
-            rate = throughput(each) if "concurrency" in each else len(ends) / max(ends)
-            row[name] = {"p50": p50, "p95": p95, "samples_per_second": rate}
+    for index, first in enumerate(rounds[0]["points"]):
+        found: dict[str, list[Figures]] = {"measured": [], "simulated": []}
+        for each in rounds:
+            run, around = each["points"][index], each["profiles"][index : index + 2]
+            found["measured"].append(figures_of(run))
+            found["simulated"].append(figures_of(simulate(profile_of(*around), run)))
+        row: Figures = {key: first[key] for key in ("concurrency", "load") if key in first}
+        row |= {name: _over_rounds(list(some)) for name, some in found.items()}
+        pairs = zip(found["simulated"], found["measured"], strict=True)
+        row["ratio"] = _over_rounds([{key: ours[key] / real[key] for key in real} for ours, real in pairs])
         rows.append(row)
     return rows
+
+
+def figures_of(run: Figures) -> Figures:
+    p50, p95 = np.percentile(latencies(run), (50, 95)).tolist()
+    ends = [ended for _, ended in run["calls"]]
+    return {
+        "p50": p50,
+        "p95": p95,
+        "samples_per_second": throughput(run) if "concurrency" in run else len(ends) / max(ends),
+    }
+
+
+def _over_rounds(some: list[Figures]) -> Figures:
+    return {key: float(np.median([each[key] for each in some])) for key in some[0]}
 
 
 def plot(rows: list[Figures], path: Path) -> None:
     figure, panels = plt.subplots(1, 3, figsize=(11, 3.4))
     loops = [row for row in rows if "concurrency" in row]
-    arrivals = [row for row in rows if "rate" in row]
+    arrivals = [row for row in rows if "load" in row]
     shown = (
         (panels[0], loops, "concurrency", "p50", "closed loop: median latency, s"),
         (panels[1], loops, "concurrency", "samples_per_second", "closed loop: samples a second"),
-        (panels[2], arrivals, "rate", "p50", "Poisson arrivals: median latency, s"),
+        (panels[2], arrivals, "load", "p50", "Poisson arrivals: median latency, s"),
     )
     for panel, some, x, y, title in shown:
         for name, style in (("measured", "o"), ("simulated", "-")):
             panel.plot([row[x] for row in some], [row[name][y] for row in some], style, label=name)
         panel.set_title(title, fontsize=10)
-        panel.set_xlabel("callers" if x == "concurrency" else "arrivals a second")
+        panel.set_xlabel("callers" if x == "concurrency" else "arrivals, of the rate with 32 callers")
         panel.set_ylim(0)
         panel.grid(alpha=0.3)
     panels[0].legend(frameon=False)
@@ -304,13 +243,21 @@ def plot(rows: list[Figures], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--scale", type=float, default=1.0, help="times the usual number of calls")
+    resuming.add_arguments(parser)
     arguments = parser.parse_args()
-    measured = asyncio.run(measure(arguments.scale))
-    rows = comparison(measured)
+    models = [path for path in REPOSITORY.glob(f"{MODEL}*/1/*") if path.is_file()]
+    kept = resuming.Kept("latency", resuming.digest_of([*models, *resuming.serving_code()]))
+    ends = time.monotonic() + arguments.budget
+    while len(kept.complete(["curve"])) < arguments.rounds:
+        if time.monotonic() > ends:
+            raise SystemExit(resuming.UNFINISHED)
+        index, _ = kept.begin(["curve"])
+        kept.keep(index, "curve", asyncio.run(one_round(index)))
+    rounds = [each["curve"] for each in kept.complete(["curve"])][: arguments.rounds]
+    rows = comparison(rounds)
     for row in rows:
         print(json.dumps(row))
-    write_json(RESULTS, measured)
+    write_json(RESULTS, {"rounds": rounds})
     plot(rows, ROOT / "docs" / "images" / "latency.png")
 
 

@@ -37,25 +37,22 @@ import numpy as np
 import random_models
 import resuming
 import step_runner
-from latency import PHASES, Direct
+from direct import PHASES, STEPS, Direct
 from resuming import BUILD, ROOT, Figures
 
 from labelmint.export.modules import GeneratorStep, Step, StyleInterpreterStep
 from labelmint.export.repository import export_repository
 from labelmint.export.torchscript_export import export_torchscript
+from labelmint.gateway.calibrate import serving
 from labelmint.gateway.policy import latent_of
-from labelmint.gateway.served_model import read_served_model
 from labelmint.models.generator import Generator
 from labelmint.models.interpreter import StyleInterpreter
 from labelmint.models.store import load_generator, load_interpreter
-from labelmint.triton.model_config import ensembles
-from labelmint.triton.server import TritonServer, wait_until_ready
 
 RESULTS = ROOT / "benchmarks" / "results" / "pair.json"
 PICTURE = ROOT / "docs" / "images" / "pair.png"
 WEIGHTS = ROOT / "service" / "labelmint" / "demo" / "weights"
 OPENVINO = ROOT / ".venv-openvino" / "bin" / "python"
-STEPS = ("generator", "style_interpreter")
 REPEATS = 3  # calls of a process that are timed
 STYLE_LAYERS = 1_000_000  # a crossover beyond all layers: no style mixing
 
@@ -198,17 +195,13 @@ def difference(want: np.ndarray, got: np.ndarray) -> float:
 
 async def served(subject: Subject) -> Figures:
     """By batch size, per sample: seconds of a call, and of each phase of each step as Triton counts them."""
-    server = TritonServer(subject.repository, [subject.name])
-    await server.start()
-    try:
-        await wait_until_ready(server)
-        model = read_served_model(ensembles(subject.repository)[subject.name], "1")
-        direct = Direct(server.grpc_url, model, [f"{subject.name}_{step}" for step in STEPS])
+    async with serving(subject.repository, subject.name) as (client, model):
+        direct = Direct(client.url, model)
         calls: Figures = {str(batch): [] for batch in subject.batches}
         for _ in range(1 + REPEATS):
             for batch in subject.batches:
                 before, begun = await direct.statistics(), time.perf_counter()
-                await direct.infer(batch)
+                await direct.infer(range(batch))
                 seconds, after = time.perf_counter() - begun, await direct.statistics()
                 steps = {
                     step: {phase: (end[phase] - start[phase]) / batch for phase in PHASES}
@@ -216,8 +209,6 @@ async def served(subject: Subject) -> Figures:
                 }
                 calls[str(batch)].append({"call": seconds / batch, "steps": steps})
         await direct.close()
-    finally:
-        await server.stop()
     return {batch: some[1:] for batch, some in calls.items()}  # the first one warms up
 
 

@@ -16,11 +16,14 @@ from typing import Any
 
 import numpy as np
 from alternatives import JUDGED, OURS, RIVALS
+from encoders import OWN_STRATEGY
 from gate import TITLES
 from growth import TITLES as GROWTH_TITLES
 from interpreter import ARMS as ARMS_OF_INTERPRETER
 from labels_train_models import ARMS, by_source
 from latency import comparison
+from load import PERCENTILES
+from startup import PHASES
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -183,25 +186,28 @@ be added), and what may leave a minute.
 """
 
 
-def latency(measured: dict[str, Any]) -> str:
+def latency(figures: dict[str, Any]) -> str:
     rows = []
-    for row in comparison(measured):
-        calls = f"{row['concurrency']} callers" if "concurrency" in row else f"{row['rate']:.1f} arrivals a second"
-        real, simulated = row["measured"], row["simulated"]
-        rows.append(
-            f"| {calls} | {real['p50']:.2f} | {simulated['p50']:.2f} "
-            f"| {real['samples_per_second']:.2f} | {simulated['samples_per_second']:.2f} |"
-        )
+    for row in comparison(figures["rounds"]):
+        calls = f"{row['concurrency']} callers" if "concurrency" in row else f"{row['load']:.0%} of that rate"
+        cells = [
+            cell
+            for key in ("p50", "p95", "samples_per_second")
+            for cell in (f"{row['measured'][key]:.2f}", f"{row['simulated'][key]:.2f}", f"{row['ratio'][key]:.2f}")
+        ]
+        rows.append(f"| {calls} | {' | '.join(cells)} |")
     return f"""## Does the simulator say what the service does?
 
 `python benchmarks/latency.py`
 
 One real gateway and one real Triton with `faces`, and the same calls in the simulator. It knows what Triton takes for
-batches alone, and how much two at once slow each other down; nothing of the curve. Calls in a closed loop, then as a
-Poisson process (at the measured instants). A test holds p50 and samples a second within 15 % of what was measured.
+batches alone, and how much two at once slow each other down, measured before and after each point; nothing of the
+curve. Calls in a closed loop, then as a Poisson process (at the measured instants) of a share of the rate that 32
+callers have. Medians of {len(figures["rounds"])} rounds; a ratio is simulated to measured within a round. A test holds
+those of p50 and of samples a second within 15 %.
 
-| Calls | p50 measured, s | simulated | Samples a second measured | simulated |
-| --- | --- | --- | --- | --- |
+| Calls | p50 measured, s | simulated | ratio | p95 | simulated | ratio | Samples a second | simulated | ratio |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
 {chr(10).join(rows)}
 
 ![Latency and throughput, measured and simulated](images/latency.png)
@@ -471,6 +477,145 @@ filled; growth is the slope of the line through it.
 """
 
 
+def tax(figures: dict[str, Any]) -> str:
+    closed, arrivals = figures["closed"], figures["arrivals"]
+    concurrencies = list(next(iter(closed.values())))
+    ratios = []
+    for name, each in figures["ratios"].items():
+        cells = [
+            f"{each['by_concurrency'][c]['median']:.3f} ({each['by_concurrency'][c]['least']:.3f} to "
+            f"{each['by_concurrency'][c]['most']:.3f})"
+            for c in concurrencies
+        ]
+        bar = "" if each["bar"] is None else f"{each['bar']:.2f}"
+        ratios.append(f"| {name} | {' | '.join(cells)} | {bar} |")
+
+    def cells(each: dict[str, Any]) -> str:
+        tails = " | ".join(f"{each[key]['median']:.2f}" for key in PERCENTILES)
+        return f"{each['samples_per_second']['median']:.2f} | {tails} | {each['failures']}"
+
+    loops = [
+        f"| {way} | {callers} | {cells(each)} |"
+        for way, by_callers in closed.items()
+        for callers, each in by_callers.items()
+    ]
+    poisson = [f"| {way} | {cells(each)} |" for way, each in arrivals["ways"].items()]
+    return f"""## What do the servers cost?
+
+`python benchmarks/tax.py`
+
+The same samples of `faces` (raw pixels) in four ways: through the gateway by gRPC and by REST (JSON, base64), from the
+same Triton asked directly, and from one process that runs the two ONNX files without a server, with the session options
+that Triton has, on batches of whoever waits. Closed loops; medians of {figures["rounds"]} interleaved rounds on \
+{figures["cores"]} cores.
+
+Samples a second of one way to another's, within a round (least, most):
+
+| Ratio | {" | ".join(f"{c} callers" for c in concurrencies)} | At least, asked for |
+| --- |{" --- |" * len(concurrencies)} --- |
+{chr(10).join(ratios)}
+
+Percentiles are those of a call, in seconds, after the first round of a loop.
+
+| Way | Callers | Samples/s | {" | ".join(PERCENTILES)} | Failures |
+| --- | --- | --- |{" --- |" * len(PERCENTILES)} --- |
+{chr(10).join(loops)}
+
+Poisson arrivals at {arrivals["share"]:.0%} of the lowest rate that the served ways had with {arrivals["callers"]} \
+callers in the same round, {arrivals["rate"]["median"]:.2f} a second:
+
+| Way | Samples/s | {" | ".join(PERCENTILES)} | Failures |
+| --- | --- |{" --- |" * len(PERCENTILES)} --- |
+{chr(10).join(poisson)}
+
+![Samples a second and p95 by callers, and latencies of arrivals](images/tax.png)
+"""
+
+
+def gateway_cpu(figures: dict[str, Any]) -> str:
+    rows = []
+    for method, each in figures["methods"].items():
+        servers, ratios = each["servers"], each["ratios"]
+        seconds = " | ".join(f"{1e3 * server['cpu_seconds']['median']:.3f}" for server in servers.values())
+        first = next(iter(ratios.values()))
+        others = " | ".join(f"{ratio['median']:.2f}" for ratio in list(ratios.values())[1:])
+        rows.append(
+            f"| {method} | {seconds} | {first['median']:.2f} ({first['least']:.2f} to {first['most']:.2f}) | {others} |"
+        )
+    one = next(iter(figures["methods"].values()))
+    servers, ratios = one["servers"], one["ratios"]
+    return f"""## What does the gateway compute?
+
+`python benchmarks/gateway_cpu.py`
+
+CPU milliseconds (user and system) of a server's process per sample, raw pixels, on a model of the demo's shapes that
+computes nothing. `bare` is a grpc.aio server that has the same bytes ready; `relay` is the same and asks Triton for
+each sample first, which no gateway is spared. Medians of {figures["rounds"]} interleaved rounds; ratios within a round.
+
+Asked for: the gateway's at most {figures["bar"]:g} times the bare server's.
+
+| Method | {" | ".join(f"{name}, ms" for name in servers)} | {" | ".join(ratios)} |
+| --- |{" --- |" * (len(servers) + len(ratios))}
+{chr(10).join(rows)}
+"""
+
+
+def encoders(figures: dict[str, Any]) -> str:
+    rows = []
+    for part, each in figures["encodings"].items():
+        best = each["chosen"]
+        own = {row["level"]: row for row in each["rows"] if row["strategy"] == OWN_STRATEGY}
+        shown = [(f"the choice: level {best['level']}, {best['strategy']}", best), ("what ships", each["ships"])]
+        shown += [(f"level {level}, {OWN_STRATEGY}", own[level]) for level in (0, 1, 6, 9)]
+        for name, row in shown:
+            rows.append(f"| {part} | {name} | {1e3 * row['seconds']:.2f} | {row['bytes']:,.0f} |")
+    health = [
+        f"| {name} | {each['samples_per_second']['median']:,.0f} | {1e3 * each['p50']['median']:.1f} "
+        f"| {1e3 * each['p99']['median']:.1f} ({1e3 * each['p99']['least']:.1f} to {1e3 * each['p99']['most']:.1f}) |"
+        for name, each in figures["health"].items()
+    ]
+    return f"""## How are samples put into PNG?
+
+`python benchmarks/encoders.py`
+
+{figures["samples"]} samples of `faces`, Pillow's encoder at each level of zlib and with each of its strategies. The
+choice is the fastest within {figures["allowed"] - 1:.0%} of the smallest bytes that level 6 gives.
+
+| Part | Encoder | Milliseconds a sample | Bytes |
+| --- | --- | --- | --- |
+{chr(10).join(rows)}
+
+Whether encoding holds up other answers: /healthz while {figures["callers"]} callers ask for samples of a model that
+computes nothing. Medians of {figures["rounds"]} interleaved rounds.
+
+| Asked for | Samples/s | /healthz p50, ms | p99, ms (least, most) |
+| --- | --- | --- | --- |
+{chr(10).join(health)}
+"""
+
+
+def startup(figures: dict[str, Any]) -> str:
+    rows = [
+        f"| {PHASES[name]} | {each['median']:.2f} | {each['least']:.2f} to {each['most']:.2f} |"
+        for name, each in figures["phases"].items()
+    ]
+    ready, imports = figures["ready"], figures["imports"]
+    return f"""## Where does a start's time go?
+
+`python benchmarks/startup.py`
+
+`labelmint serve` on the repository as committed, files in the page cache, by what its log and Triton's say. Ready after
+{ready["median"]:.2f} s ({ready["least"]:.2f} to {ready["most"]:.2f}), median of {figures["starts"]} starts; under \
+{figures["bar"]:g} s were asked for.
+
+| Phase | Seconds | Least to most |
+| --- | --- | --- |
+{chr(10).join(rows)}
+
+Imports alone, which lie within the first phase, take {imports["median"]:.2f} s.
+"""
+
+
 SECTIONS = {
     "interpreter": interpreter,
     "labels_train_models": labels_train_models,
@@ -478,6 +623,10 @@ SECTIONS = {
     "dataloader": dataloader,
     "autoscaling": autoscaling,
     "latency": latency,
+    "tax": tax,
+    "gateway_cpu": gateway_cpu,
+    "encoders": encoders,
+    "startup": startup,
     "alternatives": alternatives,
     "pair": pair,
     "growth": growth,

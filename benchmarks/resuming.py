@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,30 +35,59 @@ def add_arguments(parser: argparse.ArgumentParser, rounds: int = 5) -> None:
     )
 
 
+class Kept:
+    """The rounds of a benchmark as they lie on disk: for each the figures of its parts."""
+
+    def __init__(self, name: str, fingerprint: str) -> None:
+        """What was measured before under another fingerprint is forgotten."""
+        self._path = BUILD / name / "rounds.json"
+        kept: Figures = json.loads(self._path.read_text()) if self._path.exists() else {}
+        if kept.get("fingerprint") != fingerprint:
+            kept = {"fingerprint": fingerprint, "rounds": []}
+        self._kept = kept
+        self.rounds: list[dict[str, Figures]] = kept["rounds"]
+
+    def begin(self, parts: Iterable[str]) -> tuple[int, dict[str, Figures]]:
+        """The round that lacks some of the parts, or a new one: its index, and what it has."""
+        names = set(parts)
+        if not self.rounds or names <= set(self.rounds[-1]):
+            self.rounds.append({})
+        return len(self.rounds) - 1, self.rounds[-1]
+
+    def keep(self, index: int, part: str, figures: Figures) -> None:
+        self.rounds[index][part] = figures
+        write(self._path, self._kept)
+
+    def complete(self, parts: Iterable[str]) -> list[dict[str, Figures]]:
+        """The rounds that have all parts."""
+        names = set(parts)
+        return [each for each in self.rounds if names <= set(each)]
+
+
 def measured(
     name: str, fingerprint: str, parts: Mapping[str, Callable[[], Figures]], rounds: int, budget: float
 ) -> list[dict[str, Figures]]:
     """Measure the parts in turn until there are so many rounds of all: for each round the figures of each part."""
-    path = BUILD / name / "rounds.json"
-    kept: Figures = json.loads(path.read_text()) if path.exists() else {}
-    if kept.get("fingerprint") != fingerprint:
-        kept = {"fingerprint": fingerprint, "rounds": []}
-    done: list[dict[str, Figures]] = kept["rounds"]
+    kept = Kept(name, fingerprint)
     ends = time.monotonic() + budget
-    for index in range(rounds):
-        if index == len(done):
-            done.append({})
+    while len(kept.complete(parts)) < rounds:
+        index, done = kept.begin(parts)
         for part, measure in parts.items():
-            if part in done[index]:
+            if part in done:
                 continue
             if time.monotonic() > ends:
                 print(f"{name}: {index} of {rounds} rounds; run it again to go on")
                 raise SystemExit(UNFINISHED)
             started = time.monotonic()
-            done[index][part] = measure()
-            write(path, kept)
+            kept.keep(index, part, measure())
             print(f"{name}: round {index + 1} of {rounds}, {part}: {time.monotonic() - started:.1f} s", flush=True)
-    return done[:rounds]
+    return kept.complete(parts)[:rounds]
+
+
+def rotated(names: Sequence[str], index: int) -> tuple[str, ...]:
+    """The order of a round: each begins with another one."""
+    first = index % len(names)
+    return (*names[first:], *names[:first])
 
 
 def digest_of(files: Iterable[Path], *others: object) -> str:
@@ -67,6 +96,13 @@ def digest_of(files: Iterable[Path], *others: object) -> str:
     for path in sorted(files):
         found.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
     return found.hexdigest()
+
+
+def serving_code() -> list[Path]:
+    """The files that decide what a running service does."""
+    package = ROOT / "service" / "labelmint"
+    rooms = (*(package / "gateway").rglob("*.py"), *(package / "triton").rglob("*.py"), *(package / "v1").glob("*.py"))
+    return [*package.glob("*.py"), *rooms]
 
 
 def exporting_code() -> list[Path]:

@@ -1,7 +1,7 @@
-"""A gateway for a benchmark: `labelmint serve` in a process of its own, on free ports.
+"""What benchmarks ask: `labelmint serve` in a process of its own on free ports, and one raw sample at a time of it.
 
 Rules of this file:
-- It is the installed program, with the arguments that a user would give.
+- The gateway is the installed program, with the arguments that a user would give.
 """
 
 from __future__ import annotations
@@ -13,16 +13,23 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 
 import grpc
+import grpc.aio
+
+from labelmint.v1 import sample_service_pb2 as pb
+from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 
 START_SECONDS = 120
+PATIENCE_SECONDS = 600.0
+# Everything is delivered, so that a seed is a sample.
+RAW = pb.SampleOptions(include_rejected=True, image_encoding=pb.ENCODING_RAW, label_encoding=pb.ENCODING_RAW)
 
 
 @dataclass(frozen=True)
-class Service:
+class Served:
     """A running `labelmint serve`: the address of gRPC, the URL of REST, and its process."""
 
     grpc: str
@@ -31,14 +38,7 @@ class Service:
 
 
 @contextlib.contextmanager
-def gateway(*arguments: str) -> Iterator[str]:
-    """Serve until the block ends; yields the gRPC address, at which it answers."""
-    with service(*arguments) as served:
-        yield served.grpc
-
-
-@contextlib.contextmanager
-def service(*arguments: str) -> Iterator[Service]:
+def gateway(*arguments: str) -> Iterator[Served]:
     """Serve until the block ends; both doors answer."""
     with socket.socket() as grpc_socket, socket.socket() as http_socket:
         for each in (grpc_socket, http_socket):
@@ -48,7 +48,7 @@ def service(*arguments: str) -> Iterator[Service]:
     command = [sys.executable, "-m", "labelmint.cli", "serve", *ports, "--log-level", "warning", *arguments]
     with subprocess.Popen(command) as process:
         try:
-            served = Service(f"127.0.0.1:{grpc_port}", f"http://127.0.0.1:{http_port}", process.pid)
+            served = Served(f"127.0.0.1:{grpc_port}", f"http://127.0.0.1:{http_port}", process.pid)
             with grpc.insecure_channel(served.grpc) as channel:
                 grpc.channel_ready_future(channel).result(timeout=START_SECONDS)
             _wait_for_rest(served.http)
@@ -68,3 +68,18 @@ def _wait_for_rest(url: str) -> None:
             if time.monotonic() > ends:
                 raise
             time.sleep(0.1)
+
+
+@contextlib.asynccontextmanager
+async def samples_of(
+    endpoint: str, model: str, options: pb.SampleOptions = RAW
+) -> AsyncIterator[Callable[[int], Awaitable[pb.Sample]]]:
+    """Asks a gateway for the sample of a seed, over one channel."""
+    async with grpc.aio.insecure_channel(endpoint) as channel:
+        stub = pb_grpc.SampleServiceStub(channel)
+
+        async def ask(seed: int) -> pb.Sample:
+            request = pb.GetSampleRequest(model=model, seed=seed, options=options)
+            return (await stub.GetSample(request, timeout=PATIENCE_SECONDS)).sample
+
+        yield ask

@@ -32,7 +32,7 @@ import random_models
 import resuming
 from resident import resident
 from resuming import BUILD, ROOT, Figures
-from serving import service
+from serving import gateway
 
 from labelmint.export.repository import export_repository
 from labelmint.models.layout import channels_of
@@ -109,7 +109,7 @@ def soak(samples: int) -> tuple[list[Figures], float]:
     readings: list[Figures] = []
     count = Count()
     with (
-        service("--model-repository", str(export())) as served,
+        gateway("--model-repository", str(export())) as served,
         Client(served.grpc) as client,
     ):
         png = SampleOptions(max_js=ANY_SCORE, include_js_map=True, image_encoding="png")

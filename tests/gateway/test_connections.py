@@ -145,3 +145,11 @@ async def test_a_slow_answer_is_not_cut(impatient: int) -> None:
             await asyncio.sleep(0.1)
         assert (await asyncio.wait_for(reader.readuntil(b"ok"), 60)).startswith(b"HTTP/1.1 200 OK")
     writer.close()
+
+
+def test_an_answer_does_not_wait_for_the_acknowledgement_of_its_head() -> None:
+    listener = BoundedListener(socket.create_server(("127.0.0.1", 0)), 1)
+    with listener, socket.create_connection(listener.getsockname()):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

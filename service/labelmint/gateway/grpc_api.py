@@ -13,7 +13,8 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
-from typing import Any, NoReturn, TypeAlias
+from functools import partial
+from typing import Any, NoReturn, TypeAlias, TypeVar
 
 import grpc
 import grpc.aio
@@ -34,7 +35,12 @@ from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 Request: TypeAlias = pb.GetSampleRequest | pb.BatchGetSamplesRequest | pb.StreamSamplesRequest | pb.GetModelRequest
+# A message's fields by name. The message is made from them as a whole, inside of the one that it belongs to: making it
+# alone first copies its pixels once more for each message around it.
+Fields: TypeAlias = dict[str, Any]
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["SampleService"].full_name
 ERROR_DOMAIN = "labelmint"
@@ -62,7 +68,8 @@ class SampleService(pb_grpc.SampleServiceServicer):
             model = await call.find(self._sampler, request)
             options = _options(model, request.options)
             sample = await self._sampler.sample(model, request.seed, options, context.time_remaining())
-            return pb.GetSampleResponse(sample=await asyncio.to_thread(_sample, sample, request.options))
+            fields = await _encoded(request.options, partial(_sample, sample, request.options))
+            return pb.GetSampleResponse(sample=fields)
 
     async def BatchGetSamples(self, request: pb.BatchGetSamplesRequest, context: Context) -> pb.BatchGetSamplesResponse:
         async with _Call(self._metrics, "BatchGetSamples", context) as call:
@@ -71,7 +78,7 @@ class SampleService(pb_grpc.SampleServiceServicer):
             samples = await self._sampler.batch(
                 model, request.seeds, request.style_seeds, options, context.time_remaining()
             )
-            outcomes = await asyncio.to_thread(_outcomes, samples, request.options)
+            outcomes = await _encoded(request.options, partial(_outcomes, samples, request.options))
             return pb.BatchGetSamplesResponse(outcomes=outcomes)
 
     async def StreamSamples(
@@ -82,10 +89,12 @@ class SampleService(pb_grpc.SampleServiceServicer):
             # Closed here and now when the client leaves, not when the collector finds it.
             async with aclosing(deliveries):
                 async for delivery in deliveries:
-                    minted = delivery.sample
+                    fields = None
+                    if delivery.sample is not None:
+                        fields = await _encoded(request.options, partial(_sample, delivery.sample, request.options))
                     # The transport takes one message at a time and waits for a slow reader, and the walk with it.
                     yield pb.StreamSamplesResponse(
-                        sample=None if minted is None else await asyncio.to_thread(_sample, minted, request.options),
+                        sample=fields,
                         next_seed=delivery.next_seed,
                         rejected_count=delivery.rejected_count,
                     )
@@ -208,32 +217,40 @@ def _options(model: ServedModel, options: pb.SampleOptions) -> SampleOptions:
     )
 
 
-def _sample(sample: Sample, options: pb.SampleOptions) -> pb.Sample:
-    return pb.Sample(
-        model=sample.model.name,
-        model_version=sample.model.version,
-        seed=sample.seed,
-        image=_pixels(sample, sample.image, options.image_encoding, _IMAGE_ENCODERS),
-        label=_pixels(sample, sample.label, options.label_encoding, _LABEL_ENCODERS),
-        keypoints=_keypoints(sample),
-        js_map=b"" if sample.js_map is None else sample.js_map.astype("<f4").tobytes(),
-        js_score=sample.js_score,
-        threshold=sample.gate.threshold,
-        accepted=sample.accepted,
-        model_digest=sample.model.digest,
-        calibration_id=sample.gate.calibration_id,
-        truncation_psi=sample.gate.truncation_psi,
-        style_seed=None if sample.mixing is None else sample.mixing.style_seed,
-        crossover=None if sample.mixing is None else sample.mixing.crossover,
-        group_id=sample.group_id,
-    )
+async def _encoded(options: pb.SampleOptions, work: Callable[[], T]) -> T:
+    """What `work` makes of samples: in a thread where pixels are compressed, here and now where they are copied."""
+    parts = ((options.omit_image, options.image_encoding), (options.omit_label, options.label_encoding))
+    if all(omitted or encoding == pb.ENCODING_RAW for omitted, encoding in parts):
+        return work()
+    return await asyncio.to_thread(work)
 
 
-def _keypoints(sample: Sample) -> list[pb.Keypoint]:
+def _sample(sample: Sample, options: pb.SampleOptions) -> Fields:
+    return {
+        "model": sample.model.name,
+        "model_version": sample.model.version,
+        "seed": sample.seed,
+        "image": _pixels(sample, sample.image, options.image_encoding, _IMAGE_ENCODERS),
+        "label": _pixels(sample, sample.label, options.label_encoding, _LABEL_ENCODERS),
+        "keypoints": _keypoints(sample),
+        "js_map": b"" if sample.js_map is None else sample.js_map.astype("<f4").tobytes(),
+        "js_score": sample.js_score,
+        "threshold": sample.gate.threshold,
+        "accepted": sample.accepted,
+        "model_digest": sample.model.digest,
+        "calibration_id": sample.gate.calibration_id,
+        "truncation_psi": sample.gate.truncation_psi,
+        "style_seed": None if sample.mixing is None else sample.mixing.style_seed,
+        "crossover": None if sample.mixing is None else sample.mixing.crossover,
+        "group_id": sample.group_id,
+    }
+
+
+def _keypoints(sample: Sample) -> list[Fields]:
     if sample.keypoints is None:
         return []
     return [
-        pb.Keypoint(name=name, x=x, y=y, confidence=confidence)
+        {"name": name, "x": x, "y": y, "confidence": confidence}
         for name, (x, y), confidence in zip(
             sample.model.label_names,
             sample.keypoints.positions.tolist(),
@@ -243,18 +260,18 @@ def _keypoints(sample: Sample) -> list[pb.Keypoint]:
     ]
 
 
-def _outcomes(samples: list[Sample], options: pb.SampleOptions) -> list[pb.SampleOutcome]:
+def _outcomes(samples: list[Sample], options: pb.SampleOptions) -> list[Fields]:
     return [
-        pb.SampleOutcome(sample=_sample(sample, options))
+        {"sample": _sample(sample, options)}
         if sample.accepted or options.include_rejected
-        else pb.SampleOutcome(
-            rejection=pb.Rejection(
-                seed=sample.seed,
-                js_score=sample.js_score,
-                threshold=sample.gate.threshold,
-                calibration_id=sample.gate.calibration_id,
-            )
-        )
+        else {
+            "rejection": {
+                "seed": sample.seed,
+                "js_score": sample.js_score,
+                "threshold": sample.gate.threshold,
+                "calibration_id": sample.gate.calibration_id,
+            }
+        }
         for sample in samples
     ]
 
@@ -264,17 +281,17 @@ def _pixels(
     array: npt.NDArray[np.uint8] | None,
     encoding: pb.Encoding,
     encoders: Mapping[pb.Encoding, Callable[[Sample], bytes]],
-) -> pb.Pixels | None:
+) -> Fields | None:
     if array is None:
         return None
     encoding = encoding or pb.ENCODING_PNG
-    return pb.Pixels(
-        encoding=encoding,
-        height=array.shape[0],
-        width=array.shape[1],
-        channels=1 if array.ndim == 2 else array.shape[2],
-        data=encoders[encoding](sample),
-    )
+    return {
+        "encoding": encoding,
+        "height": array.shape[0],
+        "width": array.shape[1],
+        "channels": 1 if array.ndim == 2 else array.shape[2],
+        "data": encoders[encoding](sample),
+    }
 
 
 def model_message(model: ServedModel) -> pb.Model:

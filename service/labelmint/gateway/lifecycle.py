@@ -9,8 +9,8 @@ Rules of this file:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
-from typing import Protocol, TypeVar
+from collections.abc import AsyncGenerator, Awaitable
+from typing import Any, Protocol, TypeVar
 
 from labelmint.errors import LabelmintError, ServerDraining, StreamExpired, TritonUnavailable
 from labelmint.gateway.catalog import Catalog
@@ -34,7 +34,8 @@ class Lifecycle:
         self._holds = holds
         self._max_stream_seconds = max_stream_seconds
         self._draining = False
-        self._closing = asyncio.Event()
+        self._closed = False
+        self._streams: set[_Breakable] = set()
 
     def drain(self) -> None:
         """From now on not ready."""
@@ -42,7 +43,9 @@ class Lifecycle:
 
     def close(self) -> None:
         """From now on streams end with ServerDraining."""
-        self._closing.set()
+        self._closed = True
+        for stream in self._streams:
+            stream.break_off(ServerDraining())
 
     async def check_ready(self) -> None:
         """Raises ServerDraining once the end has begun, and TritonUnavailable while what is asked would fail for it."""
@@ -60,41 +63,61 @@ class Lifecycle:
         `next_seed` is where to resume before the first message. Every LabelmintError that ends the stream carries
         where to resume as metadata.
         """
-        closing = asyncio.create_task(self._closing.wait())
-        now = asyncio.get_running_loop().time
-        expiry = now() + self._max_stream_seconds if self._max_stream_seconds else None
-        step: asyncio.Task[T] | None = None
+        breakable = _Breakable()
+        expiry: asyncio.TimerHandle | None = None
+        if self._max_stream_seconds:
+            expired = StreamExpired(self._max_stream_seconds)
+            expiry = asyncio.get_running_loop().call_later(self._max_stream_seconds, breakable.break_off, expired)
+        if self._closed:
+            breakable.break_off(ServerDraining())
+        self._streams.add(breakable)
         try:
             while True:
-                step = asyncio.create_task(_next(stream))
-                left = None if expiry is None else max(0.0, expiry - now())
-                await asyncio.wait({step, closing}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-                # A step that needs no waiting is done by now: a stream that is complete ends as such.
-                if not step.done():
-                    raise ServerDraining() if closing.done() else StreamExpired(self._max_stream_seconds)
                 try:
-                    message = step.result()
-                except _Ended:
+                    message = await breakable.wait(anext(stream))
+                except StopAsyncIteration:
                     return
                 next_seed = message.next_seed
                 yield message
         except LabelmintError as error:
             raise error.with_metadata(next_seed=str(next_seed)) from error
         finally:
-            # A step may have ended in the very moment in which the client left: its end is taken note of here too.
-            tasks = [task for task in (step, closing) if task is not None]
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            self._streams.remove(breakable)
+            if expiry is not None:
+                expiry.cancel()
             await stream.aclose()
 
 
-class _Ended(Exception):
-    """StopAsyncIteration for a task, which cannot carry that one."""
+class _Breakable:
+    """What a stream waits for, which somebody else may break off with an error; without a task for each message."""
 
+    def __init__(self) -> None:
+        self._error: LabelmintError | None = None
+        self._waiting: asyncio.Task[Any] | None = None
+        self._cancelled = False
 
-async def _next(stream: AsyncGenerator[T, None]) -> T:
-    try:
-        return await anext(stream)
-    except StopAsyncIteration:
-        raise _Ended from None
+    def break_off(self, error: LabelmintError) -> None:
+        """Let `wait` raise `error`: the one that is waiting, or else the next one that has to."""
+        self._error = self._error or error
+        self._cancel()
+
+    async def wait(self, step: Awaitable[T]) -> T:
+        self._waiting = asyncio.current_task()
+        assert self._waiting is not None
+        if self._error is not None:  # a step that needs no waiting comes first: a complete stream ends as such
+            asyncio.get_running_loop().call_soon(self._cancel)
+        try:
+            return await step
+        except asyncio.CancelledError:
+            # Python 3.11 counts: is it the client who left, too? 3.10 cannot tell, and the error goes nowhere then.
+            others = self._cancelled and hasattr(self._waiting, "uncancel") and self._waiting.uncancel() > 0
+            if self._error is None or not self._cancelled or others:
+                raise
+            raise self._error from None
+        finally:
+            self._waiting = None
+
+    def _cancel(self) -> None:
+        if self._waiting is not None and not self._cancelled:
+            self._cancelled = True
+            self._waiting.cancel()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -82,7 +83,19 @@ def check_batch(seeds: Sequence[int]) -> tuple[int, ...]:
 
 def latent_of(seed: int, z_dim: int) -> npt.NDArray[np.float32]:
     """The latent of a seed, float32 [1,z_dim]."""
-    return np.random.RandomState(seed).randn(1, z_dim).astype(np.float32)
+    generator = _reseeded.generator
+    generator.seed(seed)
+    return generator.randn(1, z_dim).astype(np.float32)
+
+
+class _Reseeded(threading.local):
+    """A generator to seed anew: making a RandomState asks the system for entropy, which costs 20 times as much."""
+
+    def __init__(self) -> None:
+        self.generator = np.random.RandomState(0)
+
+
+_reseeded = _Reseeded()
 
 
 def mixing_of(model: ServedModel, options: SampleOptions) -> Mixing | None:

@@ -253,9 +253,11 @@ class Sampler:
                         pipeline.ahead.append(asyncio.create_task(minting))
                     if not pipeline.ahead:
                         break
-                    silence = max(0.0, told_at + HEARTBEAT_SECONDS - loop.time())
-                    done, _ = await asyncio.wait([pipeline.ahead[0]], timeout=silence)
-                    sample = pipeline.ahead[0].result() if done else None
+                    first = pipeline.ahead[0]
+                    if not first.done():
+                        await asyncio.wait([first], timeout=max(0.0, told_at + HEARTBEAT_SECONDS - loop.time()))
+                    done = first.done()
+                    sample = first.result() if done else None
                     delivered = sample is not None and pipeline.delivers(sample)
                     if sample is not None:
                         next_seed = sample.seed + 1

@@ -1,0 +1,61 @@
+"""Triton asked without the gateway: requests of one or many samples of a fused ensemble, and what it says of its steps.
+
+Rules of this file:
+- tritonclient's asyncio client and nothing of ours around it; answers are left as they came.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import tritonclient.grpc.aio as triton
+
+from labelmint.gateway.policy import latent_of
+from labelmint.gateway.served_model import ServedModel
+
+STEPS = ("generator", "style_interpreter")
+PHASES = ("queue", "compute_input", "compute_infer", "compute_output")  # of a step, as Triton's statistics name them
+OUTPUTS = ("image", "label", "js_score")
+
+
+class Direct:
+    """A connection to a Triton with this model; its steps are called `NAME_STEP`."""
+
+    def __init__(self, url: str, model: ServedModel) -> None:
+        self._client = triton.InferenceServerClient(url, channel_args=[("grpc.max_receive_message_length", -1)])
+        self._model = model
+        self._steps = [f"{model.triton_name}_{step}" for step in STEPS]
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    async def infer(self, seeds: Sequence[int]) -> None:
+        """One request for the samples of these seeds."""
+        count = len(seeds)
+        latents = np.concatenate([latent_of(seed, self._model.z_dim) for seed in seeds])
+        arrays = {
+            "latent": latents,
+            "style_latent": latents,
+            "crossover": np.full((count, 1), self._model.num_ws, np.int32),
+            "truncation_psi": np.ones((count, 1), np.float32),
+        }
+        inputs = []
+        for name, array in arrays.items():
+            tensor = triton.InferInput(name, list(array.shape), "INT32" if array.dtype == np.int32 else "FP32")
+            tensor.set_data_from_numpy(array)
+            inputs.append(tensor)
+        outputs = [triton.InferRequestedOutput(name) for name in OUTPUTS]
+        await self._client.infer(self._model.triton_name, inputs, outputs=outputs)
+
+    async def statistics(self) -> list[dict[str, float]]:
+        """Seconds that Triton says each step has spent in each of PHASES since it was started."""
+        found = []
+        for step in self._steps:
+            (entry,) = (await self._client.get_inference_statistics(step)).model_stats
+            found.append({phase: getattr(entry.inference_stats, phase).ns / 1e9 for phase in PHASES})
+        return found
+
+    async def step_seconds(self) -> list[float]:
+        """Seconds that Triton says each step has computed since it was started: all but its queue."""
+        return [sum(step.values()) - step["queue"] for step in await self.statistics()]

@@ -1,0 +1,99 @@
+"""A model repository like the demo's whose one step computes next to nothing: what is left is what serving costs.
+
+Rules of this file:
+- The ensemble is called `faces` and has the demo's inputs, outputs, shapes, batch and parameters; only its digest is
+  its own. `labelmint serve` takes it as it is.
+- The image and the label are one exact render for all seeds, so that they compress as samples do; the JS map is zero,
+  and the score follows from the latent (the sum of its squares).
+- The step is exported, configured and served as any other one.
+
+Run it as `python benchmarks/null_model.py DIRECTORY`; other benchmarks call `export`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from resuming import ROOT
+from torch import Tensor
+
+from labelmint.calibration import Calibration
+from labelmint.demo.annotate import render_seed
+from labelmint.export.modules import MAX_BATCH_SIZE, Step, TensorSpec, latent_inputs
+from labelmint.export.onnx_export import export_onnx
+from labelmint.export.repository import step_config, write_model
+from labelmint.models.generator import to_uint8
+from labelmint.triton.model_config import CALIBRATION, model_digest, read_config
+
+MODEL = "faces"
+SEED = 7  # of the render
+
+
+class NullStep(Step):
+    """All of an ensemble at once: image uint8 [R,R,3] and label uint8 [R,R] whatever the latent."""
+
+    def __init__(self, image: Tensor, label: Tensor, z_dim: int) -> None:
+        super().__init__()
+        # The file names constants after the buffers, and outputs have the other names.
+        self.register_buffer("every_image", image)
+        self.register_buffer("every_label", label)
+        self.register_buffer("every_js_map", torch.zeros(label.shape))
+        r = label.shape[0]
+        self.inputs = latent_inputs(z_dim)
+        self.outputs = (
+            TensorSpec("image", torch.uint8, (r, r, 3)),
+            TensorSpec("label", torch.uint8, (r, r)),
+            TensorSpec("js_map", torch.float32, (r, r)),
+            TensorSpec("js_score", torch.float32, (1,)),
+        )
+
+    def forward(
+        self, latent: Tensor, style_latent: Tensor, crossover: Tensor, truncation_psi: Tensor
+    ) -> tuple[Tensor, ...]:
+        count = latent.shape[0]
+        constant = (
+            x.expand(count, *x.shape) for x in (self.every_image, self.every_label, self.every_js_map)
+        )  # [B,...]
+        score = (latent * latent).sum(dim=1, keepdim=True)  # [B,1]
+        return (*constant, score)
+
+
+def export(repository: Path, demo: Path = ROOT / "model_repository") -> None:
+    """Write it; `demo` is the repository whose `faces` it is like."""
+    config = read_config(demo / MODEL / "config.pbtxt")
+    face = render_seed(SEED)
+    step = NullStep(to_uint8(face.image)[0], face.label[0], config.input[0].dims[0])
+    served = step_config(f"{MODEL}_null", step, "onnx")
+    if (step.max_batch, list(served.input), list(served.output)) != (
+        MAX_BATCH_SIZE,
+        list(config.input),
+        list(config.output),
+    ):
+        raise ValueError(f"the null model has other tensors than {demo / MODEL}")
+    data = export_onnx(step).data
+    digest = model_digest([("null", data)])
+    config.parameters["model_digest"].string_value = digest
+    calibration = Calibration.from_json(config.parameters[CALIBRATION].string_value)
+    config.parameters[CALIBRATION].string_value = replace(calibration, model_digest=digest).to_json()
+    del config.ensemble_scheduling.step[:]
+    entry = config.ensemble_scheduling.step.add(model_name=served.name, model_version=-1)
+    for tensor in config.input:
+        entry.input_map[tensor.name] = tensor.name
+    for tensor in config.output:
+        entry.output_map[tensor.name] = tensor.name
+    repository.mkdir(parents=True, exist_ok=True)
+    write_model(repository, served, 1, data)
+    write_model(repository, config, 1, None)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("directory", type=Path)
+    export(parser.parse_args().directory)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""The load that benchmarks share, on services whose times are known."""
+
+import asyncio
+import itertools
+import time
+
+import load
+import pytest
+
+
+async def answer(seed: int) -> None:
+    await asyncio.sleep(0.01)
+
+
+async def test_callers_go_on_until_the_seconds_and_the_answers_are_there() -> None:
+    run = await load.closed(answer, 4, itertools.count(), seconds=0.1, answers=4)
+    assert run.calls[-1][1] > 0.1 and len(run.calls) > 12
+    run = await load.closed(answer, 8, itertools.count(), seconds=0.0, answers=8)
+    assert 8 <= len(run.calls) < 16, "those that had asked again are waited for"
+    run = await load.closed(answer, 3, itertools.count(), rounds=5)
+    assert len(run.calls) == 15
+
+
+async def test_arrivals_keep_their_rate_whatever_the_answers_take() -> None:
+    async def slow(seed: int) -> None:
+        await asyncio.sleep(0.2)
+
+    run = await load.opened(slow, 200.0, 100, itertools.count(), 0)
+    begun = sorted(begin for begin, _ in run.calls)
+    assert len(begun) == 100 and 0.25 < begun[-1] < 1.5
+    again = await load.opened(slow, 200.0, 100, itertools.count(), 0)
+    assert begun == pytest.approx(sorted(begin for begin, _ in again.calls), abs=0.2), "a seed gives the same arrivals"
+
+
+async def test_errors_that_are_counted_are_no_answers_and_others_end_the_load() -> None:
+    async def odd_fails(seed: int) -> None:
+        if seed % 2:
+            raise TimeoutError
+
+    run = await load.closed(odd_fails, 1, itertools.count(), answers=10, counted=(TimeoutError,))
+    assert len(run.calls) == 5 and run.failures == {"TimeoutError": 5}
+    assert load.figures(run)["failures"] == {"TimeoutError": 5}
+    with pytest.raises(TimeoutError):
+        await load.closed(odd_fails, 1, itertools.count(), answers=10)
+
+
+def test_figures_are_those_of_the_calls() -> None:
+    run = load.Run([(0.0, 1.0), (0.0, 2.0), (1.0, 4.0), (2.0, 4.0)])
+    assert load.figures(run)["samples_per_second"] == 1.0 and load.figures(run)["p50"] == 2.0
+    assert load.figures(run, first_round=2)["p50"] == 2.5
+    assert load.figures(run, first_round=9)["p50"] == 2.0, "a loop of one round has no other calls"
+    hundred = load.Run([(0.0, float(seconds)) for seconds in range(101)])
+    assert [load.figures(hundred)[key] for key in load.PERCENTILES] == [50.0, 95.0, 99.0]
+
+
+async def test_the_load_costs_little() -> None:
+    async def at_once(seed: int) -> None:
+        await asyncio.sleep(0)
+
+    begun = time.perf_counter()
+    run = await load.closed(at_once, 16, itertools.count(), answers=5_000)
+    assert (time.perf_counter() - begun) / len(run.calls) < 0.001
