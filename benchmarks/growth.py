@@ -83,7 +83,7 @@ BASE = Cell()
 AXES = {
     "resolution": (32, 64, 128, 256),
     "heads": (2, 5, 10, 20),
-    "classes": (8, 12, 16, 20, 24, 28, 31, 32, 34),
+    "classes": (8, 14, 20, 31, 32, 34),
     "batch": (1, 2, 4, 8, 16),
 }
 CELLS = {axis: {value: replace(BASE, **{axis: value}) for value in values} for axis, values in AXES.items()}
