@@ -2,7 +2,7 @@
 
 Rules of this file:
 - Only whole models are served: an ensemble whose steps are not the files that its digest names is refused.
-- Triton is started, started again, and told to load only after `check_models` found that what it will read runs nothing.
+- Triton is started, started again, and told to load only after `check_models` found nothing in it that runs.
 - `reload` makes Triton serve what the repository holds now. New versions come beside the old ones; a version that was
   exchanged in place is withdrawn first, so that no answer under its old digest comes from the new files.
 - What cannot be read changes nothing.

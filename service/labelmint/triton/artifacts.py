@@ -123,12 +123,12 @@ _ITEM_BYTES = {pb.TYPE_FP32: 4, pb.TYPE_INT32: 4, pb.TYPE_UINT8: 1}
 
 
 def check_models(repository: Path, ensembles: Iterable[str]) -> None:
-    """Raises UnusableFile unless these ensembles, and the steps that they name, are as `labelmint export` writes them."""
+    """Raises UnusableFile unless these ensembles, and the steps that they name, are as `labelmint export` writes."""
     try:
         root = Path(os.path.realpath(repository, strict=True))
     except OSError as error:
         raise UnusableFile(repository, f"cannot be read: {error.strerror}") from error
-    steps = {}
+    steps: dict[str, None] = {}
     for name in ensembles:
         directory = _directory(root, repository, name)
         config = _config(root, directory)

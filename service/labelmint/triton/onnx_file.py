@@ -29,6 +29,21 @@ _MAX_ELEMENTS = 1 << 40
 # TensorProto.DataType: bytes of an element, of the types whose elements are whole bytes.
 _ITEM_BYTES = {1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 12: 4, 13: 8, 16: 2}
 
+_SMALL_BYTES = 4096  # of a message that is read at once
+_HEAD_BYTES = 15  # of a tag and the longest number
+# What else a message may have, and what it is to be called.
+_NOT_IN_MODEL = {14: "metadata_props", 20: "training_info", 25: "functions of its own"}
+_NOT_IN_GRAPH = {13: "value_info", 14: "quantization_annotation", 15: "sparse initializers", 16: "metadata_props"}
+_NOT_IN_NODE = {8: "overload", 9: "metadata_props"}
+_NOT_IN_ATTRIBUTE = {
+    **{10: "lists of tensors", 11: "lists of graphs", 21: "a reference to an attribute of a function"},
+    **dict.fromkeys((22, 23), "sparse tensors"),
+}
+_NOT_IN_TENSOR = {
+    **dict.fromkeys((4, 5, 6, 7, 10, 11), "a tensor whose values are no raw bytes"),
+    **dict.fromkeys((13, 14), "a tensor whose values lie in another file"),
+    **{3: "a tensor in parts", 16: "metadata_props"},
+}
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 
 
@@ -66,8 +81,7 @@ class _Walk:
             7: (_LENGTH, graphs.append),
             8: (_LENGTH, lambda field: domains.append(self._operator_set(field))),
         }
-        others = {14: "metadata_props", 20: "training_info", 25: "functions of its own"}
-        self._message("the model", 0, self._file.size, known, others)
+        self._message("the model", 0, self._file.size, known, _NOT_IN_MODEL)
         if len(graphs) != 1:
             raise Malformed(f"has {len(graphs)} graphs, not one: it is cut off or no ONNX file")
         if not domains:
@@ -101,16 +115,16 @@ class _Walk:
             11: (_LENGTH, self._value),
             12: (_LENGTH, self._value),
         }
-        others = {13: "value_info", 14: "quantization_annotation", 15: "sparse initializers", 16: "metadata_props"}
-        self._message("the graph", outer.start, outer.end, known, others)
+        self._message("the graph", outer.start, outer.end, known, _NOT_IN_GRAPH)
 
     def _node(self, outer: _Field, depth: int) -> None:
+        text = (_LENGTH, _nothing)
         known: Mapping[int, tuple[int, _Take]] = {
-            **dict.fromkeys((1, 2, 3, 4, 6), (_LENGTH, _nothing)),  # input, output, name, op_type, doc_string
+            **{1: text, 2: text, 3: text, 4: text, 6: text},  # input, output, name, op_type, doc_string
             5: (_LENGTH, lambda field: self._attribute(field, depth)),
             7: (_LENGTH, self._domain),
         }
-        self._message("a node", outer.start, outer.end, known, {8: "overload", 9: "metadata_props"})
+        self._message("a node", outer.start, outer.end, known, _NOT_IN_NODE)
 
     def _attribute(self, outer: _Field, depth: int) -> None:
         tensors: list[_Field] = []
@@ -128,9 +142,7 @@ class _Walk:
             13: (_LENGTH, _nothing),  # doc_string
             20: (_VARINT, _nothing),  # type
         }
-        others = {10: "lists of tensors", 11: "lists of graphs", 21: "a reference to an attribute of a function"}
-        others |= {22: "sparse tensors", 23: "sparse tensors"}
-        self._message("an attribute", outer.start, outer.end, known, others, packed=(7, 8))
+        self._message("an attribute", outer.start, outer.end, known, _NOT_IN_ATTRIBUTE, packed=(7, 8))
         if len(tensors) > 1 or len(graphs) > 1:
             raise Malformed("has an attribute with several values")
         for field in tensors:
@@ -155,10 +167,7 @@ class _Walk:
             9: (_LENGTH, lambda field: raw.append(field.end - field.start)),
             12: (_LENGTH, _nothing),  # doc_string
         }
-        elsewhere = "a tensor whose values lie in another file"
-        others = dict.fromkeys((4, 5, 6, 7, 10, 11), "a tensor whose values are no raw bytes")
-        others |= {3: "a tensor in parts", 13: elsewhere, 14: elsewhere, 16: "metadata_props"}
-        self._message("a tensor", outer.start, outer.end, known, others, packed=(1,))
+        self._message("a tensor", outer.start, outer.end, known, _NOT_IN_TENSOR, packed=(1,))
         if len(types) != 1 or types[0] not in _ITEM_BYTES:
             raise Malformed(f"has the tensor {shown(name)} of the types {types[:3]}, not of one that it can be of")
         declared = _ITEM_BYTES[types[0]] * _elements(name, dims)
@@ -221,19 +230,25 @@ class _Walk:
                 raise Malformed(f"has a field {field.number} of kind {field.kind} in {what}, which no export has")
 
     def _fields(self, start: int, end: int) -> Iterator[_Field]:
+        read, first = self._file.read, start
+        small = read(start, end - start) if end - start <= _SMALL_BYTES else b""
         while start < end:
             self._count()
-            head = self._file.read(start, min(15, end - start))
-            tag, used = _varint(head, 0, 5)
+            at = start - first
+            head = small[at : at + _HEAD_BYTES] if small else read(start, min(_HEAD_BYTES, end - start))
+            if len(head) > 1 and head[0] < 0x80 and head[1] < 0x80:  # nearly always
+                tag, value, used = head[0], head[1], 2
+            else:
+                tag, used = _varint(head, 0, 5)
+                value = -1
             number, kind = tag >> 3, tag & 7
-            value = 0
-            if kind == _VARINT:
-                value, used = _varint(head, used, 10)
-                length = 0
-            elif kind == _LENGTH:
-                length, used = _varint(head, used, 5)
+            if kind in (_VARINT, _LENGTH):
+                if value < 0:
+                    value, used = _varint(head, used, 10 if kind == _VARINT else 5)
+                length = value if kind == _LENGTH else 0
             else:
                 length = {_FIXED32: 4, _FIXED64: 8}.get(kind, -1)
+                used = 1 if value >= 0 else used
             if number == 0 or length < 0:
                 raise Malformed(f"has at byte {start} what is no field of ONNX")
             start += used

@@ -15,6 +15,8 @@ import math
 import re
 import struct
 import tokenize
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +29,11 @@ _HEADER = struct.Struct("<4s2xHHHHIIIHH")
 _END = struct.Struct("<4sHHHHIIH")
 _ARRAY = re.compile(r"(projection_[1-9]\d{0,4}|bias[123]|weight[23]|task|score_kind)\.npy")
 _ARRAY_HEADER_BYTES = 256
+# numpy gives these no types.
+_read_magic: Callable[[io.BytesIO], tuple[int, int]] = np.lib.format.read_magic
+_read_header: Callable[[io.BytesIO], tuple[tuple[int, ...], bool, np.dtype[Any]]] = np.lib.format.read_array_header_1_0
+# What numpy raises over the header of an array.
+_UNREADABLE = (ValueError, TypeError, SyntaxError, MemoryError, RecursionError, EOFError, tokenize.TokenError)
 
 
 def read_directory(file: PlainFile) -> dict[str, tuple[int, int]]:
@@ -80,9 +87,9 @@ def check_native(file: PlainFile) -> None:
             raise Malformed(f"has the entry {shown(name)}, which no export has")
         head = io.BytesIO(file.read(start, min(length, _ARRAY_HEADER_BYTES)))
         try:
-            if np.lib.format.read_magic(head) != (1, 0):
+            if _read_magic(head) != (1, 0):
                 raise ValueError("another version of the format")
-            shape, _, dtype = np.lib.format.read_array_header_1_0(head)
+            shape, _, dtype = _read_header(head)
         except (
             ValueError,
             TypeError,

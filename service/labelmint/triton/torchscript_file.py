@@ -32,14 +32,14 @@ OPERATORS = frozenset(
     repeat replication_pad2d reshape round rsqrt rsub scalar_tensor select sigmoid sign silu sin size slice softmax
     softplus split split_with_sizes sqrt square squeeze stack std sub sum t tanh tensor_split tile to topk transpose
     tril triu unbind unflatten unsqueeze upsample_bilinear2d upsample_nearest2d var view view_as where zeros zeros_like
-    """.split()
+    """.split()  # noqa: SIM905
 )
 _CALLABLE = frozenset(("annotate", "float", "forward", "int", "return"))
 # Words that mean more than a variable does, in the language or in torch's reader of it.
 _RESERVED = frozenset(
     """and as assert async await break class continue del elif else except finally for from global if import in is
     lambda nonlocal not or pass raise try while with yield CONSTANTS __torch__ ops torch getattr setattr hasattr fork
-    awaitable print uninitialized unchecked_cast rpc_async rpc_sync rpc_remote""".split()
+    awaitable print uninitialized unchecked_cast rpc_async rpc_sync rpc_remote""".split()  # noqa: SIM905
 )
 _TOKEN = re.compile(
     r"(?P<space>[ \n]+)|(?P<number>-?\d+(?:\.\d*)?(?:e[+-]?\d+)?)|(?P<name>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)"
