@@ -184,8 +184,9 @@ def test_serve_ends_with_one_line(sources: dict[str, Path], tmp_path: Path, cana
 
 
 def test_a_running_gateway_looks_again(copy: Path, tmp_path: Path, canary: Path) -> None:
-    """Neither SIGHUP nor a new start of Triton loads what came beside a model that is served."""
-    service = start_service(tmp_path / "serve.log", repository=copy)
+    """Neither SIGHUP nor a new start of Triton loads what came beside a model that is served, here through a link."""
+    (tmp_path / "current").symlink_to(copy)
+    service = start_service(tmp_path / "serve.log", repository=tmp_path / "current")
     try:
         put(f"{STEP}/1/libtriton_onnxruntime.so", library)(copy, canary)
         service.process.send_signal(signal.SIGHUP)
