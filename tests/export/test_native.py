@@ -14,6 +14,7 @@ from labelmint.export.native_export import export_native
 from labelmint.export.repository import STEPS, export_repository
 from labelmint.models.interpreter import InterpreterSpec, StyleInterpreter, Task
 from labelmint.models.store import save_generator, save_interpreter
+from labelmint.triton.artifacts import check_models
 from labelmint.triton.backends.labelmint.labelmint_kernel import KernelUnavailable, compiled
 from labelmint.triton.model_config import check_artifacts, ensembles, read_config
 from tests.conftest import need_program
@@ -65,7 +66,8 @@ def test_a_format_replaces_the_other(tmp_path: Path) -> None:
     export_repository(tmp_path, "tiny", *small())
     export_repository(tmp_path, "tiny", *small(), "native")
     assert len(list(tmp_path.rglob("model.onnx"))) == len(STEPS) - 1 and len(list(tmp_path.rglob("*.npz"))) == 1
-    for config in ensembles(tmp_path).values():
+    for name, config in ensembles(tmp_path).items():
+        check_models(tmp_path, [name])
         check_artifacts(tmp_path, config)
 
 

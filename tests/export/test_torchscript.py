@@ -26,6 +26,7 @@ from labelmint.models.layout import channels_of
 from labelmint.models.store import save_generator, save_interpreter
 from labelmint.models.stylegan1 import StyleGAN1Spec
 from labelmint.models.stylegan2 import StyleGAN2Spec
+from labelmint.triton.artifacts import check_models
 from labelmint.triton.model_config import check_artifacts, ensembles, read_config
 from tests.conftest import ROOT
 from tests.export.test_repository import files, small
@@ -135,7 +136,8 @@ def test_a_format_replaces_the_other(tmp_path: Path) -> None:
     export_repository(tmp_path, "tiny", *small())
     export_repository(tmp_path, "tiny", *small(), "torchscript")
     assert not list(tmp_path.rglob("model.onnx")) and len(list(tmp_path.rglob("model.pt"))) == len(STEPS)
-    for config in ensembles(tmp_path).values():
+    for name, config in ensembles(tmp_path).items():
+        check_models(tmp_path, [name])
         check_artifacts(tmp_path, config)
 
 

@@ -195,6 +195,10 @@ def test_damaged_repositories_are_named(tmp_path: Path, copy: Path) -> None:
     model = copy / "faces_generator" / "1" / "model.onnx"
     data = model.read_bytes()
     model.write_bytes(data[: len(data) // 2])
+    assert f"{model} is cut off or damaged" in refused_start("--model-repository", str(copy))
+    spoiled = bytearray(data)
+    spoiled[len(data) // 2] ^= 1  # amid a weight
+    model.write_bytes(spoiled)
     assert "a file is damaged or was exchanged" in refused_start("--model-repository", str(copy))
     model.unlink()
     assert f"{model} is missing" in refused_start("--model-repository", str(copy))
@@ -205,7 +209,7 @@ def test_damaged_repositories_are_named(tmp_path: Path, copy: Path) -> None:
 
 def test_what_triton_refuses_is_told_in_its_own_words(copy: Path) -> None:
     config = copy / "faces_generator" / "config.pbtxt"
-    config.write_text(config.read_text().replace('backend: "onnxruntime"', 'backend: "nonesuch"'))
+    config.write_text(config.read_text().replace('"crossover"', '"nonesuch"'))
     said = refused_start("--model-repository", str(copy))
     assert "Triton could not load the model repository" in said and "nonesuch" in said
 

@@ -32,6 +32,7 @@ from tests.torture import (
     identity,
     openapi,
     pickle_fuzz,
+    repositories,
 )
 from tests.torture.outcome import Outcome
 
@@ -126,12 +127,17 @@ def attack_pickles(directory: Path) -> list[Outcome]:
     return [pickle_fuzz.fuzz(directory, FUZZ_RUNS, FUZZ_SECONDS)]
 
 
+def attack_repositories(directory: Path) -> list[Outcome]:
+    return [repositories.run(directory)]
+
+
 ATTACKS: dict[str, Callable[[Path], list[Outcome]]] = {
     "faults": attack_faults,
     "floods": attack_floods,
     "identity": attack_identity,
     "files": attack_files,
     "pickles": attack_pickles,
+    "repositories": attack_repositories,
     "openapi": attack_openapi,
     "bytes": attack_bytes,
     "messages": attack_messages,

@@ -131,6 +131,7 @@ async def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     export_repository(tmp_path, "native", *small(), "native")
     directory = tmp_path / "native_style_interpreter"
     config = read_config(directory / "config.pbtxt")
+    written = (directory / "config.pbtxt").read_bytes()
     config.input[1].dims[0] = 7
     write_config(directory / "config.pbtxt", config)
     said = await refused(tmp_path, "native_style_interpreter")
@@ -139,4 +140,5 @@ async def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
     said = await refused(tmp_path, "native_style_interpreter")
     assert f"{file} cannot be read as .npz: " in said and "; export the model again" in said
-    assert "a file is damaged or was exchanged" in refused_start("--model-repository", str(tmp_path))
+    (directory / "config.pbtxt").write_bytes(written)
+    assert f"{file} is cut off or damaged" in refused_start("--model-repository", str(tmp_path))

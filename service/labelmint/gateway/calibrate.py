@@ -20,6 +20,7 @@ from labelmint.calibration import Calibration, calibrate
 from labelmint.errors import ModelNotFound
 from labelmint.gateway.policy import check_seed, latent_of
 from labelmint.gateway.served_model import ServedModel, read_served_model
+from labelmint.triton.artifacts import check_models
 from labelmint.triton.client import Array, Latents, TritonClient
 from labelmint.triton.model_config import (
     CALIBRATION,
@@ -78,6 +79,7 @@ async def serving(repository: Path, model: str, version: int = 1) -> AsyncIterat
         if versions:
             raise ModelNotFound(model, tuple(map(str, versions)), str(version))
         raise ModelNotFound(model, tuple(sorted(set(models.values()))))
+    check_models(repository, [name])
     check_artifacts(repository, fused[name])
     server = TritonServer(repository, [name])
     try:

@@ -72,8 +72,8 @@ class BoundedListener(socket.socket):
                 self._told = time.monotonic()
                 logger.warning("the REST door has its %d connections; others are closed", self._most)
             raise ConnectionAbortedError
-        # asyncio does this only where the listener's protocol is spelt out, which uvicorn's is not. Without it the second
-        # write of an answer waits for the client's delayed acknowledgement of the first: 40 ms.
+        # asyncio does this only where the listener's protocol is spelt out, which uvicorn's is not. Without it the
+        # second write of an answer waits for the client's delayed acknowledgement of the first: 40 ms.
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._accepted.add(connection)
         return connection, address

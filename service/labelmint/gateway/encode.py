@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -23,8 +24,10 @@ from labelmint.gateway.sampling import Keypoints, Sample
 
 Bytes = npt.NDArray[np.uint8]
 
-# zlib level 1 costs a third of level 6 and gives files about a tenth larger.
-_PNG_LEVEL = 1
+# The fastest of zlib's strategies and levels within a tenth of the smallest file that level 6 gives, as measured by
+# benchmarks/encoders.py: what PNG's filters leave of an image hardly repeats itself, and a label is runs of one class.
+# Both strategies give the same at every level.
+_IMAGE_STRATEGY, _LABEL_STRATEGY = zlib.Z_HUFFMAN_ONLY, zlib.Z_RLE
 _JPEG_QUALITY = 95
 _PANEL = 384  # side of a picture for people, in pixels
 _MARGIN = 12
@@ -42,7 +45,7 @@ def image_raw(sample: Sample) -> bytes:
 
 def image_png(sample: Sample) -> bytes:
     """The image as RGB PNG."""
-    return _png(Image.fromarray(_image(sample)))
+    return _png(Image.fromarray(_image(sample)), _IMAGE_STRATEGY)
 
 
 def image_jpeg(sample: Sample) -> bytes:
@@ -61,7 +64,7 @@ def label_png(sample: Sample) -> bytes:
     """The label as a palette PNG: the indices are class ids."""
     picture = Image.fromarray(_label(sample), mode="P")
     picture.putpalette(bytes(value for colour in sample.model.palette for value in colour))
-    return _png(picture)
+    return _png(picture, _LABEL_STRATEGY)
 
 
 def overlay_png(sample: Sample) -> bytes:
@@ -174,7 +177,7 @@ def _figure(sample: Sample, panels: Sequence[Bytes], legend: Sequence[tuple[str,
         x, y = _MARGIN + index % columns * step, top + _PANEL + _MARGIN + index // columns * line
         draw.rectangle((x, y, x + 15, y + 15), rgb, _FAINT)
         draw.text((x + 21, y - 1), name, _INK, _font(14))
-    return _png(picture)
+    return _png(picture, _LABEL_STRATEGY)
 
 
 @cache
@@ -182,7 +185,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
-def _png(picture: Image.Image) -> bytes:
+def _png(picture: Image.Image, strategy: int) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", compress_level=_PNG_LEVEL, pnginfo=PngInfo())
+    picture.save(buffer, "PNG", compress_type=strategy, pnginfo=PngInfo())
     return buffer.getvalue()

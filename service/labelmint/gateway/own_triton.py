@@ -2,6 +2,7 @@
 
 Rules of this file:
 - Only whole models are served: an ensemble whose steps are not the files that its digest names is refused.
+- Triton is started, started again, and told to load only after `check_models` found nothing in it that runs.
 - `reload` makes Triton serve what the repository holds now. New versions come beside the old ones; a version that was
   exchanged in place is withdrawn first, so that no answer under its old digest comes from the new files.
 - What cannot be read changes nothing.
@@ -21,6 +22,7 @@ from labelmint.gateway.catalog import Catalog
 from labelmint.gateway.metrics import Metrics
 from labelmint.gateway.served_model import MalformedModel, read_served_model
 from labelmint.tracing import traces_url
+from labelmint.triton.artifacts import check_models
 from labelmint.triton.client import TritonClient
 from labelmint.triton.model_config import check_artifacts, ensembles, version_of
 from labelmint.triton.server import TritonServer, wait_until_ready
@@ -66,7 +68,7 @@ class OwnTriton:
 
     async def start(self, stop: asyncio.Event) -> None:
         """Return when all models are ready, or `stop` is set; raises TritonUnavailable with Triton's own words."""
-        await self._server.start()
+        await self._server.start()  # checked by `_read_repository`
         await wait_until_ready(self._server, stop)
 
     def supervise(self, metrics: Metrics) -> None:
@@ -121,6 +123,7 @@ class OwnTriton:
         for name, config in ensembles(self._repository).items():
             if config.parameters["pipeline"].string_value != self._pipeline:
                 continue
+            check_models(self._repository, [name])
             check_artifacts(self._repository, config)
             path = self._repository / name / "config.pbtxt"
             try:
@@ -152,6 +155,7 @@ class OwnTriton:
     async def _start_again(self) -> str:
         """What kept Triton from it; "" when it is ready."""
         try:
+            await asyncio.to_thread(check_models, self._repository, self._server.models)
             await self._server.start()
             await wait_until_ready(self._server)
         except (LabelmintError, OSError) as error:

@@ -2,7 +2,7 @@
 
 Rules of this file:
 - The same message gives the same bytes: maps are written in key order.
-- A file is written aside and renamed.
+- A file is written aside and renamed; what is read is plain, of a bounded size, and text.
 - The model digest and the names of versions are defined here, since both the exporter that writes them and the server
   that checks them need them.
 - A version is a set of Triton models of its own. Triton's version directories share one configuration, so that an
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -20,18 +21,27 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from labelmint.errors import UnusableFile
+from labelmint.triton.plain_file import Malformed, PlainFile
 
 CALIBRATION = "calibration"
+# With 255 classes and a calibration it is a tenth of this.
+MAX_CONFIG_BYTES = 256 << 10
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+_HASHED_BYTES = 1 << 20  # at a time
 
 
 def read_config(path: Path) -> pb.ModelConfig:
     """Parse a config.pbtxt; raises UnusableFile naming the file and the line."""
-    if not path.is_file():
-        raise UnusableFile(path, "does not exist")
-    try:
-        return text_format.Parse(path.read_text(encoding="utf-8"), pb.ModelConfig())
-    except (text_format.ParseError, UnicodeDecodeError) as error:
-        raise UnusableFile(path, f"is not a Triton model configuration: {error}") from error
+    with PlainFile(path, MAX_CONFIG_BYTES) as file:
+        try:
+            text = file.read(0, file.size).decode("utf-8")
+            # Readers differ in what they make of these.
+            if found := _CONTROL.search(text):
+                raise Malformed(f"it has the control character {found[0]!r}")
+            return text_format.Parse(text, pb.ModelConfig())
+        except (text_format.ParseError, UnicodeDecodeError, Malformed) as error:
+            said = str(error) if len(str(error)) <= 300 else f"{str(error)[:300]}..."
+            raise UnusableFile(path, f"is not a Triton model configuration: {said}") from error
 
 
 def write_config(path: Path, config: pb.ModelConfig) -> None:
@@ -85,10 +95,22 @@ def model_file(config: pb.ModelConfig) -> str:
 
 def model_digest(artifacts: Iterable[tuple[str, bytes]]) -> str:
     """SHA-256 over the steps' names and files in order: with a seed and options it names a sample for ever."""
+    return _digest((name, hashlib.sha256(data).hexdigest()) for name, data in artifacts)
+
+
+def _digest(artifacts: Iterable[tuple[str, str]]) -> str:
     total = hashlib.sha256()
-    for name, data in artifacts:
-        total.update(f"{name}:{hashlib.sha256(data).hexdigest()}\n".encode())
+    for name, digest in artifacts:
+        total.update(f"{name}:{digest}\n".encode())
     return total.hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while data := file.read(_HASHED_BYTES):
+            found.update(data)
+    return found.hexdigest()
 
 
 def check_artifacts(repository: Path, config: pb.ModelConfig) -> None:
@@ -101,8 +123,8 @@ def check_artifacts(repository: Path, config: pb.ModelConfig) -> None:
         path = directory / str(version) / model_file(read_config(directory / "config.pbtxt"))
         if not path.is_file():
             raise UnusableFile(path, f"is missing; the ensemble {config.name!r} needs it, export the model again")
-        artifacts.append((step.model_name.removeprefix(prefix), path.read_bytes()))
-    if model_digest(artifacts) != config.parameters["model_digest"].string_value:
+        artifacts.append((step.model_name.removeprefix(prefix), _sha256(path)))
+    if _digest(artifacts) != config.parameters["model_digest"].string_value:
         raise UnusableFile(
             repository / config.name / "config.pbtxt",
             "names another model digest than its steps have: a file is damaged or was exchanged; export it again",

@@ -3,6 +3,7 @@
 Rules of this file:
 - The wheel's files stay untouched: the backend directory is a copy in a temporary directory of the run (Triton
   refuses a backend library that is a link out of its directory).
+- The child loads what it is told to: who starts it has the models checked before (`artifacts`).
 - The child listens on loopback only, in a process group of its own, and dies with this process.
 - What Triton says on its way up is kept: a start that fails tells the user why, in one line of Triton's words.
 """
@@ -93,7 +94,7 @@ class TritonServer:
         command = [
             *(sys.executable, "-I", "-S", str(DIE_WITH_PARENT), str(os.getpid())),
             str(root / "pytriton" / "tritonserver" / "bin" / "tritonserver"),
-            f"--model-repository={self._repository.resolve()}",
+            f"--model-repository={self._repository.absolute()}",
             f"--backend-directory={backends}",
             "--model-control-mode=explicit",
             *(f"--load-model={model}" for model in self.models),

@@ -8,6 +8,7 @@ Rules of this file:
 from __future__ import annotations
 
 import io
+import zlib
 
 import numpy as np
 import numpy.typing as npt
@@ -19,13 +20,13 @@ from labelmint_client import Sample
 Bytes = npt.NDArray[np.uint8]
 
 IGNORE = 255
-_PNG_LEVEL = 1  # the gateway's
+_IMAGE_STRATEGY, _LABEL_STRATEGY = zlib.Z_HUFFMAN_ONLY, zlib.Z_RLE  # the gateway's
 _IGNORE_COLOUR = (224, 224, 192)  # PASCAL VOC's
 
 
 def image_png(image: Bytes) -> bytes:
     """uint8 [H,W,3] as RGB PNG."""
-    return _png(Image.fromarray(image))
+    return _png(Image.fromarray(image), _IMAGE_STRATEGY)
 
 
 def label_png(label: Bytes, palette: Bytes) -> bytes:
@@ -37,7 +38,7 @@ def label_png(label: Bytes, palette: Bytes) -> bytes:
         colours[: len(palette)] = palette
         colours[IGNORE] = _IGNORE_COLOUR
     picture.putpalette(colours.tobytes())
-    return _png(picture)
+    return _png(picture, _LABEL_STRATEGY)
 
 
 def label_npy(label: Bytes) -> bytes:
@@ -60,7 +61,7 @@ def written_label(sample: Sample, ignore_js_quantile: float | None) -> Bytes | N
     return np.where(sample.js_map > limit, np.uint8(IGNORE), sample.label)
 
 
-def _png(picture: Image.Image) -> bytes:
+def _png(picture: Image.Image, strategy: int) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", compress_level=_PNG_LEVEL, pnginfo=PngInfo())
+    picture.save(buffer, "PNG", compress_type=strategy, pnginfo=PngInfo())
     return buffer.getvalue()

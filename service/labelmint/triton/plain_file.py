@@ -1,0 +1,80 @@
+"""Files that others wrote: opened only where they are plain, read only within their size.
+
+Rules of this file:
+- A pipe, a device or a directory is never waited for: it is opened without blocking, and what it is comes first.
+- Memory is one window, whatever the file's size; nothing is mapped, since a mapped file that somebody cuts off ends the
+  process that reads it.
+- `Malformed` says what is wrong with the content, without the file's name; who opened the file adds it.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from types import TracebackType
+
+from labelmint.errors import UnusableFile
+
+_WINDOW_BYTES = 1 << 16
+
+
+class Malformed(ValueError):
+    """The content of a file is not what it should be."""
+
+
+class PlainFile:
+    """A regular file of a known `size`, open for reading; a context manager."""
+
+    def __init__(self, path: Path, max_bytes: int) -> None:
+        """Raises UnusableFile unless `path` is, or leads to, a regular file of at most `max_bytes`."""
+        try:
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise UnusableFile(path, "does not exist") from None
+        except OSError as error:
+            raise UnusableFile(path, f"cannot be opened: {error.strerror}") from error
+        status = os.fstat(self._descriptor)
+        self.size = status.st_size
+        problem = ""
+        if not stat.S_ISREG(status.st_mode):
+            problem = "is not a plain file; remove it"
+        elif self.size > max_bytes:
+            problem = f"has {self.size} bytes; at most {max_bytes} are read"
+        if problem:
+            os.close(self._descriptor)
+            raise UnusableFile(path, problem)
+        self._start, self._window = 0, b""
+
+    def __enter__(self) -> PlainFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._descriptor)
+
+    def read(self, start: int, length: int) -> bytes:
+        """Exactly these bytes; raises Malformed where the file does not have them."""
+        if start < 0 or length < 0 or start + length > self.size:
+            raise Malformed(f"is cut off: it ends at {self.size}, bytes {start} to {start + length} are needed")
+        offset = start - self._start
+        if offset < 0 or offset + length > len(self._window):
+            wanted = max(length, min(_WINDOW_BYTES, self.size - start))
+            self._start, self._window, offset = start, self._pread(start, wanted), 0
+            if len(self._window) < length:
+                raise Malformed("became shorter while it was read")
+        return self._window[offset : offset + length]
+
+    def _pread(self, start: int, length: int) -> bytes:
+        parts = []
+        while length > 0 and (part := os.pread(self._descriptor, length, start)):
+            parts.append(part)
+            start, length = start + len(part), length - len(part)
+        return b"".join(parts)
+
+
+def shown(text: str | bytes) -> str:
+    """A hostile name for a message: quoted, of bounded length, without control characters."""
+    text = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
+    return repr(text if len(text) <= 60 else text[:60] + "...")

@@ -1,0 +1,234 @@
+"""Proves that a TorchScript archive is a traced graph of ours: tensors, and operators that only compute.
+
+Rules of this file:
+- TorchScript is a language. Its code is torch's own and never Python's, but it has operators that write and map files
+  (`save`, `from_file`), classes that load libraries, and operators that trust their arguments. So each word of the code
+  must be known: straight lines of assignments, over the operators of OPERATORS.
+- torch reads pickles by a machine of its own, which knows torch's classes and believes declared sizes. So each
+  instruction and each name of a pickle must be known, and each tensor lies within its storage's bytes.
+- What `labelmint export` writes is all that is let in; scripted modules are not.
+"""
+
+from __future__ import annotations
+
+import math
+import pickletools
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from labelmint.triton.plain_file import Malformed, PlainFile, shown
+from labelmint.triton.stored_zip import read_directory
+
+# torch reads the arguments of these with care, and they do nothing but compute.
+OPERATORS = frozenset(
+    """
+    _convolution abs adaptive_avg_pool2d add addmm amax amin arange argmax argmin avg_pool2d baddbmm batch_norm bmm cat
+    ceil chunk clamp clamp_max clamp_min clone constant_pad_nd contiguous conv1d conv2d conv_transpose2d cos cumsum
+    detach div dropout einsum elu eq erf exp expand expand_as flatten flip floor floor_divide full full_like gather ge
+    gelu group_norm gt hardtanh index_select instance_norm interpolate layer_norm le leaky_relu lerp linear log log2
+    log_softmax logical_and logical_not logical_or logsumexp lt masked_fill matmul max max_pool2d mean min mm movedim
+    mul ne neg norm ones ones_like pad permute pixel_shuffle pow prelu prod reciprocal reflection_pad2d relu remainder
+    repeat replication_pad2d reshape round rsqrt rsub scalar_tensor select sigmoid sign silu sin size slice softmax
+    softplus split split_with_sizes sqrt square squeeze stack std sub sum t tanh tensor_split tile to topk transpose
+    tril triu unbind unflatten unsqueeze upsample_bilinear2d upsample_nearest2d var view view_as where zeros zeros_like
+    """.split()  # noqa: SIM905
+)
+_CALLABLE = frozenset(("annotate", "float", "forward", "int", "return"))
+# Words that mean more than a variable does, in the language or in torch's reader of it.
+_RESERVED = frozenset(
+    """and as assert async await break class continue del elif else except finally for from global if import in is
+    lambda nonlocal not or pass raise try while with yield CONSTANTS __torch__ ops torch getattr setattr hasattr fork
+    awaitable print uninitialized unchecked_cast rpc_async rpc_sync rpc_remote""".split()  # noqa: SIM905
+)
+_TOKEN = re.compile(
+    r"(?P<space>[ \n]+)|(?P<number>-?\d+(?:\.\d*)?(?:e[+-]?\d+)?)|(?P<name>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)"
+    r'|(?P<text>"[a-z_]*")|(?P<mark>->|[()\[\],:=])',
+    re.ASCII,
+)
+_HEAD = "class PlaceholderModule(Module):\n"
+_MAX_NESTING = 50
+_MODULE = "__torch__.PlaceholderModule"
+# What a traced function is wrapped in: a module with one attribute, `training`.
+_MODULE_PICKLE = b"\x80\x02c__torch__\nPlaceholderModule\nq\x00)\x81}(X\x08\x00\x00\x00trainingq\x01\x88ubq\x02."
+# Ten times what a generator at 1024x1024 has; both are read word by word.
+_MAX_CODE_BYTES = 1 << 20
+_MAX_PICKLE_BYTES = 1 << 18
+_STORAGES = {
+    f"torch {kind}Storage": size
+    for kind, size in {
+        **{"Double": 8, "Float": 4, "Half": 2, "BFloat16": 2, "Long": 8},
+        **{"Int": 4, "Short": 2, "Char": 1, "Byte": 1, "Bool": 1},
+    }.items()
+}
+
+
+def check_torchscript(file: PlainFile) -> None:
+    """Raises Malformed unless torch can load the file and run it without doing anything but compute."""
+    entries = read_directory(file)
+    parts: dict[str, bytes] = {}
+    for name, limit in (
+        *(("data.pkl", len(_MODULE_PICKLE)), ("constants.pkl", _MAX_PICKLE_BYTES)),
+        *(("code/__torch__.py", _MAX_CODE_BYTES), ("version", 4), ("byteorder", 8)),
+    ):
+        start, length = entries.pop(f"archive/{name}", (0, limit + 1))
+        if length > limit:
+            raise Malformed(f"has no {name}, or one that no export has")
+        parts[name] = file.read(start, length)
+    if parts["data.pkl"] != _MODULE_PICKLE:
+        raise Malformed("is no traced function of ours: its data.pkl is another one")
+    if not re.fullmatch(rb"\d{1,3}\n", parts["version"]) or parts["byteorder"] != b"little":
+        raise Malformed("has a version or an order of bytes that no export has")
+    check_code(parts["code/__torch__.py"])
+    used = _storages(parts["constants.pkl"])
+    found = {name.removeprefix("archive/constants/"): length for name, (_, length) in entries.items()}
+    if used != found:
+        odd = min(used.items() ^ found.items())[0]
+        raise Malformed(f"has or lacks bytes of the constant or file {shown(odd)}")
+
+
+def check_code(code: bytes) -> None:
+    """Raises Malformed at the first word that is not one of a traced function's."""
+    try:
+        text = code.decode("ascii")
+    except UnicodeDecodeError:
+        raise Malformed("has code that is not plain text") from None
+    if not text.startswith(_HEAD):
+        raise Malformed("has code that is not a traced function")
+    position, nesting, before, kind = len(_HEAD), 0, "", ""
+    while position < len(text):
+        match = _TOKEN.match(text, position)
+        if match is None:
+            raise Malformed(f"has code that no trace has, at {shown(text[position : position + 30])}")
+        token = match[0]
+        position = match.end()
+        if match.lastgroup == "space":
+            continue
+        if match.lastgroup == "name":
+            _check_name(token)
+        elif token == "(":
+            _check_call(before, kind)
+        elif kind == match.lastgroup == "text":
+            raise Malformed("has code that no trace has: texts without anything between them")
+        nesting += (token in ("(", "[")) - (token in (")", "]"))
+        if nesting > _MAX_NESTING:
+            raise Malformed(f"has code that nests deeper than {_MAX_NESTING}")
+        before, kind = token, match.lastgroup or ""
+
+
+def _check_name(name: str) -> None:
+    root, _, rest = name.partition(".")
+    known = {
+        "torch": rest in OPERATORS,
+        "ops": rest == "prim.NumToTensor",
+        "CONSTANTS": re.fullmatch(r"c\d+", rest, re.ASCII) is not None,
+        "__torch__": name == _MODULE,
+    }
+    if not (known.get(root, False) if rest else root not in _RESERVED):
+        raise Malformed(f"uses {shown(name)}, which no trace of ours may; with a generator that needs it, use ONNX")
+
+
+def _check_call(before: str, kind: str) -> None:
+    """What stands before a parenthesis that opens: an operator, or nothing that could be called."""
+    if before in (")", "]") or kind in ("text", "number"):
+        raise Malformed(f"has code that no trace has: a call of what comes before {shown(before)}")
+    if kind == "name" and before not in _CALLABLE and not before.startswith(("torch.", "ops.")):
+        raise Malformed(f"calls {shown(before)}, which no trace of ours may; with a generator that needs it, use ONNX")
+
+
+class _Global(str):
+    """The name of a class or function; never looked up."""
+
+
+@dataclass(frozen=True)
+class _Storage:
+    elements: int
+
+
+class _Tensor:
+    """One that lies within its storage."""
+
+
+class _Hooks:
+    """An empty OrderedDict."""
+
+
+def _storages(pickle: bytes) -> dict[str, int]:
+    """The storages that the tensors of constants.pkl need, key to bytes, by a machine that knows nothing else."""
+    machine = _Machine()
+    try:
+        for opcode, argument, _ in pickletools.genops(pickle):
+            machine.step(opcode.name, argument)
+    except Malformed:
+        raise
+    except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
+        raise Malformed(f"has a constants.pkl that is damaged: {str(error)[:100]}") from None
+    (value,) = machine.stack if len(machine.stack) == 1 else (None,)
+    if not isinstance(value, tuple) or not all(isinstance(item, _Tensor) for item in value):
+        raise Malformed("has constants that are no tensors")
+    return machine.storages
+
+
+class _Machine:
+    def __init__(self) -> None:
+        self.stack: list[Any] = []
+        self.storages: dict[str, int] = {}
+        self._marks: list[int] = []
+        self._memo: dict[int, Any] = {}
+
+    def step(self, name: str, argument: Any) -> None:
+        if name in ("BININT", "BININT1", "BININT2", "LONG1", "BINUNICODE"):
+            self.stack.append(argument)
+        elif name == "NEWFALSE":
+            self.stack.append(False)
+        elif name == "GLOBAL":
+            self.stack.append(_Global(argument))
+        elif name == "EMPTY_TUPLE":
+            self.stack.append(())
+        elif name == "MARK":
+            self._marks.append(len(self.stack))
+        elif name == "TUPLE":
+            start = self._marks.pop()
+            self.stack[start:] = [tuple(self.stack[start:])]
+        elif name in ("BINPUT", "LONG_BINPUT"):
+            self._memo[argument] = self.stack[-1]
+        elif name in ("BINGET", "LONG_BINGET"):
+            self.stack.append(self._memo[argument])
+        elif name == "BINPERSID":
+            self.stack.append(self._storage(self.stack.pop()))
+        elif name == "REDUCE":
+            arguments = self.stack.pop()
+            self.stack.append(_called(self.stack.pop(), arguments))
+        elif name not in ("PROTO", "STOP"):
+            raise Malformed(f"has a constants.pkl with the instruction {name}, which no export has")
+
+    def _storage(self, value: Any) -> _Storage:
+        """Of ("storage", class, key, device, elements)."""
+        word, kind, key, device, count = value
+        if not isinstance(kind, _Global) or kind not in _STORAGES or (word, device) != ("storage", "cpu"):
+            raise Malformed("has a storage of a kind or device that no export has")
+        if not isinstance(key, str) or type(count) is not int or not 0 <= count < 1 << 40:
+            raise Malformed("has a storage of a size or name that no export has")
+        size = count * _STORAGES[kind]
+        if self.storages.setdefault(key, size) != size:
+            raise Malformed(f"declares two sizes for the constant {shown(key)}")
+        return _Storage(count)
+
+
+def _called(function: Any, arguments: Any) -> _Hooks | _Tensor:
+    name = function if isinstance(function, _Global) else ""
+    if name == "collections OrderedDict" and arguments == ():
+        return _Hooks()
+    if name != "torch._utils _rebuild_tensor_v2":
+        raise Malformed(f"has a constants.pkl that calls {shown(name)}, which no export does")
+    storage, offset, shape, strides, gradient, hooks = arguments
+    if not isinstance(storage, _Storage) or gradient is not False or not isinstance(hooks, _Hooks):
+        raise Malformed("has a tensor that no export has")
+    if not len(shape) == len(strides) <= 8 or not all(
+        type(size) is int and 0 <= size < 1 << 40 for size in (offset, *shape, *strides)
+    ):
+        raise Malformed("has a tensor of sizes that no export has")
+    last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+    if math.prod(shape) and last >= storage.elements:
+        raise Malformed(f"has a tensor {list(shape)} that reaches beyond its storage of {storage.elements}")
+    return _Tensor()
