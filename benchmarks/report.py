@@ -515,6 +515,9 @@ Samples a second of one way to another's, within a round (least, most):
 | --- |{" --- |" * len(concurrencies)} --- |
 {chr(10).join(ratios)}
 
+What Triton takes beyond the bare process is mostly the steps themselves, which take turns in two processes: in the
+section on the pair each is slower as served than alone, by more than what is copied between them.
+
 Percentiles are those of a call, in seconds, after the first round of a loop.
 
 | Way | Callers | Samples/s | {" | ".join(PERCENTILES)} | Failures |
