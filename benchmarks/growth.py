@@ -225,7 +225,8 @@ def plot(figures: Figures, path: Path) -> None:
         panel.set_xscale("log", base=2)
         panel.set_yscale("log")
         names = [f"{row['value']}²" if axis == "resolution" else str(row["value"]) for row in rows]
-        panel.set_xticks(x, names, fontsize=7)
+        crowded = np.append(np.diff(np.log2(x)) < 0.1, False)  # by the value to the right
+        panel.set_xticks(x, ["" if hidden else name for name, hidden in zip(names, crowded, strict=True)], fontsize=7)
         panel.minorticks_off()
         panel.set_xlabel(TITLES[axis])
         panel.legend(frameon=False, fontsize=7)
@@ -236,7 +237,7 @@ def plot(figures: Figures, path: Path) -> None:
     panels[4].plot(x, [row["samples_per_second"] for row in rows], "o-")
     panels[4].set_xscale("log", base=2)
     panels[4].set_xticks(x, [str(each) for each in x], fontsize=7)
-    panels[4].set_ylim(0)
+    panels[4].set_ylim(0, 1.15 * max(row["samples_per_second"] for row in rows))
     panels[4].set_xlabel(TITLES["concurrency"])
     panels[4].set_ylabel("samples a second")
     panels[4].grid(alpha=0.3)
