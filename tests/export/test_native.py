@@ -1,5 +1,6 @@
 """The native format: the interpreter's weights for our kernel, and every other file as in the format onnx."""
 
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -19,7 +20,7 @@ from labelmint.triton.backends.labelmint.labelmint_kernel import KernelUnavailab
 from labelmint.triton.model_config import check_artifacts, ensembles, read_config
 from tests.conftest import need_program
 from tests.export.test_repository import files, small
-from tests.export.test_torchscript import random_interpreter
+from tests.export.test_torchscript import Exported, random_interpreter
 
 NATIVE = "tiny_style_interpreter"
 
@@ -38,32 +39,29 @@ def test_the_kernel_answers_what_torch_answers(task: str) -> None:
     assert all(difference < 1e-5 for difference in exported.difference.values())
 
 
-def test_exporting_twice_gives_the_same_bytes(tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        export_repository(tmp_path / name, "tiny", *small(), "native")
-    assert files(tmp_path / "one") == files(tmp_path / "two")
-    with zipfile.ZipFile(tmp_path / "one" / NATIVE / "1" / "interpreter.npz") as archive:
+def test_exporting_twice_gives_the_same_bytes(tmp_path: Path, small_repository: Exported) -> None:
+    export_repository(tmp_path, "tiny", *small(), "native")
+    assert files(tmp_path) == files(small_repository("native"))
+    with zipfile.ZipFile(tmp_path / NATIVE / "1" / "interpreter.npz") as archive:
         assert {entry.date_time for entry in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
         assert {entry.compress_type for entry in archive.infolist()} == {zipfile.ZIP_STORED}
 
 
-def test_only_the_interpreter_differs_from_onnx(tmp_path: Path) -> None:
-    for file_format in ("onnx", "native"):
-        export_repository(tmp_path / file_format, "tiny", *small(), file_format)
-    one, two = (files(tmp_path / file_format) for file_format in ("onnx", "native"))
+def test_only_the_interpreter_differs_from_onnx(small_repository: Exported) -> None:
+    one, two = (files(small_repository(file_format)) for file_format in ("onnx", "native"))
     mine, theirs = f"{NATIVE}/1/interpreter.npz", f"{NATIVE}/1/model.onnx"
     assert set(two) == set(one) - {theirs} | {mine}
     differ = {name for name in set(one) & set(two) if one[name] != two[name]}
     assert differ == {f"{NATIVE}/config.pbtxt", "tiny/config.pbtxt"}, "of the fused ensemble the digest is another"
     config, other = (
-        read_config(tmp_path / file_format / NATIVE / "config.pbtxt") for file_format in ("native", "onnx")
+        read_config(small_repository(file_format) / NATIVE / "config.pbtxt") for file_format in ("native", "onnx")
     )
     assert config.backend == "labelmint" and not config.HasField("dynamic_batching")
     assert (config.input, config.output, config.max_batch_size) == (other.input, other.output, other.max_batch_size)
 
 
-def test_a_format_replaces_the_other(tmp_path: Path) -> None:
-    export_repository(tmp_path, "tiny", *small())
+def test_a_format_replaces_the_other(tmp_path: Path, small_repository: Exported) -> None:
+    shutil.copytree(small_repository("onnx"), tmp_path, dirs_exist_ok=True)
     export_repository(tmp_path, "tiny", *small(), "native")
     assert len(list(tmp_path.rglob("model.onnx"))) == len(STEPS) - 1 and len(list(tmp_path.rglob("*.npz"))) == 1
     for name, config in ensembles(tmp_path).items():

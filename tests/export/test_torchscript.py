@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -32,6 +33,7 @@ from tests.conftest import ROOT
 from tests.export.test_repository import files, small
 from tests.gateway.test_lifecycle import refused_start
 
+Exported = Callable[[str], Path]  # the fixture `small_repository`
 SMALL = {"z_dim": 8, "w_dim": 8, "mapping_layers": 2, "resolution": 16, "channels": {4: 4, 8: 4, 16: 4}}
 
 
@@ -86,10 +88,9 @@ def test_the_contract_is_in_the_file(name: str) -> None:
         assert (output.dtype, tuple(output.shape)) == (spec.dtype, (2, *spec.shape)), spec.name
 
 
-def test_exporting_twice_gives_the_same_bytes(tmp_path: Path) -> None:
+def test_exporting_twice_gives_the_same_bytes(tmp_path: Path, small_repository: Exported) -> None:
     """In one process and in another one, elsewhere; nothing in the files names the machine."""
-    for name in ("one", "two"):
-        export_repository(tmp_path / name, "tiny", *small(), "torchscript")
+    export_repository(tmp_path / "two", "tiny", *small(), "torchscript")
     script = (
         "from pathlib import Path; from tests.export.test_repository import small\n"
         "from labelmint.export.repository import export_repository\n"
@@ -99,8 +100,8 @@ def test_exporting_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     subprocess.run(
         [sys.executable, "-c", script], check=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, timeout=300
     )
-    assert files(tmp_path / "one") == files(tmp_path / "two") == files(tmp_path / "three")
-    for file in (tmp_path / "one").rglob("model.pt"):
+    assert files(small_repository("torchscript")) == files(tmp_path / "two") == files(tmp_path / "three")
+    for file in (tmp_path / "two").rglob("model.pt"):
         data = file.read_bytes()
         assert b"labelmint" not in data and str(ROOT).encode() not in data
         with zipfile.ZipFile(file) as archive:
@@ -108,12 +109,10 @@ def test_exporting_twice_gives_the_same_bytes(tmp_path: Path) -> None:
             assert {entry.date_time for entry in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
 
 
-def test_only_the_files_and_their_backend_differ_from_onnx(tmp_path: Path) -> None:
-    for file_format in ("onnx", "torchscript"):
-        export_repository(tmp_path / file_format, "tiny", *small(), file_format)
+def test_only_the_files_and_their_backend_differ_from_onnx(small_repository: Exported) -> None:
     for name in STEPS:
         one, two = (
-            read_config(tmp_path / file_format / f"tiny_{name}" / "config.pbtxt")
+            read_config(small_repository(file_format) / f"tiny_{name}" / "config.pbtxt")
             for file_format in ("onnx", "torchscript")
         )
         assert (one.backend, two.backend) == ("onnxruntime", "pytorch")
@@ -125,15 +124,15 @@ def test_only_the_files_and_their_backend_differ_from_onnx(tmp_path: Path) -> No
         two.parameters.clear()
         two.dynamic_batching.CopyFrom(one.dynamic_batching)
         assert one == two
-    for name, config in ensembles(tmp_path / "torchscript").items():
-        other = read_config(tmp_path / "onnx" / name / "config.pbtxt")
+    for name, config in ensembles(small_repository("torchscript")).items():
+        other = read_config(small_repository("onnx") / name / "config.pbtxt")
         assert config.parameters["model_digest"] != other.parameters["model_digest"]
         del config.parameters["model_digest"], other.parameters["model_digest"]
         assert config == other
 
 
-def test_a_format_replaces_the_other(tmp_path: Path) -> None:
-    export_repository(tmp_path, "tiny", *small())
+def test_a_format_replaces_the_other(tmp_path: Path, small_repository: Exported) -> None:
+    shutil.copytree(small_repository("onnx"), tmp_path, dirs_exist_ok=True)
     export_repository(tmp_path, "tiny", *small(), "torchscript")
     assert not list(tmp_path.rglob("model.onnx")) and len(list(tmp_path.rglob("model.pt"))) == len(STEPS)
     for name, config in ensembles(tmp_path).items():
@@ -141,8 +140,8 @@ def test_a_format_replaces_the_other(tmp_path: Path) -> None:
         check_artifacts(tmp_path, config)
 
 
-def test_a_damaged_file_is_refused_before_triton_starts(tmp_path: Path) -> None:
-    export_repository(tmp_path, "tiny", *small(), "torchscript")
+def test_a_damaged_file_is_refused_before_triton_starts(tmp_path: Path, small_repository: Exported) -> None:
+    shutil.copytree(small_repository("torchscript"), tmp_path, dirs_exist_ok=True)
     file = tmp_path / "tiny_generator" / "1" / "model.pt"
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
