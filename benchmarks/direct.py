@@ -19,6 +19,17 @@ PHASES = ("queue", "compute_input", "compute_infer", "compute_output")  # of a s
 OUTPUTS = ("image", "label", "js_score")
 
 
+def inputs_of(seeds: Sequence[int], z_dim: int, num_ws: int) -> dict[str, np.ndarray]:
+    """What an ensemble takes for these seeds without mixing or truncation: [B,z_dim] twice, [B,1] twice."""
+    latents = np.concatenate([latent_of(seed, z_dim) for seed in seeds])
+    return {
+        "latent": latents,
+        "style_latent": latents,
+        "crossover": np.full((len(seeds), 1), num_ws, np.int32),
+        "truncation_psi": np.ones((len(seeds), 1), np.float32),
+    }
+
+
 class Direct:
     """A connection to a Triton with this model; its steps are called `NAME_STEP`."""
 
@@ -32,16 +43,8 @@ class Direct:
 
     async def infer(self, seeds: Sequence[int]) -> None:
         """One request for the samples of these seeds."""
-        count = len(seeds)
-        latents = np.concatenate([latent_of(seed, self._model.z_dim) for seed in seeds])
-        arrays = {
-            "latent": latents,
-            "style_latent": latents,
-            "crossover": np.full((count, 1), self._model.num_ws, np.int32),
-            "truncation_psi": np.ones((count, 1), np.float32),
-        }
         inputs = []
-        for name, array in arrays.items():
+        for name, array in inputs_of(seeds, self._model.z_dim, self._model.num_ws).items():
             tensor = triton.InferInput(name, list(array.shape), "INT32" if array.dtype == np.int32 else "FP32")
             tensor.set_data_from_numpy(array)
             inputs.append(tensor)

@@ -23,11 +23,10 @@ from pathlib import Path
 
 import numpy as np
 import step_runner
+from direct import OUTPUTS, inputs_of
 
-from labelmint.gateway.policy import latent_of
 from labelmint.triton.model_config import ensembles, model_file, read_config, version_of
 
-OUTPUTS = ("image", "label", "js_score")
 Arrays = dict[str, np.ndarray]
 
 
@@ -53,13 +52,7 @@ class Pipeline:
 
     def infer(self, seeds: Sequence[int]) -> Arrays:
         """image uint8 [B,R,R,3], label uint8 [B,R,R], js_score float32 [B,1]."""
-        latent = np.concatenate([latent_of(seed, self._z_dim) for seed in seeds])
-        arrays: Arrays = {
-            "latent": latent,
-            "style_latent": latent,
-            "crossover": np.full((len(seeds), 1), self._num_ws, np.int32),
-            "truncation_psi": np.ones((len(seeds), 1), np.float32),
-        }
+        arrays: Arrays = inputs_of(seeds, self._z_dim, self._num_ws)
         found: Arrays = {}
         for session in self._steps:
             names = [tensor.name for tensor in session.get_outputs()]

@@ -103,9 +103,9 @@ async def profile(direct: Direct, call: load.Call, seeds: Iterator[int]) -> Figu
     return {"batches": batches, "outside": min(outside), "pair": await pair(direct, 1)}
 
 
-async def one_round(number: int) -> Figures:
+async def one_round() -> Figures:
     """Every point of the curve once, in order, and the profiles around them: points[i] is between i and i + 1."""
-    seeds = itertools.count(number << 20)
+    seeds = itertools.count()
     found: Figures = {"profiles": [], "points": []}
     async with serving(REPOSITORY, MODEL) as (client, model):
         direct = Direct(client.url, model)
@@ -120,7 +120,7 @@ async def one_round(number: int) -> Figures:
                 capacity = throughput(found["points"][-1])
                 for index, share in enumerate(LOADS):
                     count = round(OPEN_SECONDS * share * capacity)
-                    point = await opened(call, share * capacity, count, number * len(LOADS) + index, seeds)
+                    point = await opened(call, share * capacity, count, index, seeds)
                     found["points"].append(point | {"load": share})
                     found["profiles"].append(await profile(direct, call, seeds))
         await direct.close()
@@ -246,14 +246,10 @@ def main() -> None:
     resuming.add_arguments(parser)
     arguments = parser.parse_args()
     models = [path for path in REPOSITORY.glob(f"{MODEL}*/1/*") if path.is_file()]
-    kept = resuming.Kept("latency", resuming.digest_of([*models, *resuming.serving_code()]))
-    ends = time.monotonic() + arguments.budget
-    while len(kept.complete(["curve"])) < arguments.rounds:
-        if time.monotonic() > ends:
-            raise SystemExit(resuming.UNFINISHED)
-        index, _ = kept.begin(["curve"])
-        kept.keep(index, "curve", asyncio.run(one_round(index)))
-    rounds = [each["curve"] for each in kept.complete(["curve"])][: arguments.rounds]
+    fingerprint = resuming.digest_of([*models, *resuming.serving_code()])
+    parts = {"curve": lambda: asyncio.run(one_round())}
+    measured = resuming.measured("latency", fingerprint, parts, arguments.rounds, arguments.budget)
+    rounds = [each["curve"] for each in measured]
     rows = comparison(rounds)
     for row in rows:
         print(json.dumps(row))

@@ -37,14 +37,13 @@ import numpy as np
 import random_models
 import resuming
 import step_runner
-from direct import PHASES, STEPS, Direct
+from direct import PHASES, STEPS, Direct, inputs_of
 from resuming import BUILD, ROOT, Figures
 
 from labelmint.export.modules import GeneratorStep, Step, StyleInterpreterStep
 from labelmint.export.repository import export_repository
 from labelmint.export.torchscript_export import export_torchscript
 from labelmint.gateway.calibrate import serving
-from labelmint.gateway.policy import latent_of
 from labelmint.models.generator import Generator
 from labelmint.models.interpreter import StyleInterpreter
 from labelmint.models.store import load_generator, load_interpreter
@@ -119,13 +118,7 @@ def prepare(subject: Subject) -> None:
     for name, step in steps_of(subject).items():
         subject.file(name, "torchscript").write_bytes(export_torchscript(step).data)
     count = max(subject.batches)
-    latent = np.concatenate([latent_of(seed, generator.spec.z_dim) for seed in range(count)]).astype(np.float32)
-    arrays = {
-        "latent": latent,
-        "style_latent": latent,
-        "crossover": np.full((count, 1), STYLE_LAYERS, np.int32),
-        "truncation_psi": np.ones((count, 1), np.float32),
-    }
+    arrays = inputs_of(range(count), generator.spec.z_dim, STYLE_LAYERS)
     np.savez(subject.inputs("generator"), **arrays)
     drawn = step_runner.load(
         "onnxruntime", subject.file("generator", "onnxruntime"), list(outputs_of(subject)["generator"])

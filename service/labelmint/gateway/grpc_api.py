@@ -13,7 +13,6 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
-from functools import partial
 from typing import Any, NoReturn, TypeAlias, TypeVar
 
 import grpc
@@ -35,6 +34,7 @@ from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 
 logger = logging.getLogger(__name__)
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 Request: TypeAlias = pb.GetSampleRequest | pb.BatchGetSamplesRequest | pb.StreamSamplesRequest | pb.GetModelRequest
@@ -68,7 +68,7 @@ class SampleService(pb_grpc.SampleServiceServicer):
             model = await call.find(self._sampler, request)
             options = _options(model, request.options)
             sample = await self._sampler.sample(model, request.seed, options, context.time_remaining())
-            fields = await _encoded(request.options, partial(_sample, sample, request.options))
+            fields = await _encoded(_sample, sample, request.options)
             return pb.GetSampleResponse(sample=fields)
 
     async def BatchGetSamples(self, request: pb.BatchGetSamplesRequest, context: Context) -> pb.BatchGetSamplesResponse:
@@ -78,7 +78,7 @@ class SampleService(pb_grpc.SampleServiceServicer):
             samples = await self._sampler.batch(
                 model, request.seeds, request.style_seeds, options, context.time_remaining()
             )
-            outcomes = await _encoded(request.options, partial(_outcomes, samples, request.options))
+            outcomes = await _encoded(_outcomes, samples, request.options)
             return pb.BatchGetSamplesResponse(outcomes=outcomes)
 
     async def StreamSamples(
@@ -91,7 +91,7 @@ class SampleService(pb_grpc.SampleServiceServicer):
                 async for delivery in deliveries:
                     fields = None
                     if delivery.sample is not None:
-                        fields = await _encoded(request.options, partial(_sample, delivery.sample, request.options))
+                        fields = await _encoded(_sample, delivery.sample, request.options)
                     # The transport takes one message at a time and waits for a slow reader, and the walk with it.
                     yield pb.StreamSamplesResponse(
                         sample=fields,
@@ -217,12 +217,12 @@ def _options(model: ServedModel, options: pb.SampleOptions) -> SampleOptions:
     )
 
 
-async def _encoded(options: pb.SampleOptions, work: Callable[[], T]) -> T:
-    """What `work` makes of samples: in a thread where pixels are compressed, here and now where they are copied."""
+async def _encoded(make: Callable[[S, pb.SampleOptions], T], minted: S, options: pb.SampleOptions) -> T:
+    """What `make` gives of samples: in a thread where pixels are compressed, here and now where they are copied."""
     parts = ((options.omit_image, options.image_encoding), (options.omit_label, options.label_encoding))
     if all(omitted or encoding == pb.ENCODING_RAW for omitted, encoding in parts):
-        return work()
-    return await asyncio.to_thread(work)
+        return make(minted, options)
+    return await asyncio.to_thread(make, minted, options)
 
 
 def _sample(sample: Sample, options: pb.SampleOptions) -> Fields:

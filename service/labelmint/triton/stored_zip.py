@@ -90,15 +90,7 @@ def check_native(file: PlainFile) -> None:
             if _read_magic(head) != (1, 0):
                 raise ValueError("another version of the format")
             shape, _, dtype = _read_header(head)
-        except (
-            ValueError,
-            TypeError,
-            SyntaxError,
-            MemoryError,
-            RecursionError,
-            EOFError,
-            tokenize.TokenError,
-        ) as error:
+        except _UNREADABLE as error:
             raise Malformed(f"has an array {shown(name)} that cannot be read: {str(error)[:100]}") from None
         if dtype.hasobject or dtype.kind not in "fU":
             raise Malformed(f"has the array {shown(name)} of a type that no export has")
