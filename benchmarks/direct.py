@@ -6,7 +6,9 @@ Rules of this file:
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tritonclient.grpc.aio as triton
@@ -52,13 +54,21 @@ class Direct:
         await self._client.infer(self._model.triton_name, inputs, outputs=outputs)
 
     async def statistics(self) -> list[dict[str, float]]:
-        """Seconds that Triton says each step has spent in each of PHASES since it was started."""
-        found = []
-        for step in self._steps:
-            (entry,) = (await self._client.get_inference_statistics(step)).model_stats
-            found.append({phase: getattr(entry.inference_stats, phase).ns / 1e9 for phase in PHASES})
-        return found
+        """Seconds that each step has spent in each of PHASES since Triton was started; for when nothing runs."""
+        # Triton answers before it counts the last step.
+        while len({entry.inference_count for entry in await self._entries()}) > 1:
+            await asyncio.sleep(0.001)
+        return [
+            {phase: getattr(entry.inference_stats, phase).ns / 1e9 for phase in PHASES}
+            for entry in await self._entries()
+        ]
 
     async def step_seconds(self) -> list[float]:
-        """Seconds that Triton says each step has computed since it was started: all but its queue."""
+        """Seconds that each step has computed since Triton was started: all but its queue."""
         return [sum(step.values()) - step["queue"] for step in await self.statistics()]
+
+    async def _entries(self) -> list[Any]:
+        """Triton's ModelStatistics of each step."""
+        return [
+            entry for step in self._steps for entry in (await self._client.get_inference_statistics(step)).model_stats
+        ]

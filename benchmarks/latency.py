@@ -245,7 +245,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     resuming.add_arguments(parser)
     arguments = parser.parse_args()
-    models = [path for path in REPOSITORY.glob(f"{MODEL}*/1/*") if path.is_file()]
+    models = [path for path in REPOSITORY.glob(f"{MODEL}*/**/*") if path.is_file()]
     fingerprint = resuming.digest_of([*models, *resuming.serving_code()])
     parts = {"curve": lambda: asyncio.run(one_round())}
     measured = resuming.measured("latency", fingerprint, parts, arguments.rounds, arguments.budget)
