@@ -104,11 +104,11 @@ def test_both_models_have_the_same_generator() -> None:
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_nothing_waits_for_ever_in_a_queue(step: str) -> None:
+def test_the_queue_has_no_policy(step: str) -> None:
+    """With one, Triton's batcher leaves requests waiting for half a second beside an idle model."""
     config = read_config(REPOSITORY / step / "config.pbtxt")
     assert config.backend == "onnxruntime"
-    policy = config.dynamic_batching.default_queue_policy
-    assert policy.max_queue_size > 0 and policy.default_timeout_microseconds > 0 and policy.allow_timeout_override
+    assert config.HasField("dynamic_batching") and not config.dynamic_batching.HasField("default_queue_policy")
 
 
 def small() -> tuple[Generator, StyleInterpreter]:

@@ -50,10 +50,6 @@ from labelmint.triton.model_config import (
     write_config,
 )
 
-# A request older than this has no client any more; nothing waits in a queue for ever.
-QUEUE_TIMEOUT_MICROSECONDS = 60_000_000
-MAX_QUEUE_SIZE = 512
-
 _DTYPES = {torch.float32: pb.TYPE_FP32, torch.int32: pb.TYPE_INT32, torch.uint8: pb.TYPE_UINT8}
 
 FUSED = ("generator", "style_interpreter")
@@ -142,11 +138,11 @@ def step_config(name: str, step: Step, file_format: str) -> pb.ModelConfig:
     _add_tensors(config, step.inputs, step.outputs)
     config.version_policy.latest.num_versions = 1
     config.instance_group.add(count=1)
-    policy = config.dynamic_batching.default_queue_policy
-    policy.timeout_action = pb.ModelQueuePolicy.REJECT
-    policy.default_timeout_microseconds = QUEUE_TIMEOUT_MICROSECONDS
-    policy.allow_timeout_override = True
-    policy.max_queue_size = MAX_QUEUE_SIZE
+    # Without a policy of the queue: with a timeout or a largest size, Triton prepares no batch while the model is busy.
+    # It then sees a request that came meanwhile only at the next request or after half a second, and sees fewer and
+    # fewer over days (triton-inference-server/server#8870). The gateway's slots bound the queue, and a caller that
+    # gives up cancels its request.
+    config.dynamic_batching.SetInParent()
     warmup = config.model_warmup.add(name="zeros", batch_size=1)
     for spec in step.inputs:
         entry = warmup.inputs[spec.name]
