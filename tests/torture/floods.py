@@ -1,7 +1,10 @@
 """Floods: many times more than the gateway can mint, from clients that read slowly, vanish or say half a sentence.
 
 Rules of this file:
+- Triton has the last core for itself and the gateway shares the others with its clients: a node for each, as in k8s/.
+  What refusing costs is then a matter of the gateway, and not of whose turn it is on a core.
 - Capacity is measured first, in a closed loop on the same gateway; then arrivals come at a fixed rate, come what may.
+- Goodput and memory are those of a steady state: after batches of all sizes, and once the windows of streams are full.
 - An arrival ends in an answer, an explicit refusal, or by its own client leaving. Anything else is a finding.
 - Goodput, memory and latency are returned as figures; who has the machine for himself judges them (`Flood.judge`).
 """
@@ -9,12 +12,14 @@ Rules of this file:
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
+import os
 import random
 import socket
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,9 +38,12 @@ OPTIONS = pb.SampleOptions(max_js=1e9)
 DEADLINE_SECONDS = 60.0
 MAX_IN_FLIGHT = 32  # admitted requests: their wait is well below the deadline on a machine that mints one a second
 CLOSED_LOOP = 32  # requests at once: as many as keep Triton's batches full
+WARM_LOOPS = (1, 2, 3, 5, 8, 13, 21, 32)
 STREAMS = 8
 SLOW_READERS = 4
 SLOW_READER_PAUSE_SECONDS = 5.0
+# Otherwise a channel takes megabytes ahead of its reader, and minutes until it holds the gateway back.
+SLOW_READER_CHANNEL = (("grpc.http2.bdp_probe", 0),)
 HALF_OPEN = 20
 HALF_SENTENCES = (
     b"",
@@ -85,20 +93,37 @@ async def flood(directory: Path, seconds: float, factor: float = 10.0) -> Flood:
     """Flood a gateway of the demo for so long with `factor` times its capacity."""
     service = await asyncio.to_thread(start_service, directory / "serve.log", "--max-in-flight", str(MAX_IN_FLIGHT))
     found = Flood()
+    cores = os.sched_getaffinity(0)
     try:
+        separate(service)
         async with grpc.aio.insecure_channel(service.grpc) as channel:
             attack = _Attack(service, pb_grpc.SampleServiceStub(channel), found)
-            await attack.closed_loop(seconds / 6)  # warm
+            for callers in 2 * WARM_LOOPS:
+                await attack.closed_loop(seconds / 6 / len(2 * WARM_LOOPS), callers)
             found.capacity = await attack.closed_loop(seconds / 6)
             found.memory_before = memory_of_all(service)
             found.arrivals_per_second = factor * found.capacity
             await attack.run(seconds)
             await attack.everything_is_as_before()
     finally:
+        os.sched_setaffinity(0, cores)
         assert await asyncio.to_thread(service.stop) == 0
     if "Traceback" in service.log.read_text():
         found.findings.append("a traceback in the log")
     return found
+
+
+def separate(service: Service) -> None:
+    """Triton's processes to the last core that we may use, the gateway and this thread to the others, if any."""
+    *shared, last = sorted(os.sched_getaffinity(0))
+    if not shared:
+        return
+    os.sched_setaffinity(0, shared)
+    cores = {service.process.pid: shared} | {pid: [last] for pid in descendants(service.process.pid)}
+    for pid, some in cores.items():
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(ProcessLookupError):
+                os.sched_setaffinity(int(thread.name), some)
 
 
 def memory_of_all(service: Service) -> dict[str, float]:
@@ -119,8 +144,8 @@ class _Attack:
         self._seeds = iter(range(2**32))
         self._minted = 0
 
-    async def closed_loop(self, seconds: float) -> float:
-        """Samples per second with as many requests as keep it busy."""
+    async def closed_loop(self, seconds: float, callers: int = CLOSED_LOOP) -> float:
+        """Samples per second for callers that ask again as soon as they have their answer."""
         end = time.monotonic() + seconds
         done = 0
 
@@ -131,7 +156,7 @@ class _Attack:
                 done += 1
 
         began = time.monotonic()
-        await asyncio.gather(*(ask() for _ in range(CLOSED_LOOP)))
+        await asyncio.gather(*(ask() for _ in range(callers)))
         return done / (time.monotonic() - began)
 
     async def run(self, seconds: float) -> None:
@@ -140,15 +165,17 @@ class _Attack:
         async with self._half_open(), httpx.AsyncClient(base_url=self._service.http, timeout=DEADLINE_SECONDS) as http:
             began = time.monotonic()
             watching = asyncio.create_task(self._watch_memory())
-            streams = [asyncio.create_task(self._stream(0.0)) for _ in range(STREAMS)]
-            streams += [asyncio.create_task(self._stream(SLOW_READER_PAUSE_SECONDS)) for _ in range(SLOW_READERS)]
-            minted_before = self._minted
+            streams = [asyncio.create_task(self._stream(self._stub, 0.0)) for _ in range(STREAMS)]
+            streams += [asyncio.create_task(self._slow_stream()) for _ in range(SLOW_READERS)]
+            steady = math.ceil(seconds / 6 * found.arrivals_per_second)  # arrivals until then
             for number in range(int(seconds * found.arrivals_per_second)):
+                if number == steady:
+                    minted_before, counted_from = self._minted, time.monotonic()
                 await asyncio.sleep(max(0.0, began + number / found.arrivals_per_second - time.monotonic()))
                 arrival = asyncio.create_task(self._arrival(http))
                 arrivals.add(arrival)
                 arrival.add_done_callback(arrivals.discard)
-            found.goodput = (self._minted - minted_before) / (time.monotonic() - began)
+            found.goodput = (self._minted - minted_before) / (time.monotonic() - counted_from)
             await asyncio.gather(*arrivals)
             for task in (*streams, watching):
                 task.cancel()
@@ -205,10 +232,14 @@ class _Attack:
             return "refused" if "retry-after" in answer.headers else "429 without retry-after"
         return "answered" if answer.status_code == 200 else f"HTTP {answer.status_code}"
 
-    async def _stream(self, pause_seconds: float) -> None:
+    async def _slow_stream(self) -> None:
+        async with grpc.aio.insecure_channel(self._service.grpc, options=SLOW_READER_CHANNEL) as channel:
+            await self._stream(pb_grpc.SampleServiceStub(channel), SLOW_READER_PAUSE_SECONDS)
+
+    async def _stream(self, stub: pb_grpc.SampleServiceStub, pause_seconds: float) -> None:
         start = self._draw.randrange(2**31)
         request = pb.StreamSamplesRequest(model="faces", start_seed=start, window=16, options=OPTIONS)
-        call = self._stub.StreamSamples(request)
+        call = stub.StreamSamples(request)
         try:
             async for message in call:
                 self._minted += message.HasField("sample")
@@ -224,7 +255,7 @@ class _Attack:
                 most[name] = max(most.get(name, 0.0), megabytes)
             await asyncio.sleep(1.0)
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def _half_open(self) -> AsyncIterator[None]:
         """Connections to both doors whose clients stop in the middle of a sentence."""
         sockets = []
