@@ -18,6 +18,7 @@ from fastapi import Depends, FastAPI, Header, Path, Query, Request, Response
 from fastapi.responses import PlainTextResponse
 from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BeforeValidator
 from starlette.types import ASGIApp
 
 from labelmint.gateway import encode, rest_docs, rest_problems, tar
@@ -70,7 +71,16 @@ _SAMPLE_ERRORS = (400, 404, 409, 410, 422, 429, 502, 503, 504)
 _BATCH_ERRORS = (400, 404, 410, 413, 429, 502, 503, 504)
 
 ModelName = Annotated[str, Path(description="Name of the model, as /v1/models lists it.", examples=["faces"])]
-Seed = Annotated[int, Path(ge=0, lt=SEED_END, description="The seed: 0 to 2^32 - 1.")]
+
+
+def _spelled(seed: str) -> str:
+    """A number in a path has one spelling, so that a sample has one address for caches: not 007, -0 or 7.0."""
+    if seed != "0" and not (seed.isascii() and seed.isdecimal() and seed[0] != "0"):
+        raise ValueError("is spelled in another way")  # what is right is said for all seeds, in `rest_problems`
+    return seed
+
+
+Seed = Annotated[int, Path(ge=0, lt=SEED_END, description="The seed: 0 to 2^32 - 1."), BeforeValidator(_spelled)]
 IfNoneMatch = Annotated[str | None, Header(description="ETags of what the client holds.")]
 
 

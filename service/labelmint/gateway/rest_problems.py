@@ -104,7 +104,7 @@ async def _answer_invalid(_: Request, error: Exception) -> Response:
     elif first["type"] == "extra_forbidden":
         message = "unknown parameter; see /docs for those that exist"
     elif field in ("seed", "style_seed"):
-        message = f"{first['input']!r} is not a seed; seeds are whole numbers from 0 to {SEED_END - 1}"
+        message = f"{first['input']!r} is not a seed; a seed is digits, 0 to {SEED_END - 1}, without zeros in front"
     return problem(InvalidRequest(field, message))
 
 

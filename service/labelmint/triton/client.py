@@ -139,9 +139,9 @@ class TritonClient:
     ) -> dict[str, Array]:
         """Run an ensemble for one sample; arrays without the batch dimension, by output name.
 
-        `timeout_seconds` bounds the call and Triton's queues (`DEFAULT_TIMEOUT_SECONDS` when None). Cancelling the
-        awaiting task cancels the request in Triton and does not wait for it: an ensemble's next step is not begun, but
-        what its first step has queued is run (Triton 2.51), other than with a timeout.
+        `timeout_seconds` bounds the call (`DEFAULT_TIMEOUT_SECONDS` when None), and Triton's queues where they have a
+        policy that allows it. Cancelling the awaiting task cancels the request in Triton and does not wait for it: an
+        ensemble's next step is not begun, but what Triton has taken into a batch is run.
         """
         seconds = DEFAULT_TIMEOUT_SECONDS if timeout_seconds is None else timeout_seconds
         request = pb.ModelInferRequest()
