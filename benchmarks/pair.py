@@ -323,7 +323,7 @@ def plot(figures: Figures, path: Path) -> None:
             label = "floor" if not index else None
             panel.hlines(least, index - 0.15, index + 0.24 * len(present) - 0.1, "black", "dashed", label=label)
         panel.set_xticks([index + 0.12 * (len(present) - 1) for index in range(2)], STEPS, fontsize=8)
-        panel.set_title(f"{model['title']}, batch {batch}: s".replace("`", ""), fontsize=9)
+        panel.set_title(f"{model['title']}, batch {batch}: s".replace("`", ""), fontsize=8)
         panel.set_ylim(0)
         panel.grid(axis="y", alpha=0.3)
     panels[1].legend(fontsize=7, frameon=False)
