@@ -22,7 +22,7 @@ import torch
 from labelmint.export.repository import export_repository
 from tests.checkpoints import reference
 from tests.checkpoints.writers import nvlabs_bytes
-from tests.conftest import ROOT, Service, start_service
+from tests.conftest import REPOSITORY, ROOT, Service, start_service
 from tests.gateway.conftest import tiny_weights
 from tests.torture import (
     faults,
@@ -48,13 +48,14 @@ EXAMPLES, OPENAPI_SECONDS = 30, 75
 
 
 @contextlib.contextmanager
-def serving(directory: Path) -> Iterator[Service]:
-    """MODEL as `make serve` has the demo: much of what is spoiled is minted all the same, and that is not the point.
+def serving(directory: Path, repository: Path | None = None) -> Iterator[Service]:
+    """A repository, or MODEL: much of what is spoiled is minted all the same, and that is not the point.
 
     Its log tells what fails and not each request.
     """
-    repository = directory / "repository"
-    export_repository(repository, MODEL, *tiny_weights())
+    if repository is None:
+        repository = directory / "repository"
+        export_repository(repository, MODEL, *tiny_weights())
     service = start_service(directory / "serve.log", "--log-level", "warning", repository=repository)
     try:
         yield service
@@ -76,7 +77,7 @@ def attack_bytes(directory: Path) -> list[Outcome]:
 
 
 def attack_openapi(directory: Path) -> list[Outcome]:
-    with serving(directory) as service:
+    with serving(directory, REPOSITORY) as service:  # the hooks of schemathesis ask for the demo
         return [openapi.explore(service, directory, EXAMPLES, OPENAPI_SECONDS)]
 
 
