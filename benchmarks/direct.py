@@ -55,13 +55,11 @@ class Direct:
 
     async def statistics(self) -> list[dict[str, float]]:
         """Seconds that each step has spent in each of PHASES since Triton was started; for when nothing runs."""
-        # Triton answers before it counts the last step.
-        while len({entry.inference_count for entry in await self._entries()}) > 1:
+        entries = await self._entries()
+        while len({entry.inference_count for entry in entries}) > 1:  # Triton answers before it counts the last step
             await asyncio.sleep(0.001)
-        return [
-            {phase: getattr(entry.inference_stats, phase).ns / 1e9 for phase in PHASES}
-            for entry in await self._entries()
-        ]
+            entries = await self._entries()
+        return [{phase: getattr(entry.inference_stats, phase).ns / 1e9 for phase in PHASES} for entry in entries]
 
     async def step_seconds(self) -> list[float]:
         """Seconds that each step has computed since Triton was started: all but its queue."""

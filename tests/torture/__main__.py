@@ -1,202 +1,39 @@
 """`python -m tests.torture [NAME ...]`: the attacks at full length, and a table of what they found.
 
-Without names all of them run: what measures by itself, the others two at a time, each in a process of its own. It ends
-with 1 where one found something. A new attack is a function here that returns outcomes, and its name in ATTACKS.
+Without names all of them run: what measures by itself, the others two at a time. It ends with 1 where one found
+something, or raised it.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import io
-import subprocess
+import multiprocessing
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from pathlib import Path
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 
-import torch
+from tests.torture.attacks import ATTACKS, run
 
-from labelmint.export.repository import export_repository
-from tests.checkpoints import reference
-from tests.checkpoints.writers import nvlabs_bytes
-from tests.conftest import REPOSITORY, ROOT, Service, start_service
-from tests.gateway.conftest import tiny_weights
-from tests.torture import (
-    faults,
-    files,
-    floods,
-    grpc_bytes,
-    grpc_messages,
-    http_bytes,
-    identity,
-    openapi,
-    pickle_fuzz,
-    repositories,
-)
-from tests.torture.outcome import Outcome
-
-MODEL = "tiny"
-# Each of our five RPCs is sent so many spoiled messages, and the REST door so many spoiled requests.
-MESSAGES = 100_000
-MUTATED_REQUESTS = 20_000
-SAMPLES, SEEDS, FLOOD_SECONDS = 10_000, 1_000, 180.0
-FUZZ_RUNS, FUZZ_SECONDS = 1_000_000, 90
-EXAMPLES, OPENAPI_SECONDS = 30, 75
-
-
-@contextlib.contextmanager
-def serving(directory: Path, repository: Path | None = None) -> Iterator[Service]:
-    """A repository, or MODEL: much of what is spoiled is minted all the same, and that is not the point.
-
-    Its log tells what fails and not each request.
-    """
-    if repository is None:
-        repository = directory / "repository"
-        export_repository(repository, MODEL, *tiny_weights())
-    service = start_service(directory / "serve.log", "--log-level", "warning", repository=repository)
-    try:
-        yield service
-    finally:
-        service.stop()
-
-
-def attack_messages(directory: Path) -> list[Outcome]:
-    with serving(directory) as service:
-        return asyncio.run(grpc_messages.fuzz(service, MODEL, MESSAGES))
-
-
-def attack_bytes(directory: Path) -> list[Outcome]:
-    with serving(directory) as service:
-        return [
-            *asyncio.run(grpc_bytes.abuse(service, MODEL, 20)),
-            *asyncio.run(http_bytes.abuse(service, MODEL, MUTATED_REQUESTS)),
-        ]
-
-
-def attack_openapi(directory: Path) -> list[Outcome]:
-    with serving(directory, REPOSITORY) as service:  # the hooks of schemathesis ask for the demo
-        return [openapi.explore(service, directory, EXAMPLES, OPENAPI_SECONDS)]
-
-
-def attack_files(directory: Path) -> list[Outcome]:
-    generator = reference.Generator(channels={4: 2, 8: 2}, mapping={"num_layers": 1})
-    tensors = {"g_synthesis.torgb.weight": torch.ones(3, 4, 64, 64)}
-    zipped, legacy = io.BytesIO(), io.BytesIO()
-    torch.save(tensors, zipped)
-    torch.save(tensors, legacy, _use_new_zipfile_serialization=False)
-    weights = ROOT / "service" / "labelmint" / "demo" / "weights"
-    good = {
-        "nvlabs": ("checkpoint", nvlabs_bytes({"G_ema": generator})),
-        "zip": ("checkpoint", zipped.getvalue()),
-        "legacy": ("checkpoint", legacy.getvalue()),
-        "interpreter": ("interpreter", (weights / "interpreter.safetensors").read_bytes()),
-    }
-    outcomes = []
-    for name, attack in (
-        ("crafted", lambda room: files.crafted(room, True)),
-        ("cut", lambda room: files.cut(good, room)),
-    ):
-        (directory / name).mkdir()
-        outcomes.append(attack(directory / name))
-    return outcomes
-
-
-def attack_faults(directory: Path) -> list[Outcome]:
-    repository = directory / "repository"
-    export_repository(repository, MODEL, *tiny_weights())
-    kinds = ["Triton killed"] * 5 + ["gateway killed"] * 3 + ["connections cut"] * 2
-    return [told("faults", SAMPLES, lambda: faults.survive(directory, repository, SAMPLES, kinds, 500))]
-
-
-def attack_identity(directory: Path) -> list[Outcome]:
-    return [told("identity", SEEDS, lambda: identity.same_everywhere(directory, SEEDS))]
-
-
-def attack_floods(directory: Path) -> list[Outcome]:
-    found = asyncio.run(floods.flood(directory, FLOOD_SECONDS))
-    note = "; ".join(f"{name}: {figure}" for name, figure in found.rows())
-    return [Outcome("floods", found.outcomes.total(), found.judge(), note)]
-
-
-def told(title: str, tries: int, attack: Callable[[], list[tuple[str, str]]]) -> Outcome:
-    """Of an attack that raises what it finds and returns rows of figures."""
-    outcome = Outcome(title, tries)
-    try:
-        outcome.note = "; ".join(f"{name}: {figure}" for name, figure in attack())
-    except Exception as error:
-        outcome.found(f"{type(error).__name__}: {error}")
-    return outcome
-
-
-def attack_pickles(directory: Path) -> list[Outcome]:
-    return [pickle_fuzz.fuzz(directory, FUZZ_RUNS, FUZZ_SECONDS)]
-
-
-def attack_repositories(directory: Path) -> list[Outcome]:
-    return [repositories.run(directory)]
-
-
-# The longest first.
-ATTACKS: dict[str, Callable[[Path], list[Outcome]]] = {
-    "floods": attack_floods,
-    "messages": attack_messages,
-    "identity": attack_identity,
-    "pickles": attack_pickles,
-    "openapi": attack_openapi,
-    "faults": attack_faults,
-    "bytes": attack_bytes,
-    "repositories": attack_repositories,
-    "files": attack_files,
-}
 MEASURE = ("floods",)  # wants the machine for itself
-HEAD = f"{'attack':76} {'tries':>8} {'found':>6} {'seconds':>8}  notes"
 
 
-def run(name: str) -> tuple[str, bool]:
-    """The rows of an attack, a line each and one below for each finding, and whether there is none."""
-    started = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="labelmint-torture-") as directory:
-        outcomes = ATTACKS[name](Path(directory))
-    lines = []
-    for outcome in outcomes:
-        seconds = f"{time.monotonic() - started:8.0f}" if outcome is outcomes[-1] else " " * 8
-        lines.append(f"{outcome.attack:76} {outcome.tries:8} {len(outcome.findings):6} {seconds}  {outcome.note}")
-        lines += [f"    {finding}" for finding in outcome.findings]
-    return "\n".join(lines), not any(outcome.findings for outcome in outcomes)
-
-
-def run_apart(name: str) -> tuple[str, bool]:
-    """`run` in a process of its own; where that fails, what it said."""
-    done = subprocess.run([sys.executable, "-m", "tests.torture", name], cwd=ROOT, capture_output=True, text=True)
-    head, _, rows = done.stdout.partition("\n")
-    return (rows.strip("\n"), done.returncode == 0) if head == HEAD and rows else (f"{name}: {done.stderr}", False)
+def results(names: list[str]) -> Iterator[tuple[str, bool]]:
+    """What `run` returns for each attack, as they end."""
+    yield from (run(name) for name in names if name in MEASURE)
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        others = [pool.submit(run, name) for name in names if name not in MEASURE]
+        yield from (other.result() for other in as_completed(others))
 
 
 def main(names: list[str]) -> int:
     if unknown := sorted(set(names) - ATTACKS.keys()):
         print(f"no attack named {', '.join(unknown)}; known: {', '.join(ATTACKS)}", file=sys.stderr)
         return 2
-    print(HEAD, flush=True)
-    chosen = names or list(ATTACKS)
-    passed = []
-
-    def tell(found: tuple[str, bool]) -> None:
-        print(found[0], flush=True)
-        passed.append(found[1])
-
-    if len(chosen) == 1:
-        tell(run(chosen[0]))
-    else:
-        for name in (name for name in chosen if name in MEASURE):
-            tell(run_apart(name))
-        with ThreadPoolExecutor(2) as pool:
-            others = [pool.submit(run_apart, name) for name in chosen if name not in MEASURE]
-            for other in as_completed(others):
-                tell(other.result())
-    return 0 if all(passed) else 1
+    print(f"{'attack':76} {'tries':>8} {'found':>6} {'seconds':>8}  notes", flush=True)
+    passed = True
+    for rows, clean in results(names or list(ATTACKS)):
+        print(rows, flush=True)
+        passed &= clean
+    return 0 if passed else 1
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ OPTIONS = pb.SampleOptions(max_js=1e9)
 DEADLINE_SECONDS = 60.0
 MAX_IN_FLIGHT = 32  # admitted requests: their wait is well below the deadline on a machine that mints one a second
 CLOSED_LOOP = 32  # requests at once: as many as keep Triton's batches full
-WARM_LOOPS = (1, 2, 3, 5, 8, 13, 21, 32)
+WARM_LOOPS = 2 * (1, 2, 3, 5, 8, 13, 21, 32)
 STREAMS = 8
 SLOW_READERS = 4
 SLOW_READER_PAUSE_SECONDS = 5.0
@@ -98,8 +98,8 @@ async def flood(directory: Path, seconds: float, factor: float = 10.0) -> Flood:
         separate(service)
         async with grpc.aio.insecure_channel(service.grpc) as channel:
             attack = _Attack(service, pb_grpc.SampleServiceStub(channel), found)
-            for callers in 2 * WARM_LOOPS:
-                await attack.closed_loop(seconds / 6 / len(2 * WARM_LOOPS), callers)
+            for callers in WARM_LOOPS:
+                await attack.closed_loop(seconds / 6 / len(WARM_LOOPS), callers)
             found.capacity = await attack.closed_loop(seconds / 6)
             found.memory_before = memory_of_all(service)
             found.arrivals_per_second = factor * found.capacity

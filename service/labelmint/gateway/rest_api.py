@@ -75,7 +75,7 @@ ModelName = Annotated[str, Path(description="Name of the model, as /v1/models li
 
 def _spelled(seed: str) -> str:
     """A number in a path has one spelling, so that a sample has one address for caches: not 007, -0 or 7.0."""
-    if seed != "0" and not (seed.isascii() and seed.isdecimal() and seed[0] != "0"):
+    if str(int(seed)) != seed:
         raise ValueError("is spelled in another way")  # what is right is said for all seeds, in `rest_problems`
     return seed
 
