@@ -5,7 +5,6 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from labelmint.errors import DeadlineExceeded
 from labelmint.gateway.slots import Kind, Party, Slots, Turns
 
 
@@ -58,7 +57,7 @@ async def test_slots_are_bounded_and_all_come_back(kind: Kind) -> None:
 
     async def hold(party: Party) -> None:
         nonlocal holding, most
-        async with slots.slot(party, None):
+        async with slots.slot(party):
             holding += 1
             most = max(most, holding)
             try:
@@ -77,15 +76,4 @@ async def test_slots_are_bounded_and_all_come_back(kind: Kind) -> None:
     assert most == 3 and slots.depth(kind) == 0
     async with AsyncExitStack() as stack:
         for _ in range(3):
-            await asyncio.wait_for(stack.enter_async_context(slots.slot(Party(kind), None)), 5)
-
-
-async def test_waiting_ends_at_the_deadline_and_takes_no_slot() -> None:
-    slots, party = Slots(1), Party("request")
-    async with slots.slot(party, None):
-        with pytest.raises(DeadlineExceeded):
-            async with slots.slot(party, asyncio.get_running_loop().time() + 0.01):
-                raise AssertionError("there was no slot")
-        assert slots.depth("request") == 0
-    async with slots.slot(party, asyncio.get_running_loop().time()):
-        pass
+            await asyncio.wait_for(stack.enter_async_context(slots.slot(Party(kind))), 5)

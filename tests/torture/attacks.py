@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ from tests.torture import (
     grpc_messages,
     http_bytes,
     identity,
+    leavers,
     openapi,
     pickle_fuzz,
     repositories,
@@ -37,7 +39,8 @@ from tests.torture.outcome import Outcome
 MODEL = "tiny"
 # Each of our five RPCs is sent so many spoiled messages, and the REST door so many spoiled requests.
 MESSAGES = 100_000
-MUTATED_REQUESTS = 20_000
+MUTATED_REQUESTS = 6_000
+LEAVERS = 60_000
 SAMPLES, SEEDS, FLOOD_SECONDS = 10_000, 1_000, 180.0
 FUZZ_RUNS, FUZZ_SECONDS = 1_000_000, 90
 EXAMPLES, OPENAPI_SECONDS = 30, 75
@@ -62,6 +65,11 @@ def serving(directory: Path, repository: Path | None = None) -> Iterator[Service
 def attack_messages(directory: Path) -> list[Outcome]:
     with serving(directory) as service:
         return asyncio.run(grpc_messages.fuzz(service, MODEL, MESSAGES))
+
+
+def attack_leavers(directory: Path) -> list[Outcome]:
+    with serving(directory) as service:
+        return [asyncio.run(leavers.leave(service, MODEL, LEAVERS))]
 
 
 def attack_bytes(directory: Path) -> list[Outcome]:
@@ -137,23 +145,32 @@ ATTACKS: dict[str, Callable[[Path], list[Outcome]]] = {
     "openapi": attack_openapi,
     "faults": attack_faults,
     "bytes": attack_bytes,
+    "leavers": attack_leavers,
     "repositories": attack_repositories,
     "files": attack_files,
 }
 
 
 def run(name: str) -> tuple[str, bool]:
-    """The rows of an attack, a line each and one below for each finding, and whether there is none."""
+    """The rows of an attack, a line each and one below for each finding, and whether there is none.
+
+    The directory of an attack that found something stays, for its logs.
+    """
     started = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="labelmint-torture-") as directory:
-        try:
-            outcomes = ATTACKS[name](Path(directory))
-        except Exception as error:
-            outcomes = [Outcome(name)]
-            outcomes[0].found(f"{type(error).__name__}: {error}")
+    directory = Path(tempfile.mkdtemp(prefix=f"labelmint-torture-{name}-"))
+    try:
+        outcomes = ATTACKS[name](directory)
+    except Exception as error:
+        outcomes = [Outcome(name)]
+        outcomes[0].found(f"{type(error).__name__}: {error}")
     lines = []
     for outcome in outcomes:
         seconds = f"{time.monotonic() - started:8.0f}" if outcome is outcomes[-1] else " " * 8
         lines.append(f"{outcome.attack:76} {outcome.tries:8} {len(outcome.findings):6} {seconds}  {outcome.note}")
         lines += [f"    {finding}" for finding in outcome.findings]
-    return "\n".join(lines), not any(outcome.findings for outcome in outcomes)
+    clean = not any(outcome.findings for outcome in outcomes)
+    if clean:
+        shutil.rmtree(directory)
+    else:
+        lines.append(f"    its files and logs: {directory}")
+    return "\n".join(lines), clean

@@ -105,17 +105,6 @@ async def test_only_what_is_requested_is_returned(client: TritonClient) -> None:
     assert set(await client.infer("native", "1", latents(0), ("js_score",))) == {"js_score"}
 
 
-async def test_cancelled_requests_leave_nothing_behind(client: TritonClient) -> None:
-    tasks = [asyncio.create_task(client.infer("native", "1", latents(seed), OUTPUTS)) for seed in range(64)]
-    await asyncio.sleep(0.005)
-    for task in tasks:
-        task.cancel()
-    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
-    assert any(isinstance(outcome, asyncio.CancelledError) for outcome in outcomes)
-    assert all(isinstance(outcome, (asyncio.CancelledError, dict)) for outcome in outcomes)
-    assert (await client.infer("native", "1", latents(0), ("js_score",)))["js_score"].shape == (1,)
-
-
 async def test_without_a_compiler_the_start_says_what_to_do(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -152,17 +152,6 @@ async def test_only_what_is_requested_is_returned(client: TritonClient) -> None:
     assert set(await client.infer("scripted", "1", latents(0), ("js_score",))) == {"js_score"}
 
 
-async def test_cancelled_requests_leave_nothing_behind(client: TritonClient) -> None:
-    tasks = [asyncio.create_task(client.infer("scripted", "1", latents(seed), OUTPUTS)) for seed in range(64)]
-    await asyncio.sleep(0.005)
-    for task in tasks:
-        task.cancel()
-    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
-    assert any(isinstance(outcome, asyncio.CancelledError) for outcome in outcomes)
-    assert all(isinstance(outcome, (asyncio.CancelledError, dict)) for outcome in outcomes)
-    assert (await client.infer("scripted", "1", latents(0), ("js_score",)))["js_score"].shape == (1,)
-
-
 @pytest.mark.parametrize("model", NAMINGS)
 async def test_a_configuration_means_what_it_means_to_the_native_backend(client: TritonClient, model: str) -> None:
     """Names of tensors and of the file, and the parameters."""

@@ -140,8 +140,7 @@ def step_config(name: str, step: Step, file_format: str) -> pb.ModelConfig:
     config.instance_group.add(count=1)
     # Without a policy of the queue: with a timeout or a largest size, Triton prepares no batch while the model is busy.
     # It then sees a request that came meanwhile only at the next request or after half a second, and sees fewer and
-    # fewer over days (triton-inference-server/server#8870). The gateway's slots bound the queue, and a caller that
-    # gives up cancels its request.
+    # fewer over days (triton-inference-server/server#8870). The gateway's slots bound the queue.
     config.dynamic_batching.SetInParent()
     warmup = config.model_warmup.add(name="zeros", batch_size=1)
     for spec in step.inputs:

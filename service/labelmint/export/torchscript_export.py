@@ -10,9 +10,8 @@ Rules of this file:
 - A seed is an identity, but libtorch's convolutions sum in another order at batch 1 than at batch 2 (measured on the
   CPU: the features differ in their last bits), and its fusing executor may change kernels once a model is warm.
   `configure` therefore leaves out Triton's batcher, which puts the seeds of several requests into one batch, and asks
-  for the graph as it was traced. The batcher's queue policy goes with it: the gateway bounds what is in flight, and its
-  deadlines cancel what waits. (A batcher that prefers batches of one keeps the policy, but sleeps between them:
-  measured with Triton 2.51, a queued request waits up to half a second for an idle model.)
+  for the graph as it was traced. (A batcher that prefers batches of one sleeps between them: measured with Triton 2.51,
+  a queued request waits up to half a second for an idle model.)
 - The same weights give the same bytes: source positions, which name the exporting machine, are left out of the archive.
 - Every warning of the tracer is an error, save the one that is understood.
 """

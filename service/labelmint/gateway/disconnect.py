@@ -1,8 +1,7 @@
 """ASGI middleware that ends the work for an HTTP client that went away.
 
 Rules of this file:
-- Whatever awaits inside the application is cancelled when the client disconnects before its answer is complete; the
-  sampling core passes that on to Triton.
+- Whatever awaits inside the application is cancelled when the client disconnects before its answer is complete.
 - The application sees the request as it came; the body is read ahead by one message only.
 """
 

@@ -3,9 +3,11 @@
 Rules of this file:
 - Each seed is one Triton request; Triton's dynamic batcher makes the batches, and a sample never depends on them.
 - A walk keeps its window of samples ahead of its reader, in flight or ready, and delivers them in order; a reader who
-  pauses stops the walk, and leaving the generator cancels what is in flight.
+  pauses stops the walk.
 - Admission is bounded: beyond `max_in_flight` samples a request is refused, beyond `max_streams` a walk. What is
   admitted waits for a slot in its fair turn (`slots.py`), no longer than its deadline.
+- Who leaves, or whose deadline passes, waits for nothing: what waits for a slot then waits no more, and what Triton has
+  begun ends by itself, in its slot.
 - What Triton is needed for and away is held for `capacity_wait_seconds`, and counts as owed while it is.
 """
 
@@ -13,16 +15,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from labelmint.errors import InvalidRequest, Overloaded, SampleRejected, TritonUnavailable
+from labelmint.errors import DeadlineExceeded, InvalidRequest, Overloaded, SampleRejected, TritonUnavailable
 from labelmint.gateway.cache import SampleCache
 from labelmint.gateway.catalog import Catalog
 from labelmint.gateway.metrics import Metrics
@@ -43,8 +45,9 @@ from labelmint.gateway.policy import (
 from labelmint.gateway.served_model import ServedModel
 from labelmint.gateway.slots import KINDS, Party, Slots
 from labelmint.tracing import span
-from labelmint.triton.client import DEFAULT_TIMEOUT_SECONDS, Array, Latents, TritonClient
+from labelmint.triton.client import Array, Latents, TritonClient
 
+DEFAULT_TIMEOUT_SECONDS = 60.0  # of a request that brings no deadline
 HEARTBEAT_SECONDS = 1.0
 _RETRY_SECONDS = 1.0  # while Triton is away
 
@@ -231,7 +234,7 @@ class Sampler:
 
         Rejected samples are delivered only with `include_rejected`, and are counted either way. A delivery without a
         sample comes when none was delivered for HEARTBEAT_SECONDS, and at the end if the last seeds were rejected.
-        `timeout_seconds` bounds the whole walk; without it each sample has DEFAULT_TIMEOUT_SECONDS in Triton.
+        `timeout_seconds` bounds the whole walk.
         """
         if count < 0:
             raise InvalidRequest("count", f"{count} is negative; give 0 for a walk without end")
@@ -312,13 +315,14 @@ class Sampler:
         async def mint() -> dict[str, Array]:
             async with AsyncExitStack() as stack:
                 with span("wait for slot"):
-                    await stack.enter_async_context(self._slots.slot(party, deadline))
+                    await stack.enter_async_context(self._slots.slot(party))
                 with self._metrics.samples_in_flight.track_inprogress():
                     latents = _latents(model, seed, mixing, gate)
                     seconds = None if deadline is None else deadline - asyncio.get_running_loop().time()
                     return await self._infer(model, latents, outputs, seconds)
 
-        arrays = await self._cache.get((model.digest, seed, mixing, gate.truncation_psi), outputs, mint)
+        key = (model.digest, seed, mixing, gate.truncation_psi)
+        arrays = await self._cache.get(key, outputs, lambda: _until(deadline, mint()))
         sample = Sample(
             model=model,
             seed=seed,
@@ -373,6 +377,20 @@ def _latents(model: ServedModel, seed: int, mixing: Mixing | None, gate: Gate) -
     if mixing is None:
         return Latents(latent, latent, model.num_ws, gate.truncation_psi)
     return Latents(latent, latent_of(mixing.style_seed, model.z_dim), mixing.crossover, gate.truncation_psi)
+
+
+async def _until(deadline: float | None, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is cancelled when its caller is, but may end later; raises DeadlineExceeded."""
+    loop = asyncio.get_running_loop()
+    working = loop.create_task(work)
+    working.add_done_callback(lambda task: task.cancelled() or task.exception())  # nobody may be left to hear of it
+    try:
+        await asyncio.wait([working], timeout=None if deadline is None else deadline - loop.time())
+        if not working.done():
+            raise DeadlineExceeded()
+        return working.result()
+    finally:
+        working.cancel()
 
 
 async def _cancel(tasks: Sequence[asyncio.Task[Sample]]) -> None:

@@ -1,8 +1,8 @@
 """Which sample goes to Triton next: a bounded number of slots, shared fairly by requests and streams.
 
 Rules of this file:
-- Triton holds few samples and the others wait here, where those of a client that leaves are gone at once: an ensemble
-  in Triton 2.51 looks at cancellation between its steps only, and runs what is queued for the first one.
+- Triton holds few samples and the others wait here, where those of a client that leaves are gone at once: what Triton
+  has begun is never called off (`triton/client.py` says why), and keeps its slot until it is answered.
 - Requests and streams take turns when both wait: a request passes all samples that streams have waiting, and a flood
   of requests leaves streams half of the slots. Within each kind the parties take turns, one sample a turn.
 - `Turns` decides and does no I/O; `Slots` adds the waiting.
@@ -16,8 +16,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar, get_args
-
-from labelmint.errors import DeadlineExceeded
 
 Kind = Literal["request", "stream"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -82,41 +80,31 @@ class Slots:
         return self._turns.depth(kind)
 
     @asynccontextmanager
-    async def slot(self, party: Party, deadline: float | None) -> AsyncIterator[None]:
-        """Hold a slot; raises DeadlineExceeded when none was free before `deadline`, in seconds of the loop's clock."""
+    async def slot(self, party: Party) -> AsyncIterator[None]:
+        """Hold a slot, once it is this party's turn."""
         if self._free > 0:  # then nobody waits
             self._free -= 1
         else:
-            await self._wait(party, deadline)
+            await self._wait(party)
         try:
             yield
         finally:
             self._release()
 
-    async def _wait(self, party: Party, deadline: float | None) -> None:
-        loop = asyncio.get_running_loop()
-        granted: asyncio.Future[None] = loop.create_future()
-        timer = None if deadline is None else loop.call_at(deadline, _expire, granted)
+    async def _wait(self, party: Party) -> None:
+        granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._turns.add(party, granted)
         try:
             await granted
         except BaseException:
             self._turns.discard(party, granted)
-            if granted.done() and not granted.cancelled() and granted.exception() is None:
+            if granted.done() and not granted.cancelled():
                 self._release()  # it was granted in the moment in which its client left
             raise
-        finally:
-            if timer is not None:
-                timer.cancel()
 
     def _release(self) -> None:
         while (granted := self._turns.take()) is not None:
-            if not granted.done():  # else it was cancelled or has expired, and its task is about to notice
+            if not granted.done():  # else it was cancelled, and its task is about to notice
                 granted.set_result(None)
                 return
         self._free += 1
-
-
-def _expire(granted: asyncio.Future[None]) -> None:
-    if not granted.done():
-        granted.set_exception(DeadlineExceeded())

@@ -6,16 +6,20 @@ Rules of this file:
   sample costs ten times what it costs to copy one and to fill in the tensors.
 - Every gRPC error becomes a LabelmintError here; the cause is kept. A test goes through all gRPC codes.
 - Triton 2.51 answers UNAVAILABLE for a full queue and for a queue timeout; only the text tells them from an outage.
+- A sample that Triton has begun is never called off, neither by a deadline nor by a client that left: Triton 2.51 ends
+  with SIGSEGV, and with it the work of all others, when a call is cancelled in the moment in which it is answered
+  (triton-inference-server/server#7368 and #8034; mended upstream by #8078). One cancelled call in 20,000 does it.
 - A name may have many addresses, each a Triton with the same models: they take turns, call by call.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
@@ -37,6 +41,7 @@ from labelmint.errors import (
 logger = logging.getLogger(__name__)
 
 Array = npt.NDArray[Any]
+T = TypeVar("T")
 
 _QUEUE_FULL = ("exceeds maximum queue size",)
 _QUEUE_TIMEOUT = ("request timeout expired",)
@@ -54,8 +59,10 @@ _CHANNEL_OPTIONS = [
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
 ]
-# Without a deadline of the caller's: as long as the queues in the model configurations hold a request.
-DEFAULT_TIMEOUT_SECONDS = 60.0
+# A sample that takes longer is given up, whatever that does to Triton; one that froze is noticed by the keepalive.
+_HUNG_SECONDS = 600.0
+# What Triton has when the client is closed may be answered for so long.
+_CLOSING_SECONDS = 5.0
 # Large models are read, compiled and warmed up.
 LOAD_TIMEOUT_SECONDS = 180.0
 
@@ -78,7 +85,8 @@ class TritonClient:
         self._connect()
 
     async def close(self) -> None:
-        await self._channel.close()
+        """Give what Triton has begun a moment to end, then let go of it."""
+        await self._channel.close(_CLOSING_SECONDS)
 
     async def is_ready(self, model: str) -> bool:
         """Whether Triton answers and has the model ready; False instead of an error when it does not answer."""
@@ -139,22 +147,21 @@ class TritonClient:
     ) -> dict[str, Array]:
         """Run an ensemble for one sample; arrays without the batch dimension, by output name.
 
-        `timeout_seconds` bounds the call (`DEFAULT_TIMEOUT_SECONDS` when None), and Triton's queues where they have a
-        policy that allows it. Cancelling the awaiting task cancels the request in Triton and does not wait for it: an
-        ensemble's next step is not begun, but what Triton has taken into a batch is run.
+        After `timeout_seconds` it is dropped from a queue of Triton's whose policy allows that; the call itself lasts
+        until Triton answers. So does a task that is cancelled meanwhile: who must go at once lets it end by itself.
         """
-        seconds = DEFAULT_TIMEOUT_SECONDS if timeout_seconds is None else timeout_seconds
         request = pb.ModelInferRequest()
         request.CopyFrom(_template(model, version, tuple(outputs), latents.latent.shape[1]))
         request.id = tracing.request_id()  # what Triton says of it carries the id
-        request.parameters["timeout"].int64_param = max(1, int(seconds * 1e6))  # microseconds
+        if timeout_seconds is not None:
+            request.parameters["timeout"].int64_param = max(1, int(timeout_seconds * 1e6))  # microseconds
         numbers = np.array(latents.crossover, "<i4"), np.array(latents.truncation_psi, "<f4")
         tensors = (latents.latent, latents.style_latent, *numbers)
         request.raw_input_contents.extend([tensor.tobytes() for tensor in tensors])
         try:
             with tracing.span("triton infer", model=model, version=version):
                 headers = tuple(tracing.outgoing_headers().items())
-                answer = await self._stub.ModelInfer(request, metadata=headers, timeout=seconds)
+                answer = await _to_its_end(self._stub.ModelInfer(request, metadata=headers, timeout=_HUNG_SECONDS))
         except grpc.aio.AioRpcError as error:
             raise translate(error) from error
         arrays = {
@@ -164,6 +171,16 @@ class TritonClient:
         if missing := set(outputs) - arrays.keys():
             raise InferenceFailed(f"Triton's answer for model {model!r} lacks the outputs {sorted(missing)}")
         return arrays
+
+
+async def _to_its_end(call: Awaitable[T]) -> T:
+    """The outcome of a call; a task that is cancelled meanwhile is so once the call has ended."""
+    answering = asyncio.ensure_future(call)
+    try:
+        return await asyncio.shield(answering)
+    except asyncio.CancelledError:
+        await asyncio.wait([answering])
+        raise
 
 
 @lru_cache(maxsize=256)
