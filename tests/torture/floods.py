@@ -4,7 +4,8 @@ Rules of this file:
 - Triton has the last core for itself and the gateway shares the others with its clients: a node for each, as in k8s/.
   What refusing costs is then a matter of the gateway, and not of whose turn it is on a core.
 - Capacity is measured first, in a closed loop on the same gateway; then arrivals come at a fixed rate, come what may.
-- Goodput and memory are those of a steady state: after batches of all sizes, and once the windows of streams are full.
+- The steady state is that of the same company at the gateway's pace: after batches of all sizes, and with the streams,
+  slow readers and half-open connections of the flood beside a closed loop of requests at both doors.
 - An arrival ends in an answer, an explicit refusal, or by its own client leaving. Anything else is a finding.
 - Goodput, memory and latency are returned as figures; who has the machine for himself judges them (`Flood.judge`).
 """
@@ -13,13 +14,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import os
 import random
 import socket
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -96,14 +96,19 @@ async def flood(directory: Path, seconds: float, factor: float = 10.0) -> Flood:
     cores = os.sched_getaffinity(0)
     try:
         separate(service)
-        async with grpc.aio.insecure_channel(service.grpc) as channel:
-            attack = _Attack(service, pb_grpc.SampleServiceStub(channel), found)
+        async with (
+            grpc.aio.insecure_channel(service.grpc) as channel,
+            httpx.AsyncClient(base_url=service.http, timeout=DEADLINE_SECONDS) as http,
+        ):
+            attack = _Attack(service, pb_grpc.SampleServiceStub(channel), http, found)
             for callers in WARM_LOOPS:
                 await attack.closed_loop(seconds / 6 / len(WARM_LOOPS), callers)
             found.capacity = await attack.closed_loop(seconds / 6)
-            found.memory_before = memory_of_all(service)
             found.arrivals_per_second = factor * found.capacity
-            await attack.run(seconds)
+            async with attack.company():
+                await attack.closed_loop(seconds / 6)
+                found.memory_before = memory_of_all(service)
+                await attack.run(seconds)
             await attack.everything_is_as_before()
     finally:
         os.sched_setaffinity(0, cores)
@@ -136,73 +141,82 @@ def memory_of_all(service: Service) -> dict[str, float]:
 
 
 class _Attack:
-    def __init__(self, service: Service, stub: pb_grpc.SampleServiceStub, found: Flood) -> None:
+    def __init__(
+        self, service: Service, stub: pb_grpc.SampleServiceStub, http: httpx.AsyncClient, found: Flood
+    ) -> None:
         self._service = service
         self._stub = stub
+        self._http = http
         self._found = found
         self._draw = random.Random(0)
         self._seeds = iter(range(2**32))
         self._minted = 0
 
     async def closed_loop(self, seconds: float, callers: int = CLOSED_LOOP) -> float:
-        """Samples per second for callers that ask again as soon as they have their answer."""
+        """Samples per second for callers, half at each door, that ask again as soon as they have their answer."""
         end = time.monotonic() + seconds
         done = 0
 
-        async def ask() -> None:
+        async def ask(door: Callable[[], Awaitable[str]]) -> None:
             nonlocal done
             while time.monotonic() < end:
-                await self._stub.GetSample(self._request(), timeout=DEADLINE_SECONDS)
+                if (outcome := await door()) != "answered":
+                    self._found.findings.append(f"before the flood: {outcome}")
                 done += 1
 
         began = time.monotonic()
-        await asyncio.gather(*(ask() for _ in range(callers)))
+        await asyncio.gather(*(ask((self._unary, self._rest)[number % 2]) for number in range(callers)))
         return done / (time.monotonic() - began)
+
+    @contextlib.asynccontextmanager
+    async def company(self) -> AsyncIterator[None]:
+        """Streams, some of them read slowly, and half-open connections."""
+        async with self._half_open():
+            streams = [asyncio.create_task(self._stream(self._stub, 0.0)) for _ in range(STREAMS)]
+            streams += [asyncio.create_task(self._slow_stream()) for _ in range(SLOW_READERS)]
+            try:
+                yield
+            finally:
+                await self._end(*streams)
 
     async def run(self, seconds: float) -> None:
         found = self._found
         arrivals: set[asyncio.Task[None]] = set()
-        async with self._half_open(), httpx.AsyncClient(base_url=self._service.http, timeout=DEADLINE_SECONDS) as http:
-            began = time.monotonic()
-            watching = asyncio.create_task(self._watch_memory())
-            streams = [asyncio.create_task(self._stream(self._stub, 0.0)) for _ in range(STREAMS)]
-            streams += [asyncio.create_task(self._slow_stream()) for _ in range(SLOW_READERS)]
-            steady = math.ceil(seconds / 6 * found.arrivals_per_second)  # arrivals until then
-            for number in range(int(seconds * found.arrivals_per_second)):
-                if number == steady:
-                    minted_before, counted_from = self._minted, time.monotonic()
-                await asyncio.sleep(max(0.0, began + number / found.arrivals_per_second - time.monotonic()))
-                arrival = asyncio.create_task(self._arrival(http))
-                arrivals.add(arrival)
-                arrival.add_done_callback(arrivals.discard)
-            found.goodput = (self._minted - minted_before) / (time.monotonic() - counted_from)
-            await asyncio.gather(*arrivals)
-            for task in (*streams, watching):
-                task.cancel()
-            ended = await asyncio.gather(*streams, watching, return_exceptions=True)
-            for error in ended:
-                if not isinstance(error, asyncio.CancelledError):
-                    found.findings.append(f"a stream or the watch ended with {error!r}")
+        watching = asyncio.create_task(self._watch_memory())
+        began, minted_before = time.monotonic(), self._minted
+        for number in range(int(seconds * found.arrivals_per_second)):
+            await asyncio.sleep(max(0.0, began + number / found.arrivals_per_second - time.monotonic()))
+            arrival = asyncio.create_task(self._arrival())
+            arrivals.add(arrival)
+            arrival.add_done_callback(arrivals.discard)
+        found.goodput = (self._minted - minted_before) / (time.monotonic() - began)
+        await asyncio.gather(*arrivals)
+        await self._end(watching)
+
+    async def _end(self, *tasks: asyncio.Task[None]) -> None:
+        """Of tasks that end only when they are cancelled."""
+        for task in tasks:
+            task.cancel()
+        for error in await asyncio.gather(*tasks, return_exceptions=True):
+            if not isinstance(error, asyncio.CancelledError):
+                self._found.findings.append(f"a stream or the watch ended with {error!r}")
 
     async def everything_is_as_before(self) -> None:
         """No work is left, and a request is answered at once."""
-        async with httpx.AsyncClient(base_url=self._service.http, timeout=DEADLINE_SECONDS) as http:
-            for _ in range(300):
-                metrics = (await http.get("/metrics")).text
-                if "labelmint_demand_samples 0.0" in metrics and "labelmint_samples_in_flight 0.0" in metrics:
-                    break
-                await asyncio.sleep(0.1)
-            else:
-                self._found.findings.append("work is left after the flood")
-            assert (await http.get("/v1/models/faces/samples/7?max_js=1e9")).status_code == 200
-        await self._stub.GetSample(self._request(), timeout=DEADLINE_SECONDS)
+        for _ in range(300):
+            metrics = (await self._http.get("/metrics")).text
+            if "labelmint_demand_samples 0.0" in metrics and "labelmint_samples_in_flight 0.0" in metrics:
+                break
+            await asyncio.sleep(0.1)
+        else:
+            self._found.findings.append("work is left after the flood")
+        for door in (self._unary, self._rest):
+            if (outcome := await door()) != "answered":
+                self._found.findings.append(f"after the flood: {outcome}")
 
-    def _request(self) -> pb.GetSampleRequest:
-        return pb.GetSampleRequest(model="faces", seed=next(self._seeds), options=OPTIONS)
-
-    async def _arrival(self, http: httpx.AsyncClient) -> None:
+    async def _arrival(self) -> None:
         kind = self._draw.choice(("unary", "unary", "rest"))
-        asked = self._unary() if kind == "unary" else self._rest(http)
+        asked = self._unary() if kind == "unary" else self._rest()
         patience = self._draw.uniform(0.0, 2.0) if self._draw.random() < 0.1 else None
         began = time.monotonic()
         try:
@@ -217,15 +231,16 @@ class _Attack:
             self._found.findings.append(f"{kind}: {outcome}")
 
     async def _unary(self) -> str:
+        request = pb.GetSampleRequest(model="faces", seed=next(self._seeds), options=OPTIONS)
         try:
-            await self._stub.GetSample(self._request(), timeout=DEADLINE_SECONDS)
+            await self._stub.GetSample(request, timeout=DEADLINE_SECONDS)
         except grpc.aio.AioRpcError as error:
             return "refused" if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED else str(error.code())
         return "answered"
 
-    async def _rest(self, http: httpx.AsyncClient) -> str:
+    async def _rest(self) -> str:
         try:
-            answer = await http.get(f"/v1/models/faces/samples/{next(self._seeds)}?max_js=1e9")
+            answer = await self._http.get(f"/v1/models/faces/samples/{next(self._seeds)}?max_js=1e9")
         except httpx.HTTPError as error:
             return repr(error)
         if answer.status_code == 429:
