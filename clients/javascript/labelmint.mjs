@@ -11,6 +11,9 @@ import protoLoader from "@grpc/proto-loader";
 const PROTO = fileURLToPath(new URL("../../protos/labelmint/v1/sample_service.proto", import.meta.url));
 const RAW = { imageEncoding: "ENCODING_RAW", labelEncoding: "ENCODING_RAW" };
 const MAX_PAUSE_MS = 5000;
+// gRPC itself cancels what a gateway short of processor time did not take up; nobody here cancels what is still read.
+const { UNAVAILABLE, RESOURCE_EXHAUSTED, CANCELLED } = grpc.status;
+const RETRYABLE = [UNAVAILABLE, RESOURCE_EXHAUSTED, CANCELLED];
 
 const definition = protoLoader.loadSync(PROTO, { longs: Number, enums: String, defaults: true, oneofs: true });
 const { SampleService } = grpc.loadPackageDefinition(definition).labelmint.v1;
@@ -50,7 +53,7 @@ export async function* streamSamples(client, request) {
       }
       return;
     } catch (error) {
-      if (![grpc.status.UNAVAILABLE, grpc.status.RESOURCE_EXHAUSTED].includes(error.code)) throw error;
+      if (!RETRYABLE.includes(error.code)) throw error;
       await sleep(Math.random() * Math.min(MAX_PAUSE_MS, 100 * 2 ** failures++));
     } finally {
       call.cancel();
