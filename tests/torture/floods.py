@@ -52,6 +52,7 @@ HALF_SENTENCES = (
     b"POST / HTTP/1.1\r\ncontent-length: 9\r\n\r\n{",
 )
 Row = tuple[str, str]
+Door = Callable[[], Awaitable[str]]  # one request, and what came of it
 
 
 @dataclass
@@ -140,6 +141,12 @@ def memory_of_all(service: Service) -> dict[str, float]:
     return found
 
 
+async def _answered(door: Door) -> None:
+    """Ask where nothing may be refused."""
+    outcome = await door()
+    assert outcome == "answered", outcome
+
+
 class _Attack:
     def __init__(
         self, service: Service, stub: pb_grpc.SampleServiceStub, http: httpx.AsyncClient, found: Flood
@@ -151,21 +158,21 @@ class _Attack:
         self._draw = random.Random(0)
         self._seeds = iter(range(2**32))
         self._minted = 0
+        self._doors: tuple[Door, Door] = (self._unary, self._rest)
 
     async def closed_loop(self, seconds: float, callers: int = CLOSED_LOOP) -> float:
         """Samples per second for callers, half at each door, that ask again as soon as they have their answer."""
         end = time.monotonic() + seconds
         done = 0
 
-        async def ask(door: Callable[[], Awaitable[str]]) -> None:
+        async def ask(door: Door) -> None:
             nonlocal done
             while time.monotonic() < end:
-                if (outcome := await door()) != "answered":
-                    self._found.findings.append(f"before the flood: {outcome}")
+                await _answered(door)
                 done += 1
 
         began = time.monotonic()
-        await asyncio.gather(*(ask((self._unary, self._rest)[number % 2]) for number in range(callers)))
+        await asyncio.gather(*(ask(self._doors[number % 2]) for number in range(callers)))
         return done / (time.monotonic() - began)
 
     @contextlib.asynccontextmanager
@@ -210,9 +217,8 @@ class _Attack:
             await asyncio.sleep(0.1)
         else:
             self._found.findings.append("work is left after the flood")
-        for door in (self._unary, self._rest):
-            if (outcome := await door()) != "answered":
-                self._found.findings.append(f"after the flood: {outcome}")
+        for door in self._doors:
+            await _answered(door)
 
     async def _arrival(self) -> None:
         kind = self._draw.choice(("unary", "unary", "rest"))
