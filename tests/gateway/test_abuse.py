@@ -1,5 +1,6 @@
 """The attacks of tests/torture on both doors, briefly; `make torture` runs them at full length."""
 
+import asyncio
 from pathlib import Path
 
 import grpc.aio
@@ -24,6 +25,17 @@ async def test_spoiled_messages_are_their_senders_error(gateway: Gateway) -> Non
 
 async def test_broken_framing_and_bombs_are_refused(gateway: Gateway) -> None:
     check(await grpc_bytes.abuse(gateway.service, "light", 1))
+
+
+async def test_memory_of_a_peak_goes_back(gateway: Gateway) -> None:
+    """Each of these floods of calls finds other arenas of the allocator, and without an end to that 40 MB more."""
+    watch, outcome = Watch(gateway.service), Outcome("floods of open streams")
+    for _ in range(4):
+        frames = grpc_bytes.floods()["a thousand streams"]
+        await asyncio.gather(*(grpc_bytes.flood(gateway.service.grpc, frames) for _ in range(20)))
+        outcome.tries += 1
+    watch.look(outcome)
+    check([outcome])
 
 
 async def test_broken_http_is_refused(gateway: Gateway) -> None:

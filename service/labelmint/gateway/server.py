@@ -36,6 +36,7 @@ from labelmint.gateway.grpc_api import SERVICE_NAME, SampleService
 from labelmint.gateway.grpc_parsing import ParsingInterceptor
 from labelmint.gateway.lifecycle import Lifecycle
 from labelmint.gateway.logs import configure_logging
+from labelmint.gateway.memory import give_back
 from labelmint.gateway.metrics import Metrics, ServedModels
 from labelmint.gateway.own_triton import OwnTriton
 from labelmint.gateway.requests import GrpcRequests, RestRequests
@@ -94,6 +95,7 @@ async def serve(settings: ServeSettings) -> None:
         )
         sampler = Sampler(catalog, client, metrics, SampleCache(settings.cache_bytes, metrics), limits)
         health = await stack.enter_async_context(_health(lifecycle))
+        await stack.enter_async_context(_running(asyncio.create_task(give_back())))
         async with _doors(settings, access, sampler, metrics, lifecycle, health) as ports:
             await stack.enter_async_context(_following(signals.reload, own, client, catalog))
             await _announce(settings, access, catalog, signals.stop, ports, started)
