@@ -8,10 +8,15 @@ import re
 import shutil
 import signal
 import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import pytest
 
+from labelmint.v1 import sample_service_pb2 as pb
+from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 from labelmint_client import Client, Sample, SampleOptions
 from tests.clients.conftest import StartGateway
 from tests.conftest import ROOT, Service, need_program
@@ -48,6 +53,18 @@ def read(line: str) -> tuple[int, float, str, str]:
     return int(seed), float(score), image, label
 
 
+def walk(endpoint: str, request: dict[str, object]) -> list[str]:
+    """The command that prints the seeds and scores of a walk."""
+    script = (
+        'import { connect, streamSamples } from "./labelmint.mjs";'
+        f"const client = connect({json.dumps(endpoint)});"
+        f"for await (const sample of streamSamples(client, {json.dumps(request)}))"
+        " console.log(sample.seed, sample.jsScore);"
+        "client.close();"
+    )
+    return ["node", "--input-type=module", "--eval", script]
+
+
 def test_the_page_runs(example: Path, service: Service) -> None:
     """Its commands and its script; the pixels are those that the Python client gets."""
     page = (SOURCE / "README.md").read_text().replace("localhost:50051", service.grpc)
@@ -67,14 +84,7 @@ def test_the_page_runs(example: Path, service: Service) -> None:
 
 def test_a_walk_survives_a_restart(example: Path, start_gateway: StartGateway, options: SampleOptions) -> None:
     service = start_gateway()
-    request = json.dumps({"model": "tiny", "count": COUNT, "options": {"maxJs": options.max_js}})
-    script = (
-        'import { connect, streamSamples } from "./labelmint.mjs";'
-        f"const client = connect({json.dumps(service.grpc)});"
-        f"for await (const sample of streamSamples(client, {request})) console.log(sample.seed, sample.jsScore);"
-        "client.close();"
-    )
-    command = ["node", "--input-type=module", "--eval", script]
+    command = walk(service.grpc, {"model": "tiny", "count": COUNT, "options": {"maxJs": options.max_js}})
     with subprocess.Popen(command, cwd=example, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         lines = [process.stdout.readline()]
@@ -85,6 +95,38 @@ def test_a_walk_survives_a_restart(example: Path, start_gateway: StartGateway, o
     with Client(again.grpc) as client:
         wanted = [(s.seed, s.js_score) for s in client.stream_samples("tiny", count=COUNT, options=options)]
     assert [(int(seed), float(score)) for seed, score in map(str.split, lines)] == wanted
+
+
+class CancelledOnce(pb_grpc.SampleServiceServicer):
+    """What a gateway without processor time looks like: gRPC's core ends the first stream behind its first sample."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, int]] = []
+
+    def GetModel(self, request: pb.GetModelRequest, context: grpc.ServicerContext) -> pb.GetModelResponse:
+        return pb.GetModelResponse(model=pb.Model(name=request.model, version="1", digest="d"))
+
+    def StreamSamples(
+        self, request: pb.StreamSamplesRequest, context: grpc.ServicerContext
+    ) -> Iterator[pb.StreamSamplesResponse]:
+        self.asked.append((request.start_seed, request.count))
+        for seed in range(request.start_seed, request.start_seed + request.count):
+            yield pb.StreamSamplesResponse(sample=pb.Sample(seed=seed, model_digest="d"), next_seed=seed + 1)
+            if len(self.asked) == 1:
+                context.abort(grpc.StatusCode.CANCELLED, "call not taken up in time")
+
+
+def test_a_walk_survives_what_grpc_cancels(example: Path) -> None:
+    gateway, server = CancelledOnce(), grpc.server(ThreadPoolExecutor(2))
+    pb_grpc.add_SampleServiceServicer_to_server(gateway, server)  # type: ignore[no-untyped-call]
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        lines = run(example, walk(f"127.0.0.1:{port}", {"model": "tiny", "count": 3}))
+    finally:
+        server.stop(None)
+    assert [line.split()[0] for line in lines] == ["0", "1", "2"]
+    assert gateway.asked == [(0, 3), (1, 2)]
 
 
 def test_what_cannot_be_repaired_is_thrown(example: Path, service: Service) -> None:

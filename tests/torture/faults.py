@@ -60,11 +60,10 @@ class Proxy:
         self._loop.close()
 
     async def _end(self) -> None:
-        relays = asyncio.all_tasks() - {asyncio.current_task()}
-        for relay in relays:
-            relay.cancel()
-        await asyncio.gather(*relays, return_exceptions=True)
         self._server.close()
+        for writer in self._open:  # not cancelled: asyncio logs a relay that is
+            writer.transport.abort()
+        await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()}, return_exceptions=True)
 
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
