@@ -30,8 +30,8 @@ async def test_broken_framing_and_bombs_are_refused(gateway: Gateway) -> None:
 async def test_memory_of_a_peak_goes_back(gateway: Gateway) -> None:
     """Each of these floods of calls finds other arenas of the allocator, and without an end to that 40 MB more."""
     watch, outcome = Watch(gateway.service), Outcome("floods of open streams")
+    frames = grpc_bytes.floods()["a thousand streams"]
     for _ in range(4):
-        frames = grpc_bytes.floods()["a thousand streams"]
         await asyncio.gather(*(grpc_bytes.flood(gateway.service.grpc, frames) for _ in range(20)))
         outcome.tries += 1
     watch.look(outcome)

@@ -51,7 +51,7 @@ class Proxy:
 
     def cut(self) -> None:
         """Reset every connection."""
-        self._loop.call_soon_threadsafe(lambda: [writer.transport.abort() for writer in self._open])
+        self._loop.call_soon_threadsafe(self._abort)
 
     def close(self) -> None:
         asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
@@ -59,10 +59,13 @@ class Proxy:
         self._thread.join()
         self._loop.close()
 
+    def _abort(self) -> None:
+        for writer in self._open:
+            writer.transport.abort()
+
     async def _end(self) -> None:
         self._server.close()
-        for writer in self._open:  # not cancelled: asyncio logs a relay that is
-            writer.transport.abort()
+        self._abort()  # asyncio logs a relay that is cancelled, and none that finds its connections gone
         await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()}, return_exceptions=True)
 
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

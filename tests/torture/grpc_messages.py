@@ -60,7 +60,9 @@ async def ask(
 ) -> tuple[grpc.StatusCode, str]:
     """The status of one call and what is said of it; of a stream the first messages are read."""
     for _ in range(10):
-        code, details = await _ask_once(channel, path, method, content, metadata)
+        request: object = iter([content]) if method.client_streaming else content
+        call = raw_call(channel, path, method)(request, metadata=metadata, timeout=DEADLINE_SECONDS)
+        code, details = await _status(call, method)
         # A refusal that comes before the request is written is lost in grpc.aio's client (grpc/grpc#36066), one in
         # thirty, which then says this of itself; no server does.
         if not (method.client_streaming and details == "Internal error from Core"):
@@ -68,15 +70,7 @@ async def ask(
     return code, details
 
 
-async def _ask_once(
-    channel: grpc.aio.Channel,
-    path: str,
-    method: MethodDescriptor,
-    content: bytes,
-    metadata: tuple[tuple[str, str], ...],
-) -> tuple[grpc.StatusCode, str]:
-    request: object = iter([content]) if method.client_streaming else content
-    call = raw_call(channel, path, method)(request, metadata=metadata, timeout=DEADLINE_SECONDS)
+async def _status(call: object, method: MethodDescriptor) -> tuple[grpc.StatusCode, str]:
     try:
         if not method.server_streaming:
             await call  # type: ignore[misc]
