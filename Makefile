@@ -4,6 +4,7 @@ PYTHON ?= python3
 SERVE := .venv
 TEST := .venv-test
 FIFTYONE := .venv-fiftyone
+OLDEST := .venv-oldest
 RIVALS := .venv-rivals
 OPENVINO := .venv-openvino
 RELEASE := .venv-release
@@ -18,7 +19,7 @@ CLIENT := clients/python/src/labelmint_client
 COPY_PROTO = cp service/labelmint/v1/sample_service_pb2* $(CLIENT)/v1/ && \
 	sed -i 's/^from labelmint\.v1 import/from labelmint_client.v1 import/' $(CLIENT)/v1/sample_service_pb2_grpc.py
 
-.PHONY: serve test check torture bench proto released-proto fiftyone rivals openvino release packages papers audit clean
+.PHONY: serve test check torture bench proto released-proto fiftyone oldest rivals openvino release packages papers audit clean
 
 serve: $(SERVE)/.ready
 	@exec $(SERVE)/bin/labelmint serve
@@ -66,6 +67,9 @@ released-proto: $(TEST)/.ready
 
 # An environment of its own for the test of FiftyOne's importer: it brings a gigabyte.
 fiftyone: $(FIFTYONE)/.ready
+
+# Serving with the oldest ONNX Runtime that pyproject.toml admits, for the test of identity there.
+oldest: $(OLDEST)/.ready
 
 # The servers that benchmarks/alternatives.py compares labelmint with.
 rivals: $(RIVALS)/.ready
@@ -119,7 +123,7 @@ audit:
 		--vulnerability-service pypi --progress-spinner off
 
 clean:
-	rm -rf $(SERVE) $(TEST) $(FIFTYONE) $(RIVALS) $(OPENVINO) $(RELEASE) build dist
+	rm -rf $(SERVE) $(TEST) $(FIFTYONE) $(OLDEST) $(RIVALS) $(OPENVINO) $(RELEASE) build dist
 	rm -rf service/labelmint.egg-info clients/python/src/labelmint_client.egg-info
 
 # pip is renewed first: old resolvers try source packages for minutes.
@@ -144,6 +148,14 @@ $(FIFTYONE)/.ready:
 	@$(PYTHON) -m venv $(FIFTYONE)
 	@$(FIFTYONE)/bin/pip install $(PIP_FLAGS) --upgrade 'pip>=24'
 	@$(FIFTYONE)/bin/pip install $(PIP_FLAGS) 'fiftyone>=1.5,<2' 'pycocotools>=2.0.8,<3'
+	@touch $@
+
+$(OLDEST)/.ready: pyproject.toml
+	@$(CHECK_PYTHON)
+	@$(PYTHON) -m venv $(OLDEST)
+	@$(OLDEST)/bin/pip install $(PIP_FLAGS) --upgrade 'pip>=24'
+	@$(OLDEST)/bin/pip install $(PIP_FLAGS) --editable '.[triton]' \
+		"$$(sed -n 's/^triton = .*"onnxruntime>=\([0-9.]*\),.*/onnxruntime==\1/p' pyproject.toml)"
 	@touch $@
 
 $(RIVALS)/.ready: pyproject.toml constraints.txt
