@@ -5,6 +5,7 @@ Rules of this file:
 - A presented token is compared with every line in constant time. Nothing that was presented is kept or logged.
 - The file is read again when it changes; one that cannot be read leaves the last good state and one line in the log.
 - Limits belong to a name, not to a connection, and survive a change of the file.
+- A request is charged before anything is minted for it; a stream is slowed to the rate, not ended.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ import math
 import re
 import socket
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import aclosing, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
 from labelmint.errors import Exposed, LabelmintError, LimitReached, Unauthenticated, UnusableFile
+from labelmint.gateway.sampling import Delivery
 from labelmint.settings import ServeSettings
 
 logger = logging.getLogger(__name__)
@@ -83,11 +86,18 @@ class Caller:
             )
         self._balance -= samples
 
-    async def pace(self, samples: int) -> None:
-        """Wait until the rate has room, then take the samples: how a stream is slowed instead of refused."""
-        while samples > 0 and (wait := self._wait_seconds()) > 0.0:
-            await asyncio.sleep(wait)
-        self._balance -= samples
+    async def paced(self, deliveries: AsyncGenerator[Delivery, None]) -> AsyncGenerator[Delivery, None]:
+        """Pass a walk through at the rate: each delivery waits until there is room for what was minted for it."""
+        rejected = 0
+        async with aclosing(deliveries):
+            async for delivery in deliveries:
+                sample = delivery.sample
+                minted = delivery.rejected_count - rejected + (sample is not None and sample.accepted)
+                rejected = delivery.rejected_count
+                while minted > 0 and (wait := self._wait_seconds()) > 0.0:
+                    await asyncio.sleep(wait)
+                self._balance -= minted
+                yield delivery
 
     def _wait_seconds(self) -> float:
         """Time until a sample may be taken; fills the bucket for the time that went by."""
@@ -99,6 +109,10 @@ class Caller:
         # A caller who paused may take what it missed in one second, no more.
         self._balance = min(self._balance + passed * rate, max(1.0, rate))
         return max(0.0, (1.0 - self._balance) / rate)
+
+
+# Who asks, for what runs in the task of the request; None where no token is asked for.
+current_caller: ContextVar[Caller | None] = ContextVar("current_caller", default=None)
 
 
 class Tokens:

@@ -2,7 +2,8 @@
 
 Rules of this file:
 - Health stays open: probes carry no token. Everything else that the server knows wants one.
-- A batch is charged for its seeds and refused as a whole; a stream is slowed to the rate, not ended.
+- A batch is charged for its seeds and refused as a whole. A stream finds its caller in `current_caller`, and paces
+  itself where it can be ended while it waits.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import grpc.aio
 from grpc_health.v1 import health_pb2
 
 from labelmint.errors import LabelmintError
-from labelmint.gateway.access import Caller, Tokens
+from labelmint.gateway.access import Caller, Tokens, current_caller
 from labelmint.gateway.grpc_api import Context, refuse
 from labelmint.gateway.metrics import Metrics
 from labelmint.v1 import sample_service_pb2 as pb
@@ -58,13 +59,8 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
 
             async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
                 async with AsyncExitStack() as stack:
-                    admitted = await self._admit(stack, request, context, method, caller)
-                    rejected = 0
+                    await self._admit(stack, request, context, method, caller)
                     async for message in await stack.enter_async_context(aclosing(behaviour(request, context))):
-                        if isinstance(message, pb.StreamSamplesResponse):
-                            minted = message.rejected_count - rejected + message.sample.accepted
-                            rejected = message.rejected_count
-                            await admitted.pace(minted)
                         yield message
 
             wrap = (
@@ -83,7 +79,7 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
 
     async def _admit(
         self, stack: AsyncExitStack, request: Any, context: Context, method: str, caller: Caller | LabelmintError
-    ) -> Caller:
+    ) -> None:
         if isinstance(caller, LabelmintError):
             await refuse(self._metrics, method, context, caller)
         try:
@@ -91,7 +87,7 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
             caller.charge(_samples(request))
         except LabelmintError as error:
             await refuse(self._metrics, method, context, error)
-        return caller
+        current_caller.set(caller)
 
 
 def _samples(request: Any) -> int:

@@ -16,7 +16,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from labelmint.errors import LabelmintError, RequestTooLarge
-from labelmint.gateway.access import Tokens
+from labelmint.gateway.access import Tokens, current_caller
 from labelmint.gateway.gallery import GALLERY_PATHS
 from labelmint.gateway.metrics import UNKNOWN_MODEL, Metrics
 from labelmint.gateway.rest_docs import DOCS_PATHS
@@ -90,7 +90,7 @@ class Measured:
 
 
 class Access:
-    """Asks every request but those for OPEN_PATHS for a token; `state.caller` is whose it is."""
+    """Asks every request but those for OPEN_PATHS for a token; `current_caller` is whose it is."""
 
     def __init__(self, app: ASGIApp, tokens: Tokens) -> None:
         self._app = app
@@ -103,7 +103,7 @@ class Access:
         try:
             caller = self._tokens.authenticate(Headers(scope=scope).get("authorization"))
             with caller.request():
-                scope.setdefault("state", {})["caller"] = caller
+                current_caller.set(caller)
                 await self._app(scope, receive, send)
         except LabelmintError as error:  # the application answers its own
             await problem(error)(scope, receive, send)
