@@ -8,7 +8,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from labelmint.errors import LimitReached, UnusableFile
 from labelmint.gateway.access import Caller, TokenLimits, Tokens, parse_tokens
+from labelmint.gateway.sampling import Delivery
 from labelmint.triton.server import TritonServer
 from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
@@ -516,7 +517,11 @@ async def test_a_batch_may_overdraw_the_rate_once_and_time_pays_it_back() -> Non
         caller.charge(1)
     assert caught.value.retry_after_seconds == 5  # from a full bucket of 1000: 4001 short of one sample
     caller.charge(0)
-    await caller.pace(1)
+
+    async def walk() -> AsyncGenerator[Delivery, None]:
+        yield Delivery(None, 1, 1)
+
+    assert [delivery.next_seed async for delivery in caller.paced(walk())] == [1]
     caller.limits = TokenLimits()
     caller.charge(1_000_000)
     caller.charge(1_000_000)
