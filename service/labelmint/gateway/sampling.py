@@ -344,7 +344,9 @@ class Sampler:
 
         async def infer() -> dict[str, Array]:
             try:
-                return await self._triton.infer(model.triton_name, model.version, latents, outputs, timeout_seconds)
+                return await self._triton.infer(
+                    model.triton_name, model.version, latents, outputs, timeout_seconds, digest=model.digest
+                )
             except TritonUnavailable:
                 await self.catalog.check_lost(model)
                 raise
