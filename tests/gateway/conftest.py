@@ -101,6 +101,16 @@ def tiny_weights(version: int = 1) -> tuple[Generator, StyleInterpreter]:
     return generator, interpreter
 
 
+@pytest.fixture(scope="session")
+def second(tmp_path_factory: pytest.TempPathFactory, tiny_repository: Path) -> Path:
+    """A repository with the versions 1 and 2 of `tiny`, and another model."""
+    repository = tmp_path_factory.mktemp("second") / "repository"
+    shutil.copytree(tiny_repository, repository)
+    export_repository(repository, "tiny", *tiny_weights(2), version=2)
+    export_repository(repository, "other", *tiny_weights(3))
+    return repository
+
+
 @pytest_asyncio.fixture(scope="session")
 async def small_triton(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[TritonServer]:
     repository = tmp_path_factory.mktemp("small")
