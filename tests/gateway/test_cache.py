@@ -9,9 +9,15 @@ from prometheus_client import CollectorRegistry
 
 from labelmint.errors import DeadlineExceeded, Overloaded
 from labelmint.gateway.cache import SampleCache
+from labelmint.gateway.catalog import Catalog
 from labelmint.gateway.metrics import Metrics
+from labelmint.gateway.policy import SampleOptions, Walk, latent_of
+from labelmint.gateway.sampling import Limits, Sampler
+from labelmint.gateway.served_model import read_served_model
 from labelmint.gateway.slots import Claim, Party, Slots
-from labelmint.triton.client import Array
+from labelmint.triton.client import Array, Latents
+from labelmint.triton.model_config import read_config
+from tests.conftest import REPOSITORY
 
 
 class Minting:
@@ -135,3 +141,41 @@ async def test_what_triton_drops_at_the_deadline_of_one_is_made_for_who_can_wait
     with pytest.raises(DeadlineExceeded):
         await first
     assert await second == {"image": b"i"} and len(minting.made) == 2
+
+
+class SlowTriton:
+    """Answers one call after the other, each when it may; `asked` has their latents."""
+
+    def __init__(self) -> None:
+        self.may = asyncio.Semaphore(0)
+        self.asked: list[bytes] = []
+
+    async def infer(self, _: str, __: str, latents: Latents, outputs: Sequence[str], *___: float | None, digest: str):  # type: ignore[no-untyped-def]
+        self.asked.append(latents.latent.tobytes())
+        await self.may.acquire()
+        return {name: np.zeros(1, np.float32) for name in outputs}
+
+
+async def test_a_request_for_what_a_stream_has_waiting_keeps_its_deadline_and_its_turn() -> None:
+    model = read_served_model(read_config(REPOSITORY / "faces" / "config.pbtxt"), "1")
+    triton, metrics = SlowTriton(), Metrics(CollectorRegistry())
+    catalog = Catalog(triton, "fused")  # type: ignore[arg-type]
+    catalog._models = {("faces", 1): model}
+    limits = Limits(max_in_flight=10, triton_slots=1, max_streams=1, max_window=20, capacity_wait_seconds=0.0)
+    sampler = Sampler(catalog, triton, metrics, SampleCache(1 << 20, metrics), limits)  # type: ignore[arg-type]
+    options = SampleOptions(max_js=1e9)
+    walk = sampler.walk(model, Walk(0), 20, options, window=20)
+    reading = asyncio.create_task(anext(walk))
+    while sampler._slots.depth("stream") < 19:
+        await asyncio.sleep(0)
+    with pytest.raises(DeadlineExceeded):  # seed 0 is in Triton, which takes longer than this one has
+        await sampler.sample(model, 0, options, 0.01)
+    asked = asyncio.create_task(sampler.sample(model, 19, options))
+    while not sampler._slots.depth("request"):
+        await asyncio.sleep(0)
+    triton.may.release()
+    assert (await reading).next_seed == 1
+    triton.may.release()
+    assert (await asked).seed == 19
+    assert triton.asked[:2] == [latent_of(seed, model.z_dim).tobytes() for seed in (0, 19)]
+    await walk.aclose()

@@ -158,6 +158,8 @@ class TritonClient:
         self._tritons: dict[str, _Triton] = {}  # by address
         # With those in which something may still run though a new connection took their place.
         self._connected: WeakSet[_Triton] = WeakSet()
+        # Addresses that answered last, and those that did before.
+        self._answered: set[str] = set()
         self._away: set[str] = set()
         self._turn = 0
 
@@ -190,7 +192,7 @@ class TritonClient:
         _, late = await asyncio.wait(looks, timeout=_LATE_SECONDS)
         if len(late) == len(looks):
             await asyncio.wait(looks, return_when=asyncio.FIRST_COMPLETED)
-        self._tell_failures(tritons)
+        self._tell_changes(tritons)
         for triton, look in zip(tritons, looks, strict=True):
             if not look.done():
                 triton.doubtful = True
@@ -307,6 +309,7 @@ class TritonClient:
         """Let the connections be those to the addresses that the name has now."""
         found = await self._addresses.now()
         if set(found) != self._tritons.keys():
+            self._answered.intersection_update(found)
             self._away.intersection_update(found)
             self._tritons = {address: self._tritons.get(address) or self._connect(address) for address in found}
 
@@ -321,17 +324,21 @@ class TritonClient:
             renewed = self._tritons[triton.address] = self._connect(triton.address, triton.configs)
             renewed.failure, renewed.doubtful, renewed.turn = triton.failure, triton.doubtful, triton.turn
 
-    def _tell_failures(self, tritons: Sequence[_Triton]) -> None:
+    def _tell_changes(self, tritons: Sequence[_Triton]) -> None:
         """Log once when one of several Tritons goes away or comes back; who calls logs when all are."""
         for triton in tritons:
-            if triton.failure is not None and triton.address not in self._away:
-                self._away.add(triton.address)
+            address = triton.address
+            if triton.failure is not None and address in self._answered:
+                self._answered.remove(address)
+                self._away.add(address)
                 if len(tritons) > 1:
-                    logger.warning("Triton at %s is away: %s", triton.address, self._unavailable(triton.failure))
-            elif triton.failure is None and triton.configs is not None and triton.address in self._away:
-                self._away.remove(triton.address)
-                if len(tritons) > 1:
-                    logger.warning("Triton at %s is back", triton.address)
+                    logger.warning("Triton at %s is away: %s", address, triton.failure.details())
+            elif triton.failure is None and triton.configs is not None:
+                self._answered.add(address)
+                if address in self._away:
+                    self._away.remove(address)
+                    if len(tritons) > 1:
+                        logger.warning("Triton at %s is back", address)
 
     def _unavailable(self, error: grpc.aio.AioRpcError) -> LabelmintError:
         if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:  # no sample was asked for: Triton itself hangs
