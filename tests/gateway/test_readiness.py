@@ -22,14 +22,16 @@ from labelmint.triton.client import TritonClient
 from labelmint.triton.model_config import read_config
 from labelmint.triton.server import TritonServer, wait_until_ready
 from tests.conftest import start_service
+from tests.gateway.conftest import Names
 from tests.gateway.test_versions import Running
 
 
 class CountingTriton(grpc.GenericRpcHandler):
-    """A Triton with version 1 of `tiny`, which counts what it is asked."""
+    """A Triton with version 1 of `tiny`, and `more` that is alike, which counts what it is asked."""
 
-    def __init__(self, repository: Path) -> None:
+    def __init__(self, repository: Path, *more: str) -> None:
         self.calls: Counter[str] = Counter()
+        self._names = ("tiny", *more)
         self._config = read_config(repository / "tiny" / "config.pbtxt")
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
@@ -39,10 +41,14 @@ class CountingTriton(grpc.GenericRpcHandler):
             self.calls[method] += 1
             await asyncio.sleep(0)
             if method == "ModelConfig":
+                if service_pb2.ModelConfigRequest.FromString(request).name not in self._names:
+                    await context.abort(grpc.StatusCode.NOT_FOUND, "Request for unknown model")
                 return service_pb2.ModelConfigResponse(config=self._config).SerializeToString()
             assert method == "RepositoryIndex"
-            entry = service_pb2.RepositoryIndexResponse.ModelIndex(name="tiny", version="1", state="READY")
-            return service_pb2.RepositoryIndexResponse(models=[entry]).SerializeToString()
+            index = service_pb2.RepositoryIndexResponse()
+            for name in self._names:
+                index.models.add(name=name, version="1", state="READY")
+            return index.SerializeToString()
 
         return grpc.unary_unary_rpc_method_handler(answer)
 
@@ -75,6 +81,29 @@ async def test_triton_is_asked_once_a_second_whoever_asks(tiny_repository: Path)
     finally:
         await client.close()
         await server.stop(None)
+
+
+async def test_a_look_that_meets_two_behind_one_address_still_finds_what_both_have(
+    tiny_repository: Path, names: Names
+) -> None:
+    servers, port = [], 0
+    for handler, host in (
+        (CountingTriton(tiny_repository), "127.0.0.1"),
+        (CountingTriton(tiny_repository, "more"), "127.0.0.2"),
+    ):
+        server = grpc.aio.server(handlers=[handler], options=[("grpc.so_reuseport", 0)])
+        port = server.add_insecure_port(f"{host}:{port}")
+        await server.start()
+        servers.append(server)
+    names.addresses = ["127.0.0.1", "127.0.0.2"]
+    client = TritonClient(names.url(port))  # gRPC resolves it, and lets them take turns call by call
+    try:
+        looks = [await client.model_configs() for _ in range(40)]
+        assert all(("tiny", "1") in look for look in looks) and any(("more", "1") in look for look in looks)
+    finally:
+        await client.close()
+        for server in servers:
+            await server.stop(None)
 
 
 async def test_a_triton_that_hangs_holds_up_nobody_and_is_told_once(tmp_path: Path, tiny_repository: Path) -> None:

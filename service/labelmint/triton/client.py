@@ -102,13 +102,13 @@ class _Triton:
         self.turn = 0  # the smallest is next
         self.channel = grpc.aio.insecure_channel(address, options=[*_CHANNEL_OPTIONS, *options])
         self.stub = service_pb2_grpc.GRPCInferenceServiceStub(self.channel)
-        self._looking: asyncio.Task[None] | None = None
+        self.looking: asyncio.Task[None] | None = None
 
     def look(self) -> asyncio.Task[None]:
         """Have it tell `configs`, or else `failure`; one question at a time."""
-        if self._looking is None or self._looking.done():
-            self._looking = asyncio.create_task(self._look())
-        return self._looking
+        if self.looking is None or self.looking.done():
+            self.looking = asyncio.create_task(self._look())
+        return self.looking
 
     async def _look(self) -> None:
         try:
@@ -165,6 +165,8 @@ class TritonClient:
 
     async def close(self) -> None:
         """Give what Triton has begun a moment to end, then let go of it."""
+        if looks := [look for triton in list(self._connected) if (look := triton.looking) is not None]:
+            await asyncio.wait(looks)  # they end within _LOOK_SECONDS
         await asyncio.gather(*(triton.channel.close(_CLOSING_SECONDS) for triton in list(self._connected)))
 
     async def is_ready(self, model: str) -> bool:
