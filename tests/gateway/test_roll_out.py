@@ -144,6 +144,24 @@ async def test_one_that_dies_takes_nothing_from_the_streams(
             await gateway.close()
 
 
+async def test_what_only_one_had_that_is_away_is_missing_and_not_gone(
+    tmp_path: Path, old: TritonServer, second: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalog_module, "_REFRESH_SECONDS", 0.0)
+    async with running(second, "tiny_v2") as dying, connected(old, dying) as client:
+        catalog = Catalog(client, "fused")
+        await catalog.refresh_anew()
+        newest = await catalog.get("tiny")
+        assert newest.version == "2"
+        dying.kill()
+        while len(catalog.known()) == 2:
+            await catalog.refresh_anew()
+        await catalog.check_lost(newest)  # a stream that is held goes on when it is back
+        assert await catalog.get("tiny", "2") == newest and (await catalog.get("tiny")).version == "1"
+        with pytest.raises(TritonUnavailable):
+            await client.infer("tiny_v2", "2", LATENTS, ["js_score"], digest=newest.digest)
+
+
 class Balancer:
     """One address before several servers: each new connection goes to `target`."""
 
@@ -238,6 +256,9 @@ class Told:
     def __init__(self, repository: Path) -> None:
         self.digests: dict[str, str] = {}
         self._config = read_config(repository / "tiny" / "config.pbtxt")
+
+    def may_return(self, *_: str) -> bool:
+        return False
 
     async def model_configs(self) -> Mapping[tuple[str, str], Mapping[str, model_config_pb2.ModelConfig]]:
         configs = {}

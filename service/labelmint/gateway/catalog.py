@@ -42,6 +42,8 @@ class Catalog:
         self._pipeline = pipeline
         # What Triton had when it last answered; it outlasts an outage, so that a pinned version is known again.
         self._models: dict[Key, ServedModel] = {}
+        # What only Tritons had that are away while others answer: a pinned version has not gone with them.
+        self._missing: dict[Key, ServedModel] = {}
         # Nothing is unknown before the models were read once.
         self._failure: LabelmintError | None = TritonUnavailable("the models are being read; try again in a moment")
         self._lost = False  # it was ready and is not; this was logged
@@ -101,7 +103,7 @@ class Catalog:
 
     def check_pinned(self, model: ServedModel) -> None:
         """Raises ModelVersionGone where the version of `model` was taken away or has another digest now."""
-        current = self._models.get(_key(model))
+        current = self._models.get(_key(model)) or self._missing.get(_key(model))
         if current is None or current.digest != model.digest:
             raise ModelVersionGone(model.name, model.version, model.digest)
 
@@ -153,7 +155,8 @@ class Catalog:
 
     def _find(self, name: str, version: str) -> ServedModel | None:
         if version:
-            return self._models.get((name, int(version))) if version.isdecimal() and len(version) < 20 else None
+            key = name, int(version) if version.isdecimal() and len(version) < 20 else -1
+            return self._models.get(key) or self._missing.get(key)
         versions = [number for known, number in self._models if known == name]
         return self._models[name, max(versions)] if versions else None
 
@@ -169,6 +172,11 @@ class Catalog:
             return error
         if not models and not self._withdrawn:
             return TritonUnavailable(f"Triton at {self._triton.url} has no {self._pipeline} labelmint model ready")
+        self._missing = {
+            key: model
+            for key, model in {**self._missing, **self._models}.items()
+            if key not in models and self._triton.may_return(model.triton_name, model.version, model.digest)
+        }
         self._replace(models)
         if not models:
             return TritonUnavailable("the models are being loaded anew; try again in a moment")

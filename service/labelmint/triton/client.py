@@ -96,7 +96,7 @@ class _Triton:
 
     def __init__(self, address: str, options: Sequence[tuple[str, Any]], configs: Mapping[Key, Config] | None) -> None:
         self.address = address
-        self.configs = configs  # None: not known
+        self.configs = configs  # as last told; None: never
         self.failure: grpc.aio.AioRpcError | None = None  # of the last look that ended
         self.doubtful = False  # it refused or is late: the others go first
         self.turn = 0  # the smallest is next
@@ -115,8 +115,6 @@ class _Triton:
             self.configs = await self._read(time.monotonic() + _LOOK_SECONDS)
         except grpc.aio.AioRpcError as error:
             self.failure, self.doubtful = error, True
-            if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:  # one that hangs still has what it had
-                self.configs = None
         else:
             self.failure, self.doubtful = None, False
 
@@ -137,12 +135,18 @@ class _Triton:
                     raise
         return None
 
-    def has(self, model: str, version: str, digest: str) -> bool:
-        """Whether it has that model ready; with digest "" also where nobody looked."""
-        if self.configs is None:
-            return not digest
-        config = self.configs.get((model, version))
+    def had(self, model: str, version: str, digest: str) -> bool:
+        """Whether it had that model ready when it last answered; any digest where it is ""."""
+        config = (self.configs or {}).get((model, version))
         return config is not None and digest in ("", digest_of(config))
+
+    def may_have(self, model: str, version: str, digest: str) -> bool:
+        """Whether it may be asked for that model; only with digest "" also where that is not known."""
+        # Once a connection broke another Triton may answer at the address. One that hangs still has what it had.
+        broken = self.failure is not None and self.failure.code() is not grpc.StatusCode.DEADLINE_EXCEEDED
+        if self.configs is None or broken:
+            return not digest
+        return self.had(model, version, digest)
 
 
 class TritonClient:
@@ -212,6 +216,11 @@ class TritonClient:
             for key, config in (triton.configs or {}).items():
                 found.setdefault(key, {})[triton.address] = config
         return found
+
+    def may_return(self, model: str, version: str, digest: str) -> bool:
+        """Whether a Triton that had that model is away by now, and nobody can tell whether it still has it."""
+        tritons = self._tritons.values()
+        return any(triton.failure is not None and triton.had(model, version, digest) for triton in tritons)
 
     async def load(self, model: str) -> None:
         """Have Triton load a model, or take over what changed of it; raises TritonUnavailable with Triton's words."""
@@ -300,7 +309,7 @@ class TritonClient:
 
     def _in_turn(self, model: str, version: str, digest: str) -> list[_Triton]:
         """The Tritons that may have a model, the next one first."""
-        able = [triton for triton in self._tritons.values() if not version or triton.has(model, version, digest)]
+        able = [triton for triton in self._tritons.values() if not version or triton.may_have(model, version, digest)]
         return sorted(able, key=lambda triton: (triton.doubtful, triton.turn))
 
     def _take_turn(self, triton: _Triton) -> None:
