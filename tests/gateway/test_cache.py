@@ -57,7 +57,7 @@ async def test_who_joins_waits_no_longer_than_the_own_deadline() -> None:
     await until_it_waits()
     late = minting.get("7", ["image"], Claim(Party("request"), asyncio.get_running_loop().time() + 0.01))
     with pytest.raises(DeadlineExceeded):
-        await late
+        await asyncio.wait_for(late, 30)
     assert not first.done()
     minting.allowed.set()
     assert await first == {"image": b"i"} and minting.made == [("7", "image")]
@@ -169,7 +169,7 @@ async def test_a_request_for_what_a_stream_has_waiting_keeps_its_deadline_and_it
     while sampler._slots.depth("stream") < 19:
         await asyncio.sleep(0)
     with pytest.raises(DeadlineExceeded):  # seed 0 is in Triton, which takes longer than this one has
-        await sampler.sample(model, 0, options, 0.01)
+        await asyncio.wait_for(sampler.sample(model, 0, options, 0.01), 30)
     asked = asyncio.create_task(sampler.sample(model, 19, options))
     while not sampler._slots.depth("request"):
         await asyncio.sleep(0)
