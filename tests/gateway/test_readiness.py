@@ -138,10 +138,10 @@ async def test_a_triton_that_hangs_holds_up_nobody_and_is_told_once(tmp_path: Pa
             while (await running.http.get("/readyz")).status_code == 200:
                 await asyncio.sleep(0.1)
             began = time.monotonic()
-            for path in ("/readyz", "/v1/models", "/v1/models/tiny", "/v1/models/tiny/samples/7") * 2:
+            for path in ("/readyz", "/v1/models", "/v1/models/tiny", "/v1/models/tiny/samples/7"):
                 answer = await running.http.get(path)
                 assert answer.status_code == 503 and "retry-after" in answer.headers, path
-            assert time.monotonic() - began < 30  # these took 5 to 9 seconds each; a second is enough for all
+            assert time.monotonic() - began < 15  # each waits half a second at most; they took up to 9 seconds each
             send(triton, signal.SIGCONT)
             await running.come_to([("tiny", "1")])
             await running.logged("ready again")
