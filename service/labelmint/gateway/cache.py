@@ -47,7 +47,7 @@ class SampleCache:
             joined = next((minting for minting in mintings if minting.makes(outputs)), None)
             if joined is None:
                 self._metrics.cache_misses.inc()
-                minting = _Minting(outputs, claim, lambda claim: self._keep(key, mint(claim)))
+                minting = _Minting(outputs, claim, lambda claim: self._keep(key, claim, mint))
                 mintings.append(minting)
             else:
                 minting = joined
@@ -73,8 +73,8 @@ class SampleCache:
             return None
         return {name: arrays[name] for name in outputs}
 
-    async def _keep(self, key: Hashable, making: Coroutine[Any, Any, Arrays]) -> Arrays:
-        arrays = await making
+    async def _keep(self, key: Hashable, claim: Claim, mint: Mint) -> Arrays:
+        arrays = await mint(claim)
         for array in arrays.values():
             array.flags.writeable = False  # others will read it
         for kept in ({**self._kept.get(key, {}), **arrays}, arrays):
