@@ -30,7 +30,7 @@ class ServeSettings(BaseSettings):
         Field(description="fused: generator and style_interpreter; staged: the four steps one by one"),
     ] = "fused"
     triton_url: Annotated[
-        str, Field(description="HOST:PORT of a running Triton's gRPC; empty: start one of our own")
+        str, Field(description="HOST:PORT of a running Triton's gRPC, or of several; empty: start one of our own")
     ] = ""
     triton_log: Annotated[Path | None, Field(description="file for the log of our own Triton")] = None
     host: Annotated[str, Field(description="address that both doors listen on")] = "127.0.0.1"

@@ -169,7 +169,7 @@ def _following(
             await asked.wait()
             asked.clear()
             try:
-                await (catalog.refresh() if own is None else own.reload(client, catalog))
+                await (catalog.refresh_anew() if own is None else own.reload(client, catalog))
             except LabelmintError as error:
                 logger.error("the models were not read again: %s", error.message)
             except Exception:
@@ -344,7 +344,8 @@ async def _announce(
     waiting = False
     while not stop.is_set():
         try:
-            models = await catalog.list()
+            await catalog.refresh_anew()
+            models = catalog.known()
             break
         except LabelmintError as error:
             if not waiting:
