@@ -65,6 +65,7 @@ def test_each_part_is_drawn_by_a_font_that_has_it(machine: Machine) -> None:
     assert drawn_by("eye: глаз 😀") == [("eye: ", ""), ("глаз 😀", "DejaVuSans")]
     assert drawn_by("x 中国 й") == [("x [U+4E2D][U+56FD] ", ""), ("й", "DejaVuSans")]
     assert drawn_by("и\u0306") == [("и\u0306", "DejaVuSans")]  # a mark stays with its letter
+    assert drawn_by("left\n\teye") == [("left  eye", "")]
     assert drawn_by("คิ") == [("[U+0E04 U+0E34]", "")]
 
 

@@ -1,7 +1,8 @@
 """Samples as bytes: PNG, overlay, heat map, npz. Pure functions of arrays.
 
 Rules of this file:
-- The same arrays give the same bytes: no time stamps, fixed compression.
+- The same arrays give the same bytes: no time stamps, fixed compression. Only names that Pillow's own font lacks, in
+  pictures for people, look as the fonts of the machine do.
 - `*.png` routes for machines carry exactly the arrays; `overlay` and `uncertainty` are for people and carry words.
 - Encoding a large image takes milliseconds of CPU: the wire adapters call these functions in a thread.
 """

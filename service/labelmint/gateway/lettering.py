@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -76,7 +77,7 @@ def own_font(size: int) -> Font:
 @lru_cache(maxsize=4096)
 def _runs_of(text: str) -> tuple[_Run, ...]:
     runs: list[_Run] = []
-    for part, own in _parts_of(text):
+    for part, own in _parts_of(re.sub(r"\s", " ", text)):  # one line, whatever the name
         drawn = [_Run(part, None)] if own else _in_other_fonts(part)
         if runs and runs[-1].font is None is drawn[0].font:
             drawn[0] = _Run(runs.pop().text + drawn[0].text, None)
@@ -92,7 +93,7 @@ def _parts_of(text: str) -> Iterator[tuple[str, bool]]:
     letters = _letters_of(text)
     own = [all(_has(None, character) for character in letter) for letter in letters]
     for index in range(1, len(letters) - 1):
-        if letters[index].isspace() and not own[index - 1] and not all(own[index:]) and not own[index + 1]:
+        if letters[index].isspace() and not own[index - 1] and not own[index + 1]:
             own[index] = False
     start = 0
     for index in range(1, len(letters) + 1):

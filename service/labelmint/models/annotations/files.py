@@ -66,7 +66,7 @@ def read_ids(path: Path, mend: str) -> npt.NDArray[np.uint16]:
     picture, stored_as = _opened(path, mend)
     if picture.mode not in ("1", "L", "P", "I;16"):
         raise UnusableFile(path, f"is a {picture.mode} image; a mask has one channel (or a palette) of class ids")
-    return np.asarray(picture).astype(np.uint16) // _SPREAD.get(stored_as, 1)
+    return np.asarray(picture).astype(np.uint16) // np.uint16(_SPREAD.get(stored_as, 1))
 
 
 def fault_of(error: Exception) -> str:
