@@ -55,7 +55,7 @@ class Synth(BaseModel):
 
 
 class Fit(BaseModel):
-    """Train the Style Interpreter on annotated images."""
+    """Train the Style Interpreter on annotated images. The same command goes on after an interruption."""
 
     generator: Annotated[Path, Field(description="generator weights (safetensors)")]
     annotations: Annotated[Path, Field(description="directory of `synth`, annotated (docs/annotating.md)")]
@@ -67,6 +67,7 @@ class Fit(BaseModel):
     task: Annotated[Literal["segmentation", "keypoints"], Field(description="what to learn")] = "segmentation"
     mask_format: Annotated[Literal["png", "labelme", "coco"], Field(description="format of the masks")] = "png"
     keypoint_format: Annotated[Literal["csv", "coco"], Field(description="format of the keypoints")] = "csv"
+    steps: Annotated[int, Field(ge=1, description="training steps; a few hundred are enough for a try-out")] = 4000
 
     def cli_cmd(self) -> None:
         from labelmint.models.fit import fit_files
@@ -80,6 +81,7 @@ class Fit(BaseModel):
             self.task,
             self.mask_format,
             self.keypoint_format,
+            steps=self.steps,
         )
 
 

@@ -547,3 +547,10 @@ async def test_a_large_message_is_refused_by_grpc(locked: Locked) -> None:
                 request, metadata=(("authorization", f"Bearer {TOKEN}"),)
             )
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def test_a_byte_order_mark_is_no_content(tmp_path: Path) -> None:
+    """Editors of Windows put one first."""
+    path = tmp_path / "tokens"
+    path.write_bytes(b"\xef\xbb\xbf" + line("fresh", TOKEN).encode())
+    assert Tokens(path).authenticate(f"Bearer {TOKEN}").name == "fresh"

@@ -176,7 +176,7 @@ class Tokens:
 
     def _read(self) -> str:
         try:
-            return self._path.read_text(encoding="utf-8")
+            return self._path.read_text(encoding="utf-8-sig")  # Windows puts a mark first
         except OSError as error:
             raise UnusableFile(self._path, f"cannot be read: {error.strerror}") from error
         except UnicodeDecodeError as error:

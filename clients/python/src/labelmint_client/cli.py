@@ -136,7 +136,7 @@ def _client(parsed: argparse.Namespace) -> Client:
     files = {"ca": parsed.tls_ca, "certificate": parsed.tls_certificate, "key": parsed.tls_key}
     return Client(
         parsed.endpoint or [parsed.default_endpoint],
-        token=parsed.token_file.read_text().strip() if parsed.token_file else None,
+        token=parsed.token_file.read_text(encoding="utf-8-sig").strip() if parsed.token_file else None,
         tls=Tls(**files) if parsed.tls or any(files.values()) else None,
         insecure=parsed.insecure,
     )
