@@ -9,6 +9,9 @@ OPENVINO := .venv-openvino
 RELEASE := .venv-release
 DIST := dist
 PIP_FLAGS := --quiet --disable-pip-version-check --prefer-binary
+# What a person's pip is told, by variables or a file, to install elsewhere than into the environment that is asked for.
+unexport PIP_USER PIP_TARGET PIP_PREFIX PIP_ROOT PIP_REQUIRE_VIRTUALENV PIP_NO_DEPS PIP_DRY_RUN PIP_PYTHON
+unexport PYTHONHOME PYTHONPATH
 
 CHECK_PYTHON = $(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13) and \
 	"labelmint needs Python 3.10, 3.11 or 3.12; name one with: make PYTHON=python3.12 ...")'
@@ -20,8 +23,9 @@ COPY_PROTO = cp service/labelmint/v1/sample_service_pb2* $(CLIENT)/v1/ && \
 
 .PHONY: serve test check torture bench proto released-proto fiftyone rivals openvino release packages papers audit clean
 
+# Options of `labelmint serve` go into ARGS: make serve ARGS="--http-port 9090".
 serve: $(SERVE)/.ready
-	@exec $(SERVE)/bin/labelmint serve
+	@exec $(SERVE)/bin/python -m labelmint.cli serve $(ARGS)
 
 test: $(TEST)/.ready
 	@$(TEST)/bin/python -m pytest $(PYTEST_FLAGS)
@@ -122,39 +126,49 @@ clean:
 	rm -rf $(SERVE) $(TEST) $(FIFTYONE) $(RIVALS) $(OPENVINO) $(RELEASE) build dist
 	rm -rf service/labelmint.egg-info clients/python/src/labelmint_client.egg-info
 
+# An environment holds the path of its checkout: in one that was moved or copied it is made anew.
+define FORGET_IF_MOVED
+ifneq ($$(wildcard $(1)/.ready),)
+ifneq ($$(shell cat $(1)/.ready),$$(CURDIR))
+$$(shell rm -f $(1)/.ready)
+endif
+endif
+endef
+$(eval $(call FORGET_IF_MOVED,$(SERVE)))
+
 # pip is renewed first: old resolvers try source packages for minutes.
 $(SERVE)/.ready: pyproject.toml
 	@$(CHECK_PYTHON)
 	@echo "labelmint: installing into $(SERVE) (once)"
 	@$(PYTHON) -m venv $(SERVE)
-	@$(SERVE)/bin/pip install $(PIP_FLAGS) --upgrade 'pip>=24'
-	@$(SERVE)/bin/pip install $(PIP_FLAGS) --editable '.[triton]'
+	@$(SERVE)/bin/python -m pip install $(PIP_FLAGS) --upgrade 'pip>=24'
+	@$(SERVE)/bin/python -m pip install $(PIP_FLAGS) --editable '.[triton]'
 	@touch $@
 
 $(TEST)/.ready: pyproject.toml clients/python/pyproject.toml constraints.txt
 	@$(CHECK_PYTHON)
 	@echo "labelmint: installing into $(TEST), with torch (once)"
 	@$(PYTHON) -m venv $(TEST)
-	@$(TEST)/bin/pip install $(PIP_FLAGS) --upgrade 'pip>=24'
-	@$(TEST)/bin/pip install $(PIP_FLAGS) --constraint constraints.txt --editable '.[triton,tracing,export,bench,test,dev]' \
+	@$(TEST)/bin/python -m pip install $(PIP_FLAGS) --upgrade 'pip>=24'
+	@$(TEST)/bin/python -m pip install $(PIP_FLAGS) --constraint constraints.txt --editable '.[triton,tracing,export,bench,test,dev]' \
 		--editable 'clients/python[huggingface,images,pull,torch]'
 	@touch $@
 
 $(FIFTYONE)/.ready:
 	@$(PYTHON) -m venv $(FIFTYONE)
-	@$(FIFTYONE)/bin/pip install $(PIP_FLAGS) --upgrade 'pip>=24'
-	@$(FIFTYONE)/bin/pip install $(PIP_FLAGS) 'fiftyone>=1.5,<2' 'pycocotools>=2.0.8,<3'
+	@$(FIFTYONE)/bin/python -m pip install $(PIP_FLAGS) --upgrade 'pip>=24'
+	@$(FIFTYONE)/bin/python -m pip install $(PIP_FLAGS) 'fiftyone>=1.5,<2' 'pycocotools>=2.0.8,<3'
 	@touch $@
 
 $(RIVALS)/.ready: pyproject.toml constraints.txt
 	@$(CHECK_PYTHON)
 	@$(PYTHON) -m venv $(RIVALS)
-	@$(RIVALS)/bin/pip install $(PIP_FLAGS) --upgrade 'pip>=24'
-	@$(RIVALS)/bin/pip install $(PIP_FLAGS) --constraint constraints.txt --editable '.[rivals]'
+	@$(RIVALS)/bin/python -m pip install $(PIP_FLAGS) --upgrade 'pip>=24'
+	@$(RIVALS)/bin/python -m pip install $(PIP_FLAGS) --constraint constraints.txt --editable '.[rivals]'
 	@touch $@
 
 $(OPENVINO)/.ready:
 	@$(PYTHON) -m venv $(OPENVINO)
-	@$(OPENVINO)/bin/pip install $(PIP_FLAGS) --upgrade 'pip>=24'
-	@$(OPENVINO)/bin/pip install $(PIP_FLAGS) 'onnxruntime-openvino>=1.22,<2' 'numpy>=1.26,<2'
+	@$(OPENVINO)/bin/python -m pip install $(PIP_FLAGS) --upgrade 'pip>=24'
+	@$(OPENVINO)/bin/python -m pip install $(PIP_FLAGS) 'onnxruntime-openvino>=1.22,<2' 'numpy>=1.26,<2'
 	@touch $@

@@ -37,6 +37,7 @@ from labelmint.errors import (
     Overloaded,
     TritonUnavailable,
 )
+from labelmint.triton.proxies import is_loopback, proxy_advice
 
 logger = logging.getLogger(__name__)
 
@@ -114,10 +115,13 @@ class TritonClient:
             self._connect()
             if isinstance(translated, DeadlineExceeded):  # no sample was asked for: Triton itself hangs
                 translated = TritonUnavailable(f"Triton at {self.url} does not answer; try again later")
+            if isinstance(translated, TritonUnavailable):
+                translated.message += proxy_advice(self.url)
             raise translated from error
 
     def _connect(self) -> None:
-        self._channel = grpc.aio.insecure_channel(self.url, options=_CHANNEL_OPTIONS)
+        options = [*_CHANNEL_OPTIONS, ("grpc.enable_http_proxy", 0 if is_loopback(self.url) else 1)]
+        self._channel = grpc.aio.insecure_channel(self.url, options=options)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
     async def load(self, model: str) -> None:
