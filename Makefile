@@ -10,8 +10,11 @@ RELEASE := .venv-release
 DIST := dist
 PIP_FLAGS := --quiet --disable-pip-version-check --prefer-binary
 # What a person's pip is told, by variables or a file, to install elsewhere than into the environment that is asked for.
-unexport PIP_USER PIP_TARGET PIP_PREFIX PIP_ROOT PIP_REQUIRE_VIRTUALENV PIP_NO_DEPS PIP_DRY_RUN PIP_PYTHON
-unexport PYTHONHOME PYTHONPATH
+unexport PIP_TARGET PIP_PREFIX PIP_ROOT PIP_REQUIRE_VIRTUALENV PIP_NO_DEPS PIP_DRY_RUN PIP_PYTHON PYTHONHOME PYTHONPATH
+export PIP_USER := 0
+# An environment knows its checkout by its path: where that was moved or copied, it is made anew.
+FORGOTTEN := $(shell for each in .venv .venv-test; do \
+	test -s $$each/.ready && test "$$(cat $$each/.ready)" != "$$(pwd -P)" && rm -rf $$each; done)
 
 CHECK_PYTHON = $(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13) and \
 	"labelmint needs Python 3.10, 3.11 or 3.12; name one with: make PYTHON=python3.12 ...")'
@@ -23,7 +26,8 @@ COPY_PROTO = cp service/labelmint/v1/sample_service_pb2* $(CLIENT)/v1/ && \
 
 .PHONY: serve test check torture bench proto released-proto fiftyone rivals openvino release packages papers audit clean
 
-# Options of `labelmint serve` go into ARGS: make serve ARGS="--http-port 9090".
+# Options of `labelmint serve` go into ARGS: make serve ARGS="--http-port 9090". In a checkout that cannot be written,
+# SERVE names the environment's directory, elsewhere; it gets a copy of the program.
 serve: $(SERVE)/.ready
 	@exec $(SERVE)/bin/python -m labelmint.cli serve $(ARGS)
 
@@ -126,24 +130,16 @@ clean:
 	rm -rf $(SERVE) $(TEST) $(FIFTYONE) $(RIVALS) $(OPENVINO) $(RELEASE) build dist
 	rm -rf service/labelmint.egg-info clients/python/src/labelmint_client.egg-info
 
-# An environment holds the path of its checkout: in one that was moved or copied it is made anew.
-define FORGET_IF_MOVED
-ifneq ($$(wildcard $(1)/.ready),)
-ifneq ($$(shell cat $(1)/.ready),$$(CURDIR))
-$$(shell rm -f $(1)/.ready)
-endif
-endif
-endef
-$(eval $(call FORGET_IF_MOVED,$(SERVE)))
-
 # pip is renewed first: old resolvers try source packages for minutes.
 $(SERVE)/.ready: pyproject.toml
 	@$(CHECK_PYTHON)
 	@echo "labelmint: installing into $(SERVE) (once)"
 	@$(PYTHON) -m venv $(SERVE)
 	@$(SERVE)/bin/python -m pip install $(PIP_FLAGS) --upgrade 'pip>=24'
-	@$(SERVE)/bin/python -m pip install $(PIP_FLAGS) --editable '.[triton]'
-	@touch $@
+	@$(if $(filter .venv,$(SERVE)),,rm -rf $(SERVE)/source && mkdir $(SERVE)/source && \
+		cp -R pyproject.toml README.md LICENSE service $(SERVE)/source)
+	@$(SERVE)/bin/python -m pip install $(PIP_FLAGS) $(if $(filter .venv,$(SERVE)),--editable '.[triton]','$(SERVE)/source[triton]')
+	@pwd -P >$@
 
 $(TEST)/.ready: pyproject.toml clients/python/pyproject.toml constraints.txt
 	@$(CHECK_PYTHON)
@@ -152,7 +148,7 @@ $(TEST)/.ready: pyproject.toml clients/python/pyproject.toml constraints.txt
 	@$(TEST)/bin/python -m pip install $(PIP_FLAGS) --upgrade 'pip>=24'
 	@$(TEST)/bin/python -m pip install $(PIP_FLAGS) --constraint constraints.txt --editable '.[triton,tracing,export,bench,test,dev]' \
 		--editable 'clients/python[huggingface,images,pull,torch]'
-	@touch $@
+	@pwd -P >$@
 
 $(FIFTYONE)/.ready:
 	@$(PYTHON) -m venv $(FIFTYONE)

@@ -28,7 +28,7 @@ else:
 _PREFIX = "LABELMINT_"
 _ORIGIN = r"(\*|https?://[^/\s,]+)"
 # What Kubernetes sets for each service of a namespace; one that is called labelmint-... looks like ours.
-_OF_KUBERNETES = re.compile(r"_SERVICE_(HOST|PORT)|_PORT(_\d+_|$)")
+_OF_KUBERNETES = re.compile(r"\w+_SERVICE_(HOST|PORT)\w*=|\w+_PORT_\d+_\w+=|\w+_PORT=(tcp|udp|sctp)://")
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 
@@ -72,9 +72,8 @@ class ServeSettings(BaseSettings):
         int, Field(ge=1, description="connections at once at each of the two doors; more are closed")
     ] = 400
     http_keep_alive_seconds: Annotated[
-        float,
-        Field(gt=0, description="time that an idle REST connection is kept; longer than a load balancer keeps it"),
-    ] = 75.0
+        int, Field(ge=1, description="time that an idle REST connection is kept; longer than load balancers do")
+    ] = 75
     capacity_wait_seconds: Annotated[
         float,
         Field(ge=0, description="time that what is asked is held while Triton is away (scaled to zero); 0: none"),
@@ -122,7 +121,7 @@ class ServeSettings(BaseSettings):
         str,
         Field(
             pattern=f"^({_ORIGIN}(,{_ORIGIN})*)?$",
-            description="origins whose pages may ask REST (https://HOST[:PORT]), with commas between, or *; empty: none",
+            description="origins whose pages may ask REST, https://HOST[:PORT] with commas between, or *; empty: none",
         ),
     ] = ""
     cache_bytes: Annotated[
@@ -170,8 +169,8 @@ def unknown_variables() -> list[str]:
     """A sentence on each variable of the environment that looks like a setting and is none."""
     known = {f"{_PREFIX}{name}".upper() for name in ServeSettings.model_fields}
     sentences = []
-    for name in sorted(os.environ):
-        if not name.upper().startswith(_PREFIX) or name.upper() in known or _OF_KUBERNETES.search(name):
+    for name, value in sorted(os.environ.items()):
+        if not name.upper().startswith(_PREFIX) or name.upper() in known or _OF_KUBERNETES.match(f"{name}={value}"):
             continue
         near = difflib.get_close_matches(name.upper(), known, 1)
         sentences.append(f"{name} is no setting and has no effect" + (f"; is {near[0]} meant?" if near else ""))

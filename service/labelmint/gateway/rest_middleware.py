@@ -53,7 +53,10 @@ class SecurityHeaders:
                 headers = MutableHeaders(scope=message)
                 for name, value in self._headers.items():
                     headers.setdefault(name, value)
-                if self._cors:  # on every answer: one that a browser kept without an origin would fail with one
+                # On every answer: one that a browser kept without an origin would fail with one.
+                if self._cors and "Origin" not in headers.get("vary", ""):
+                    "vary", ""
+                ):  # on every answer: one that a browser kept without an origin would fail with one
                     headers.add_vary_header("Origin")
             await send(message)
 
