@@ -55,8 +55,6 @@ class SecurityHeaders:
                     headers.setdefault(name, value)
                 # On every answer: one that a browser kept without an origin would fail with one.
                 if self._cors and "Origin" not in headers.get("vary", ""):
-                    "vary", ""
-                ):  # on every answer: one that a browser kept without an origin would fail with one
                     headers.add_vary_header("Origin")
             await send(message)
 
