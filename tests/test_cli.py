@@ -11,6 +11,9 @@ from pydantic_settings import CliApp
 from labelmint.cli import Labelmint, Serve
 
 
+FREE_PORTS = ("--http-port", "0", "--grpc-port", "0")
+
+
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "labelmint.cli", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment or None)
@@ -37,7 +40,7 @@ def test_wrong_values_are_named() -> None:
 
 
 def test_environment_sets_what_flags_set() -> None:
-    done = run("serve", PATH="", LABELMINT_MODEL_REPOSITORY="/nonexistent/here")
+    done = run("serve", *FREE_PORTS, PATH="", LABELMINT_MODEL_REPOSITORY="/nonexistent/here")
     assert done.returncode == 2 and "/nonexistent/here is not a directory" in done.stderr
 
 
