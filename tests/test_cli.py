@@ -10,7 +10,6 @@ from pydantic_settings import CliApp
 
 from labelmint.cli import Labelmint, Serve
 
-
 FREE_PORTS = ("--http-port", "0", "--grpc-port", "0")
 
 
