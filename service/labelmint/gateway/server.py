@@ -78,6 +78,7 @@ async def serve(settings: ServeSettings) -> None:
             stack.enter_context(take(settings.host, settings.http_port, "--http-port")),
             stack.enter_context(take(settings.host, settings.grpc_port, "--grpc-port")),
         )
+        ports = addresses.http.getsockname()[1], addresses.grpc.getsockname()[1]
         stack.callback(start_tracing(settings.otlp_endpoint))
         own = None
         if not settings.triton_url:
@@ -107,7 +108,7 @@ async def serve(settings: ServeSettings) -> None:
         await stack.enter_async_context(_running(asyncio.create_task(give_back())))
         async with _doors(settings, access, addresses, sampler, metrics, lifecycle, health):
             await stack.enter_async_context(_following(signals.reload, own, client, catalog))
-            await _announce(settings, access, catalog, signals.stop, addresses, started)
+            await _announce(settings, access, catalog, signals.stop, ports, started)
             await signals.stop.wait()
             _say(settings, "stopping")
             lifecycle.drain()
@@ -249,7 +250,7 @@ async def _doors(
     await grpc_server.start()
     http_server = _Uvicorn(_http_config(settings, access, sampler, metrics, lifecycle))
     connections = http_server.server_state.connections
-    listener = BoundedListener(addresses.http.dup(), settings.max_connections, lambda: make_room(connections))
+    listener = BoundedListener(addresses.http, settings.max_connections, lambda: make_room(connections))
     try:
         listener.listen()
     except OSError as error:  # somebody else listens since
@@ -366,7 +367,7 @@ async def _announce(
     access: _Access,
     catalog: Catalog,
     stop: asyncio.Event,
-    addresses: _Addresses,
+    ports: tuple[int, int],
     started: float,
 ) -> None:
     """Say what is served once it is; until then say, once, what is waited for."""
@@ -388,9 +389,7 @@ async def _announce(
         labels = f"{len(model.label_names)} {'classes' if model.task == 'segmentation' else 'keypoints'}"
         name = model.name if model.version == "1" else f"{model.name} version {model.version}"
         _say(settings, f"{name}, {model.resolution}x{model.resolution}, {labels}, {gate}")
-    http, grpc_address = (
-        bracketed(settings.host, taken.getsockname()[1]) for taken in (addresses.http, addresses.grpc)
-    )
+    http, grpc_address = (bracketed(settings.host, port) for port in ports)
     url = f"{'http' if access.tls is None else 'https'}://{http}"
     _say(
         settings,
