@@ -10,6 +10,12 @@ OPENVINO := .venv-openvino
 RELEASE := .venv-release
 DIST := dist
 PIP_FLAGS := --quiet --disable-pip-version-check --prefer-binary
+# What a person's pip is told, by variables or a file, to install elsewhere than into the environment that is asked for.
+unexport PIP_TARGET PIP_PREFIX PIP_ROOT PIP_REQUIRE_VIRTUALENV PIP_NO_DEPS PIP_DRY_RUN PIP_PYTHON PYTHONHOME PYTHONPATH
+export PIP_USER := 0
+# An environment knows its checkout by its path: where that was moved or copied, it is made anew.
+FORGOTTEN := $(shell for each in .venv .venv-test; do \
+	test -s $$each/.ready && test "$$(cat $$each/.ready)" != "$$(pwd -P)" && rm -rf $$each; done)
 
 CHECK_PYTHON = $(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13) and \
 	"labelmint needs Python 3.10, 3.11 or 3.12; name one with: make PYTHON=python3.12 ...")'
@@ -21,8 +27,10 @@ COPY_PROTO = cp service/labelmint/v1/sample_service_pb2* $(CLIENT)/v1/ && \
 
 .PHONY: serve test check torture bench proto released-proto fiftyone oldest rivals openvino release packages papers audit clean
 
+# Options of `labelmint serve` go into ARGS: make serve ARGS="--http-port 9090". In a checkout that cannot be written,
+# SERVE names the environment's directory, elsewhere; it gets a copy of the program.
 serve: $(SERVE)/.ready
-	@exec $(SERVE)/bin/labelmint serve
+	@exec $(SERVE)/bin/python -m labelmint.cli serve $(ARGS)
 
 test: $(TEST)/.ready
 	@$(TEST)/bin/python -m pytest $(PYTEST_FLAGS)
@@ -131,23 +139,25 @@ $(SERVE)/.ready: pyproject.toml
 	@$(CHECK_PYTHON)
 	@echo "labelmint: installing into $(SERVE) (once)"
 	@$(PYTHON) -m venv $(SERVE)
-	@$(SERVE)/bin/pip install $(PIP_FLAGS) --upgrade 'pip>=24'
-	@$(SERVE)/bin/pip install $(PIP_FLAGS) --editable '.[triton]'
-	@touch $@
+	@$(SERVE)/bin/python -m pip install $(PIP_FLAGS) --upgrade 'pip>=24'
+	@$(if $(filter .venv,$(SERVE)),,rm -rf $(SERVE)/source && mkdir $(SERVE)/source && \
+		cp -R pyproject.toml README.md LICENSE service $(SERVE)/source)
+	@$(SERVE)/bin/python -m pip install $(PIP_FLAGS) $(if $(filter .venv,$(SERVE)),--editable '.[triton]','$(SERVE)/source[triton]')
+	@pwd -P >$@
 
 $(TEST)/.ready: pyproject.toml clients/python/pyproject.toml constraints.txt
 	@$(CHECK_PYTHON)
 	@echo "labelmint: installing into $(TEST), with torch (once)"
 	@$(PYTHON) -m venv $(TEST)
-	@$(TEST)/bin/pip install $(PIP_FLAGS) --upgrade 'pip>=24'
-	@$(TEST)/bin/pip install $(PIP_FLAGS) --constraint constraints.txt --editable '.[triton,tracing,export,bench,test,dev]' \
+	@$(TEST)/bin/python -m pip install $(PIP_FLAGS) --upgrade 'pip>=24'
+	@$(TEST)/bin/python -m pip install $(PIP_FLAGS) --constraint constraints.txt --editable '.[triton,tracing,export,bench,test,dev]' \
 		--editable 'clients/python[huggingface,images,pull,torch]'
-	@touch $@
+	@pwd -P >$@
 
 $(FIFTYONE)/.ready:
 	@$(PYTHON) -m venv $(FIFTYONE)
-	@$(FIFTYONE)/bin/pip install $(PIP_FLAGS) --upgrade 'pip>=24'
-	@$(FIFTYONE)/bin/pip install $(PIP_FLAGS) 'fiftyone>=1.5,<2' 'pycocotools>=2.0.8,<3'
+	@$(FIFTYONE)/bin/python -m pip install $(PIP_FLAGS) --upgrade 'pip>=24'
+	@$(FIFTYONE)/bin/python -m pip install $(PIP_FLAGS) 'fiftyone>=1.5,<2' 'pycocotools>=2.0.8,<3'
 	@touch $@
 
 $(OLDEST)/.ready: pyproject.toml
@@ -161,12 +171,12 @@ $(OLDEST)/.ready: pyproject.toml
 $(RIVALS)/.ready: pyproject.toml constraints.txt
 	@$(CHECK_PYTHON)
 	@$(PYTHON) -m venv $(RIVALS)
-	@$(RIVALS)/bin/pip install $(PIP_FLAGS) --upgrade 'pip>=24'
-	@$(RIVALS)/bin/pip install $(PIP_FLAGS) --constraint constraints.txt --editable '.[rivals]'
+	@$(RIVALS)/bin/python -m pip install $(PIP_FLAGS) --upgrade 'pip>=24'
+	@$(RIVALS)/bin/python -m pip install $(PIP_FLAGS) --constraint constraints.txt --editable '.[rivals]'
 	@touch $@
 
 $(OPENVINO)/.ready:
 	@$(PYTHON) -m venv $(OPENVINO)
-	@$(OPENVINO)/bin/pip install $(PIP_FLAGS) --upgrade 'pip>=24'
-	@$(OPENVINO)/bin/pip install $(PIP_FLAGS) 'onnxruntime-openvino>=1.22,<2' 'numpy>=1.26,<2'
+	@$(OPENVINO)/bin/python -m pip install $(PIP_FLAGS) --upgrade 'pip>=24'
+	@$(OPENVINO)/bin/python -m pip install $(PIP_FLAGS) 'onnxruntime-openvino>=1.22,<2' 'numpy>=1.26,<2'
 	@touch $@

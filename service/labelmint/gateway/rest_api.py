@@ -10,7 +10,7 @@ Rules of this file:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Header, Path, Query, Request, Response
@@ -51,6 +51,7 @@ from labelmint.gateway.rest_middleware import (
     BodyLimit,
     Measured,
     SecurityHeaders,
+    allow_origins,
 )
 from labelmint.gateway.rest_problems import documented
 from labelmint.gateway.rest_stream import Streamed
@@ -91,10 +92,12 @@ def create_app(
     tokens: Tokens | None,
     tls: bool,
     private: bool,
+    cors_origins: Sequence[str],
 ) -> ASGIApp:
     """The REST application over a sampling core.
 
     `tokens` says who may ask, None anyone; `private` that shared caches must keep nothing.
+    `cors_origins` are the origins whose pages may ask.
     """
     app = FastAPI(
         title="labelmint",
@@ -289,7 +292,10 @@ def create_app(
     guarded: ASGIApp = BodyLimit(app, MAX_BODY_BYTES)
     if tokens is not None:
         guarded = Access(guarded, tokens)
-    return SecurityHeaders(CancelOnDisconnect(Measured(guarded, metrics)), tls)
+    answering: ASGIApp = CancelOnDisconnect(Measured(guarded, metrics))
+    if cors_origins:
+        answering = allow_origins(answering, cors_origins)
+    return SecurityHeaders(answering, tls, bool(cors_origins))
 
 
 async def _ok() -> str:

@@ -11,26 +11,23 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import os
 import re
 import socket
 import time
 from typing import Any
 from urllib.parse import unquote
 
+from labelmint.triton.proxies import is_proxied
+
 _RESOLVE_SECONDS = 5.0
 _HOST_AND_PORT = re.compile(r"(?:dns:(?:///)?)?(?P<host>\[[^\[\]]+\]|[^:/,\[\]]+):(?P<port>\d+)")
 _LIST = re.compile(r"ipv[46]:(?P<addresses>[^/].*)")
-# As gRPC reads them: the first of each that is set.
-_PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")
-_NO_PROXIES = ("no_grpc_proxy", "no_proxy")
 
 
 class Addresses:
-    """What `target` stands for. `options` are gRPC's options for connections to the addresses."""
+    """What `target` stands for."""
 
     def __init__(self, target: str) -> None:
-        self.options: list[tuple[str, Any]] = []
         self.failure = f"the name in {target} is not resolved"
         self._target = target
         self._host, self._port = "", 0
@@ -41,10 +38,15 @@ class Addresses:
             self._known = tuple(dict.fromkeys(unquote(listed["addresses"]).split(",")))
         elif (named := _HOST_AND_PORT.fullmatch(target)) is not None:
             host = named["host"].strip("[]")
-            if not _is_address(host) and not _is_proxied(host):
+            if not _is_address(host) and not is_proxied(target):
                 self._host, self._port, self._known = host, int(named["port"]), ()
-                # The proxy was decided upon by the name; to no proxy would the address mean what the name does.
-                self.options = [("grpc.enable_http_proxy", 0), ("grpc.default_authority", f"{host}:{self._port}")]
+
+    def options(self, address: str) -> list[tuple[str, Any]]:
+        """gRPC's options for a connection to one of the addresses."""
+        if self._host:
+            # The proxy was decided upon by the name; to no proxy would the address mean what the name does.
+            return [("grpc.enable_http_proxy", 0), ("grpc.default_authority", f"{self._host}:{self._port}")]
+        return [("grpc.enable_http_proxy", int(is_proxied(address)))]
 
     def doubt(self) -> None:
         """An address did not answer: resolve the name again when somebody asks next."""
@@ -79,11 +81,3 @@ def _is_address(host: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _is_proxied(host: str) -> bool:
-    """Whether gRPC would go through a proxy to a host of that name."""
-    if not any(os.environ.get(name) for name in _PROXIES):
-        return False
-    bypassed = next((value for name in _NO_PROXIES if (value := os.environ.get(name))), "")
-    return not any(host.endswith(entry.strip()) for entry in bypassed.split(",") if entry.strip())

@@ -43,6 +43,7 @@ from labelmint.errors import (
     TritonUnavailable,
 )
 from labelmint.triton.addresses import Addresses
+from labelmint.triton.proxies import proxy_advice
 
 logger = logging.getLogger(__name__)
 
@@ -152,13 +153,12 @@ class _Triton:
 class TritonClient:
     """Talks gRPC to the Tritons of one name. Safe for concurrent use within one event loop.
 
-    `url` is a target as gRPC takes it; `options` are more of gRPC's options for the connections.
+    `url` is a target as gRPC takes it.
     """
 
-    def __init__(self, url: str, options: Sequence[tuple[str, Any]] = ()) -> None:
+    def __init__(self, url: str) -> None:
         self.url = url
         self._addresses = Addresses(url)
-        self._options = [*options, *self._addresses.options]
         self._tritons: dict[str, _Triton] = {}  # by address
         # With those in which something may still run though a new connection took their place.
         self._connected: WeakSet[_Triton] = WeakSet()
@@ -325,7 +325,7 @@ class TritonClient:
             self._tritons = {address: self._tritons.get(address) or self._connect(address) for address in found}
 
     def _connect(self, address: str, configs: Mapping[Key, Config] | None = None) -> _Triton:
-        triton = _Triton(address, self._options, configs)
+        triton = _Triton(address, self._addresses.options(address), configs)
         self._connected.add(triton)
         return triton
 
@@ -353,8 +353,11 @@ class TritonClient:
 
     def _unavailable(self, error: grpc.aio.AioRpcError) -> LabelmintError:
         if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:  # no sample was asked for: Triton itself hangs
-            return TritonUnavailable(f"Triton at {self.url} does not answer; try again later")
-        return translate(error)
+            return TritonUnavailable(f"Triton at {self.url} does not answer; try again later{proxy_advice(self.url)}")
+        translated = translate(error)
+        if isinstance(translated, TritonUnavailable):
+            translated.message += proxy_advice(self.url)
+        return translated
 
 
 def digest_of(config: Config) -> str:

@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         raise SystemExit(_run(parsed))
     except ModuleNotFoundError as error:
-        _fail(f"{error.name} is missing; run `pip install 'labelmint-client[pull]'`")
+        _fail(f"{error.name} is missing; run `pip install './clients/python[pull]'` in a clone of labelmint")
 
 
 def _run(parsed: argparse.Namespace) -> int:
@@ -183,7 +183,7 @@ def _verify(parsed: argparse.Namespace) -> int:
     for problem in report.problems:
         print(problem)
     served = "" if parsed.endpoint is None else f", {report.samples} samples with what is served"
-    verdict = f"{len(report.problems)} differences" if report.problems else "no difference"
+    verdict = {0: "no difference", 1: "1 difference"}.get(len(report.problems), f"{len(report.problems)} differences")
     print(f"{parsed.out}: compared {report.files} files with the manifest{served}: {verdict}")
     return 1 if report.problems else 0
 
