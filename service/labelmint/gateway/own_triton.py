@@ -109,12 +109,11 @@ class OwnTriton:
             if await self._told(catalog.restore()):
                 logger.info("the model repository was read again: %s", ", ".join(sorted(self._loaded)))
 
-    @staticmethod
-    async def _told(call: Awaitable[None]) -> bool:
+    async def _told(self, call: Awaitable[None]) -> bool:
         try:
             await call
         except LabelmintError as error:
-            logger.error("%s", error.message)
+            logger.error("%s", self._server.with_own_paths(error.message))
             return False
         return True
 
