@@ -84,7 +84,7 @@ async def serve(settings: ServeSettings) -> None:
         catalog = Catalog(client, settings.pipeline)
         metrics = _metrics(catalog)
         if own is not None:
-            own.supervise(metrics)
+            own.supervise(metrics, catalog)
         lifecycle = Lifecycle(catalog, settings.max_connection_age_seconds, settings.capacity_wait_seconds > 0)
         limits = Limits(
             settings.max_in_flight,

@@ -42,7 +42,9 @@ EXIT_TIMEOUT_SECONDS = 20
 START_TIMEOUT_SECONDS = 180.0
 _POLL_SECONDS = 0.1
 _LOG_LINES = 400
-_ERROR = re.compile(r'E[01]\d{3} \S+ +\d+ \S+\] "?(.*?)"?$')
+# Triton's own, and the last words of a C++ program that an exception ends.
+_ERROR = re.compile(r'E[01]\d{3} \S+ +\d+ \S+\] "?(.*?)"?$|\s*what\(\): +(.*)$')
+_COLOURS = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 # What Triton calls errors wherever there is no GPU.
 _NO_GPU = ("CudaDriverHelper", "CUDA driver version")
 
@@ -139,14 +141,17 @@ class TritonServer:
         return self._process.returncode
 
     async def explain_end(self) -> str:
-        """The same of a child that has ended: after its last lines were read, and with how it ended."""
+        """How a child has ended and, where its log says an error, that; after its last lines were read."""
         assert self._process is not None and self._reader is not None
         # A model process that outlived the child keeps the pipe open.
         await asyncio.wait([self._reader], timeout=1.0)
         code = self._process.returncode
         assert code is not None
-        how = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
-        return f"{self.explain()} ({how})"
+        if code > 0:
+            return f"Triton ended with exit code {code}. It said: {self.explain()}"
+        # Somebody else's doing: what it said last has nothing to do with it, unless it is an error.
+        said = f". Its last error: {self._quoted(errors[-1:])}" if (errors := self._errors()) else ""
+        return f"Triton {f'was killed by {_signal_name(-code)}' if code else 'ended with exit code 0'}{said}"
 
     def with_own_paths(self, said: str) -> str:
         """Triton's words, with the repository called as the user calls it."""
@@ -156,12 +161,16 @@ class TritonServer:
 
     def explain(self) -> str:
         """In one line what Triton's log says is wrong: why a model failed, or its first error, or its last line."""
-        errors = [match[1] for line in self._lines if (match := _ERROR.match(line))]
-        errors = [error for error in errors if not any(text in error for text in _NO_GPU)]
+        errors = self._errors()
         failed = [error for error in errors if error.startswith("failed to load")]
         said = failed or errors[:1] or [line for line in self._lines if line.strip()][-1:]
-        if not said:
-            return "nothing"
+        return self._quoted(said) if said else "nothing"
+
+    def _errors(self) -> list[str]:
+        errors = [match[1] or match[2] for line in self._lines if (match := _ERROR.match(line))]
+        return [error for error in errors if not any(text in error for text in _NO_GPU)]
+
+    def _quoted(self, said: Sequence[str]) -> str:
         more = f"; and {len(said) - 1} models more" if len(said) > 1 else ""
         where = "" if self._log_path is not None else "; --triton-log FILE keeps the rest"
         # Triton writes the lines of a message in one, and a Python backend adds where in its code it failed.
@@ -213,7 +222,7 @@ class TritonServer:
         """Read to the end whatever happens to the file: a full pipe would stop Triton."""
         assert process.stdout is not None
         async for raw in process.stdout:
-            self._lines.append(raw.decode("utf-8", "replace").rstrip())
+            self._lines.append(_COLOURS.sub("", raw.decode("utf-8", "replace")).rstrip())
             if log is not None:
                 try:
                     log.write(raw)
@@ -237,8 +246,7 @@ async def wait_until_ready(server: TritonServer, stop: asyncio.Event | None = No
             if all([await client.is_ready(model) for model in server.models]):
                 return
             if not server.running:
-                said = await server.explain_end()
-                raise TritonUnavailable(f"Triton could not load the model repository. It said: {said}")
+                raise TritonUnavailable(f"Triton could not load the model repository: {await server.explain_end()}")
             if time.monotonic() > deadline:
                 raise TritonUnavailable(
                     f"Triton was not ready after {START_TIMEOUT_SECONDS:.0f} s. It said: {server.explain()}"
@@ -246,6 +254,12 @@ async def wait_until_ready(server: TritonServer, stop: asyncio.Event | None = No
             await asyncio.sleep(_POLL_SECONDS)
     finally:
         await client.close()
+
+
+def _signal_name(number: int) -> str:
+    with contextlib.suppress(ValueError):  # real-time signals have no names
+        return signal.Signals(number).name
+    return f"signal {number}"
 
 
 def _wheel_root() -> Path:

@@ -71,7 +71,7 @@ def _base() -> Path:
 
 def _sweep(base: Path) -> None:
     """Remove what killed owners left. What cannot be removed stays: it keeps nobody from starting."""
-    for path in [base / name for name in os.listdir(base) if _OWNED.fullmatch(name)]:
+    for path in [entry for entry in base.iterdir() if _OWNED.fullmatch(entry.name)]:
         with contextlib.suppress(OSError):  # it has an owner, or no lock yet
             _remove_abandoned(path)
 
