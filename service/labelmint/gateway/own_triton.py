@@ -22,11 +22,10 @@ from pathlib import Path
 from labelmint.errors import LabelmintError, UnusableFile
 from labelmint.gateway.catalog import Catalog
 from labelmint.gateway.metrics import Metrics
-from labelmint.gateway.served_model import MalformedModel, read_served_model
+from labelmint.gateway.served_model import read_whole_model
 from labelmint.tracing import traces_url
-from labelmint.triton.artifacts import check_models
 from labelmint.triton.client import TritonClient
-from labelmint.triton.model_config import check_artifacts, ensembles, read_config, version_of
+from labelmint.triton.model_config import ensembles, read_config
 from labelmint.triton.server import TritonServer, wait_until_ready
 
 logger = logging.getLogger(__name__)
@@ -138,14 +137,9 @@ class OwnTriton:
 
     def _read_model(self, name: str) -> _OnDisk:
         """Raises UnusableFile unless an export wrote it and its steps are the files that its digest names."""
-        check_models(self._repository, [name])
+        model = read_whole_model(self._repository, name)
         path = self._repository / name / "config.pbtxt"
         config = read_config(path)
-        check_artifacts(self._repository, config)
-        try:
-            model = read_served_model(config, str(version_of(path.parent)))
-        except MalformedModel as error:
-            raise UnusableFile(path, f"is malformed: {error}") from error
         steps = [self._repository / step.model_name / "config.pbtxt" for step in config.ensemble_scheduling.step]
         return _OnDisk(path.read_bytes(), (model.digest, *(step.read_bytes() for step in steps)))
 
@@ -160,8 +154,8 @@ class OwnTriton:
                 problems[name] = error
         if not whole:
             raise next(iter(problems.values()))
-        for name, error in problems.items():
-            logger.error("%s is not served until it is whole and SIGHUP comes: %s", name, error)
+        for name, problem in problems.items():
+            logger.error("%s is not served until it is whole and SIGHUP comes: %s", name, problem)
         return whole
 
     async def _keep_running(self, metrics: Metrics, catalog: Catalog) -> None:
