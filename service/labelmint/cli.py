@@ -161,13 +161,25 @@ class Calibrate(BaseModel):
     model: Annotated[CliPositionalArg[str], Field(description="name of the model")]
     model_repository: Annotated[Path, Field(description="directory of the repository")] = Path("model_repository")
     version: Annotated[int, Field(ge=1, lt=2**31, description="version of the model")] = 1
-    count: Annotated[int, Field(ge=1000, description="number of seeds to measure")] = 2000
+    count: Annotated[int, Field(ge=1, description="number of seeds to measure, at least 1000 for a gate")] = 2000
+    preview: Annotated[bool, Field(description="only print quantiles of the scores, of any number of seeds")] = False
     first_seed: Annotated[int, Field(ge=0, lt=2**32, description="first of the consecutive seeds")] = CALIBRATION_SEED
     truncation_psi: Annotated[float, Field(ge=0, le=2, description="truncation to calibrate for")] = 1.0
 
     async def cli_cmd(self) -> None:
-        from labelmint.gateway.calibrate import calibrate_repository
+        from labelmint.gateway.calibrate import calibrate_repository, preview
 
+        if self.preview:
+            found = await preview(
+                self.model_repository,
+                self.model,
+                self.first_seed,
+                count=self.count,
+                truncation_psi=self.truncation_psi,
+                version=self.version,
+            )
+            print(found)
+            return
         calibration = await calibrate_repository(
             self.model_repository, self.model, self.first_seed, self.count, self.truncation_psi, self.version
         )

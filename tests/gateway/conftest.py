@@ -110,10 +110,10 @@ def export_small(repository: Path, model: str) -> None:
     export_repository(repository, model, Generator(spec).eval(), interpreter)
 
 
-def copy_model(repository: Path, model: str, name: str) -> None:
-    """The fused pipeline of a model under another name."""
+def copy_model(repository: Path, model: str, name: str, target: Path | None = None) -> None:
+    """The fused pipeline of a model under another name, in the same repository or in `target`."""
     for suffix in ("", "_generator", "_style_interpreter"):
-        copied = Path(shutil.copytree(repository / f"{model}{suffix}", repository / f"{name}{suffix}"))
+        copied = Path(shutil.copytree(repository / f"{model}{suffix}", (target or repository) / f"{name}{suffix}"))
         config = copied / "config.pbtxt"
         config.write_text(config.read_text().replace(f'"{model}', f'"{name}'))
 

@@ -9,16 +9,20 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import grpc
+import grpc.aio
 import httpx
 import pytest
 import uvicorn
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
 
-from labelmint.gateway import connections
+from labelmint.gateway import connections, server
 from labelmint.gateway.connections import BoundedListener, ImpatientHttp
+from labelmint.gateway.grpc_api import SampleService
+from labelmint.settings import ServeSettings
 from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
-from tests.conftest import start_service
+from tests.conftest import ROOT, start_service
 from tests.gateway.test_lifecycle import refused_start, triton_pid, wait_for
 
 Status = health_pb2.HealthCheckResponse
@@ -153,3 +157,39 @@ def test_an_answer_does_not_wait_for_the_acknowledgement_of_its_head() -> None:
         accepted, _ = listener.accept()
         with accepted:
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+async def states_of(port: int, ping_ms: int) -> list[grpc.ChannelConnectivity]:
+    """The states of an idle channel within two seconds of its connection, with pings that often."""
+    options = [
+        ("grpc.keepalive_time_ms", ping_ms),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+    ]
+    states = []
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
+        await channel.channel_ready()
+        state = channel.get_state()
+        with contextlib.suppress(asyncio.TimeoutError):
+            while True:
+                states.append(state)
+                await asyncio.wait_for(channel.wait_for_state_change(state), 2.0)
+                state = channel.get_state()
+    return states
+
+
+async def test_an_idle_client_may_ping(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time is scaled: clients ping every 10 s, the limit is 5 s."""
+    monkeypatch.setattr(server, "_MIN_PING_SECONDS", 0.1)
+    unused = SampleService(None, None, None)  # type: ignore[arg-type]
+    door, port = server._grpc_server(ServeSettings(grpc_port=0), None, unused, HealthServicer(), [])
+    await door.start()
+    try:
+        assert await states_of(port, 200) == [grpc.ChannelConnectivity.READY]
+    finally:
+        await door.stop(None)
+
+
+def test_the_limit_of_pings_lets_those_of_every_ten_seconds_pass() -> None:
+    assert server._MIN_PING_SECONDS <= 5.0  # half of it: one may be late and the next one early
+    assert f"every {server._MIN_PING_SECONDS:g} s" in (ROOT / "docs" / "other-languages.md").read_text()

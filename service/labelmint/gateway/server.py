@@ -25,7 +25,6 @@ import grpc.aio
 import uvicorn
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
-from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
 from labelmint.errors import LabelmintError
@@ -42,6 +41,7 @@ from labelmint.gateway.logs import configure_logging
 from labelmint.gateway.memory import give_back
 from labelmint.gateway.metrics import Metrics, ServedModels
 from labelmint.gateway.own_triton import OwnTriton
+from labelmint.gateway.reflection import add_reflection
 from labelmint.gateway.requests import GrpcRequests, RestRequests
 from labelmint.gateway.rest_api import MAX_BODY_BYTES, create_app
 from labelmint.gateway.sampling import Limits, Sampler
@@ -54,6 +54,8 @@ from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 logger = logging.getLogger(__name__)
 
 _HEALTH_SECONDS = 1.0
+# Clients usually ping every 10 s; a ping may be late, and the next one then comes early.
+_MIN_PING_SECONDS = 5.0
 # Calls of other services (somebody who watches our health) and the last answers on their way, once ours are over.
 _LAST_SECONDS = 1.0
 # After this connection age a stream may run as long again before it ends by itself; this comes on top.
@@ -94,7 +96,7 @@ async def serve(settings: ServeSettings) -> None:
         catalog = Catalog(client, settings.pipeline)
         metrics = _metrics(catalog)
         if own is not None:
-            own.supervise(metrics)
+            own.supervise(metrics, catalog)
         lifecycle = Lifecycle(catalog, settings.max_connection_age_seconds, settings.capacity_wait_seconds > 0)
         limits = Limits(
             settings.max_in_flight,
@@ -170,6 +172,13 @@ class _Signals:
 
 @contextlib.asynccontextmanager
 async def _running(task: asyncio.Task[None]) -> AsyncIterator[None]:
+    """Until the end of the block; one that fails before is logged at once."""
+
+    def ended(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("a part of the gateway has failed, the others go on", exc_info=error)
+
+    task.add_done_callback(ended)
     try:
         yield
     finally:
@@ -311,8 +320,10 @@ def _grpc_server(
         ("grpc.max_receive_message_length", MAX_BODY_BYTES),
         ("grpc.so_reuseport", 0),
         *grpc_options(settings.max_connections),
-        # Clients may ask whether we are there while a slow reader holds up its stream; gRPC's default is five minutes.
-        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        # Clients may ask whether we are there, while a slow reader holds up its stream and when they have no call open.
+        # By gRPC's own limits, five minutes and two hours, they would be cut off.
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", int(1000 * _MIN_PING_SECONDS)),
     ]
     if settings.max_connection_age_seconds:
         # gRPC cuts what is open after the age and the grace; our streams end by themselves before that.
@@ -322,9 +333,7 @@ def _grpc_server(
     server = grpc.aio.server(interceptors=interceptors, options=options)
     pb_grpc.add_SampleServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    reflection.enable_server_reflection(
-        (SERVICE_NAME, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME), server
-    )
+    add_reflection(server, (SERVICE_NAME, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name))
     host, port = taken.getsockname()[:2]
     try:
         if tls is None:
