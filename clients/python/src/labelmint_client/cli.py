@@ -72,8 +72,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_pull(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Write accepted samples to a directory. Interrupted or killed, and started again, the same command goes on; with "
-        "a larger --count also when it was complete."
+        "Write accepted samples to a directory. Interrupted or killed, and started again, the same command goes on; "
+        "with a larger --count also when it was complete."
     )
     parser.set_defaults(run=_pull)
     parser.add_argument("out", type=Path, help="directory to make, or one that holds a pull to go on with")

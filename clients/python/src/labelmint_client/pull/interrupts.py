@@ -25,7 +25,7 @@ def put_off() -> Iterator[None]:
         yield
         return
     waiting: list[int] = []
-    handlers = {each: handler for each in _SIGNALS if callable(handler := signal.getsignal(each))}
+    handlers = {int(each): handler for each in _SIGNALS if callable(handler := signal.getsignal(each))}
 
     def wait(number: int, frame: FrameType | None) -> None:
         waiting.append(number)

@@ -57,7 +57,7 @@ class Writer:
 
     def reopen(self, files: list[Json], samples: int) -> None:
         (file,) = files
-        with pq.ParquetFile(self._directory.path / file["path"]) as before:
+        with pq.ParquetFile(self._directory.path / file["path"]) as before:  # type: ignore[no-untyped-call]
             rows = (row for batch in before.iter_batches(_ROW_GROUP) for row in batch.to_pylist())
             for row in islice(rows, samples):
                 self._add_row(row)

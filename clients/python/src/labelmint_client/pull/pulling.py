@@ -114,8 +114,8 @@ def pull(
             return manifest
         if not extensible(out):
             raise PullError(
-                f"{out} is complete and cannot be extended: it has no .labelmint-pull, which an earlier version did not "
-                "keep; pull the further samples into another directory"
+                f"{out} is complete and cannot be extended: it has no .labelmint-pull, which an earlier version did "
+                "not keep; pull the further samples into another directory"
             )
     try:
         with PullDirectory(out) as directory:
@@ -175,6 +175,8 @@ class _Pull:
         model = self._client.get_model(options.model, version)
         if options.ignore_js_quantile is not None and model.task != "segmentation":
             raise PullError(f"model {model.name!r} has task {model.task!r}: there are no label pixels to ignore")
+        if options.label_mode == "ids" and model.task != "segmentation":
+            raise PullError(f"model {model.name!r} has task {model.task!r}: it has no label PNGs that label_mode could be for")
         if len(model.class_names) > IGNORE:
             raise PullError(f"model {model.name!r} has {len(model.class_names)} classes; {IGNORE} is the ignore label")
         now = {"request": options.to_json(), "model": model_json(model, calibrated=options.sample.max_js is None)}

@@ -85,7 +85,7 @@ def _compare(client: Client, manifest: Json, lines: Iterator[Json]) -> tuple[int
     if model.digest != pulled["digest"]:
         return 0, [_other_weights(model.digest, pulled["digest"])]
     wire = dataclasses.replace(options.wire(), include_rejected=True)
-    compared, problems = 0, []
+    compared, problems = 0, list[str]()
     while batch := list(islice(lines, _BATCH)):
         seeds = [line["seed"] for line in batch]
         outcomes = client.batch_get_samples(model.name, seeds, wire, model_version=model.version)
