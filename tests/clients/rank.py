@@ -135,7 +135,12 @@ def lightning(cases: dict[str, Any]) -> None:
         def configure_optimizers(self) -> torch.optim.Optimizer:
             return torch.optim.SGD(self.parameters(), 0.1)
 
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
     both = lightning.Trainer(accelerator="cpu", devices=2, strategy="ddp", max_steps=2, max_epochs=1, **quiet)
     # Made before the launcher has told a rank to anybody.
     made = {"train": loader(), "": loader(), "workers": loader(1, "forkserver")}
