@@ -57,6 +57,7 @@ class Caller:
     def __init__(self, name: str, limits: TokenLimits) -> None:
         self.name = name
         self.limits = limits
+        self.samples = 0  # charged so far
         self._in_flight = 0
         self._balance = math.inf  # samples; a full bucket
         self._counted = time.monotonic()
@@ -84,7 +85,7 @@ class Caller:
                 f"try again in {wait:.1f} s",
                 math.ceil(wait),
             )
-        self._balance -= samples
+        self._take(samples)
 
     async def paced(self, deliveries: AsyncGenerator[Delivery, None]) -> AsyncGenerator[Delivery, None]:
         """Pass a walk through at the rate: each delivery waits until there is room for what was minted for it."""
@@ -96,8 +97,12 @@ class Caller:
                 rejected = delivery.rejected_count
                 while minted > 0 and (wait := self._wait_seconds()) > 0.0:
                     await asyncio.sleep(wait)
-                self._balance -= minted
+                self._take(minted)
                 yield delivery
+
+    def _take(self, samples: int) -> None:
+        self.samples += samples
+        self._balance -= samples
 
     def _wait_seconds(self) -> float:
         """Time until a sample may be taken; fills the bucket for the time that went by."""
@@ -130,8 +135,13 @@ class Tokens:
         self._path = path
         self._stamp = self._changed()
         self._callers: dict[bytes, Caller] = {}
+        self._known: dict[str, Caller] = {}  # by name; who is withdrawn and comes back has taken what he has taken
         self._take(parse_tokens(path, self._read()))
         self._looked = time.monotonic()
+
+    def charged(self) -> dict[str, int]:
+        """The samples charged to each name that the file has had."""
+        return {caller.name: caller.samples for caller in self._known.values()}
 
     def authenticate(self, authorization: str | None) -> Caller:
         """The caller of an Authorization header, "Bearer TOKEN"; raises Unauthenticated."""
@@ -167,10 +177,9 @@ class Tokens:
             logger.warning("read %s again: %d tokens", self._path, len(self._callers))
 
     def _take(self, entries: Mapping[bytes, tuple[str, TokenLimits]]) -> None:
-        before = {caller.name: caller for caller in self._callers.values()}
         callers = {}
         for key, (name, limits) in entries.items():
-            caller = callers[key] = before.get(name) or Caller(name, limits)
+            caller = callers[key] = self._known.setdefault(name, Caller(name, limits))
             caller.limits = limits
         self._callers = callers
 

@@ -31,6 +31,9 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
     """Asks every call but those of grpc.health.v1 for a token."""
 
     def __init__(self, tokens: Tokens, metrics: Metrics) -> None:
+        """Raises TypeError for an RPC whose cost nobody has stated: it would be open without a limit."""
+        if unknown := {method.name for method in _SERVICE.methods} - _COSTS.keys():
+            raise TypeError(f"what these RPCs cost is not stated: {', '.join(sorted(unknown))}; add them to _COSTS")
         self._tokens = tokens
         self._metrics = metrics
 
@@ -82,18 +85,24 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
     ) -> None:
         if isinstance(caller, LabelmintError):
             await refuse(self._metrics, method, context, caller)
+        current_caller.set(caller)
         try:
             stack.enter_context(caller.request())
-            caller.charge(_samples(request))
+            caller.charge(_COSTS.get(method, _nothing)(request))  # reflection, the only other service, costs nothing
         except LabelmintError as error:
             await refuse(self._metrics, method, context, error)
-        current_caller.set(caller)
 
 
-def _samples(request: Any) -> int:
-    """How many samples a request asks for at once."""
-    if isinstance(request, pb.GetSampleRequest):
-        return 1
-    if isinstance(request, pb.BatchGetSamplesRequest):
-        return len(request.seeds)
+def _nothing(_: Any) -> int:
     return 0
+
+
+_SERVICE = pb.DESCRIPTOR.services_by_name["SampleService"]
+# How many samples a request of each RPC is charged for at once; those of a stream are charged as they come.
+_COSTS: dict[str, Callable[[Any], int]] = {
+    "GetSample": lambda request: 1,
+    "BatchGetSamples": lambda request: len(request.seeds),
+    "StreamSamples": _nothing,
+    "GetModel": _nothing,
+    "ListModels": _nothing,
+}

@@ -39,7 +39,7 @@ from labelmint.gateway.grpc_parsing import ParsingInterceptor
 from labelmint.gateway.lifecycle import Lifecycle
 from labelmint.gateway.logs import configure_logging
 from labelmint.gateway.memory import give_back
-from labelmint.gateway.metrics import Metrics, ServedModels
+from labelmint.gateway.metrics import CallerSamples, Metrics, ServedModels
 from labelmint.gateway.own_triton import OwnTriton
 from labelmint.gateway.reflection import add_reflection
 from labelmint.gateway.requests import GrpcRequests, RestRequests
@@ -94,7 +94,7 @@ async def serve(settings: ServeSettings) -> None:
         client = TritonClient(settings.triton_url if own is None else own.url)
         stack.push_async_callback(client.close)
         catalog = Catalog(client, settings.pipeline)
-        metrics = _metrics(catalog)
+        metrics = _metrics(catalog, access.tokens)
         if own is not None:
             own.supervise(metrics, catalog)
         lifecycle = Lifecycle(catalog, settings.max_connection_age_seconds, settings.capacity_wait_seconds > 0)
@@ -205,11 +205,13 @@ def _following(
     return _running(asyncio.create_task(follow()))
 
 
-def _metrics(catalog: Catalog) -> Metrics:
+def _metrics(catalog: Catalog, tokens: Tokens | None) -> Metrics:
     registry = CollectorRegistry()
     for collector in (ProcessCollector, PlatformCollector, GCCollector):
         collector(registry=registry)
     registry.register(ServedModels(catalog.known))
+    if tokens is not None:
+        registry.register(CallerSamples(tokens.charged))
     return Metrics(registry)
 
 
