@@ -17,13 +17,21 @@ from torch.utils.data import IterableDataset
 Place = tuple[int, int]  # rank, world_size
 
 
-def place_of(dataset: Any, given: Place | None, *, in_worker: bool) -> Place:
+def place_of(dataset: Any, given: Place | None, *, in_worker: bool, ends: bool) -> Place:
     """The rank and the number of ranks by which a dataset divides itself; raises ValueError where nobody can know.
 
     given: what the caller said, None where nothing.
     in_worker: whether a worker of a DataLoader asks, or is about to be started.
+    ends: whether a pass has an end.
     """
-    if _divided_by_accelerate(dataset, given, in_worker):
+    loader = _loader_of_accelerate(dataset, given, in_worker)
+    if loader is not None:
+        if ends and _loses_samples(loader):
+            raise ValueError(
+                "Accelerate's first process reads for all, and loses samples where the last batches of several workers "
+                "differ in length: give the DataLoader drop_last=True, one worker at most, or Accelerate "
+                "dispatch_batches=False"
+            )
         if given is not None and given[1] > 1:
             raise ValueError(
                 "Accelerate divides this loader among the processes already, and rank and world_size would divide it "
@@ -53,21 +61,22 @@ def _place_in_environment() -> Place:
     return place
 
 
-def _divided_by_accelerate(dataset: Any, given: Place | None, in_worker: bool) -> bool:
-    """Whether a loader that Accelerate has prepared (the Hugging Face Trainer does) reads this dataset.
+def _loader_of_accelerate(dataset: Any, given: Place | None, in_worker: bool) -> Any:
+    """The loader that Accelerate has prepared (the Hugging Face Trainer does) and that reads this dataset, else None.
 
     Such a loader is known to Accelerate while it is read, and divides among the processes what all of them, or the
     first one alone, have read.
     """
     accelerate = sys.modules.get("accelerate.state")
     if accelerate is None or not accelerate.PartialState._shared_state:
-        return False
+        return None
     if accelerate.PartialState().num_processes == 1:
-        return False
+        return None
     loaders = [loader for loader in accelerate.GradientState().dataloader_references if loader is not None]
     innermost = [_innermost(loader, dataset) for loader in loaders]
-    if any(each is dataset for each in innermost):
-        return True
+    for loader, each in zip(loaders, innermost, strict=True):
+        if each is dataset:
+            return loader
     # A prepared loader of something unknown may read this dataset. A worker that is started before its loader is read,
     # as those of Accelerate's stateful loaders are, cannot see the loader.
     unknown = any(isinstance(each, IterableDataset) and not isinstance(each, type(dataset)) for each in innermost)
@@ -77,7 +86,12 @@ def _divided_by_accelerate(dataset: Any, given: Place | None, in_worker: bool) -
             "world_size=1 if the loader is prepared, else rank=accelerator.process_index, "
             "world_size=accelerator.num_processes"
         )
-    return False
+    return None
+
+
+def _loses_samples(loader: Any) -> bool:
+    """Whether Accelerate's loader puts together batches that may differ in length, and cuts what does not divide."""
+    return type(loader).__name__ == "DataLoaderDispatcher" and loader.num_workers > 1 and not loader._drop_last
 
 
 def _innermost(loader: Any, dataset: Any) -> Any:

@@ -115,7 +115,7 @@ class LabeledSampleDataset(IterableDataset[Item]):
 
     def __getstate__(self) -> dict[str, Any]:
         try:
-            return {**self.__dict__, "_told": place_of(self, self._given, in_worker=True)}
+            return {**self.__dict__, "_told": self._place(in_worker=True)}
         except ValueError as error:
             return {**self.__dict__, "_told": str(error)}
 
@@ -129,21 +129,26 @@ class LabeledSampleDataset(IterableDataset[Item]):
         # A state that was loaded is for one pass: the one that it was saved in.
         loaded, self._loaded = self._loaded, None
         if loaded is not None and loaded["epoch"] >= epoch:
-            _check_fits(loaded, state)
             state |= loaded
+            state["epoch"] = epoch
+        else:
+            loaded = None
         self._state = state
-        return self._walk(state, min(state["next_seed"], end), end)
+        return self._walk(state, loaded, end)
 
     def _shard(self) -> dict[str, int]:
         worker = get_worker_info()
         workers, index = (1, 0) if worker is None else (worker.num_workers, worker.id)
         if worker is None or self._told is None:
-            rank, world_size = place_of(self, self._given, in_worker=worker is not None)
+            rank, world_size = self._place(in_worker=worker is not None)
         elif isinstance(self._told, str):
             raise ValueError(self._told)
         else:
             rank, world_size = self._told
         return {"shard_index": rank * workers + index, "shard_count": world_size * workers}
+
+    def _place(self, *, in_worker: bool) -> Place:
+        return place_of(self, self._given, in_worker=in_worker, ends=self._range[1] < SEED_END)
 
     def state_dict(self) -> dict[str, Any]:
         """Where this process is in its pass: small, and of plain numbers and texts."""
@@ -154,10 +159,14 @@ class LabeledSampleDataset(IterableDataset[Item]):
         self._loaded = state
         self._state = dict(state)
 
-    def _walk(self, state: dict[str, Any], start_seed: int, end_seed: int) -> Iterator[Item]:
+    def _walk(self, state: dict[str, Any], loaded: Mapping[str, Any] | None, end_seed: int) -> Iterator[Item]:
         done: list[list[int]] = state["done"]
-        # Accelerate's stateful loaders call `iter` when they are prepared, before it is seen that they divide.
+        # Only now: Accelerate's stateful loaders call `iter` when they are prepared, before it is seen that they
+        # divide, and in processes that never read.
         state |= self._shard()
+        if loaded is not None:
+            _check_fits(loaded, state)
+        start_seed = min(state["next_seed"], end_seed)
         with (
             Client(self._endpoints, **self._settings) as client,
             client.stream_samples(
