@@ -1,14 +1,21 @@
 """The command line: help that helps, errors of one line."""
 
+import ast
+import inspect
+import re
 import subprocess
 import sys
+import textwrap
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 from pydantic_settings import CliApp
 
+from labelmint import cli
 from labelmint.cli import Labelmint, Serve
+from tests.conftest import ROOT
 
 FREE_PORTS = ("--http-port", "0", "--grpc-port", "0")
 
@@ -24,11 +31,46 @@ def test_help_lists_the_subcommands() -> None:
         assert command in said
 
 
-@pytest.mark.parametrize("command", ["serve", "import", "synth", "fit", "export", "calibrate"])
+# `pull` and `verify` are the client's; their classes only stand in the list of commands.
+COMMANDS = [field.alias or name for name, field in cli.Labelmint.model_fields.items() if name not in ("pull", "verify")]
+
+
+def class_of(command: str) -> type[BaseModel]:
+    (kind,) = (cls for cls in vars(cli).values() if isinstance(cls, type) and cls.__name__ == command.capitalize())
+    return kind
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_option_has_help(command: str) -> None:
-    done = run(command, "--help")
+    done = run(command, "--help", COLUMNS="1000", PATH="")
     assert done.returncode == 0
-    assert "==SUPPRESS==" not in done.stdout and "--" in done.stdout
+    for name, field in class_of(command).model_fields.items():
+        assert field.description, f"{command} {name} has no description"
+        flag = f"(--{name.replace('_', '-')}|{name.upper()})"  # an option, or a positional argument
+        entry = re.search(rf"(?m)^  {flag}[ ,\n].*(\n {{5,}}.*)*", done.stdout)
+        assert entry, f"the help of {command} does not list {name}"
+        assert field.description in " ".join(entry[0].split()), entry[0]
+
+
+def attributes_read(function: ast.AST, of: str) -> set[str]:
+    """Names that the code reads of the variable `of`; the whole variable as an argument is not counted."""
+    return {
+        node.attr
+        for node in ast.walk(function)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == of
+    }
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_is_read(command: str) -> None:
+    """`serve` hands itself over as the gateway's settings; the others read their fields in `cli_cmd`."""
+    kind = class_of(command)
+    if command == "serve":
+        files = (ROOT / "service" / "labelmint").rglob("*.py")
+        read = set().union(*(attributes_read(ast.parse(path.read_text()), "settings") for path in files))
+    else:
+        read = attributes_read(ast.parse(textwrap.dedent(inspect.getsource(kind.cli_cmd))), "self")
+    assert set(kind.model_fields) <= read, f"{command} ignores {set(kind.model_fields) - read}"
 
 
 def test_wrong_values_are_named() -> None:

@@ -144,10 +144,6 @@ class Import(BaseModel):
     ] = None
     classes: Annotated[Path | None, Field(description="names and colours of the classes (classes.json)")] = None
 
-    version: Annotated[
-        int, Field(ge=1, lt=2**31, description="version to write; one that exists is replaced, the others stay")
-    ] = 1
-
     def cli_cmd(self) -> None:
         from labelmint.checkpoints.importing import ImportOptions, import_file
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,14 +19,19 @@ import numpy.typing as npt
 from labelmint.checkpoints.pickle_reader import shown
 from labelmint.checkpoints.torch_file import Storage, Tensor
 from labelmint.errors import UnusableFile
+from labelmint.models.layout import MAX_RESOLUTION
 
 Floats = npt.NDArray[np.float32]
 T = TypeVar("T")
 
-# No network of these kinds is larger; noise that a file does not hold is made at this size at most.
-MAX_RESOLUTION = 4096
 # Layers of one kind; each is searched for among all names.
 MAX_PARTS = 64
+
+
+def to_float32(array: npt.NDArray[Any]) -> Floats:
+    """`array` as float32 of its shape. What is too large becomes infinity without a warning; callers look for it."""
+    with np.errstate(over="ignore"):
+        return np.asarray(array).astype(np.float32)
 
 
 class TensorTaker:
@@ -52,8 +57,7 @@ class TensorTaker:
         self._elements_left -= array.size
         if self._elements_left < 0:
             raise UnusableFile(self.path, f"has {shown(name)} in memory that another tensor uses too")
-        with np.errstate(over="ignore"):
-            floats = array.astype(np.float32)
+        floats = to_float32(array)
         if not np.isfinite(floats).all():
             raise UnusableFile(self.path, f"has NaN or infinity in {shown(name)}")
         return floats

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from labelmint.checkpoints.generators import Imported, build, scaled
-from labelmint.checkpoints.name_table import Floats, TensorTaker, check_resolution, one_value
+from labelmint.checkpoints.name_table import Floats, TensorTaker, check_resolution, one_value, to_float32
 from labelmint.checkpoints.opening import Checkpoint
 from labelmint.checkpoints.pickle_reader import shown
 from labelmint.checkpoints.resample_filter import filter_taps
@@ -291,10 +291,10 @@ class _GeneratorReader:
         condition = self._condition(mapping, classes, class_index)
         first = mapping.child("fc0")
         lr_multiplier, width = first.gain("bias_gain"), first.length("bias")
-        sizes = [z_dim + len(condition), *[width] * (count - 1), w_dim]
+        # Nothing is made from `count`: the layers are taken one by one, and the first that the file lacks ends it.
         for index in range(count):
             layer = first if index == 0 else mapping.child(f"fc{index}")
-            size = (sizes[index + 1], sizes[index])
+            size = (w_dim if index == count - 1 else width, width if index else z_dim + len(condition))
             self._linear(layer, f"mapping.layers.{index}", size, "lrelu", lr_multiplier)
         mapping.finish()
         if len(condition):
@@ -333,4 +333,4 @@ class _GeneratorReader:
         gain, our_gain = lr_multiplier / math.sqrt(weight.shape[1]), lr_multiplier / math.sqrt(z_dim)
         share = weight[:, z_dim:].astype(np.float64) @ condition * gain / lr_multiplier  # [H]
         self._tensors[f"{name}.weight"] = scaled(weight[:, :z_dim], gain, our_gain)
-        self._tensors[f"{name}.bias"] = (bias + share).astype(np.float32)
+        self._tensors[f"{name}.bias"] = to_float32(bias + share)

@@ -90,8 +90,9 @@ class Tensor(Inert):
         strides = [stride * flat.itemsize for stride in self.strides]
         view = np.lib.stride_tricks.as_strided(flat, self.shape, strides, writeable=False)
         if self.storage.kind == "BFloat16Storage":
-            return (view.astype(np.uint32) << 16).view(np.float32)
-        return view != 0 if self.storage.kind == "BoolStorage" else view
+            # Arithmetic on an array of no dimensions gives a number, not an array: `asarray` keeps it one.
+            return np.asarray(np.left_shift(view, 16, dtype=np.uint32)).view(np.float32)
+        return np.asarray(view != 0) if self.storage.kind == "BoolStorage" else view
 
 
 def read_zip(data: memoryview, budget: Budget) -> object:
