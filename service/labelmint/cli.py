@@ -10,11 +10,21 @@ from __future__ import annotations
 
 import logging
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
 from pydantic import BaseModel, Field, ValidationError
-from pydantic_settings import BaseSettings, CliApp, CliPositionalArg, CliSubCommand, SettingsConfigDict
+from pydantic_core import ErrorDetails
+from pydantic_settings import (
+    BaseSettings,
+    CliApp,
+    CliPositionalArg,
+    CliSubCommand,
+    CliToggleFlag,
+    SettingsConfigDict,
+    get_subcommand,
+)
 
 from labelmint.errors import LabelmintError
 from labelmint.settings import ServeSettings
@@ -55,7 +65,7 @@ class Synth(BaseModel):
 
 
 class Fit(BaseModel):
-    """Train the Style Interpreter on annotated images."""
+    """Train the Style Interpreter on annotated images. The same command goes on after an interruption."""
 
     generator: Annotated[Path, Field(description="generator weights (safetensors)")]
     annotations: Annotated[Path, Field(description="directory of `synth`, annotated (docs/annotating.md)")]
@@ -67,6 +77,7 @@ class Fit(BaseModel):
     task: Annotated[Literal["segmentation", "keypoints"], Field(description="what to learn")] = "segmentation"
     mask_format: Annotated[Literal["png", "labelme", "coco"], Field(description="format of the masks")] = "png"
     keypoint_format: Annotated[Literal["csv", "coco"], Field(description="format of the keypoints")] = "csv"
+    steps: Annotated[int, Field(ge=1, description="training steps; a few hundred are enough for a try-out")] = 4000
 
     def cli_cmd(self) -> None:
         from labelmint.models.fit import fit_files
@@ -80,6 +91,7 @@ class Fit(BaseModel):
             self.task,
             self.mask_format,
             self.keypoint_format,
+            steps=self.steps,
         )
 
 
@@ -194,6 +206,7 @@ class Labelmint(BaseSettings):
         cli_avoid_json=True,
     )
 
+    version: Annotated[CliToggleFlag[bool], Field(description="print the version and end")] = False
     serve: Annotated[CliSubCommand[Serve], Field(description="start Triton and the gateway, until Ctrl-C")]
     import_: Annotated[CliSubCommand[Import], Field(alias="import", description="turn other weights into ours")]
     synth: Annotated[CliSubCommand[Synth], Field(description="write generated images for a person to annotate")]
@@ -205,7 +218,13 @@ class Labelmint(BaseSettings):
     verify: Annotated[CliSubCommand[Verify], Field(description="check such a directory, against a service if wanted")]
 
     def cli_cmd(self) -> None:
-        CliApp.run_subcommand(self)
+        if self.version:
+            print(f"labelmint {version('labelmint')}")
+        elif get_subcommand(self, is_required=False) is None:
+            names = (field.alias or name for name, field in type(self).model_fields.items() if name != "version")
+            _fail(f"no command; give one of {', '.join(names)}, and --help for its options")
+        else:
+            CliApp.run_subcommand(self)
 
 
 def main() -> None:
@@ -218,11 +237,11 @@ def main() -> None:
         extra, need = _EXTRAS.get((error.name or "").split(".")[0], ("", ""))
         if not extra:
             raise
-        _fail(f"{need}; run `pip install 'labelmint[{extra}]'`")
+        _fail(f"{need}; run `pip install '.[{extra}]'` in a clone of labelmint")
     except LabelmintError as error:
         _fail(error.message)
     except ValidationError as error:
-        _fail("; ".join(f"{'.'.join(map(str, entry['loc'][1:]))}: {entry['msg']}" for entry in error.errors()))
+        _fail("; ".join(map(_said, error.errors())))
     except OSError as error:
         _fail(str(error))
     except KeyboardInterrupt:
@@ -237,8 +256,14 @@ def _hand_over(arguments: list[str]) -> NoReturn:
     except ModuleNotFoundError as error:
         if error.name != "labelmint_client":
             raise
-        _fail(f"`{arguments[0]}` is the client's; run `pip install 'labelmint-client[pull]'`")
+        _fail(f"`{arguments[0]}` is the client's; run `pip install './clients/python[pull]'` in a clone of labelmint")
     cli.main(arguments)
+
+
+def _said(entry: ErrorDetails) -> str:
+    """What is wrong with an option; a rule over several of them names them itself."""
+    where = ".".join(map(str, entry["loc"][1:]))
+    return f"{where}: {entry['msg']}" if where else entry["msg"].removeprefix("Value error, ")
 
 
 def _fail(message: str) -> NoReturn:

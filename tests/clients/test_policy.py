@@ -57,7 +57,7 @@ def subclasses(kind: type) -> set[type]:
 def test_every_error_of_the_wire_has_its_class() -> None:
     """Those of the same name are the same; where a pause is given, and nowhere else, the client asks again."""
     rest = {"RevisionChanged", "RequestTooLarge"}
-    command_line = {"IncompatibleWeights", "UnusableFile", "AddressInUse", "Exposed", "InsufficientResources"}
+    command_line = {"IncompatibleWeights", "UnusableFile", "CannotListen", "Exposed", "InsufficientResources"}
     elsewhere = rest | command_line
     for kind in subclasses(service_errors.LabelmintError):
         if kind.__name__ in elsewhere or kind.__module__ != "labelmint.errors":

@@ -273,7 +273,9 @@ def test_a_missing_extra_is_named(tmp_path: Path, tiny_repository: Path) -> None
     )
     done = subprocess.run([sys.executable, "-c", script, str(tiny_repository)], capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr == "labelmint: traces need OpenTelemetry; run `pip install 'labelmint[tracing]'`\n"
+    assert (
+        done.stderr == "labelmint: traces need OpenTelemetry; run `pip install '.[tracing]'` in a clone of labelmint\n"
+    )
 
 
 def test_a_receiver_that_is_down_harms_nobody(tmp_path: Path, tiny_repository: Path) -> None:

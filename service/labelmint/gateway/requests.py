@@ -21,6 +21,7 @@ import grpc.aio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from labelmint import tracing
+from labelmint.gateway.access import current_caller
 from labelmint.gateway.grpc_api import SERVICE_NAME, Context
 from labelmint.gateway.rest_middleware import ALIVE_PATH, READY_PATH
 
@@ -77,7 +78,7 @@ class RestRequests:
             level = logging.DEBUG if path in _PROBES else logging.INFO
             outcome = str(scope.get("state", {}).get("outcome", status))  # a client that left, an answer that broke off
             told = {"status": int(outcome)} if outcome.isdecimal() else {"outcome": outcome, "status": status}
-            request.end(level, outcome, outcome.startswith("5"), path=path, **told)
+            request.end(level, outcome, outcome.startswith("5"), path=path, **told, **_caller())
 
 
 class GrpcRequests(grpc.aio.ServerInterceptor):
@@ -141,4 +142,10 @@ class GrpcRequests(grpc.aio.ServerInterceptor):
         code = code if isinstance(code, grpc.StatusCode) else _CODES[code]
         model = str(getattr(message, "model", ""))[:_MAX_PATH]
         told = {**({"model": model} if model else {}), "code": code.name, "status": code.value[0]}
-        request.end(logging.INFO, code.name, code.name in _SERVER_CODES, **told)
+        request.end(logging.INFO, code.name, code.name in _SERVER_CODES, **told, **_caller())
+
+
+def _caller() -> dict[str, str]:
+    """Whose token it was; nothing where none is asked for, or none was known."""
+    caller = current_caller.get()
+    return {} if caller is None else {"caller": caller.name}

@@ -267,7 +267,7 @@ def _wheel_root() -> Path:
     if spec is None or spec.origin is None:
         raise TritonUnavailable(
             "the nvidia-pytriton wheel, which brings tritonserver, is not installed; "
-            "run `pip install 'labelmint[triton]'` or point --triton-url at a running Triton"
+            "run `pip install '.[triton]'` in a clone of labelmint, or point --triton-url at a running Triton"
         )
     return Path(spec.origin).parent.parent
 

@@ -129,7 +129,10 @@ def test_keypoints(client: Client, tmp_path: Path) -> None:
     assert list(found["keypoints"]) == told and "label" not in found.features
     coco = COCO(tmp_path / "coco" / "annotations" / "keypoints.json")
     (category,) = coco.loadCats(coco.getCatIds())
-    assert category["keypoints"] == list(names)
+    # The same points, under the person's sides.
+    person = ["right_eye", "left_eye", "nose_tip", "right_mouth_corner", "left_mouth_corner"]
+    assert category["keypoints"] == [*person, "right_ear_tip", "left_ear_tip"] and names[0] == "left_eye"
+    assert "the person's" in coco.dataset["info"]["note"]
     for annotation, points in zip(coco.loadAnns(coco.getAnnIds()), told, strict=True):
         labelled = [point["confidence"] >= MIN_CONFIDENCE for point in points]
         triples = [(p["x"], p["y"], 2) if here else (0, 0, 0) for p, here in zip(points, labelled, strict=True)]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -19,13 +20,14 @@ from typing import TYPE_CHECKING, NoReturn
 from labelmint_client.client import Client
 from labelmint_client.connection import Tls
 from labelmint_client.errors import LabelmintError
-from labelmint_client.messages import SampleOptions
+from labelmint_client.messages import Model, SampleOptions
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
     from labelmint_client.pull import Progress
 
+_SILENT_SECONDS = 1.0  # of waiting for the service before that is said
 _LOG_SECONDS = 30.0  # between two lines of progress where nobody watches
 
 
@@ -37,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         raise SystemExit(_run(parsed))
     except ModuleNotFoundError as error:
-        _fail(f"{error.name} is missing; run `pip install 'labelmint-client[pull]'`")
+        _fail(f"{error.name} is missing; run `pip install './clients/python[pull]'` in a clone of labelmint")
 
 
 def _run(parsed: argparse.Namespace) -> int:
@@ -69,9 +71,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_pull(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Write accepted samples to a directory. Killed and started again, the same command goes on."
+    parser.description = (
+        "Write accepted samples to a directory. Interrupted or killed, and started again, the same command goes on; "
+        "with a larger --count also when it was complete."
+    )
     parser.set_defaults(run=_pull)
-    parser.add_argument("out", type=Path, help="directory to make, or one that holds an unfinished pull")
+    parser.add_argument("out", type=Path, help="directory to make, or one that holds a pull to go on with")
     parser.add_argument("--model", required=True, help="name of the model")
     parser.add_argument("--model-version", default="", help="its version (default: the highest)")
     parser.add_argument("--count", type=int, required=True, help="number of samples to write")
@@ -85,6 +90,13 @@ def _add_pull(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=500,
         help="samples a tar or Parquet file, and the most that a killed pull does again (default: 500)",
+    )
+    parser.add_argument(
+        "--label-mode",
+        choices=("palette", "ids"),
+        default="palette",
+        help="labels of the formats folder and parquet: palette PNG whose indices are class ids, or gray PNG whose "
+        "values they are (default: palette)",
     )
     gate = parser.add_argument_group("gate and generator (default: as the model was calibrated)")
     gate.add_argument("--max-js", type=float, help="accept JS scores up to this, in nats")
@@ -132,11 +144,27 @@ def _add_connection(parser: argparse.ArgumentParser, endpoint: str | None) -> No
     parser.set_defaults(default_endpoint=endpoint)
 
 
+class _PatientClient(Client):
+    """Says what it waits for where the first answer takes longer than a moment."""
+
+    def get_model(self, model: str, model_version: str = "") -> Model:
+        waited = (
+            f"labelmint: waiting for {', '.join(self._connection.endpoints)} for up to {self._deadline_seconds:.0f} s"
+        )
+        timer = threading.Timer(_SILENT_SECONDS, lambda: print(waited, file=sys.stderr, flush=True))
+        timer.daemon = True
+        timer.start()
+        try:
+            return super().get_model(model, model_version)
+        finally:
+            timer.cancel()
+
+
 def _client(parsed: argparse.Namespace) -> Client:
     files = {"ca": parsed.tls_ca, "certificate": parsed.tls_certificate, "key": parsed.tls_key}
-    return Client(
+    return _PatientClient(
         parsed.endpoint or [parsed.default_endpoint],
-        token=parsed.token_file.read_text().strip() if parsed.token_file else None,
+        token=parsed.token_file.read_text(encoding="utf-8-sig").strip() if parsed.token_file else None,
         tls=Tls(**files) if parsed.tls or any(files.values()) else None,
         insecure=parsed.insecure,
     )
@@ -154,6 +182,7 @@ def _pull(parsed: argparse.Namespace) -> int:
         shard_index=parsed.shard_index,
         shard_count=parsed.shard_count,
         samples_per_shard=parsed.samples_per_shard,
+        label_mode=parsed.label_mode,
         ignore_js_quantile=parsed.ignore_js_quantile,
         sample=SampleOptions(
             truncation_psi=parsed.truncation_psi,
@@ -183,7 +212,7 @@ def _verify(parsed: argparse.Namespace) -> int:
     for problem in report.problems:
         print(problem)
     served = "" if parsed.endpoint is None else f", {report.samples} samples with what is served"
-    verdict = f"{len(report.problems)} differences" if report.problems else "no difference"
+    verdict = {0: "no difference", 1: "1 difference"}.get(len(report.problems), f"{len(report.problems)} differences")
     print(f"{parsed.out}: compared {report.files} files with the manifest{served}: {verdict}")
     return 1 if report.problems else 0
 

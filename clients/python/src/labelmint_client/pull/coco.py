@@ -6,6 +6,7 @@ Rules of this file:
 - Category ids are class ids. Class 0 is the background, which is no category; ignored pixels belong to no annotation.
 - Keypoints give `keypoints.json`: an annotation for each image. The box is the image, because the generator draws one
   object that fills it. A keypoint of less than MIN_CONFIDENCE is not labelled: visibility and coordinates 0, else 2.
+- A model's left and right are the image's, COCO's the person's: `left_eye` of the model is `right_eye` in COCO.
 - Ids of images and annotations count from 1.
 """
 
@@ -17,9 +18,10 @@ from typing import IO
 
 from labelmint_client import Model
 from labelmint_client.pull.directory import Json, PullDirectory
-from labelmint_client.pull.formats import Kept, Written
+from labelmint_client.pull.formats import Kept, LabelMode, Written
 from labelmint_client.pull.pixels import image_png
 from labelmint_client.pull.regions import Region, regions
+from labelmint_client.pull.sides import SIDES, of_the_person
 
 MIN_CONFIDENCE = 0.1
 
@@ -27,9 +29,12 @@ MIN_CONFIDENCE = 0.1
 class Writer:
     """A file a sample, and one or two of annotations, which are put together at the end."""
 
-    def __init__(self, directory: PullDirectory, model: Model, shards: int) -> None:
+    def __init__(self, directory: PullDirectory, model: Model, label_mode: LabelMode) -> None:
         self._directory = directory
         self._model = model
+
+    def reopen(self, files: list[Json], samples: int) -> None:
+        pass  # what the shard has so far are files of their own
 
     def add(self, written: Written) -> Kept:
         image = self._directory.write(f"images/{written.key}.png", image_png(written.image))
@@ -44,7 +49,8 @@ class Writer:
     def finish(self) -> list[Json]:
         name = self._model.name
         if self._model.task == "keypoints":
-            points = {"keypoints": list(self._model.keypoint_names), "skeleton": []}
+            names = [of_the_person(keypoint) for keypoint in self._model.keypoint_names]
+            points = {"keypoints": names, "skeleton": []}
             return [self._write("keypoints.json", [{"id": 1, "name": name, "supercategory": name, **points}])]
         classes = list(enumerate(self._model.class_names))[1:]
         categories = [{"id": class_id, "name": label, "supercategory": name} for class_id, label in classes]
@@ -59,6 +65,7 @@ class Writer:
             "description": f"{self._model.name}, minted by labelmint",
             "version": self._model.version,
             "model_digest": self._model.digest,
+            **({"note": SIDES} if self._model.task == "keypoints" else {}),
         }
         with self._directory.aside.open("w", encoding="utf-8") as file:
             head = json.dumps({"info": info, "licenses": [], "categories": categories})

@@ -4,7 +4,7 @@ Rules of this file:
 - A file is written aside and renamed: whatever is killed, and whenever, what has its final name is whole.
 - What is done is what the parts in the state directory say. A part is written when all files that it speaks of are on
   the disk; what was written after the last part is written again, with the same bytes.
-- The state directory is gone when the pull is complete; `manifest.json` is the last file written before that.
+- `manifest.json` is the last file that is written. The parts stay, so that a complete pull can be extended.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -89,26 +88,28 @@ class PullDirectory:
         return _read(self._state / _HEADER)
 
     def begin(self, header: Json) -> None:
+        """From now on the directory holds a pull that is not complete, also where it held a smaller one that was."""
         self._write_state(_HEADER, header)
+        (self.path / MANIFEST).unlink(missing_ok=True)
+        self._settle()
 
     def add_part(self, index: int, part: Json) -> None:
-        """Shard `index` is done: all its files are published."""
+        """All files of shard `index` are published; it replaces what there was of this shard."""
         self._settle()
         self._write_state(_part(index), part)
 
     def parts(self) -> Iterator[Json]:
-        """The shards that are done, in order, one in memory at a time."""
+        """The shards that are done, in order, one in memory at a time; the last may have room for more samples."""
         index = 0
         while (part := _read(self._state / _part(index))) is not None:
             yield part
             index += 1
 
     def complete(self, manifest: Json) -> None:
-        """Writes the manifest, with which the pull is complete, and removes the state."""
+        """Writes the manifest, with which the pull is complete."""
         self._settle()
         self.write(MANIFEST, json.dumps(manifest, indent=2, sort_keys=True).encode() + b"\n")
         self._settle()
-        shutil.rmtree(self._state, ignore_errors=True)
 
     def _write_state(self, name: str, value: Json) -> None:
         self.aside.write_bytes(to_json(value))
@@ -132,14 +133,13 @@ class PullDirectory:
 
 
 def completed(path: Path) -> Json | None:
-    """The manifest of a complete pull, None where there is none.
+    """The manifest of a complete pull, None where there is none."""
+    return _read(path / MANIFEST)
 
-    What a pull left that was killed between its last two steps is removed.
-    """
-    manifest = _read(path / MANIFEST)
-    if manifest is not None:
-        shutil.rmtree(path / _STATE, ignore_errors=True)
-    return manifest
+
+def extensible(path: Path) -> bool:
+    """Whether a complete pull has what more samples can be added to."""
+    return (path / _STATE / _HEADER).exists()
 
 
 def _part(index: int) -> str:

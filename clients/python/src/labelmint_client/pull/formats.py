@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from labelmint_client import Model
 from labelmint_client.pull.directory import Json, PullDirectory
 from labelmint_client.pull.pixels import Bytes
 
 FORMATS = ("webdataset", "coco", "folder", "parquet")
+LabelMode = Literal["palette", "ids"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +46,9 @@ class Kept:
 class Format(Protocol):
     """Writes one pull in one process."""
 
+    def reopen(self, files: list[Json], samples: int) -> None:
+        """Goes on with a shard that has so many samples; `files` are what `end_shard` returned for them."""
+
     def add(self, written: Written) -> Kept:
         """Takes a sample of the shard."""
 
@@ -55,7 +59,7 @@ class Format(Protocol):
         """After the last shard, publishes what the pull has one of; returns the records of these files."""
 
 
-def open_format(name: str, directory: PullDirectory, model: Model, shards: int) -> Format:
-    """The format of that name, one of FORMATS, for a pull of so many shards."""
-    opened: Format = import_module(f"labelmint_client.pull.{name}").Writer(directory, model, shards)
+def open_format(name: str, directory: PullDirectory, model: Model, label_mode: LabelMode) -> Format:
+    """The format of that name, one of FORMATS; `label_mode` is for those that write labels as PNG."""
+    opened: Format = import_module(f"labelmint_client.pull.{name}").Writer(directory, model, label_mode)
     return opened

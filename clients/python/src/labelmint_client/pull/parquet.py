@@ -1,14 +1,15 @@
-"""Samples as Parquet that Hugging Face `datasets` reads: `data/train-00000-of-00010.parquet` and so on.
+"""Samples as Parquet that Hugging Face `datasets` reads: `data/train-00000.parquet` and so on.
 
 Rules of this file:
 - `image` and `label` are structs of `bytes` (PNG) and `path`, declared as the feature Image, so that they come back as
-  PIL images. The label is a palette PNG: as an array, its class ids.
+  PIL images. The label, a palette or gray PNG, is its class ids as an array.
 - Row groups are small, because a reader holds a whole one to get one image.
 """
 
 from __future__ import annotations
 
 import json
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 
 from labelmint_client import Model
 from labelmint_client.pull.directory import Json, PullDirectory
-from labelmint_client.pull.formats import Kept, Written
+from labelmint_client.pull.formats import Kept, LabelMode, Written
 from labelmint_client.pull.pixels import image_png, label_png
 
 _ROW_GROUP = 100
@@ -43,10 +44,9 @@ _EVIDENCE = {
 class Writer:
     """A file a shard."""
 
-    def __init__(self, directory: PullDirectory, model: Model, shards: int) -> None:
+    def __init__(self, directory: PullDirectory, model: Model, label_mode: LabelMode) -> None:
         self._directory = directory
-        self._shards = shards
-        self._palette = model.palette
+        self._palette = model.palette if label_mode == "palette" else None
         answer = {"label": _IMAGE} if model.task == "segmentation" else {"keypoints": pa.list_(_POINT)}
         types = {"image": _IMAGE, **answer, **_EVIDENCE}
         features = {name: _feature(kind) for name, kind in types.items()}
@@ -55,14 +55,19 @@ class Writer:
         self._rows: list[dict[str, Any]] = []
         self._file: Any = None  # a pq.ParquetWriter, which has no types
 
+    def reopen(self, files: list[Json], samples: int) -> None:
+        (file,) = files
+        with pq.ParquetFile(self._directory.path / file["path"]) as before:  # type: ignore[no-untyped-call]
+            rows = (row for batch in before.iter_batches(_ROW_GROUP) for row in batch.to_pylist())
+            for row in islice(rows, samples):
+                self._add_row(row)
+
     def add(self, written: Written) -> Kept:
         path = f"{written.key}.png"
         row = {**written.evidence, "image": {"bytes": image_png(written.image), "path": path}}
         if written.label is not None:
             row["label"] = {"bytes": label_png(written.label, self._palette), "path": path}
-        self._rows.append(row)
-        if len(self._rows) == _ROW_GROUP:
-            self._write_rows()
+        self._add_row(row)
         return Kept()
 
     def end_shard(self, index: int) -> list[Json]:
@@ -71,10 +76,15 @@ class Writer:
         assert self._file is not None, "a shard has at least one sample"
         self._file.close()
         self._file = None
-        return [self._directory.publish(f"data/train-{index:05d}-of-{self._shards:05d}.parquet")]
+        return [self._directory.publish(f"data/train-{index:05d}.parquet")]
 
     def finish(self) -> list[Json]:
         return []
+
+    def _add_row(self, row: dict[str, Any]) -> None:
+        self._rows.append(row)
+        if len(self._rows) == _ROW_GROUP:
+            self._write_rows()
 
     def _write_rows(self) -> None:
         if self._file is None:

@@ -29,9 +29,14 @@ def image_png(image: Bytes) -> bytes:
     return _png(Image.fromarray(image), _IMAGE_STRATEGY)
 
 
-def label_png(label: Bytes, palette: Bytes) -> bytes:
-    """Class ids uint8 [H,W] as a palette PNG whose indices they are; palette uint8 [K,3], K at most 255."""
+def label_png(label: Bytes, palette: Bytes | None) -> bytes:
+    """Class ids uint8 [H,W] as a palette PNG whose indices they are; palette uint8 [K,3], K at most 255.
+
+    Without a palette they are the values of an 8-bit gray PNG.
+    """
     picture = Image.fromarray(label)
+    if palette is None:
+        return _png(picture, _LABEL_STRATEGY)
     colours = palette
     if (label == IGNORE).any():
         colours = np.zeros((IGNORE + 1, 3), np.uint8)

@@ -3,7 +3,9 @@
 Rules of this file:
 - What is written depends on the options and the model alone: no time, no host, no order of arrival.
 - A pull keeps to the model version, digest and calibration that it began with.
-- A shard is the step: what is done is a number of whole shards.
+- What is done is a number of shards, of which the last may have room. Whatever ends a pull, what it received is a shard
+  then; only a kill loses the one that was under way.
+- More samples go into the room of the last shard and into further ones, as if they had been asked for at once.
 """
 
 from __future__ import annotations
@@ -16,10 +18,12 @@ from pathlib import Path
 from typing import Literal
 
 from labelmint_client import Client, Model, Sample, SampleOptions
-from labelmint_client.pull.directory import Json, PullDirectory, completed, to_json
+from labelmint_client.pull.directory import Json, PullDirectory, completed, extensible, to_json
 from labelmint_client.pull.errors import PullError
-from labelmint_client.pull.formats import FORMATS, Written, open_format
+from labelmint_client.pull.formats import FORMATS, LabelMode, Written, open_format
+from labelmint_client.pull.interrupts import put_off
 from labelmint_client.pull.pixels import IGNORE, written_label
+from labelmint_client.pull.readme import README, readme
 from labelmint_client.pull.samples import digests, evidence, model_json
 
 SAMPLES = "samples.jsonl"
@@ -34,6 +38,7 @@ class PullOptions:
     format: what they are written as.
     start_seed, shard_index, shard_count: the walk, as in `Client.stream_samples`; `count` is this shard's.
     samples_per_shard: of a tar or Parquet file; a pull that is killed does no more than these again.
+    label_mode: what the values of label PNGs look like in `folder` and `parquet`: coloured ("palette") or gray ("ids").
     ignore_js_quantile: 0 to 1; pixels whose JS is above this quantile of their own image's become 255.
     sample: gate, truncation and mixing. What is delivered and how it travels is the pull's to choose.
     """
@@ -46,6 +51,7 @@ class PullOptions:
     shard_index: int = 0
     shard_count: int = 1
     samples_per_shard: int = 500
+    label_mode: LabelMode = "palette"
     ignore_js_quantile: float | None = None
     sample: SampleOptions = field(default_factory=SampleOptions)
 
@@ -55,6 +61,11 @@ class PullOptions:
         for wrong, what in (
             (self.format not in FORMATS, f"format {self.format!r} is not one of {', '.join(FORMATS)}"),
             (self.count < 1, f"count is {self.count}; give at least 1"),
+            (self.label_mode not in ("palette", "ids"), f"label_mode is {self.label_mode!r}; give 'palette' or 'ids'"),
+            (
+                self.label_mode == "ids" and self.format not in ("folder", "parquet"),
+                f"format {self.format!r} writes no label PNGs that label_mode could be for",
+            ),
             (self.samples_per_shard < 1, f"samples_per_shard is {self.samples_per_shard}; give at least 1"),
             (quantile is not None and not 0 <= quantile <= 1, f"ignore_js_quantile is {quantile}; give 0 to 1"),
             (self.sample != gate, "a pull itself chooses image_encoding, include_js_map, omit_image and omit_label"),
@@ -92,13 +103,20 @@ def pull(
     """Writes the samples into the directory `out`, or the rest of them; returns the manifest.
 
     Called again after any end, with the same options, it goes on; a complete directory is left as it is, without a
-    call to the service. Raises PullError, and LabelmintError where the service is the cause.
+    call to the service. With a larger count it goes on too, also where the smaller one is complete, and ends with the
+    bytes of one pull of that count. Raises PullError, and LabelmintError where the service is the cause.
     """
     out = Path(out)
     manifest = completed(out)
     if manifest is not None:
         _check_same(out, manifest, options)
-        return manifest
+        if options.count == manifest["request"]["count"]:
+            return manifest
+        if not extensible(out):
+            raise PullError(
+                f"{out} is complete and cannot be extended: it has no .labelmint-pull, which an earlier version did "
+                "not keep; pull the further samples into another directory"
+            )
     try:
         with PullDirectory(out) as directory:
             return _Pull(client, options, directory).run(on_progress)
@@ -115,19 +133,38 @@ class _Pull:
         self._options = options
         self._directory = directory
         header = directory.header()
-        self._begun = header is not None
+        self._begun = header is not None and header["request"]["count"] == options.count
         self._model, self._header = self._keep_to(header)
-        self._shards = -(-options.count // options.samples_per_shard)
-        self._format = open_format(options.format, directory, self._model, self._shards)
-        # What the parts say is done.
+        self._format = open_format(options.format, directory, self._model, options.label_mode)
+        # What the parts say is done, but for a last one with room, and what the shard under way has.
         self._next_shard, self._done, self._accepted, self._next_seed = 0, 0, 0, options.start_seed
-        for part in directory.parts():
-            self._count(part)
+        self._samples: list[Json] = []
+        self._samples_accepted = 0
+        self._with_room: Json | None = None
+        self._whole = False  # whether what was received can be made a shard
+        last = None
+        for last in directory.parts():
+            self._count(last)
+        if last is not None and self._done < options.count and len(last["samples"]) < options.samples_per_shard:
+            self._open(last)
 
     def run(self, on_progress: Callable[[Progress], None]) -> Json:
         if self._done < self._options.count:
-            self._walk(on_progress)
+            try:
+                self._walk(on_progress)
+            except BaseException:
+                if self._whole and self._samples:
+                    self._end_shard()
+                raise
         return self._finish()
+
+    def _open(self, last: Json) -> None:
+        """Makes a shard that has room the one under way."""
+        self._with_room = last
+        self._samples, self._samples_accepted = last["samples"], last["accepted"]
+        self._next_shard -= 1
+        self._done -= len(self._samples)
+        self._accepted -= self._samples_accepted
 
     def _keep_to(self, header: Json | None) -> tuple[Model, Json]:
         """The model, and the head of the manifest; `header` is what the pull began with, None where it begins now."""
@@ -138,6 +175,10 @@ class _Pull:
         model = self._client.get_model(options.model, version)
         if options.ignore_js_quantile is not None and model.task != "segmentation":
             raise PullError(f"model {model.name!r} has task {model.task!r}: there are no label pixels to ignore")
+        if options.label_mode == "ids" and model.task != "segmentation":
+            raise PullError(
+                f"model {model.name!r} has task {model.task!r}: it has no label PNGs that label_mode could be for"
+            )
         if len(model.class_names) > IGNORE:
             raise PullError(f"model {model.name!r} has {len(model.class_names)} classes; {IGNORE} is the ignore label")
         now = {"request": options.to_json(), "model": model_json(model, calibrated=options.sample.max_js is None)}
@@ -150,53 +191,69 @@ class _Pull:
 
     def _walk(self, on_progress: Callable[[Progress], None]) -> None:
         options = self._options
-        calibration = self._header["model"]["calibration"]
         stream = self._client.stream_samples(
             options.model,
             self._next_seed,
-            count=options.count - self._done,
+            count=options.count - self._done - len(self._samples),
             shard_index=options.shard_index,
             shard_count=options.shard_count,
             options=options.wire(),
             model_version=self._model.version,
+            model_digest=self._model.digest,
         )
-        shard: list[Json] = []
-        accepted = self._accepted
-        on_progress(Progress(self._done, accepted, self._seeds(self._next_seed)))
+        on_progress(self._progress(self._next_seed))
         with stream:
             for sample in stream.with_heartbeats():
                 if sample is not None:
-                    if calibration is not None and sample.calibration_id != calibration["id"]:
-                        raise PullError(f"{options.model} was calibrated anew while it was pulled; pull it anew")
-                    shard.append(self._add(sample))
-                    accepted += sample.accepted
-                    if len(shard) == options.samples_per_shard or self._done + len(shard) == options.count:
-                        self._end_shard(shard, accepted - self._accepted)
-                        shard = []
-                on_progress(Progress(self._done + len(shard), accepted, self._seeds(stream.next_seed)))
+                    with put_off():
+                        self._take(sample)
+                on_progress(self._progress(stream.next_seed))
         if self._done < options.count:
             raise PullError(
-                f"the seeds end after {self._done + len(shard)} of {options.count} samples; ask for fewer, or give an "
-                "earlier start seed or a wider gate"
+                f"the seeds end after {self._done + len(self._samples)} of {options.count} samples; ask for fewer, or "
+                "give an earlier start seed or a wider gate"
             )
 
-    def _add(self, sample: Sample) -> Json:
-        if not self._begun:
-            # The service has accepted the options; those that it refuses leave the directory free for others.
-            self._directory.begin(self._header)
-            self._begun = True
+    def _progress(self, next_seed: int) -> Progress:
+        done, accepted = self._done + len(self._samples), self._accepted + self._samples_accepted
+        return Progress(done, accepted, self._seeds(next_seed))
+
+    def _take(self, sample: Sample) -> None:
+        calibration = self._header["model"]["calibration"]
+        if calibration is not None and sample.calibration_id != calibration["id"]:
+            raise PullError(f"{self._options.model} was calibrated anew while it was pulled; pull it anew")
+        self._whole = False
+        self._begin()
         written, line = as_written(sample, self._model, self._options.ignore_js_quantile)
         kept = self._format.add(written)
-        return {"line": {**line, "shard": self._next_shard, "files": kept.files}, "annotations": kept.annotations}
+        line = {**line, "shard": self._next_shard, "files": kept.files}
+        self._samples.append({"line": line, "annotations": kept.annotations})
+        self._samples_accepted += sample.accepted
+        if (
+            len(self._samples) == self._options.samples_per_shard
+            or self._done + len(self._samples) == self._options.count
+        ):
+            self._end_shard()
+        self._whole = True
 
-    def _end_shard(self, samples: list[Json], accepted: int) -> None:
+    def _begin(self) -> None:
+        """Before the first sample: the service has accepted the options; those that it refuses change nothing."""
+        if not self._begun:
+            self._directory.begin(self._header)
+            self._begun = True
+        if self._with_room is not None:
+            self._format.reopen(self._with_room["files"], len(self._samples))
+            self._with_room = None
+
+    def _end_shard(self) -> None:
         part = {
             "files": self._format.end_shard(self._next_shard),
-            "samples": samples,
-            "accepted": accepted,
-            "next_seed": samples[-1]["line"]["seed"] + 1,
+            "samples": self._samples,
+            "accepted": self._samples_accepted,
+            "next_seed": self._samples[-1]["line"]["seed"] + 1,
         }
         self._directory.add_part(self._next_shard, part)
+        self._samples, self._samples_accepted = [], 0
         self._count(part)
 
     def _count(self, part: Json) -> None:
@@ -217,6 +274,8 @@ class _Pull:
             for part in self._directory.parts():
                 lines.writelines(to_json(sample["line"]) for sample in part["samples"])
         files.append(self._directory.publish(SAMPLES))
+        text = readme(self._options.format, self._options.label_mode, self._model)
+        files.append(self._directory.write(README, text.encode()))
         manifest = {
             **self._header,
             "sample_count": self._done,
@@ -238,12 +297,16 @@ def as_written(sample: Sample, model: Model, ignore_js_quantile: float | None) -
 
 
 def _check_same(out: Path, header: Json, options: PullOptions) -> None:
-    asked, begun = options.to_json(), header["request"]
+    # What an earlier version did not write down has its default.
+    asked, begun = options.to_json(), PullOptions.from_json(header["request"]).to_json()
     asked, begun = ({**request, **request["sample"]} for request in (asked, begun))
     other = [
-        f"{name} {begun.get(name)}, not {asked[name]}"
+        f"{name} {begun[name]}, not {asked[name]}"
         for name in asked
-        if name != "sample" and begun.get(name) != asked[name]
+        if name != "sample" and begun[name] != asked[name] and not (name == "count" and asked[name] > begun[name])
     ]
     if other:
-        raise PullError(f"{out} holds a pull with {'; '.join(other)}: name another directory, or give the same options")
+        raise PullError(
+            f"{out} holds a pull with {'; '.join(other)}: name another directory, or give the same options (the count "
+            "may be larger)"
+        )

@@ -83,14 +83,17 @@ def _compare(client: Client, manifest: Json, lines: Iterator[Json]) -> tuple[int
     pulled = manifest["model"]
     model = client.get_model(pulled["name"], pulled["version"])
     if model.digest != pulled["digest"]:
-        return 0, [f"the service has digest {model.digest[:12]}..., the pull {pulled['digest'][:12]}...: other weights"]
+        return 0, [_other_weights(model.digest, pulled["digest"])]
     wire = dataclasses.replace(options.wire(), include_rejected=True)
-    compared, problems = 0, []
+    compared, problems = 0, list[str]()
     while batch := list(islice(lines, _BATCH)):
         seeds = [line["seed"] for line in batch]
         outcomes = client.batch_get_samples(model.name, seeds, wire, model_version=model.version)
         for line, sample in zip(batch, outcomes, strict=True):
             assert not isinstance(sample, Rejection), "rejected samples were asked for too"
+            if sample.model_digest != pulled["digest"]:
+                # One of several gateways: from here on it would be a difference for each sample that it answers.
+                return compared, [*problems, _other_weights(sample.model_digest, pulled["digest"])]
             _, served = as_written(sample, model, options.ignore_js_quantile)
             other = [
                 f"{name} {line.get(name)}, served {served[name]}" for name in served if line.get(name) != served[name]
@@ -99,3 +102,7 @@ def _compare(client: Client, manifest: Json, lines: Iterator[Json]) -> tuple[int
                 problems.append(f"seed {line['seed']}: {'; '.join(other)}")
         compared += len(batch)
     return compared, problems
+
+
+def _other_weights(served: str, pulled: str) -> str:
+    return f"the service has digest {served[:12]}..., the pull {pulled[:12]}...: other weights"

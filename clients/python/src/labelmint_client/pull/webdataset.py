@@ -9,12 +9,13 @@ Rules of this file:
 from __future__ import annotations
 
 import json
+import shutil
 import tarfile
 from typing import BinaryIO
 
 from labelmint_client import Model
 from labelmint_client.pull.directory import Json, PullDirectory
-from labelmint_client.pull.formats import Kept, Written
+from labelmint_client.pull.formats import Kept, LabelMode, Written
 from labelmint_client.pull.pixels import image_png, label_npy
 
 _END = b"\0" * (2 * tarfile.BLOCKSIZE)
@@ -23,9 +24,17 @@ _END = b"\0" * (2 * tarfile.BLOCKSIZE)
 class Writer:
     """`shard-000000.tar` and so on."""
 
-    def __init__(self, directory: PullDirectory, model: Model, shards: int) -> None:
+    def __init__(self, directory: PullDirectory, model: Model, label_mode: LabelMode) -> None:
         self._directory = directory
         self._archive: BinaryIO | None = None
+
+    def reopen(self, files: list[Json], samples: int) -> None:
+        (file,) = files
+        with (self._directory.path / file["path"]).open("rb") as before:
+            self._archive = self._directory.aside.open("wb")
+            shutil.copyfileobj(before, self._archive)
+        self._archive.seek(file["bytes"] - len(_END))
+        self._archive.truncate()
 
     def add(self, written: Written) -> Kept:
         if self._archive is None:
