@@ -45,6 +45,11 @@ def test_no_name_of_the_users_reaches_a_shell(hostile: Path, tmp_path: Path, tin
     assert Path(program).is_relative_to(hostile)
     assert httpx.get(f"{service.http}/v1/models/tiny/samples/7?max_js=1e9", timeout=60).status_code == 200
     assert service.stop() == 0
+    command = [sys.executable, "-m", "labelmint.cli", "calibrate", "tiny", "--preview", "--count", "2"]
+    done = subprocess.run(
+        [*command, "--model-repository", str(repository)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
     assert not list((tmp_path / "current").iterdir()), "a command in a name was run"
 
 
