@@ -85,6 +85,13 @@ def accelerate_with_workers(cases: dict[str, Any]) -> None:
     cases["refused: workers whose last batches differ"] = seeds(Accelerator(cpu=True).prepare(loader(2, "fork")))
 
 
+def accelerate_stateful(cases: dict[str, Any]) -> None:
+    from accelerate import Accelerator, DataLoaderConfiguration
+
+    accelerator = Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(use_stateful_dataloader=True))
+    cases["refused: states of batches that are fetched ahead"] = seeds(accelerator.prepare(loader()))
+
+
 def trainer(cases: dict[str, Any]) -> None:
     from transformers import Trainer, TrainingArguments
 

@@ -18,11 +18,13 @@ from tests.conftest import ROOT, Service
 
 SCRIPT = Path(__file__).with_name("rank.py")
 STEPS = 4
+LIBRARIES = ["torchrun", "accelerate", "accelerate_with_workers", "trainer", "lightning"]
+REFUSALS = ("Accelerate divides this loader", "loses samples where the last batches")
 WANTED = 2 * 3 * STEPS  # accepted samples of a pass: two ranks' batches of three, so that no library pads the last one
 
 
-def run(library: str, arguments: list[str], out: Path) -> list[dict[str, Any]]:
-    """What each of the two processes got; torchrun's variables, but for Lightning, which starts its own processes."""
+def run(library: str, arguments: list[str], out: Path, ranks: int = 2) -> list[dict[str, Any]]:
+    """What the first `ranks` of two processes got; torchrun's variables, but Lightning starts its own processes."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LABELMINT_")
@@ -36,16 +38,16 @@ def run(library: str, arguments: list[str], out: Path) -> list[dict[str, Any]]:
         for place in ([{}] if library == "lightning" else places)
     ]
     try:
-        for process in processes:
+        for process in processes[:ranks]:
             said, _ = process.communicate(timeout=300)
             assert process.returncode == 0, said
     finally:
         for process in processes:
             process.kill()
-    return [json.loads(Path(f"{out}.{rank}.json").read_text()) for rank in range(2)]
+    return [json.loads(Path(f"{out}.{rank}.json").read_text()) for rank in range(ranks)]
 
 
-@pytest.mark.parametrize("library", ["torchrun", "accelerate", "accelerate_with_workers", "trainer", "lightning"])
+@pytest.mark.parametrize("library", LIBRARIES)
 def test_each_seed_comes_once_over_both_ranks(
     gateway: Service, options: SampleOptions, accepted: list[int], tmp_path: Path, library: str
 ) -> None:
@@ -54,8 +56,7 @@ def test_each_seed_comes_once_over_both_ranks(
     wrong = {}
     for case, got in first.items():
         if case.startswith("refused"):
-            words = "loses samples where" if "last batches" in case else "Accelerate divides this loader"
-            fits = words in str(got)
+            fits = any(words in str(got) for words in REFUSALS)
         elif case == "trained":  # DistributedDataParallel counts steps: its ranks' shards differ in length
             fits = [got, second[case]] == [[seed for seed in wanted if seed % 2 == rank][:6] for rank in range(2)]
         else:
@@ -63,6 +64,15 @@ def test_each_seed_comes_once_over_both_ranks(
         if not fits:
             wrong[case] = (got, second[case])
     assert first and not wrong, (wrong, wanted)
+
+
+def test_a_state_of_batches_that_are_fetched_ahead_is_refused(
+    gateway: Service, options: SampleOptions, accepted: list[int], tmp_path: Path
+) -> None:
+    """By the process that reads; the other one waits for it until the job ends."""
+    arguments = [gateway.grpc, str(accepted[WANTED - 1] + 1), repr(options.max_js)]
+    (first,) = run("accelerate_stateful", arguments, tmp_path / "out", ranks=1)
+    assert "would lose samples: give DataLoaderConfiguration(dispatch_batches=False)" in str(first)
 
 
 def test_a_world_without_a_rank_is_refused(gateway: Service, monkeypatch: pytest.MonkeyPatch) -> None:

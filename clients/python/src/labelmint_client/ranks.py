@@ -89,9 +89,18 @@ def _loader_of_accelerate(dataset: Any, given: Place | None, in_worker: bool) ->
     return None
 
 
+def is_dispatched(dataset: Any) -> bool:
+    """Whether Accelerate reads this dataset in one process for all, ahead of what they have got."""
+    return _dispatches(_loader_of_accelerate(dataset, (0, 1), in_worker=False))
+
+
+def _dispatches(loader: Any) -> bool:
+    return type(loader).__name__ == "DataLoaderDispatcher"  # `isinstance` is told the class of the loader within
+
+
 def _loses_samples(loader: Any) -> bool:
     """Whether Accelerate's loader puts together batches that may differ in length, and cuts what does not divide."""
-    return type(loader).__name__ == "DataLoaderDispatcher" and loader.num_workers > 1 and not loader._drop_last
+    return _dispatches(loader) and loader.num_workers > 1 and not loader._drop_last
 
 
 def _innermost(loader: Any, dataset: Any) -> Any:

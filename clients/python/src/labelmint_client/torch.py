@@ -19,7 +19,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from labelmint_client.client import Client
 from labelmint_client.messages import SEED_END, Sample, SampleOptions
-from labelmint_client.ranks import Place, place_of
+from labelmint_client.ranks import Place, is_dispatched, place_of
 
 Item = TypeVar("Item")
 
@@ -151,7 +151,16 @@ class LabeledSampleDataset(IterableDataset[Item]):
         return place_of(self, self._given, in_worker=in_worker, ends=self._range[1] < SEED_END)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where this process is in its pass: small, and of plain numbers and texts."""
+        """Where this process is in its pass: small, and of plain numbers and texts.
+
+        Raises ValueError where Accelerate reads in one process for all: the state would be ahead of what was delivered.
+        """
+        if is_dispatched(self):
+            raise ValueError(
+                "Accelerate fetches ahead the batches that it dispatches, so that a run that is resumed with this "
+                "state would lose samples: give DataLoaderConfiguration(dispatch_batches=False), or no "
+                "use_stateful_dataloader"
+            )
         return dict(self._state)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
