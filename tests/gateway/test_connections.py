@@ -17,6 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 
 from labelmint.gateway import connections, server
+from labelmint.gateway.addresses import take
 from labelmint.gateway.connections import BoundedListener, ImpatientHttp
 from labelmint.gateway.grpc_api import SampleService
 from labelmint.settings import ServeSettings
@@ -182,12 +183,13 @@ async def test_an_idle_client_may_ping(monkeypatch: pytest.MonkeyPatch) -> None:
     """Time is scaled: clients ping every 10 s, the limit is 5 s."""
     monkeypatch.setattr(server, "_MIN_PING_SECONDS", 0.1)
     unused = SampleService(None, None, None)  # type: ignore[arg-type]
-    door, port = server._grpc_server(ServeSettings(grpc_port=0), None, unused, HealthServicer(), [])
-    await door.start()
-    try:
-        assert await states_of(port) == [grpc.ChannelConnectivity.READY]
-    finally:
-        await door.stop(None)
+    with take("127.0.0.1", 0, "--grpc-port") as taken:
+        door = server._grpc_server(ServeSettings(), None, taken, unused, HealthServicer(), [])
+        await door.start()
+        try:
+            assert await states_of(taken.getsockname()[1]) == [grpc.ChannelConnectivity.READY]
+        finally:
+            await door.stop(None)
 
 
 def test_the_limit_of_pings_lets_those_of_every_ten_seconds_pass() -> None:
