@@ -8,7 +8,7 @@ import { fileURLToPath } from "node:url";
 import grpc from "@grpc/grpc-js";
 import protoLoader from "@grpc/proto-loader";
 
-const PROTO = fileURLToPath(new URL("../../protos/labelmint/v1/sample_service.proto", import.meta.url));
+const PROTO = fileURLToPath(new URL("sample_service.proto", import.meta.url));
 const RAW = { imageEncoding: "ENCODING_RAW", labelEncoding: "ENCODING_RAW" };
 const MAX_PAUSE_MS = 5000;
 // gRPC itself cancels what a gateway short of processor time did not take up; nobody here cancels what is still read.
