@@ -19,6 +19,7 @@ const CHANNEL = {
   "grpc.max_receive_message_length": -1, // a sample of 1024x1024 is above gRPC's 4 MiB
   "grpc.keepalive_time_ms": 20_000, // a gateway ends connections that ping more often than every 5 s
   "grpc.keepalive_timeout_ms": 10_000,
+  "grpc.keepalive_permit_without_calls": 1,
 };
 // gRPC itself cancels what a gateway short of processor time did not take up; nobody here cancels what is still read.
 const { UNAVAILABLE, RESOURCE_EXHAUSTED, CANCELLED } = grpc.status;

@@ -219,6 +219,14 @@ def test_it_gives_up_and_says_why(example: Path) -> None:
         assert run(example, ["node", "--input-type=module", "--eval", script, endpoint]) == ["OVERLOADED 400"]
 
 
+def test_a_token_is_refused_without_tls(example: Path) -> None:
+    script = 'import { connect } from "./labelmint.mjs"; connect("localhost:1", undefined, "secret");'
+    done = subprocess.run(
+        ["node", "--input-type=module", "--eval", script], cwd=example, capture_output=True, text=True
+    )
+    assert done.returncode != 0 and "insecure credentials" in done.stderr
+
+
 def run(directory: Path, command: list[str]) -> list[str]:
     done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=SECONDS)
     assert done.returncode == 0, done.stderr
