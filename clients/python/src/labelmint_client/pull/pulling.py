@@ -176,7 +176,9 @@ class _Pull:
         if options.ignore_js_quantile is not None and model.task != "segmentation":
             raise PullError(f"model {model.name!r} has task {model.task!r}: there are no label pixels to ignore")
         if options.label_mode == "ids" and model.task != "segmentation":
-            raise PullError(f"model {model.name!r} has task {model.task!r}: it has no label PNGs that label_mode could be for")
+            raise PullError(
+                f"model {model.name!r} has task {model.task!r}: it has no label PNGs that label_mode could be for"
+            )
         if len(model.class_names) > IGNORE:
             raise PullError(f"model {model.name!r} has {len(model.class_names)} classes; {IGNORE} is the ignore label")
         now = {"request": options.to_json(), "model": model_json(model, calibrated=options.sample.max_js is None)}
