@@ -4,11 +4,18 @@ PYTHON ?= python3
 SERVE := .venv
 TEST := .venv-test
 FIFTYONE := .venv-fiftyone
+OLDEST := .venv-oldest
 RIVALS := .venv-rivals
 OPENVINO := .venv-openvino
 RELEASE := .venv-release
 DIST := dist
 PIP_FLAGS := --quiet --disable-pip-version-check --prefer-binary
+# What a person's pip is told, by variables or a file, to install elsewhere than into the environment that is asked for.
+unexport PIP_TARGET PIP_PREFIX PIP_ROOT PIP_REQUIRE_VIRTUALENV PIP_NO_DEPS PIP_DRY_RUN PIP_PYTHON PYTHONHOME PYTHONPATH
+export PIP_USER := 0
+# An environment knows its checkout by its path: where that was moved or copied, it is made anew.
+FORGOTTEN := $(shell for each in .venv .venv-test; do \
+	test -s $$each/.ready && test "$$(cat $$each/.ready)" != "$$(pwd -P)" && rm -rf $$each; done)
 
 CHECK_PYTHON = $(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13) and \
 	"labelmint needs Python 3.10, 3.11 or 3.12; name one with: make PYTHON=python3.12 ...")'
@@ -18,10 +25,12 @@ CLIENT := clients/python/src/labelmint_client
 COPY_PROTO = cp service/labelmint/v1/sample_service_pb2* $(CLIENT)/v1/ && \
 	sed -i 's/^from labelmint\.v1 import/from labelmint_client.v1 import/' $(CLIENT)/v1/sample_service_pb2_grpc.py
 
-.PHONY: serve test check torture bench proto released-proto fiftyone rivals openvino release packages papers audit clean
+.PHONY: serve test check torture bench proto released-proto fiftyone oldest rivals openvino release packages papers audit clean
 
+# Options of `labelmint serve` go into ARGS: make serve ARGS="--http-port 9090". In a checkout that cannot be written,
+# SERVE names the environment's directory, elsewhere; it gets a copy of the program.
 serve: $(SERVE)/.ready
-	@exec $(SERVE)/bin/labelmint serve
+	@exec $(SERVE)/bin/python -m labelmint.cli serve $(ARGS)
 
 test: $(TEST)/.ready
 	@$(TEST)/bin/python -m pytest $(PYTEST_FLAGS)
@@ -59,6 +68,7 @@ proto: $(TEST)/.ready
 	$(TEST)/bin/python -m grpc_tools.protoc -Iprotos --python_out=service --pyi_out=service \
 		--grpc_python_out=service protos/labelmint/v1/sample_service.proto
 	$(COPY_PROTO)
+	cp protos/labelmint/v1/sample_service.proto clients/javascript/
 
 # What tests/test_proto.py holds the contract to. Run it at a release and never to make that test pass.
 released-proto: $(TEST)/.ready
@@ -66,6 +76,9 @@ released-proto: $(TEST)/.ready
 
 # An environment of its own for the test of FiftyOne's importer: it brings a gigabyte.
 fiftyone: $(FIFTYONE)/.ready
+
+# Serving with the oldest ONNX Runtime that pyproject.toml admits, for the test of identity there.
+oldest: $(OLDEST)/.ready
 
 # The servers that benchmarks/alternatives.py compares labelmint with.
 rivals: $(RIVALS)/.ready
@@ -119,7 +132,7 @@ audit:
 		--vulnerability-service pypi --progress-spinner off
 
 clean:
-	rm -rf $(SERVE) $(TEST) $(FIFTYONE) $(RIVALS) $(OPENVINO) $(RELEASE) build dist
+	rm -rf $(SERVE) $(TEST) $(FIFTYONE) $(OLDEST) $(RIVALS) $(OPENVINO) $(RELEASE) build dist
 	rm -rf service/labelmint.egg-info clients/python/src/labelmint_client.egg-info
 
 # pip is renewed first: old resolvers try source packages for minutes.
@@ -127,34 +140,44 @@ $(SERVE)/.ready: pyproject.toml
 	@$(CHECK_PYTHON)
 	@echo "labelmint: installing into $(SERVE) (once)"
 	@$(PYTHON) -m venv $(SERVE)
-	@$(SERVE)/bin/pip install $(PIP_FLAGS) --upgrade 'pip>=24'
-	@$(SERVE)/bin/pip install $(PIP_FLAGS) --editable '.[triton]'
-	@touch $@
+	@$(SERVE)/bin/python -m pip install $(PIP_FLAGS) --upgrade 'pip>=24'
+	@$(if $(filter .venv,$(SERVE)),,rm -rf $(SERVE)/source && mkdir $(SERVE)/source && \
+		cp -R pyproject.toml README.md LICENSE service $(SERVE)/source)
+	@$(SERVE)/bin/python -m pip install $(PIP_FLAGS) $(if $(filter .venv,$(SERVE)),--editable '.[triton]','$(SERVE)/source[triton]')
+	@pwd -P >$@
 
 $(TEST)/.ready: pyproject.toml clients/python/pyproject.toml constraints.txt
 	@$(CHECK_PYTHON)
 	@echo "labelmint: installing into $(TEST), with torch (once)"
 	@$(PYTHON) -m venv $(TEST)
-	@$(TEST)/bin/pip install $(PIP_FLAGS) --upgrade 'pip>=24'
-	@$(TEST)/bin/pip install $(PIP_FLAGS) --constraint constraints.txt --editable '.[triton,tracing,export,bench,test,dev]' \
+	@$(TEST)/bin/python -m pip install $(PIP_FLAGS) --upgrade 'pip>=24'
+	@$(TEST)/bin/python -m pip install $(PIP_FLAGS) --constraint constraints.txt --editable '.[triton,tracing,export,bench,test,dev]' \
 		--editable 'clients/python[huggingface,images,pull,torch]'
-	@touch $@
+	@pwd -P >$@
 
 $(FIFTYONE)/.ready:
 	@$(PYTHON) -m venv $(FIFTYONE)
-	@$(FIFTYONE)/bin/pip install $(PIP_FLAGS) --upgrade 'pip>=24'
-	@$(FIFTYONE)/bin/pip install $(PIP_FLAGS) 'fiftyone>=1.5,<2' 'pycocotools>=2.0.8,<3'
+	@$(FIFTYONE)/bin/python -m pip install $(PIP_FLAGS) --upgrade 'pip>=24'
+	@$(FIFTYONE)/bin/python -m pip install $(PIP_FLAGS) 'fiftyone>=1.5,<2' 'pycocotools>=2.0.8,<3'
+	@touch $@
+
+$(OLDEST)/.ready: pyproject.toml
+	@$(CHECK_PYTHON)
+	@$(PYTHON) -m venv $(OLDEST)
+	@$(OLDEST)/bin/pip install $(PIP_FLAGS) --upgrade 'pip>=24'
+	@$(OLDEST)/bin/pip install $(PIP_FLAGS) --editable '.[triton]' \
+		"$$(sed -n 's/^triton = .*"onnxruntime>=\([0-9.]*\),.*/onnxruntime==\1/p' pyproject.toml)"
 	@touch $@
 
 $(RIVALS)/.ready: pyproject.toml constraints.txt
 	@$(CHECK_PYTHON)
 	@$(PYTHON) -m venv $(RIVALS)
-	@$(RIVALS)/bin/pip install $(PIP_FLAGS) --upgrade 'pip>=24'
-	@$(RIVALS)/bin/pip install $(PIP_FLAGS) --constraint constraints.txt --editable '.[rivals]'
+	@$(RIVALS)/bin/python -m pip install $(PIP_FLAGS) --upgrade 'pip>=24'
+	@$(RIVALS)/bin/python -m pip install $(PIP_FLAGS) --constraint constraints.txt --editable '.[rivals]'
 	@touch $@
 
 $(OPENVINO)/.ready:
 	@$(PYTHON) -m venv $(OPENVINO)
-	@$(OPENVINO)/bin/pip install $(PIP_FLAGS) --upgrade 'pip>=24'
-	@$(OPENVINO)/bin/pip install $(PIP_FLAGS) 'onnxruntime-openvino>=1.22,<2' 'numpy>=1.26,<2'
+	@$(OPENVINO)/bin/python -m pip install $(PIP_FLAGS) --upgrade 'pip>=24'
+	@$(OPENVINO)/bin/python -m pip install $(PIP_FLAGS) 'onnxruntime-openvino>=1.22,<2' 'numpy>=1.26,<2'
 	@touch $@

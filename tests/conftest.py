@@ -58,9 +58,16 @@ def need_program(name: str, package: str) -> str:
     return found
 
 
-def start_service(log: Path, *arguments: str, repository: Path = REPOSITORY, under: Sequence[str] = ()) -> Service:
-    """Start the program, `under` a command that becomes it, and wait for its own word that it is ready."""
-    command = [*under, sys.executable, "-m", "labelmint.cli", "serve", "--model-repository", str(repository)]
+def start_service(
+    log: Path,
+    *arguments: str,
+    repository: Path = REPOSITORY,
+    under: Sequence[str] = (),
+    python: str = sys.executable,
+) -> Service:
+    """Start the program in `python`'s environment, `under` a command that becomes it, and wait for its own word that
+    it is ready."""
+    command = [*under, python, "-m", "labelmint.cli", "serve", "--model-repository", str(repository)]
     command += ["--http-port", "0", "--grpc-port", "0", "--triton-log", str(log.with_suffix(".triton")), *arguments]
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("LABELMINT_", "OTEL_"))}
     with log.open("w") as stream:

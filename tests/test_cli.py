@@ -1,10 +1,23 @@
 """The command line: help that helps, errors of one line."""
 
+import ast
+import inspect
+import re
 import subprocess
 import sys
+import textwrap
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
+from pydantic_settings import CliApp
+
+from labelmint import cli
+from labelmint.cli import Labelmint, Serve
+from tests.conftest import ROOT
+
+FREE_PORTS = ("--http-port", "0", "--grpc-port", "0")
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -18,11 +31,46 @@ def test_help_lists_the_subcommands() -> None:
         assert command in said
 
 
-@pytest.mark.parametrize("command", ["serve", "import", "synth", "fit", "export", "calibrate"])
+# `pull` and `verify` are the client's; their classes only stand in the list of commands.
+COMMANDS = [field.alias or name for name, field in cli.Labelmint.model_fields.items() if name not in ("pull", "verify")]
+
+
+def class_of(command: str) -> type[BaseModel]:
+    (kind,) = (cls for cls in vars(cli).values() if isinstance(cls, type) and cls.__name__ == command.capitalize())
+    return kind
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_option_has_help(command: str) -> None:
-    done = run(command, "--help")
+    done = run(command, "--help", COLUMNS="1000", PATH="")
     assert done.returncode == 0
-    assert "==SUPPRESS==" not in done.stdout and "--" in done.stdout
+    for name, field in class_of(command).model_fields.items():
+        assert field.description, f"{command} {name} has no description"
+        flag = f"(--{name.replace('_', '-')}|{name.upper()})"  # an option, or a positional argument
+        entry = re.search(rf"(?m)^  {flag}[ ,\n].*(\n {{5,}}.*)*", done.stdout)
+        assert entry, f"the help of {command} does not list {name}"
+        assert field.description in " ".join(entry[0].split()), entry[0]
+
+
+def attributes_read(function: ast.AST, of: str) -> set[str]:
+    """Names that the code reads of the variable `of`; the whole variable as an argument is not counted."""
+    return {
+        node.attr
+        for node in ast.walk(function)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == of
+    }
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_is_read(command: str) -> None:
+    """`serve` hands itself over as the gateway's settings; the others read their fields in `cli_cmd`."""
+    kind = class_of(command)
+    if command == "serve":
+        files = (ROOT / "service" / "labelmint").rglob("*.py")
+        read = set().union(*(attributes_read(ast.parse(path.read_text()), "settings") for path in files))
+    else:
+        read = attributes_read(ast.parse(textwrap.dedent(inspect.getsource(kind.cli_cmd))), "self")
+    assert set(kind.model_fields) <= read, f"{command} ignores {set(kind.model_fields) - read}"
 
 
 def test_wrong_values_are_named() -> None:
@@ -33,8 +81,65 @@ def test_wrong_values_are_named() -> None:
 
 
 def test_environment_sets_what_flags_set() -> None:
-    done = run("serve", PATH="", LABELMINT_MODEL_REPOSITORY="/nonexistent/here")
+    done = run("serve", *FREE_PORTS, PATH="", LABELMINT_MODEL_REPOSITORY="/nonexistent/here")
     assert done.returncode == 2 and "/nonexistent/here is not a directory" in done.stderr
+
+
+def test_the_version_and_a_missing_command() -> None:
+    done = run("--version")
+    assert (done.returncode, done.stdout) == (0, f"labelmint {version('labelmint')}\n")
+    done = run()
+    assert done.returncode == 2 and done.stderr.startswith("labelmint: no command; give one of serve, import, synth")
+    assert "import_" not in done.stderr
+
+
+def test_what_is_said_has_no_python_in_it() -> None:
+    assert "lambda" not in run("serve", "--help").stdout
+    done = run("serve", "--tls-certificate", "x")
+    assert done.returncode == 2
+    assert done.stderr == "labelmint: tls_certificate and tls_key belong together; give both\n"
+
+
+def test_a_misspelt_variable_is_named() -> None:
+    of_kubernetes = {"LABELMINT_SERVICE_HOST": "10.0.0.1", "LABELMINT_PORT": "tcp://10.0.0.1:80"}
+    variables = {"LABELMINT_MODEL_REPOSITRY": "/one", "LABELMINT_HTTP_PORT": "0", "LABELMINT_GRPC_PORT": "0"}
+    done = run("serve", "--model-repository", "/nonexistent", PATH="", **variables, **of_kubernetes)
+    assert (
+        "LABELMINT_MODEL_REPOSITRY is no setting and has no effect; is LABELMINT_MODEL_REPOSITORY meant?" in done.stderr
+    )
+    assert done.stderr.count("is no setting") == 1
+
+
+def test_flags_win_over_the_environment_and_that_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "serve.toml"
+    file.write_text('max_streams = 2\nmax_window = 2\ntriton_slots = 2\nmodel_repository = "of/the/file"\n')
+    monkeypatch.setenv("LABELMINT_MAX_WINDOW", "3")
+    monkeypatch.setenv("LABELMINT_TRITON_SLOTS", "3")
+    monkeypatch.setattr(Serve, "cli_cmd", lambda settings: served.append(settings))
+    for given in (["--config", str(file)], []):
+        served: list[Serve] = []
+        CliApp.run(Labelmint, cli_args=["serve", *given, "--triton-slots", "4"])
+        (settings,) = served
+        assert (settings.max_streams, settings.max_window, settings.triton_slots) == (2, 3, 4)
+        assert settings.model_repository == Path("of/the/file")
+        monkeypatch.setenv("LABELMINT_CONFIG", str(file))  # the second time it is named there
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("max_steams = 2", "sets 'max_steams', which is no setting; is max_streams meant?"),
+        ("max_streams = ", "is no TOML file"),
+        ("max_streams = 0", "max_streams: Input should be greater than or equal to 1"),
+        (None, "cannot be read: No such file or directory"),
+    ],
+)
+def test_a_configuration_file_that_cannot_be(text: str | None, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "serve.toml"
+    if text is not None:
+        file.write_text(text)
+    done = run("serve", "--config", str(file))
+    assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1, done.stderr
 
 
 def test_missing_files_are_one_line(tmp_path: Path) -> None:

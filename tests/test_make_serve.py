@@ -38,11 +38,13 @@ def checkout(tmp_path: Path) -> Path:
 def first_sample(checkout: Path, log: Path) -> float:
     """Seconds from the command to the first sample; everything must be gone after Ctrl-C."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("LABELMINT_", "VIRTUAL_ENV"))}
-    environment |= {"LABELMINT_HTTP_PORT": "0", "LABELMINT_GRPC_PORT": "0"}
+    environment |= {"LABELMINT_HTTP_PORT": "0"}
+    # What would have pip install elsewhere than into the environment, or not at all.
+    environment |= {"PIP_USER": "1", "PIP_TARGET": str(checkout.parent / "elsewhere"), "PIP_REQUIRE_VIRTUALENV": "1"}
     started = time.monotonic()
     with log.open("w") as stream:
         process = subprocess.Popen(
-            ["make", "serve"],
+            ["make", "serve", "ARGS=--grpc-port 0"],
             cwd=checkout,
             env=environment,
             stdout=stream,
@@ -73,3 +75,19 @@ def test_from_nothing_to_the_first_sample(checkout: Path, tmp_path: Path) -> Non
     for name in ("torch", "onnx", "pytest"):
         done = subprocess.run([python, "-c", f"import {name}"], capture_output=True, text=True)
         assert f"No module named '{name}'" in done.stderr, f"serving installed {name}"
+    assert not (tmp_path / "elsewhere").exists()
+    assert "installing" not in plan(checkout)
+    moved = checkout.rename(tmp_path / "moved here")
+    assert "installing into .venv" in plan(moved), "an environment that knows another place cannot be used"
+
+
+def test_a_checkout_that_cannot_be_written_gets_its_environment_elsewhere(checkout: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "environment"
+    planned = plan(checkout, f"SERVE={elsewhere}")
+    assert f"'{elsewhere}/source[triton]'" in planned and "--editable" not in planned and ".venv" not in planned
+
+
+def plan(checkout: Path, *variables: str) -> str:
+    """What `make serve` would do."""
+    command = ["make", "--dry-run", "serve", *variables]
+    return subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=True).stdout

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "service" / "labelmint"
 ALLOWED = {
     "errors": set(),
     "calibration": set(),
-    "settings": set(),
+    "settings": {"errors"},
     "tracing": set(),
     "triton": {"errors", "tracing"},
     "gateway": {"errors", "calibration", "settings", "tracing", "triton", "v1"},

@@ -35,6 +35,15 @@ class Calibration:
     seed_count: int
 
     def __post_init__(self) -> None:
+        """Raises ValueError or TypeError for what cannot be a calibration; it may come from a file."""
+        if not isinstance(self.model_digest, str) or not isinstance(self.score_kind, str):
+            raise ValueError("a calibration names the digest and the score kind of a model")
+        for name, highest in (("truncation_psi", 2.0), ("threshold_quantile", 1.0)):
+            if not 0.0 <= getattr(self, name) <= highest:
+                raise ValueError(f"a calibration's {name} is within 0 and {highest:g}, not {getattr(self, name)}")
+        for name, lowest in (("first_seed", 0), ("seed_count", MIN_SEEDS)):
+            if type(getattr(self, name)) is not int or not lowest <= getattr(self, name) <= 1 << 32:
+                raise ValueError(f"a calibration's {name} is an integer from {lowest} on, not {getattr(self, name)!r}")
         if len(self.quantiles) != NUM_QUANTILES:
             raise ValueError(f"a calibration has {NUM_QUANTILES} quantiles, not {len(self.quantiles)}")
         if not np.all(np.isfinite(self.quantiles)) or np.any(np.diff(self.quantiles) < 0):

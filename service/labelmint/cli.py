@@ -10,11 +10,21 @@ from __future__ import annotations
 
 import logging
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
 from pydantic import BaseModel, Field, ValidationError
-from pydantic_settings import BaseSettings, CliApp, CliPositionalArg, CliSubCommand, SettingsConfigDict
+from pydantic_core import ErrorDetails
+from pydantic_settings import (
+    BaseSettings,
+    CliApp,
+    CliPositionalArg,
+    CliSubCommand,
+    CliToggleFlag,
+    SettingsConfigDict,
+    get_subcommand,
+)
 
 from labelmint.errors import LabelmintError
 from labelmint.settings import ServeSettings
@@ -55,7 +65,7 @@ class Synth(BaseModel):
 
 
 class Fit(BaseModel):
-    """Train the Style Interpreter on annotated images."""
+    """Train the Style Interpreter on annotated images. The same command goes on after an interruption."""
 
     generator: Annotated[Path, Field(description="generator weights (safetensors)")]
     annotations: Annotated[Path, Field(description="directory of `synth`, annotated (docs/annotating.md)")]
@@ -67,6 +77,7 @@ class Fit(BaseModel):
     task: Annotated[Literal["segmentation", "keypoints"], Field(description="what to learn")] = "segmentation"
     mask_format: Annotated[Literal["png", "labelme", "coco"], Field(description="format of the masks")] = "png"
     keypoint_format: Annotated[Literal["csv", "coco"], Field(description="format of the keypoints")] = "csv"
+    steps: Annotated[int, Field(ge=1, description="training steps; a few hundred are enough for a try-out")] = 4000
 
     def cli_cmd(self) -> None:
         from labelmint.models.fit import fit_files
@@ -80,6 +91,7 @@ class Fit(BaseModel):
             self.task,
             self.mask_format,
             self.keypoint_format,
+            steps=self.steps,
         )
 
 
@@ -132,10 +144,6 @@ class Import(BaseModel):
     ] = None
     classes: Annotated[Path | None, Field(description="names and colours of the classes (classes.json)")] = None
 
-    version: Annotated[
-        int, Field(ge=1, lt=2**31, description="version to write; one that exists is replaced, the others stay")
-    ] = 1
-
     def cli_cmd(self) -> None:
         from labelmint.checkpoints.importing import ImportOptions, import_file
 
@@ -149,13 +157,25 @@ class Calibrate(BaseModel):
     model: Annotated[CliPositionalArg[str], Field(description="name of the model")]
     model_repository: Annotated[Path, Field(description="directory of the repository")] = Path("model_repository")
     version: Annotated[int, Field(ge=1, lt=2**31, description="version of the model")] = 1
-    count: Annotated[int, Field(ge=1000, description="number of seeds to measure")] = 2000
+    count: Annotated[int, Field(ge=1, description="number of seeds to measure, at least 1000 for a gate")] = 2000
+    preview: Annotated[bool, Field(description="only print quantiles of the scores, of any number of seeds")] = False
     first_seed: Annotated[int, Field(ge=0, lt=2**32, description="first of the consecutive seeds")] = CALIBRATION_SEED
     truncation_psi: Annotated[float, Field(ge=0, le=2, description="truncation to calibrate for")] = 1.0
 
     async def cli_cmd(self) -> None:
-        from labelmint.gateway.calibrate import calibrate_repository
+        from labelmint.gateway.calibrate import calibrate_repository, preview
 
+        if self.preview:
+            found = await preview(
+                self.model_repository,
+                self.model,
+                self.first_seed,
+                count=self.count,
+                truncation_psi=self.truncation_psi,
+                version=self.version,
+            )
+            print(found)
+            return
         calibration = await calibrate_repository(
             self.model_repository, self.model, self.first_seed, self.count, self.truncation_psi, self.version
         )
@@ -182,6 +202,7 @@ class Labelmint(BaseSettings):
         cli_avoid_json=True,
     )
 
+    version: Annotated[CliToggleFlag[bool], Field(description="print the version and end")] = False
     serve: Annotated[CliSubCommand[Serve], Field(description="start Triton and the gateway, until Ctrl-C")]
     import_: Annotated[CliSubCommand[Import], Field(alias="import", description="turn other weights into ours")]
     synth: Annotated[CliSubCommand[Synth], Field(description="write generated images for a person to annotate")]
@@ -193,7 +214,13 @@ class Labelmint(BaseSettings):
     verify: Annotated[CliSubCommand[Verify], Field(description="check such a directory, against a service if wanted")]
 
     def cli_cmd(self) -> None:
-        CliApp.run_subcommand(self)
+        if self.version:
+            print(f"labelmint {version('labelmint')}")
+        elif get_subcommand(self, is_required=False) is None:
+            names = (field.alias or name for name, field in type(self).model_fields.items() if name != "version")
+            _fail(f"no command; give one of {', '.join(names)}, and --help for its options")
+        else:
+            CliApp.run_subcommand(self)
 
 
 def main() -> None:
@@ -206,11 +233,11 @@ def main() -> None:
         extra, need = _EXTRAS.get((error.name or "").split(".")[0], ("", ""))
         if not extra:
             raise
-        _fail(f"{need}; run `pip install 'labelmint[{extra}]'`")
+        _fail(f"{need}; run `pip install '.[{extra}]'` in a clone of labelmint")
     except LabelmintError as error:
         _fail(error.message)
     except ValidationError as error:
-        _fail("; ".join(f"{'.'.join(map(str, entry['loc'][1:]))}: {entry['msg']}" for entry in error.errors()))
+        _fail("; ".join(map(_said, error.errors())))
     except OSError as error:
         _fail(str(error))
     except KeyboardInterrupt:
@@ -225,8 +252,14 @@ def _hand_over(arguments: list[str]) -> NoReturn:
     except ModuleNotFoundError as error:
         if error.name != "labelmint_client":
             raise
-        _fail(f"`{arguments[0]}` is the client's; run `pip install 'labelmint-client[pull]'`")
+        _fail(f"`{arguments[0]}` is the client's; run `pip install './clients/python[pull]'` in a clone of labelmint")
     cli.main(arguments)
+
+
+def _said(entry: ErrorDetails) -> str:
+    """What is wrong with an option; a rule over several of them names them itself."""
+    where = ".".join(map(str, entry["loc"][1:]))
+    return f"{where}: {entry['msg']}" if where else entry["msg"].removeprefix("Value error, ")
 
 
 def _fail(message: str) -> NoReturn:

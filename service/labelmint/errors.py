@@ -24,7 +24,7 @@ Rules of this file:
     |- InferenceFailed         Triton ran the model and failed
     |- IncompatibleWeights     two files that do not belong together (command line only)
     |- UnusableFile            a file on disk is not what it should be (command line only)
-    |- AddressInUse            a port is taken (command line only)
+    |- CannotListen            an address or port is not to be had (command line only)
     |- InsufficientResources   the machine grants less than serving takes (command line only)
     `- Exposed                 anyone could ask from outside (command line only)
 """
@@ -256,11 +256,11 @@ class UnusableFile(LabelmintError):
         super().__init__(f"{path} {problem}", {"path": str(path)})
 
 
-class AddressInUse(LabelmintError):
-    reason = "ADDRESS_IN_USE"
+class CannotListen(LabelmintError):
+    reason = "CANNOT_LISTEN"
     grpc_code = grpc.StatusCode.UNAVAILABLE
     http_status = 503
-    title = "Address in use"
+    title = "Cannot listen"
 
 
 class InsufficientResources(LabelmintError):

@@ -1,5 +1,6 @@
 """NVlabs StyleGAN2: the official vectors, and every variant against the networks of reference.py."""
 
+import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import nn
 
 from labelmint.errors import InvalidRequest, UnusableFile
 from labelmint.models.generator import Generator
-from tests.checkpoints import reference
+from tests.checkpoints import reference, writers
 from tests.checkpoints.conftest import Vectors, distance, draw, vectors
 from tests.checkpoints.writers import write_nvlabs
 
@@ -246,10 +247,19 @@ DAMAGE: dict[str, tuple[Callable[[reference.Generator], object], str]] = {
     "four channels": (None, "images have 1 (gray) or 3 (RGB) channels, not 4"),
     "no latents": (lambda g: setattr(g.mapping, "z_dim", 0), "from 0 latents"),
     "more latents": (lambda g: setattr(g.mapping, "z_dim", 13), "fc0.weight of shape (16, 12), expected (16, 13)"),
+    "1e9 layers": (lambda g: setattr(g.mapping, "num_layers", 10**9), "lacks the module G_ema.mapping.fc3"),
+    "1e15 layers": (lambda g: setattr(g.mapping, "num_layers", 10**15), "lacks the module G_ema.mapping.fc3"),
+    "1e29 layers": (lambda g: setattr(g.mapping, "num_layers", 10**29), "lacks the module G_ema.mapping.fc3"),
+    "1e15 latents": (lambda g: setattr(g.mapping, "z_dim", 10**15), "expected (16, 1000000000000000)"),
+    "a gain that overflows": (
+        lambda g: [setattr(g.mapping.fc1, "weight_gain", 1e8), g.mapping.fc1.weight.fill_(1e38)],
+        "leads to NaN or infinity in 'mapping.layers.1.weight'",
+    ),
     "StyleGAN3": (lambda g: setattr(g.synthesis, "input", g.mapping.fc1), "holds a StyleGAN3 network"),
 }
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", DAMAGE)
 def test_damage_is_named(imported: Import, tmp_path: Path, name: str) -> None:
     damage, problem = DAMAGE[name]
@@ -262,6 +272,56 @@ def test_damage_is_named(imported: Import, tmp_path: Path, name: str) -> None:
     with pytest.raises(UnusableFile, match=re.escape(problem)):
         imported(path)
     assert list(tmp_path.iterdir()) == [path]
+
+
+class _TorchPickle:
+    """`torch.save` with NVlabs' way of writing modules."""
+
+    Pickler = writers._Pickler
+    dump = staticmethod(pickle.dump)
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+@pytest.mark.parametrize("alone", [True, False])
+def test_files_of_torch_save(imported: Import, tmp_path: Path, new_format: bool, protocol: int, alone: bool) -> None:
+    network = reference.Generator()
+    with writers.nvlabs_modules():
+        torch.save(
+            network if alone else {"G_ema": network},
+            tmp_path / "network.pt",
+            _TorchPickle,
+            protocol,
+            _use_new_zipfile_serialization=new_format,
+        )
+    compare(imported(tmp_path / "network.pt"), network, 1.0)
+
+
+def test_a_bare_state_dict_is_named(imported: Import, tmp_path: Path) -> None:
+    state = {f"_orig_mod.{name}": value for name, value in reference.Generator().state_dict().items()}
+    torch.save(state, tmp_path / "network.pt")
+    with pytest.raises(UnusableFile, match="bare state dict of an NVlabs generator.*import the network-snapshot"):
+        imported(tmp_path / "network.pt")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_floats_are_read(imported: Import, tmp_path: Path, dtype: torch.dtype) -> None:
+    """Tensors without dimensions (the noise's strength) among them."""
+    torch.manual_seed(6)
+    network = reference.Generator().to(dtype)
+    generator = imported(write_nvlabs(tmp_path / "network.pkl", network))
+    ours, theirs = generator.synthesis.blocks["8"].conv1, network.synthesis.b8.conv1
+    assert torch.equal(ours.noise_strength, theirs.noise_strength.float())
+    assert torch.equal(ours.weight, theirs.weight.float())
+
+
+def test_a_wide_mapping_is_not_measured(imported: Import, tmp_path: Path) -> None:
+    """Measuring takes arrays of 10,000 rows: 80 GB here, from a file of 17 MB."""
+    mapping = {"num_layers": 2, "layer_features": 1_000_000, "w_avg_beta": None}
+    network = reference.Generator(z_dim=1, w_dim=1, channels={4: 1, 8: 1}, mapping=mapping)
+    with pytest.raises(UnusableFile, match="no average latent and a mapping 1000000 wide"):
+        imported(write_nvlabs(tmp_path / "network.pkl", network))
 
 
 def test_gains_decide_not_the_arguments(imported: Import, tmp_path: Path) -> None:

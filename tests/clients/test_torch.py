@@ -219,7 +219,7 @@ def test_states_that_do_not_fit_are_refused(seeds: MakeDataset) -> None:
     dataset = seeds()
     dataset.load_state_dict(first)
     with pytest.raises(ValueError, match="merge_states"):
-        iter(dataset)
+        next(iter(dataset))
     with pytest.raises(ValueError, match=r"workers 0 to 1, and states of \[0\]"):
         merge_states([first])
     with pytest.raises(ValueError, match="give each once"):

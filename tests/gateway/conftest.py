@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import socket
+import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -35,6 +37,38 @@ from tests.export.test_repository import small
 
 HOLD_SECONDS = 2.0
 MODELS = ("light", "patient", "first", "second")
+
+
+class Names(asyncio.DatagramProtocol):
+    """A name server: every name has the IPv4 `addresses`, and does not exist while there are none."""
+
+    def __init__(self) -> None:
+        self.addresses: list[str] = []
+        self.lookups = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+
+    def datagram_received(self, data: bytes, sender: object) -> None:
+        question = data[12 : data.index(b"\0", 12) + 5]
+        wanted = self.addresses if question[-4:-2] == b"\0\x01" else []  # A, not AAAA
+        self.lookups += question[-4:-2] == b"\0\x01"
+        flags = 0x8580 | (0 if self.addresses else 3)  # NXDOMAIN
+        answer = data[:2] + struct.pack(">5H", flags, 1, len(wanted), 0, 0) + question
+        for address in wanted:
+            answer += b"\xc0\x0c" + struct.pack(">HHIH", 1, 1, 1, 4) + socket.inet_aton(address)
+        self.transport.sendto(answer, sender)  # type: ignore[attr-defined]
+
+    def url(self, port: int) -> str:
+        return f"dns://127.0.0.1:{self.transport.get_extra_info('sockname')[1]}/triton.test:{port}"
+
+
+@pytest_asyncio.fixture
+async def names() -> AsyncIterator[Names]:
+    loop = asyncio.get_running_loop()
+    transport, protocol = await loop.create_datagram_endpoint(Names, local_addr=("127.0.0.1", 0))
+    yield protocol
+    transport.close()
 
 
 @dataclass
@@ -76,10 +110,10 @@ def export_small(repository: Path, model: str) -> None:
     export_repository(repository, model, Generator(spec).eval(), interpreter)
 
 
-def copy_model(repository: Path, model: str, name: str) -> None:
-    """The fused pipeline of a model under another name."""
+def copy_model(repository: Path, model: str, name: str, target: Path | None = None) -> None:
+    """The fused pipeline of a model under another name, in the same repository or in `target`."""
     for suffix in ("", "_generator", "_style_interpreter"):
-        copied = Path(shutil.copytree(repository / f"{model}{suffix}", repository / f"{name}{suffix}"))
+        copied = Path(shutil.copytree(repository / f"{model}{suffix}", (target or repository) / f"{name}{suffix}"))
         config = copied / "config.pbtxt"
         config.write_text(config.read_text().replace(f'"{model}', f'"{name}'))
 
@@ -99,6 +133,16 @@ def tiny_weights(version: int = 1) -> tuple[Generator, StyleInterpreter]:
     generator, interpreter = small()
     next(iter(interpreter.parameters())).add_(0.25 * (version - 1))
     return generator, interpreter
+
+
+@pytest.fixture(scope="session")
+def second(tmp_path_factory: pytest.TempPathFactory, tiny_repository: Path) -> Path:
+    """A repository with the versions 1 and 2 of `tiny`, and another model."""
+    repository = tmp_path_factory.mktemp("second") / "repository"
+    shutil.copytree(tiny_repository, repository)
+    export_repository(repository, "tiny", *tiny_weights(2), version=2)
+    export_repository(repository, "other", *tiny_weights(3))
+    return repository
 
 
 @pytest_asyncio.fixture(scope="session")

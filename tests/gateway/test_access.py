@@ -8,10 +8,11 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import grpc
 import grpc.aio
@@ -22,9 +23,14 @@ import trustme
 from google.protobuf import message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from prometheus_client import CollectorRegistry
 
 from labelmint.errors import LimitReached, UnusableFile
+from labelmint.gateway import grpc_access
 from labelmint.gateway.access import Caller, TokenLimits, Tokens, parse_tokens
+from labelmint.gateway.grpc_access import AccessInterceptor
+from labelmint.gateway.metrics import Metrics
+from labelmint.gateway.sampling import Delivery
 from labelmint.triton.server import TritonServer
 from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
@@ -516,7 +522,11 @@ async def test_a_batch_may_overdraw_the_rate_once_and_time_pays_it_back() -> Non
         caller.charge(1)
     assert caught.value.retry_after_seconds == 5  # from a full bucket of 1000: 4001 short of one sample
     caller.charge(0)
-    await caller.pace(1)
+
+    async def walk() -> AsyncGenerator[Delivery, None]:
+        yield Delivery(None, 1, 1)
+
+    assert [delivery.next_seed async for delivery in caller.paced(walk())] == [1]
     caller.limits = TokenLimits()
     caller.charge(1_000_000)
     caller.charge(1_000_000)
@@ -542,3 +552,49 @@ async def test_a_large_message_is_refused_by_grpc(locked: Locked) -> None:
                 request, metadata=(("authorization", f"Bearer {TOKEN}"),)
             )
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def test_a_byte_order_mark_is_no_content(tmp_path: Path) -> None:
+    """Editors of Windows put one first."""
+    path = tmp_path / "tokens"
+    path.write_bytes(b"\xef\xbb\xbf" + line("fresh", TOKEN).encode())
+    assert Tokens(path).authenticate(f"Bearer {TOKEN}").name == "fresh"
+
+
+async def test_who_uses_how_much_is_in_the_log_and_the_metrics(locked: Locked) -> None:
+    """By the name of the token, at both doors; the token itself is nowhere."""
+
+    async def charged(client: httpx.AsyncClient) -> float:
+        lines = (await client.get("/metrics")).text.splitlines()
+        (line,) = [line for line in lines if line.startswith('labelmint_caller_samples_total{caller="training"}')]
+        return float(line.rsplit(" ", 1)[1])
+
+    async with locked.http(TOKEN) as client, locked.channel() as channel:
+        before, any_score = await charged(client), {"max_js": 1e9}
+        await client.get("/v1/models/faces/samples/1", params=any_score, headers={"x-request-id": "who-rest"})
+        await client.get("/v1/models/faces/samples.tar", params={"count": 2, **any_score})
+        metadata = (("authorization", f"Bearer {TOKEN}"), ("x-request-id", "who-grpc"))
+        stub = pb_grpc.SampleServiceStub(channel)
+        options = pb.SampleOptions(max_js=1e9)
+        await stub.BatchGetSamples(
+            pb.BatchGetSamplesRequest(model="faces", seeds=[1, 2, 3], options=options), metadata=metadata
+        )
+        stream = pb.StreamSamplesRequest(model="faces", count=2, options=options)
+        assert len([message async for message in stub.StreamSamples(stream, metadata=metadata[:1])]) == 2
+        assert await charged(client) - before == 1 + 2 + 3 + 2
+        for _ in range(100):
+            lines = [line for line in locked.service.log.read_text().splitlines() if "request_id=who-" in line]
+            if len(lines) == 2:
+                break
+            await asyncio.sleep(0.1)
+    assert len(lines) == 2 and all(" caller=training" in line for line in lines), lines
+    assert TOKEN not in locked.service.log.read_text()
+
+
+def test_an_rpc_whose_cost_nobody_stated_stops_the_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.write_text(f"job {hashlib.sha256(b'key').hexdigest()}\n")
+    methods = [*grpc_access._SERVICE.methods, SimpleNamespace(name="New")]
+    monkeypatch.setattr(grpc_access, "_SERVICE", SimpleNamespace(methods=methods))
+    with pytest.raises(TypeError, match="not stated: New;"):
+        AccessInterceptor(Tokens(tokens), Metrics(CollectorRegistry()))

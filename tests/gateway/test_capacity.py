@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import struct
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -20,7 +19,6 @@ import grpc
 import grpc.aio
 import httpx
 import pytest
-import pytest_asyncio
 from grpc_health.v1 import health_pb2
 from tritonclient.grpc import service_pb2
 
@@ -31,45 +29,13 @@ from labelmint.triton.server import TritonServer, wait_until_ready
 from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 from tests.conftest import Service
-from tests.gateway.conftest import Gateway
+from tests.gateway.conftest import Gateway, Names
 from tests.gateway.test_grpc import info_of, pause_of
 from tests.gateway.test_lifecycle import health_of
 
 ALL = pb.SampleOptions(max_js=1e9, omit_image=True)
 DEMAND = "labelmint_demand_samples"
 SECONDS = 120  # for what must happen, on any machine
-
-
-class Names(asyncio.DatagramProtocol):
-    """A name server: every name has the IPv4 `addresses`, and does not exist while there are none."""
-
-    def __init__(self) -> None:
-        self.addresses: list[str] = []
-        self.lookups = 0
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport
-
-    def datagram_received(self, data: bytes, sender: object) -> None:
-        question = data[12 : data.index(b"\0", 12) + 5]
-        wanted = self.addresses if question[-4:-2] == b"\0\x01" else []  # A, not AAAA
-        self.lookups += question[-4:-2] == b"\0\x01"
-        flags = 0x8580 | (0 if self.addresses else 3)  # NXDOMAIN
-        answer = data[:2] + struct.pack(">5H", flags, 1, len(wanted), 0, 0) + question
-        for address in wanted:
-            answer += b"\xc0\x0c" + struct.pack(">HHIH", 1, 1, 1, 4) + socket.inet_aton(address)
-        self.transport.sendto(answer, sender)  # type: ignore[attr-defined]
-
-    def url(self, port: int) -> str:
-        return f"dns://127.0.0.1:{self.transport.get_extra_info('sockname')[1]}/triton.test:{port}"
-
-
-@pytest_asyncio.fixture
-async def names() -> AsyncIterator[Names]:
-    loop = asyncio.get_running_loop()
-    transport, protocol = await loop.create_datagram_endpoint(Names, local_addr=("127.0.0.1", 0))
-    yield protocol
-    transport.close()
 
 
 def free_ports() -> tuple[int, int]:

@@ -9,16 +9,21 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import grpc
+import grpc.aio
 import httpx
 import pytest
 import uvicorn
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
 
-from labelmint.gateway import connections
+from labelmint.gateway import connections, server
+from labelmint.gateway.addresses import take
 from labelmint.gateway.connections import BoundedListener, ImpatientHttp
+from labelmint.gateway.grpc_api import SampleService
+from labelmint.settings import ServeSettings
 from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
-from tests.conftest import start_service
+from tests.conftest import ROOT, start_service
 from tests.gateway.test_lifecycle import refused_start, triton_pid, wait_for
 
 Status = health_pb2.HealthCheckResponse
@@ -70,7 +75,7 @@ def test_a_crowd_at_the_doors_takes_nothing_from_who_is_inside(tmp_path: Path, t
             assert http.get("/readyz").status_code == 200
             for door in (service.http, f"grpc://{service.grpc}"):
                 with crowd(door, 3 * MOST) as members:
-                    wait_for(lambda members=members: open_connections(members) < MOST)  # one is ours
+                    wait_for(lambda members=members: open_connections(members) <= MOST)  # ours was idle
                     assert stub.GetSample(REQUEST) == before
                     # Descriptors are left for a new Triton.
                     os.kill(triton_pid(service), signal.SIGKILL)
@@ -153,3 +158,40 @@ def test_an_answer_does_not_wait_for_the_acknowledgement_of_its_head() -> None:
         accepted, _ = listener.accept()
         with accepted:
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+async def states_of(port: int) -> list[grpc.ChannelConnectivity]:
+    """The states within five seconds of an idle channel that pings every second, which is as often as gRPC does."""
+    options = [
+        ("grpc.keepalive_time_ms", 1_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+    ]
+    states = []
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
+        await channel.channel_ready()
+        state = channel.get_state()
+        with contextlib.suppress(asyncio.TimeoutError):
+            while True:
+                states.append(state)
+                await asyncio.wait_for(channel.wait_for_state_change(state), 5.0)
+                state = channel.get_state()
+    return states
+
+
+async def test_an_idle_client_may_ping(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time is scaled: clients ping every 10 s, the limit is 5 s."""
+    monkeypatch.setattr(server, "_MIN_PING_SECONDS", 0.1)
+    unused = SampleService(None, None, None)  # type: ignore[arg-type]
+    with take("127.0.0.1", 0, "--grpc-port") as taken:
+        door = server._grpc_server(ServeSettings(), None, taken, unused, HealthServicer(), [])
+        await door.start()
+        try:
+            assert await states_of(taken.getsockname()[1]) == [grpc.ChannelConnectivity.READY]
+        finally:
+            await door.stop(None)
+
+
+def test_the_limit_of_pings_lets_those_of_every_ten_seconds_pass() -> None:
+    assert server._MIN_PING_SECONDS <= 5.0  # half of it: one may be late and the next one early
+    assert f"every {server._MIN_PING_SECONDS:g} s" in (ROOT / "docs" / "other-languages.md").read_text()

@@ -101,18 +101,20 @@ def test_what_takes_longer_than_the_grace_is_cut(tmp_path: Path) -> None:
 
 def test_a_second_signal_ends_at_once(tmp_path: Path, tiny_repository: Path) -> None:
     service = start_service(tmp_path / "serve.log", "--drain-seconds", "600", repository=tiny_repository)
-    processes = descendants(service.process.pid)
+    processes, before = descendants(service.process.pid), regions(service)
     service.process.send_signal(signal.SIGTERM)
     wait_for(lambda: "stopping" in service.log.read_text())
     service.process.send_signal(signal.SIGTERM)
     assert service.process.wait(20) == 128 + signal.SIGTERM
     wait_for(lambda: not alive(processes))
-    assert not regions(service)
+    assert before and not any(region.exists() for region in before)
 
 
 def regions(service: Service) -> set[Path]:
     """The shared memory of the service's Triton."""
-    return set(Path("/dev/shm").glob(f"labelmint_{service.process.pid}_*"))
+    arguments = Path(f"/proc/{triton_pid(service)}/cmdline").read_text().split("\0")
+    (prefix,) = [text.rpartition("=")[2] for text in arguments if "shm-region-prefix-name=" in text]
+    return set(Path("/dev/shm").glob(f"{prefix}*"))
 
 
 def test_a_killed_triton_leaves_no_shared_memory(tmp_path: Path, tiny_repository: Path) -> None:
@@ -123,9 +125,10 @@ def test_a_killed_triton_leaves_no_shared_memory(tmp_path: Path, tiny_repository
         os.kill(triton_pid(service), signal.SIGKILL)
         wait_for(lambda: http.get("/readyz").status_code == 503)
         wait_for(lambda: http.get("/readyz").status_code == 200)
-    assert len(regions(service)) == len(before)
+    after = regions(service)
+    assert len(after) == len(before)
     assert service.stop() == 0
-    assert not regions(service)
+    assert not any(region.exists() for region in before | after)
 
 
 def connections(service: Service) -> set[str]:

@@ -1,15 +1,20 @@
 """gRPC over a real service, through the generated stub."""
 
 import asyncio
+from collections.abc import AsyncIterator
 
 import grpc
 import grpc.aio
 import numpy as np
 import pytest
+from google.protobuf import descriptor_pb2
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from labelmint.gateway import reflection
 from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 from tests.conftest import Service
@@ -218,8 +223,37 @@ async def test_health_and_reflection(service: Service) -> None:
                     break
                 await asyncio.sleep(0.1)
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
-        reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
+        older = reflection_pb2_grpc.ServerReflectionStub(channel)
         request = reflection_pb2.ServerReflectionRequest(list_services="")
-        async for answer in reflection.ServerReflectionInfo(iter([request])):
+        async for answer in older.ServerReflectionInfo(iter([request])):
             names = {entry.name for entry in answer.list_services_response.service}
             assert {"labelmint.v1.SampleService", "grpc.health.v1.Health"} <= names
+
+
+def ask_v1(channel: grpc.aio.Channel, **asked: object) -> AsyncIterator[Message]:
+    """As a client of grpc.reflection.v1 does: by its own messages, made of its own description."""
+    service = reflection.SERVICE
+    request, response = (
+        GetMessageClass(each) for each in (service.methods[0].input_type, service.methods[0].output_type)
+    )
+    call = channel.stream_stream(
+        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", request.SerializeToString, response.FromString
+    )
+    return aiter(call(iter([request(**asked)])))
+
+
+async def test_reflection_v1_describes_everything_itself_included(service: Service) -> None:
+    async with grpc.aio.insecure_channel(service.grpc) as channel:
+        listing = [answer async for answer in ask_v1(channel, list_services="")]
+        names = {entry.name for entry in listing[0].list_services_response.service}  # type: ignore[attr-defined]
+        assert names == {
+            "labelmint.v1.SampleService",
+            "grpc.health.v1.Health",
+            "grpc.reflection.v1.ServerReflection",
+            "grpc.reflection.v1alpha.ServerReflection",
+        }
+        for name in names:
+            (answer,) = [answer async for answer in ask_v1(channel, file_containing_symbol=name)]
+            files = answer.file_descriptor_response.file_descriptor_proto  # type: ignore[attr-defined]
+            described = [descriptor_pb2.FileDescriptorProto.FromString(each) for each in files]
+            assert name in {f"{file.package}.{each.name}" for file in described for each in file.service}

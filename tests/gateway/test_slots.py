@@ -5,7 +5,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from labelmint.gateway.slots import Kind, Party, Slots, Turns
+from labelmint.gateway.slots import Claim, Kind, Party, Slots, Turns
 
 
 def waiting(*samples: tuple[Party, str]) -> Turns[str]:
@@ -41,6 +41,20 @@ def test_a_large_batch_does_not_hold_up_a_single_request() -> None:
     assert drained(waiting((Party("request"), "b" * 64), (Party("request"), "r")))[:3] == "brb"
 
 
+def test_a_large_batch_ends_however_many_requests_come_after_it() -> None:
+    turns = waiting((Party("request"), "b" * 64), *((Party("request"), "r") for _ in range(60)))
+    taken = ""
+    while "b" * 64 not in taken.replace("r", ""):
+        taken += turns.take() or "nothing"
+        turns.add(Party("request"), "r")  # before the batch has its next turn there is another one
+    assert len(taken) <= 2 * 64 and taken.startswith("brbr")
+
+
+def test_a_single_request_waits_two_rounds_at_most_beside_a_batch() -> None:
+    singles = [(Party("request"), name) for name in "rrrrrrrrrrx"]
+    assert drained(waiting((Party("request"), "b" * 64), *singles)).index("x") <= 2 * 12
+
+
 def test_nothing_waits_after_it_was_discarded() -> None:
     gone, stays = Party("request"), Party("request")
     turns = waiting((gone, "xy"), (stays, "z"))
@@ -57,7 +71,7 @@ async def test_slots_are_bounded_and_all_come_back(kind: Kind) -> None:
 
     async def hold(party: Party) -> None:
         nonlocal holding, most
-        async with slots.slot(party):
+        async with slots.slot(Claim(party)):
             holding += 1
             most = max(most, holding)
             try:
@@ -76,4 +90,28 @@ async def test_slots_are_bounded_and_all_come_back(kind: Kind) -> None:
     assert most == 3 and slots.depth(kind) == 0
     async with AsyncExitStack() as stack:
         for _ in range(3):
-            await asyncio.wait_for(stack.enter_async_context(slots.slot(Party(kind))), 5)
+            await asyncio.wait_for(stack.enter_async_context(slots.slot(Claim(Party(kind)))), 5)
+
+
+async def test_a_request_that_joins_a_streams_sample_lends_it_its_turn() -> None:
+    slots, order = Slots(1), []
+
+    async def hold(claim: Claim, name: str) -> None:
+        async with slots.slot(claim):
+            order.append(name)
+
+    ahead, joined = Party("stream"), Claim(Party("stream"), 5.0)
+    async with slots.slot(Claim(Party("request"))):
+        tasks = [asyncio.create_task(hold(Claim(ahead), "ahead")) for _ in range(9)]
+        tasks.append(asyncio.create_task(hold(joined, "joined")))
+        await asyncio.sleep(0)
+        joined.join(Claim(Party("request"), 9.0))
+        assert joined.deadline == 9.0
+        assert (slots.depth("request"), slots.depth("stream")) == (1, 9)
+        joined.join(Claim(Party("stream"), 3.0))  # who may wait longer takes nothing from it
+        assert joined.deadline == 9.0 and slots.depth("request") == 1
+        joined.join(Claim(Party("request")))
+        assert joined.deadline is None
+    await asyncio.gather(*tasks)
+    assert "joined" in order[:2] and len(order) == 10
+    assert slots.depth("request") == slots.depth("stream") == 0

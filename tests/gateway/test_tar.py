@@ -193,3 +193,39 @@ async def test_an_archive_that_breaks_off_is_no_archive(tmp_path: Path) -> None:
             assert await asyncio.to_thread(service.stop) == 0
     finally:
         await triton.stop()
+
+
+def read_by_webdataset(url: str, seen: list[str]) -> None:
+    """Raises what WebDataset makes of the archive."""
+    for sample in webdataset.WebDataset(url, shardshuffle=False):
+        seen.append(sample["__key__"])
+
+
+async def test_a_reader_of_an_archive_that_was_cut_learns_of_it(faces_triton: TritonServer, tmp_path: Path) -> None:
+    """The gateway is stopped while WebDataset reads: an error, never an epoch that is short; and no traceback here."""
+    service = await start(tmp_path / "serve.log", faces_triton)
+    seen: list[list[str]] = [[] for _ in range(4)]
+    urls = [f"{service.http}{TAR}?start_seed={1000 * i}&count=500&max_js=1e9" for i in range(4)]
+    readers = [
+        asyncio.create_task(asyncio.to_thread(read_by_webdataset, f"pipe:curl -s '{url}'", keys))
+        for url, keys in zip(urls, seen, strict=True)
+    ]
+    while not all(seen):
+        await asyncio.sleep(0.05)
+    assert await asyncio.to_thread(service.stop) == 0
+    ends = await asyncio.gather(*readers, return_exceptions=True)
+    assert [len(keys) for keys, end in zip(seen, ends, strict=True) if end is None] == [], "an epoch ended silently"
+    assert all(0 < len(keys) < 500 for keys in seen)
+    log = service.log.read_text()
+    assert "Traceback" not in log and log.count("was broken off: this gateway is shutting down") == 4
+
+
+async def test_an_archive_ends_at_the_age_of_connections(faces_triton: TritonServer, tmp_path: Path) -> None:
+    service = await start(tmp_path / "serve.log", faces_triton, "--max-connection-age-seconds", "1.5")
+    try:
+        async with httpx.AsyncClient(base_url=service.http, timeout=60.0) as http:
+            with pytest.raises(httpx.RemoteProtocolError, match="incomplete"):
+                await http.get(TAR, params={"count": 100_000, **LOOSE})
+        assert "was broken off: " in service.log.read_text()
+    finally:
+        assert await asyncio.to_thread(service.stop) == 0

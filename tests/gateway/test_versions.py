@@ -1,6 +1,7 @@
 """Models and versions come, are exchanged and go without a restart, and a stream keeps to the one it began with."""
 
 import asyncio
+import os
 import shutil
 import signal
 from collections.abc import AsyncIterator
@@ -9,6 +10,7 @@ from pathlib import Path
 import grpc
 import grpc.aio
 import httpx
+import onnx
 import pytest
 import pytest_asyncio
 import tritonclient.grpc.aio as triton
@@ -16,26 +18,18 @@ import tritonclient.grpc.aio as triton
 from labelmint.errors import ModelNotFound, UnusableFile
 from labelmint.export.repository import export_repository
 from labelmint.gateway.calibrate import calibrate_repository
+from labelmint.gateway.own_triton import OwnTriton
 from labelmint.triton.model_config import check_artifacts, ensembles, read_config, version_of
 from labelmint.triton.server import TritonServer, wait_until_ready
 from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 from tests.conftest import Service, start_service
-from tests.gateway.conftest import tiny_weights
+from tests.gateway.conftest import copy_model, tiny_weights
 from tests.gateway.test_grpc import info_of
+from tests.gateway.test_lifecycle import triton_pid
 
 ALL = pb.SampleOptions(max_js=1e9, image_encoding=pb.ENCODING_RAW, label_encoding=pb.ENCODING_RAW, include_js_map=True)
 SAMPLES = "/v1/models/tiny/samples"
-
-
-@pytest.fixture(scope="module")
-def second(tmp_path_factory: pytest.TempPathFactory, tiny_repository: Path) -> Path:
-    """A repository with the versions 1 and 2 of `tiny`, and another model."""
-    repository = tmp_path_factory.mktemp("second") / "repository"
-    shutil.copytree(tiny_repository, repository)
-    export_repository(repository, "tiny", *tiny_weights(2), version=2)
-    export_repository(repository, "other", *tiny_weights(3))
-    return repository
 
 
 def add(source: Path, target: Path, *prefixes: str) -> None:
@@ -120,9 +114,9 @@ class Running:
             await asyncio.sleep(0.1)
         raise AssertionError(f"{await self.versions()} instead of {expected}: {self.service.log.read_text()}")
 
-    async def logged(self, text: str) -> None:
+    async def logged(self, text: str, times: int = 1) -> None:
         for _ in range(600):
-            if text in self.service.log.read_text():
+            if self.service.log.read_text().count(text) >= times:
                 return
             await asyncio.sleep(0.1)
         raise AssertionError(f"{text!r} was not logged: {self.service.log.read_text()}")
@@ -284,6 +278,84 @@ async def test_what_triton_cannot_load_is_told_and_the_rest_served(running: Runn
     assert (await running.http.get("/readyz")).status_code == 200
 
 
+def exchange(second: Path, repository: Path) -> None:
+    """Put other weights in the place of version 1 of `tiny`."""
+    for path in repository.glob("tiny*"):
+        shutil.rmtree(path)
+    copy_model(second, "other", "tiny", repository)
+
+
+def spoil(model: Path) -> None:
+    """Change the lowest bit of one weight."""
+    weights = bytes(onnx.load(model).graph.initializer[0].raw_data)
+    data = bytearray(model.read_bytes())
+    data[data.index(weights)] ^= 1
+    model.write_bytes(data)
+
+
+async def test_a_spoiled_weight_is_not_served_after_a_crash(running: Running, second: Path) -> None:
+    add(second, running.repository, "other")
+    await running.reload([("other", "1"), ("tiny", "1")])
+    first, other = await running.sample(7), await running.sample(7, model="other")
+    weights = running.repository / "tiny_style_interpreter" / "1" / "model.onnx"
+    whole = weights.read_bytes()
+    spoil(weights)
+    os.kill(triton_pid(running.service), signal.SIGKILL)
+    await running.logged("starting Triton again in 0.5 s: Triton was killed by SIGKILL\n")
+    await running.come_to([("other", "1")])
+    assert await running.sample(7, model="other") == other
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await running.sample(7)
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    log = running.service.log.read_text()
+    assert log.count("tiny is not served until it is whole and SIGHUP comes") == 1
+    assert "names another model digest than its steps have: a file is damaged" in log and "Traceback" not in log
+    weights.write_bytes(whole)
+    await running.reload([("other", "1"), ("tiny", "1")])
+    assert await running.sample(7) == first
+
+
+async def test_a_version_that_was_exchanged_before_a_crash_has_its_own_digest(
+    running: Running, second: Path, tiny_repository: Path
+) -> None:
+    first = await running.sample(7)
+    pinned = running.stream(0)
+    messages = await read(pinned, 2)
+    exchange(second, running.repository)
+    os.kill(triton_pid(running.service), signal.SIGKILL)
+    rest, error = await rest_of(pinned)
+    assert info_of(error).reason in ("TRITON_UNAVAILABLE", "MODEL_VERSION_GONE")
+    messages += rest
+    for _ in range(600):
+        try:
+            after = await running.sample(7)
+            if after.model_digest != first.model_digest:
+                break
+            assert after == first
+        except grpc.aio.AioRpcError as failed:
+            assert info_of(failed).reason in ("TRITON_UNAVAILABLE", "MODEL_VERSION_GONE")
+        await asyncio.sleep(0.05)
+    assert after.model_digest != first.model_digest and after.js_map != first.js_map
+    assert {message.sample.model_digest for message in messages} == {first.model_digest}
+    add(tiny_repository, running.repository, "tiny")
+    running.service.process.send_signal(signal.SIGHUP)
+    await running.logged(f"serving tiny version 1, digest {first.model_digest[:12]}", 2)
+    for message in messages:
+        assert await running.sample(message.sample.seed) == message.sample
+
+
+async def test_what_changes_while_it_is_read_is_not_loaded(tmp_path: Path, second: Path, tiny_repository: Path) -> None:
+    repository = Path(shutil.copytree(tiny_repository, tmp_path / "repository"))
+    own = OwnTriton(repository, "fused", None, "")
+    checked = own._read_model("tiny")
+    spoil(repository / "tiny_style_interpreter" / "1" / "model.onnx")
+    with pytest.raises(UnusableFile, match="names another model digest"):
+        await own._load(None, "tiny", checked)  # type: ignore[arg-type]
+    exchange(second, repository)
+    with pytest.raises(UnusableFile, match="changed while it was read"):
+        await own._load(None, "tiny", checked)  # type: ignore[arg-type]
+
+
 async def test_what_an_external_triton_loads_is_served(tmp_path: Path, second: Path) -> None:
     server = TritonServer(second, ["tiny"])
     await server.start()
@@ -306,7 +378,8 @@ async def test_what_an_external_triton_loads_is_served(tmp_path: Path, second: P
             assert info_of(error).reason == "MODEL_VERSION_GONE"
             await running.come_to([("tiny", "2")])
             await operator.unload_model("tiny_v2", unload_dependents=True)
-            assert (await running.http.get("/readyz")).status_code == 503
+            while (await running.http.get("/readyz")).status_code != 503:  # asked at most once a second
+                await asyncio.sleep(0.1)
         finally:
             await operator.close()
             await running.close()

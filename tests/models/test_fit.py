@@ -1,5 +1,8 @@
 """Fitting: what the heads learn, what the pool holds, and that a run can be repeated."""
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +21,7 @@ from labelmint.models.annotations import (
     write_masks,
 )
 from labelmint.models.draw import draw, synthesize
-from labelmint.models.fit import FitSettings, _Heads, choose_pixels, fit, fit_files, regions_of
+from labelmint.models.fit import FitSettings, _Heads, _Run, choose_pixels, fit, fit_files, regions_of
 from labelmint.models.generator import Generator
 from labelmint.models.store import load_interpreter, save_generator
 from labelmint.models.stylegan2 import StyleGAN2Spec
@@ -148,12 +151,92 @@ def test_masks_of_another_generator_are_refused(tmp_path: Path, generator: Gener
     assert not (tmp_path / "out.safetensors").exists()
 
 
-def test_from_files_to_file(tmp_path: Path, generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("labelmint.models.fit.FitSettings", lambda: SETTINGS)
+@pytest.fixture
+def files(tmp_path: Path, generator: Generator) -> tuple[Path, Path]:
+    """A generator's weights and four annotated images of it."""
     weights, annotations = tmp_path / "generator.safetensors", tmp_path / "annotations"
     save_generator(weights, generator, {})
     synthesize(weights, annotations, range(4), 1.0)
     write_masks(annotations, CLASSES, {seed: bright(generator, seed) for seed in range(4)})
-    fit_files(weights, annotations, tmp_path / "out.safetensors", "paper", 2)
+    return weights, annotations
+
+
+def test_from_files_to_file(tmp_path: Path, files: tuple[Path, Path]) -> None:
+    fit_files(*files, tmp_path / "out.safetensors", "paper", 2, steps=20)
     loaded = load_interpreter(tmp_path / "out.safetensors")
     assert loaded.spec.class_names == CLASSES.names and loaded.spec.num_heads == 2
+
+
+# Runs `labelmint fit` with a checkpoint after each step; a signal comes as the third one is about to be renamed.
+KILLED_AT_THE_THIRD = """
+import os, signal, sys
+from labelmint import cli
+from labelmint.models import resuming
+
+resuming.CHECKPOINT_SECONDS = 0.0
+replace, checkpoints, number = os.replace, [], getattr(signal, sys.argv.pop())
+
+def replaced(aside, path):
+    if path.name.endswith(".checkpoint"):
+        checkpoints.append(path)
+        if len(checkpoints) == 3:
+            os.kill(os.getpid(), number)
+    replace(aside, path)
+
+os.replace = replaced
+cli.main()
+"""
+
+
+def test_a_run_that_was_killed_ends_in_the_same_bytes(
+    tmp_path: Path, files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in the middle of a write, terminated, interrupted, and run again: as if nothing had happened."""
+    weights, annotations = files
+    advance = _Run.advance
+    undisturbed, out = tmp_path / "undisturbed.safetensors", tmp_path / "out.safetensors"
+    fit_files(weights, annotations, undisturbed, "paper", 2, steps=12)
+    options = ["fit", "--generator", weights, "--annotations", annotations, "--heads", "2", "--steps", "12", out]
+    checkpoint, steps = out.with_name("out.safetensors.checkpoint"), []
+    for name, status in (("SIGKILL", -9), ("SIGTERM", -15)):
+        command = [sys.executable, "-c", KILLED_AT_THE_THIRD, *options, name]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert done.returncode == status and "Traceback" not in done.stderr, done.stderr
+        assert ("the same command goes on" in done.stderr) == (name == "SIGTERM"), done.stderr
+        steps.append(torch.load(checkpoint, weights_only=True)["state"]["step"])
+    monkeypatch.setattr(_Run, "advance", lambda run, pool: signal.raise_signal(signal.SIGINT) or advance(run, pool))
+    with pytest.raises(KeyboardInterrupt):
+        fit_files(weights, annotations, out, "paper", 2, steps=12)
+    monkeypatch.setattr(_Run, "advance", advance)
+    steps.append(torch.load(checkpoint, weights_only=True)["state"]["step"])
+    assert steps == [2, 5, 6] and not out.exists()  # a signal that may wait does so until a whole step is kept
+    fit_files(weights, annotations, out, "paper", 2, steps=12)
+    assert out.read_bytes() == undisturbed.read_bytes()
+    assert not checkpoint.exists()
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path, files: tuple[Path, Path], generator: Generator) -> None:
+    weights, annotations = files
+    out = tmp_path / "out.safetensors"
+    checkpoint = out.with_name("out.safetensors.checkpoint")
+
+    def full(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("labelmint.models.resuming.CHECKPOINT_SECONDS", 0.0)
+        patch.setattr("labelmint.models.fit.save_interpreter", full)
+        with pytest.raises(OSError):
+            fit_files(weights, annotations, out, "paper", 2, steps=3)
+    kept = checkpoint.read_bytes()
+    with pytest.raises(UnusableFile, match="checkpoint was begun with other options; run that again, or remove it"):
+        fit_files(weights, annotations, out, "paper", 2, steps=4)
+    write_masks(annotations, CLASSES, {seed: 1 - bright(generator, seed) for seed in range(4)})
+    with pytest.raises(UnusableFile, match="begun with other annotations;"):
+        fit_files(weights, annotations, out, "paper", 2, steps=3)
+    with pytest.raises(UnusableFile, match="begun with other annotations and other options;"):
+        fit_files(weights, annotations, out, "paper", 3, steps=3)
+    assert checkpoint.read_bytes() == kept
+    checkpoint.write_bytes(kept[:100])
+    with pytest.raises(UnusableFile, match="is not a whole checkpoint; remove it to begin anew"):
+        fit_files(weights, annotations, out, "paper", 2, steps=3)

@@ -1,5 +1,6 @@
 """Weights on disk: whole, named, and the same bytes for the same tensors."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from labelmint.errors import UnusableFile
 from labelmint.models.generator import Generator
 from labelmint.models.store import load_generator, load_interpreter, read_notes, save_generator, save_interpreter
 from labelmint.models.stylegan2 import StyleGAN2Spec
+from tests.conftest import ROOT
 from tests.models.test_interpreter import interpreter
 from tests.torture.files import generator_file
 
@@ -105,3 +107,36 @@ def test_declared_sizes_take_no_memory_until_they_are_true(
     path.write_bytes(generator_file(**spec))
     with pytest.raises(UnusableFile, match=problem):
         load_generator(path)
+
+
+@pytest.mark.parametrize(
+    ("spec", "problem"),
+    [
+        ({"resolution": 1 << 40}, "8 to 4096 pixels a side"),
+        ({"channels": {"4": 10**10}}, "has an unexpected tensor|of shape|lacks the tensor"),
+        ({"channels": {str(1 << 40): 4}}, "features of at most as many"),
+        ({"num_heads": 10**15}, "of shape|of which nothing can be built"),
+        ({"hidden": [10**12, 10**12]}, "of shape|of which nothing can be built"),
+        ({"hidden": [float("inf"), 1]}, "of which nothing can be built"),
+        ({"channels": {"4": float("inf")}}, "of which nothing can be built"),
+    ],
+)
+def test_an_interpreter_declares_no_more_than_it_has(tmp_path: Path, spec: dict[str, object], problem: str) -> None:
+    path = tmp_path / "interpreter.safetensors"
+    save_interpreter(path, interpreter(), {})
+    with safetensors.safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    header = json.loads(metadata["labelmint"])
+    header["spec"] |= spec
+    tensors = safetensors.torch.load_file(path)
+    safetensors.torch.save_file(tensors, path, metadata | {"labelmint": json.dumps(header)})
+    with pytest.raises(UnusableFile, match=problem):
+        load_interpreter(path)
+
+
+def test_one_mechanism_builds_what_files_declare() -> None:
+    """A `Generator(...)` of a file's spec elsewhere would take memory before the file was compared with it."""
+    holders = [ROOT / "service" / "labelmint" / "models" / "store.py"]
+    holders += (ROOT / "service" / "labelmint" / "checkpoints").glob("*.py")
+    built = [line.strip() for path in holders for line in path.read_text().splitlines() if " Generator(" in line]
+    assert len(built) == 2 and all("build_module(path, lambda: Generator(spec), " in line for line in built)

@@ -15,6 +15,7 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
+from labelmint.gateway import reflection
 from labelmint.v1 import sample_service_pb2 as pb
 from tests.conftest import Service
 from tests.torture.outcome import Outcome, Watch
@@ -27,6 +28,7 @@ SERVICES = (
     *pb.DESCRIPTOR.services_by_name.values(),
     *health_pb2.DESCRIPTOR.services_by_name.values(),
     *reflection_pb2.DESCRIPTOR.services_by_name.values(),
+    reflection.SERVICE,
 )
 # A message that was spoiled may still be a good one; UNAVAILABLE is the declared answer of a Triton that is away, and
 # here Triton is there.

@@ -121,18 +121,69 @@ def test_equal_votes_and_heats_go_to_the_first() -> None:
         assert got["js_map"].max() < 1e-6
 
 
-def test_numbers_at_the_ends_of_float32() -> None:
-    """Logits of thousands, and features that are not numbers: labels stay labels, and no exponential overflows."""
+def test_logits_of_thousands_overflow_no_exponential() -> None:
     step = step_of("odd", "segmentation")
     with torch.no_grad():
         step.interpreter.weight3.mul_(1e4)
-    kernel = Interpreter(file_of(step))
-    features = features_of(step, 0)
-    got = kernel.run(features)
+    got = Interpreter(file_of(step)).run(features_of(step, 0))
     assert np.isfinite(got["js_map"]).all() and got["js_map"].max() <= np.log(3) + 1e-5, "at most log of the heads"
-    for value in (np.nan, np.inf, -np.inf):
-        got = kernel.run([np.full_like(array, value) for array in features])
+
+
+def in_torch(step: StyleInterpreterStep, features: list[Array]) -> dict[str, Array]:
+    with torch.inference_mode():
+        outputs = step(*(torch.from_numpy(array)[None] for array in features))
+    return {spec.name: output[0].numpy() for spec, output in zip(step.outputs, outputs, strict=True)}
+
+
+@pytest.mark.parametrize("score_kind", ["sum", "top10_mean"])
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("level", [0, 1, -1])
+def test_one_feature_that_is_not_a_number_makes_the_score_none(level: int, task: str, score_kind: str) -> None:
+    """As in torch, so that every gate rejects the sample; and nothing of it is left in the next one."""
+    step = step_of("odd", task, score_kind)
+    kernel = Interpreter(file_of(step), 2)
+    features = features_of(step, 0)
+    before = kernel.run(features)
+    spoiled = [array.copy() for array in features]
+    spoiled[level][0, 1, 2] = np.nan
+    want, got = in_torch(step, spoiled), kernel.run(spoiled)
+    assert np.isnan(got["js_score"]).all() and np.isnan(want["js_score"]).all()
+    scale = kernel.resolution / features[level].shape[-1]
+    position = (np.arange(kernel.resolution) + 0.5) / scale - 0.5
+    touched = (abs(position - 1) < 1)[:, None] & (abs(position - 2) < 1)[None, :]  # what is interpolated from it
+    assert np.isnan(got["js_map"])[touched].all()
+    if level == -1:
+        assert np.isnan(got["js_map"]).sum() == 1, "a pixel of the last level is of no other's concern"
+    if task == "keypoints":
+        assert np.isnan(got["confidence"]).all() and np.isnan(want["confidence"]).all()
+    for name, after in kernel.run(features).items():
+        assert after.tobytes() == before[name].tobytes(), name
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38, -3e38])
+def test_what_torch_has_no_number_for_the_kernel_has_none_for(value: float, task: str) -> None:
+    """Features that are no numbers, or so large that sums overflow: never a finite score where torch has NaN."""
+    step = step_of("odd", task)
+    spoiled = [np.full_like(array, value) for array in features_of(step, 0)]
+    want, got = in_torch(step, spoiled), Interpreter(file_of(step)).run(spoiled)
+    assert np.isnan(want["js_score"]).all() and np.isnan(got["js_score"]).all()
+    if task == "segmentation":
         assert got["label"].max() < 21
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_subnormal_numbers_count_as_zero(task: str) -> None:
+    """They take a processor some 70 times as long. The caller's own arithmetic keeps them."""
+    step = step_of("odd", task)
+    with torch.no_grad():
+        for name in ("bias1", "bias2", "bias3"):
+            getattr(step.interpreter, name).zero_()
+    kernel = Interpreter(file_of(step), 2)
+    tiny = kernel.run([np.full_like(array, 1e-39) for array in features_of(step, 0)])
+    zero = kernel.run([np.zeros_like(array) for array in features_of(step, 0)])
+    assert {name: array.tobytes() for name, array in tiny.items()} == {n: array.tobytes() for n, array in zero.items()}
+    assert np.float32(1e-39) * np.float32(0.5) > 0.0
 
 
 def test_features_of_another_shape_are_refused() -> None:

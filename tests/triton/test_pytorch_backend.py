@@ -207,5 +207,5 @@ async def test_without_torch_the_start_says_what_to_install(
     (Path(paths["purelib"]) / "torch.py").write_text("raise ModuleNotFoundError('No module', name='torch')")
     monkeypatch.setattr(sys, "executable", str(Path(paths["scripts"]) / "python3"))
     said = await refused(repository, "scripted")
-    assert "torch is not installed; run `pip install 'labelmint[torchscript]'`" in said
+    assert "torch is not installed; run `pip install '.[torchscript]'` in a clone of labelmint" in said
     assert "onnxruntime" not in said

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
+from labelmint.gateway.catalog import Catalog
 from labelmint.gateway.metrics import Metrics
 from labelmint.gateway.own_triton import OwnTriton
 from labelmint.triton import server
+from labelmint.triton.client import TritonClient
 from labelmint.triton.server import TritonServer
 from tests.conftest import REPOSITORY
 from tests.triton.test_die_with_parent import running
@@ -28,6 +30,64 @@ time.sleep(0 if first else 1000)
 """
 
 
+# As ONNX Runtime warns on the terminal; then an operator, or the kernel, ends Triton.
+WARNS_AND_IS_KILLED = r"""
+import os
+print("\x1b[0;93m2026-11-28 [W:onnxruntime:, graph.cc:118] a warning of nothing\x1b[m", flush=True)
+{more}
+os.kill(os.getpid(), {number})
+"""
+ERROR = """print('\x1b[0;31mE1128 02:00:00.000001 77 a.cc:1] "out of luck"\x1b[m', flush=True)"""
+
+
+@pytest.mark.parametrize(
+    ("number", "more", "said"),
+    [
+        (9, "", "Triton was killed by SIGKILL"),
+        (9, ERROR, "Triton was killed by SIGKILL. Its last error: out of luck; --triton-log FILE keeps the rest"),
+        (35, "", "Triton was killed by signal 35"),
+        (0, "", "Triton ended with exit code 0"),
+    ],
+)
+async def test_the_signal_is_the_cause_and_no_warning_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, more: str, said: str
+) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(WARNS_AND_IS_KILLED.format(number=number, more=more))
+    monkeypatch.setattr(server, "DIE_WITH_PARENT", program)
+    triton = TritonServer(tmp_path, [])
+    await triton.start()
+    await asyncio.wait_for(triton.wait(), 60)
+    assert await triton.explain_end() == said
+    await triton.stop()
+
+
+async def test_the_watch_over_triton_does_not_end_in_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Something that nobody thought of: it is logged, and Triton is started again all the same."""
+    program = tmp_path / "program.py"
+    program.write_text(HANGS_FROM_THE_SECOND_START_ON)
+    monkeypatch.setattr(server, "DIE_WITH_PARENT", program)
+    explain, raised = TritonServer.explain_end, []
+
+    async def explain_end(self: TritonServer) -> str:
+        if not raised:
+            raised.append(True)
+            raise RuntimeError("nobody thought of this")
+        return await explain(self)
+
+    triton = OwnTriton(REPOSITORY, "fused", None, "")
+    await triton._server.start()
+    monkeypatch.setattr(TritonServer, "explain_end", explain_end)
+    registry = CollectorRegistry()
+    triton.supervise(Metrics(registry), catalog_of(triton))
+    while not registry.get_sample_value("labelmint_triton_restarts_total"):
+        await asyncio.sleep(0.1)
+    assert caplog.text.count("the watch over Triton failed") == 1 and "nobody thought of this" in caplog.text
+    await triton.stop()
+
+
 async def test_the_end_of_the_child_is_seen_while_its_output_stays_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -43,6 +103,10 @@ async def test_the_end_of_the_child_is_seen_while_its_output_stays_open(
     assert not running(left)
 
 
+def catalog_of(triton: OwnTriton) -> Catalog:
+    return Catalog(TritonClient(triton.url), "fused")
+
+
 async def test_a_start_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / "program.py"
     program.write_text(HANGS_FROM_THE_SECOND_START_ON)
@@ -52,7 +116,7 @@ async def test_a_start_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(server.TritonUnavailable):
         await triton.start(asyncio.Event())
     registry = CollectorRegistry()
-    triton.supervise(Metrics(registry))
+    triton.supervise(Metrics(registry), catalog_of(triton))
     while (registry.get_sample_value("labelmint_triton_restarts_total") or 0) < 2:
         await asyncio.sleep(0.1)
     first, second, *_ = map(int, program.with_suffix(".pids").read_text().split())

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,14 +19,20 @@ import numpy.typing as npt
 from labelmint.checkpoints.pickle_reader import shown
 from labelmint.checkpoints.torch_file import Storage, Tensor
 from labelmint.errors import UnusableFile
+from labelmint.models.layout import MAX_RESOLUTION
 
 Floats = npt.NDArray[np.float32]
 T = TypeVar("T")
 
-# No network of these kinds is larger; noise that a file does not hold is made at this size at most.
-MAX_RESOLUTION = 4096
 # Layers of one kind; each is searched for among all names.
 MAX_PARTS = 64
+_WRAPPERS = ("module.", "_orig_mod.")
+
+
+def to_float32(array: npt.NDArray[Any]) -> Floats:
+    """`array` as float32 of its shape. What is too large becomes infinity without a warning; callers look for it."""
+    with np.errstate(over="ignore"):
+        return np.asarray(array).astype(np.float32)
 
 
 class TensorTaker:
@@ -52,22 +58,31 @@ class TensorTaker:
         self._elements_left -= array.size
         if self._elements_left < 0:
             raise UnusableFile(self.path, f"has {shown(name)} in memory that another tensor uses too")
-        with np.errstate(over="ignore"):
-            floats = array.astype(np.float32)
+        floats = to_float32(array)
         if not np.isfinite(floats).all():
             raise UnusableFile(self.path, f"has NaN or infinity in {shown(name)}")
         return floats
 
 
+def stripped(tensors: Mapping[str, object]) -> Mapping[str, object]:
+    """A state dict without what parallel training and `torch.compile` put before all of its names."""
+    found = next((prefix for prefix in _WRAPPERS if tensors and all(_begins(name, prefix) for name in tensors)), None)
+    if found is None:
+        return tensors
+    return stripped({name.removeprefix(found): value for name, value in tensors.items()})
+
+
+def _begins(name: object, prefix: str) -> bool:
+    return isinstance(name, str) and name.startswith(prefix)
+
+
 class NameTable:
     """The flat kind of checkpoint: a dictionary from dotted names to tensors (a `state_dict`)."""
 
-    def __init__(self, path: Path, tensors: object, strip: str = "") -> None:
-        """`strip` is a prefix that the names lose if all of them have it."""
+    def __init__(self, path: Path, tensors: object) -> None:
         if not isinstance(tensors, dict) or not all(isinstance(name, str) for name in tensors):
             raise UnusableFile(path, "has no dictionary of named tensors where one is expected")
-        if tensors and all(name.startswith(strip) for name in tensors):
-            tensors = {name.removeprefix(strip): value for name, value in tensors.items()}
+        tensors = stripped(tensors)
         self.path = path
         self._tensors: Mapping[str, object] = tensors
         self._left = set(tensors)

@@ -20,9 +20,10 @@ from tokenize import TokenError
 import numpy as np
 
 from labelmint.checkpoints.generators import Imported, build, drawn_noise
-from labelmint.checkpoints.name_table import MAX_RESOLUTION, Floats, NameTable, check_resolution
+from labelmint.checkpoints.name_table import Floats, NameTable, check_resolution, stripped, to_float32
 from labelmint.checkpoints.opening import Checkpoint
 from labelmint.errors import InvalidRequest, UnusableFile
+from labelmint.models.layout import MAX_RESOLUTION
 from labelmint.models.stylegan1 import StyleGAN1Spec
 
 _BLUR = np.outer([1, 2, 1], [1, 2, 1]).astype(np.float32) / 16
@@ -38,7 +39,7 @@ def is_stylegan1(value: object) -> bool:
 
 def _states(value: object) -> list[dict[str, object]]:
     candidates = [value, *value.values()] if isinstance(value, dict) else []
-    return [item for item in candidates if isinstance(item, dict) and "g_synthesis.torgb.weight" in item]
+    return [item for item in candidates if isinstance(item, dict) and "g_synthesis.torgb.weight" in stripped(item)]
 
 
 def import_stylegan1(checkpoint: Checkpoint, average_latent: Path | None) -> Imported:
@@ -128,7 +129,7 @@ def read_average_latent(path: Path, w_dim: int) -> Floats:
         raise UnusableFile(path, f"is not a NumPy array ({str(error)[:200]})") from error
     if array.dtype.kind != "f" or array.shape[-1:] != (w_dim,) or not array.size:
         raise UnusableFile(path, f"is no average latent: it needs the shape [{w_dim}] or [layers, {w_dim}]")
-    rows = np.asarray(array, np.float32).reshape(-1, w_dim)
+    rows = to_float32(array).reshape(-1, w_dim)
     if not np.isfinite(rows).all() or np.abs(rows - rows[0]).max() > 1e-5 * max(1.0, float(np.abs(rows).max())):
         raise UnusableFile(path, "has NaN, infinity or rows that differ; an average latent is one for all layers")
     return rows[0].copy()

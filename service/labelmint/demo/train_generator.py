@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -28,6 +27,7 @@ from tqdm import tqdm
 
 from labelmint.demo import faces
 from labelmint.models.generator import Generator
+from labelmint.models.resuming import load_state, save_state
 from labelmint.models.store import save_generator
 from labelmint.models.stylegan2 import StyleGAN2Spec
 
@@ -96,22 +96,18 @@ class Run:
         self.images = 0  # in this phase
 
     def save(self, path: Path) -> None:
-        aside = path.with_suffix(".part")
-        torch.save(
-            {
-                "generator": self.generator.state_dict(),
-                "ema": self.ema,
-                "optimizer": self.optimizer.state_dict(),
-                "step": self.step,
-                "phase": self.phase,
-                "images": self.images,
-            },
-            aside,
-        )
-        os.replace(aside, path)
+        state = {
+            "generator": self.generator.state_dict(),
+            "ema": self.ema,
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "phase": self.phase,
+            "images": self.images,
+        }
+        save_state(path, state)
 
     def load(self, path: Path) -> None:
-        state = torch.load(path, weights_only=True)
+        state = load_state(path)
         self.generator.load_state_dict(state["generator"])
         self.ema = state["ema"]
         self.optimizer.load_state_dict(state["optimizer"])

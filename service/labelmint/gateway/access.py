@@ -5,6 +5,7 @@ Rules of this file:
 - A presented token is compared with every line in constant time. Nothing that was presented is kept or logged.
 - The file is read again when it changes; one that cannot be read leaves the last good state and one line in the log.
 - Limits belong to a name, not to a connection, and survive a change of the file.
+- A request is charged before anything is minted for it; a stream is slowed to the rate, not ended.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ import math
 import re
 import socket
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import aclosing, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
 from labelmint.errors import Exposed, LabelmintError, LimitReached, Unauthenticated, UnusableFile
+from labelmint.gateway.sampling import Delivery
 from labelmint.settings import ServeSettings
 
 logger = logging.getLogger(__name__)
@@ -54,6 +57,7 @@ class Caller:
     def __init__(self, name: str, limits: TokenLimits) -> None:
         self.name = name
         self.limits = limits
+        self.samples = 0  # charged so far
         self._in_flight = 0
         self._balance = math.inf  # samples; a full bucket
         self._counted = time.monotonic()
@@ -81,12 +85,23 @@ class Caller:
                 f"try again in {wait:.1f} s",
                 math.ceil(wait),
             )
-        self._balance -= samples
+        self._take(samples)
 
-    async def pace(self, samples: int) -> None:
-        """Wait until the rate has room, then take the samples: how a stream is slowed instead of refused."""
-        while samples > 0 and (wait := self._wait_seconds()) > 0.0:
-            await asyncio.sleep(wait)
+    async def paced(self, deliveries: AsyncGenerator[Delivery, None]) -> AsyncGenerator[Delivery, None]:
+        """Pass a walk through at the rate: each delivery waits until there is room for what was minted for it."""
+        rejected = 0
+        async with aclosing(deliveries):
+            async for delivery in deliveries:
+                sample = delivery.sample
+                minted = delivery.rejected_count - rejected + (sample is not None and sample.accepted)
+                rejected = delivery.rejected_count
+                while minted > 0 and (wait := self._wait_seconds()) > 0.0:
+                    await asyncio.sleep(wait)
+                self._take(minted)
+                yield delivery
+
+    def _take(self, samples: int) -> None:
+        self.samples += samples
         self._balance -= samples
 
     def _wait_seconds(self) -> float:
@@ -99,6 +114,10 @@ class Caller:
         # A caller who paused may take what it missed in one second, no more.
         self._balance = min(self._balance + passed * rate, max(1.0, rate))
         return max(0.0, (1.0 - self._balance) / rate)
+
+
+# Who asks, for what runs in the task of the request; None where no token is asked for.
+current_caller: ContextVar[Caller | None] = ContextVar("current_caller", default=None)
 
 
 class Tokens:
@@ -116,8 +135,13 @@ class Tokens:
         self._path = path
         self._stamp = self._changed()
         self._callers: dict[bytes, Caller] = {}
+        self._known: dict[str, Caller] = {}  # by name; who is withdrawn and comes back has taken what he has taken
         self._take(parse_tokens(path, self._read()))
         self._looked = time.monotonic()
+
+    def charged(self) -> dict[str, int]:
+        """The samples charged to each name that the file has had."""
+        return {caller.name: caller.samples for caller in self._known.values()}
 
     def authenticate(self, authorization: str | None) -> Caller:
         """The caller of an Authorization header, "Bearer TOKEN"; raises Unauthenticated."""
@@ -153,16 +177,15 @@ class Tokens:
             logger.warning("read %s again: %d tokens", self._path, len(self._callers))
 
     def _take(self, entries: Mapping[bytes, tuple[str, TokenLimits]]) -> None:
-        before = {caller.name: caller for caller in self._callers.values()}
         callers = {}
         for key, (name, limits) in entries.items():
-            caller = callers[key] = before.get(name) or Caller(name, limits)
+            caller = callers[key] = self._known.setdefault(name, Caller(name, limits))
             caller.limits = limits
         self._callers = callers
 
     def _read(self) -> str:
         try:
-            return self._path.read_text(encoding="utf-8")
+            return self._path.read_text(encoding="utf-8-sig")  # Windows puts a mark first
         except OSError as error:
             raise UnusableFile(self._path, f"cannot be read: {error.strerror}") from error
         except UnicodeDecodeError as error:

@@ -9,23 +9,23 @@ Rules of this file:
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 from tqdm import tqdm
 
-from labelmint.calibration import Calibration, calibrate
-from labelmint.errors import ModelNotFound
+from labelmint.calibration import MIN_SEEDS, Calibration, calibrate
+from labelmint.errors import InvalidRequest, ModelNotFound, UnusableFile
 from labelmint.gateway.policy import check_seed, latent_of
-from labelmint.gateway.served_model import ServedModel, read_served_model
-from labelmint.triton.artifacts import check_models
+from labelmint.gateway.served_model import ServedModel, read_whole_model
 from labelmint.triton.client import Array, Latents, TritonClient
 from labelmint.triton.model_config import (
     CALIBRATION,
     base_name,
-    check_artifacts,
     ensembles,
     is_fused,
     version_of,
@@ -41,19 +41,17 @@ T = TypeVar("T")
 async def calibrate_repository(
     repository: Path, model: str, first_seed: int, count: int, truncation_psi: float, version: int = 1
 ) -> Calibration:
-    """Serve a version of `model`, measure `count` seeds from `first_seed` on, write and return the calibration."""
-    check_seed(first_seed)
-    check_seed(first_seed + count - 1, "count")
-    async with serving(repository, model, version) as (client, served):
-        scores = await measure(
-            client,
-            served,
-            range(first_seed, first_seed + count),
-            truncation_psi,
-            ("js_score",),
-            lambda seed, arrays: float(arrays["js_score"][0]),
-            "calibrate",
+    """Serve a version of `model`, measure `count` seeds from `first_seed` on, write and return the calibration.
+
+    Raises InvalidRequest for fewer than `MIN_SEEDS` seeds, UnusableFile for a model that gives no numbers.
+    """
+    if count < MIN_SEEDS:
+        raise InvalidRequest(
+            "count", f"a calibration takes at least {MIN_SEEDS} seeds; --preview measures fewer and writes nothing"
         )
+    served, scores = await measure_scores(
+        repository, model, _seeds(first_seed, count), truncation_psi=truncation_psi, version=version
+    )
     calibration = calibrate(
         scores,
         model_digest=served.digest,
@@ -68,6 +66,47 @@ async def calibrate_repository(
     return calibration
 
 
+async def preview(
+    repository: Path, model: str, first_seed: int, *, count: int, truncation_psi: float, version: int
+) -> str:
+    """What a person wants to know of the scores, in two lines: no gate, and nothing of it is kept."""
+    seeds = _seeds(first_seed, count)
+    _, scores = await measure_scores(repository, model, seeds, truncation_psi=truncation_psi, version=version)
+    levels = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
+    found = zip(levels, np.quantile(scores, levels), strict=True)
+    quantiles = ", ".join(f"{level:g}: {score:.6g}" for level, score in found)
+    return f"preview of {count} seeds, JS in nats by quantile: {quantiles}\nno gate was set, nothing was written"
+
+
+def _seeds(first: int, count: int) -> range:
+    check_seed(first)
+    check_seed(first + count - 1, "count")
+    return range(first, first + count)
+
+
+async def measure_scores(
+    repository: Path, model: str, seeds: range, *, truncation_psi: float, version: int
+) -> tuple[ServedModel, list[float]]:
+    """Serve a version of `model` and measure its scores, in nats, in the order of the seeds; writes nothing."""
+    async with serving(repository, model, version) as (client, served):
+        scores = await measure(
+            client,
+            served,
+            seeds,
+            truncation_psi,
+            ("js_score",),
+            lambda seed, arrays: float(arrays["js_score"][0]),
+            "calibrate",
+        )
+    if wrong := [seed for seed, score in zip(seeds, scores, strict=True) if not math.isfinite(score)]:
+        raise UnusableFile(
+            repository / served.triton_name,
+            f"gives JS scores that are no numbers, for {len(wrong)} of {len(seeds)} seeds, the first one {wrong[0]}: "
+            "its weights are damaged or too large; nothing was written",
+        )
+    return served, scores
+
+
 @asynccontextmanager
 async def serving(repository: Path, model: str, version: int = 1) -> AsyncIterator[tuple[TritonClient, ServedModel]]:
     """A Triton of our own with one fused ensemble of the repository."""
@@ -79,15 +118,14 @@ async def serving(repository: Path, model: str, version: int = 1) -> AsyncIterat
         if versions:
             raise ModelNotFound(model, tuple(map(str, versions)), str(version))
         raise ModelNotFound(model, tuple(sorted(set(models.values()))))
-    check_models(repository, [name])
-    check_artifacts(repository, fused[name])
+    served = read_whole_model(repository, name, calibrated=False)
     server = TritonServer(repository, [name])
     try:
         await server.start()
         await wait_until_ready(server)
         client = TritonClient(server.grpc_url)
         try:
-            yield client, read_served_model(fused[name], str(version))
+            yield client, served
         finally:
             await client.close()
     finally:

@@ -1,7 +1,8 @@
 """Connections are bounded at both doors, so that there are always file descriptors for Triton, its log and the models.
 
 Rules of this file:
-- Beyond the bound a connection is closed as it comes. gRPC's core does so by itself, given GRPC_OPTIONS.
+- Beyond the bound the REST connection that was idle longest makes room; where none is idle, the new one is closed as
+  it comes. gRPC closes the new one; its core does so by itself.
 - Half a request does not hold its place for ever: what is not whole in time loses its connection.
 - asyncio must not run out of descriptors: it then logs a traceback for every place of its backlog, thousands a second
   (python/cpython#151615), and the gateway does little else.
@@ -15,6 +16,7 @@ import resource
 import socket
 import time
 import weakref
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import h11
@@ -53,11 +55,15 @@ def grant_descriptors(max_connections: int) -> None:
 
 
 class BoundedListener(socket.socket):
-    """Takes the place of a listening socket and accepts no more than `most` connections at a time."""
+    """Takes the place of a listening socket and accepts no more than `most` connections at a time.
 
-    def __init__(self, listener: socket.socket, most: int) -> None:
+    `make_room` ends one that nobody uses, if there is one, and tells whether it did.
+    """
+
+    def __init__(self, listener: socket.socket, most: int, make_room: Callable[[], bool] = lambda: False) -> None:
         super().__init__(listener.family, listener.type, listener.proto, listener.detach())
         self._most = most
+        self._make_room = make_room
         self._accepted: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         self._told = float("-inf")
 
@@ -66,7 +72,7 @@ class BoundedListener(socket.socket):
         connection, address = super().accept()
         if len(self._accepted) >= self._most:
             self._accepted = weakref.WeakSet(each for each in self._accepted if each.fileno() >= 0)
-        if len(self._accepted) >= self._most:
+        if len(self._accepted) >= self._most and not self._make_room():
             connection.close()
             if time.monotonic() - self._told > _TOLD_SECONDS:
                 self._told = time.monotonic()
@@ -83,17 +89,25 @@ class ImpatientHttp(H11Protocol):
     """uvicorn's HTTP/1.1, which by itself waits for a request for ever."""
 
     _limit: asyncio.TimerHandle | None = None
+    idle_since: float | None = None  # kept for a next request, by the loop's clock
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._limit = self.loop.call_later(REQUEST_SECONDS, transport.close)
 
     def data_received(self, data: bytes) -> None:
+        self.idle_since = None
         super().data_received(data)
         if self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):
             self._lift()
         elif self._limit is None:
             self._limit = self.loop.call_later(REQUEST_SECONDS, self.transport.close)
+
+    def on_response_complete(self) -> None:
+        self.idle_since = self.loop.time()
+        super().on_response_complete()  # which may begin the next one
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.idle_since = None
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lift()
@@ -103,3 +117,12 @@ class ImpatientHttp(H11Protocol):
         if self._limit is not None:
             self._limit.cancel()
             self._limit = None
+
+
+def make_room(connections: Iterable[Any]) -> bool:
+    """End the REST connection that was idle longest: keeping it is a courtesy, and another one wants its place."""
+    idle = [each for each in connections if each.idle_since is not None and not each.transport.is_closing()]
+    if not idle:
+        return False
+    min(idle, key=lambda each: float(each.idle_since)).transport.abort()
+    return True

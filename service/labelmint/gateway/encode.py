@@ -1,7 +1,8 @@
 """Samples as bytes: PNG, overlay, heat map, npz. Pure functions of arrays.
 
 Rules of this file:
-- The same arrays give the same bytes: no time stamps, fixed compression.
+- The same arrays give the same bytes: no time stamps, fixed compression. Only names that Pillow's own font lacks, in
+  pictures for people, look as the fonts of the machine do.
 - `*.png` routes for machines carry exactly the arrays; `overlay` and `uncertainty` are for people and carry words.
 - Encoding a large image takes milliseconds of CPU: the wire adapters call these functions in a thread.
 """
@@ -9,17 +10,18 @@ Rules of this file:
 from __future__ import annotations
 
 import io
+import math
 import zipfile
 import zlib
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
+from labelmint.gateway.lettering import draw_text, length_of, own_font
 from labelmint.gateway.sampling import Keypoints, Sample
 
 Bytes = npt.NDArray[np.uint8]
@@ -154,9 +156,9 @@ def _label(sample: Sample) -> Bytes:
 
 
 def _figure(sample: Sample, panels: Sequence[Bytes], legend: Sequence[tuple[str, tuple[int, ...]]]) -> bytes:
-    width = len(panels) * _PANEL + (len(panels) + 1) * _MARGIN
-    widest = max(_font(14).getlength(name) for name, _ in legend) + 21 + _MARGIN
-    columns = max(1, min(6, int((width - _MARGIN) // widest)))
+    widest = math.ceil(max(length_of(name, 14) for name, _ in legend)) + 21 + _MARGIN
+    width = max(len(panels) * (_PANEL + _MARGIN) + _MARGIN, widest + _MARGIN)
+    columns = max(1, min(6, (width - _MARGIN) // widest))
     rows = (len(legend) + columns - 1) // columns
     top, line = 40, 24
     picture = Image.new("RGB", (width, top + _PANEL + _MARGIN + rows * line + _MARGIN), _PAPER)
@@ -166,9 +168,9 @@ def _figure(sample: Sample, panels: Sequence[Bytes], legend: Sequence[tuple[str,
     title = f"{sample.model.name} · seed {sample.seed}"
     if sample.mixing is not None:
         title += f" · style {sample.mixing.style_seed} from layer {sample.mixing.crossover}"
-    draw.text((_MARGIN, 11), title, _INK, _font(16))
+    draw.text((_MARGIN, 11), title, _INK, own_font(16))
     score = f"{verdict}: JS {sample.js_score:.4g}, gate {sample.gate.threshold:.4g} nats"
-    draw.text((width - _MARGIN, 11), score, colour, _font(16), anchor="ra")
+    draw.text((width - _MARGIN, 11), score, colour, own_font(16), anchor="ra")
     for index, panel in enumerate(panels):
         enlarged = Image.fromarray(panel).resize((_PANEL, _PANEL), Image.Resampling.NEAREST)
         picture.paste(enlarged, (_MARGIN + index * (_PANEL + _MARGIN), top))
@@ -176,13 +178,8 @@ def _figure(sample: Sample, panels: Sequence[Bytes], legend: Sequence[tuple[str,
     for index, (name, rgb) in enumerate(legend):
         x, y = _MARGIN + index % columns * step, top + _PANEL + _MARGIN + index // columns * line
         draw.rectangle((x, y, x + 15, y + 15), rgb, _FAINT)
-        draw.text((x + 21, y - 1), name, _INK, _font(14))
+        draw_text(draw, (x + 21, y - 1), name, fill=_INK, size=14)
     return _png(picture, _LABEL_STRATEGY)
-
-
-@cache
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
 
 
 def _png(picture: Image.Image, strategy: int) -> bytes:

@@ -1,4 +1,4 @@
-"""The gallery at `/`: a page for people, in three static files that travel with the package.
+"""The gallery at `/`: a page for people, in static files that travel with the package.
 
 Rules of this file:
 - The page is one more client of the REST wire: everything that it shows comes from /v1.
@@ -12,18 +12,18 @@ from importlib.resources import files
 
 from fastapi import FastAPI, Response
 
-GALLERY_PATHS = ("/", "/gallery.css", "/gallery.js")
+GALLERY_PATHS = ("/", "/gallery.css", "/gallery.js", "/favicon.ico")
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-_MEDIA_TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
+_MEDIA_TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "ico": "image/x-icon"}
 
 
 def add_gallery(app: FastAPI) -> None:
     """Register the page's routes. They hold no data and need no token."""
     for path in GALLERY_PATHS:
-        name = "gallery.html" if path == "/" else path[1:]
+        name = {"/": "gallery.html", "/favicon.ico": "gallery.ico"}.get(path, path[1:])
         app.api_route(path, methods=["GET", "HEAD"], include_in_schema=False)(_file(name))
 
 

@@ -2,7 +2,8 @@
 
 Rules of this file:
 - Health stays open: probes carry no token. Everything else that the server knows wants one.
-- A batch is charged for its seeds and refused as a whole; a stream is slowed to the rate, not ended.
+- A batch is charged for its seeds and refused as a whole. A stream finds its caller in `current_caller`, and paces
+  itself where it can be ended while it waits.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import grpc.aio
 from grpc_health.v1 import health_pb2
 
 from labelmint.errors import LabelmintError
-from labelmint.gateway.access import Caller, Tokens
+from labelmint.gateway.access import Caller, Tokens, current_caller
 from labelmint.gateway.grpc_api import Context, refuse
 from labelmint.gateway.metrics import Metrics
 from labelmint.v1 import sample_service_pb2 as pb
@@ -30,6 +31,9 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
     """Asks every call but those of grpc.health.v1 for a token."""
 
     def __init__(self, tokens: Tokens, metrics: Metrics) -> None:
+        """Raises TypeError for an RPC whose cost nobody has stated: it would be open without a limit."""
+        if unknown := {method.name for method in _SERVICE.methods} - _COSTS.keys():
+            raise TypeError(f"what these RPCs cost is not stated: {', '.join(sorted(unknown))}; add them to _COSTS")
         self._tokens = tokens
         self._metrics = metrics
 
@@ -58,13 +62,8 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
 
             async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
                 async with AsyncExitStack() as stack:
-                    admitted = await self._admit(stack, request, context, method, caller)
-                    rejected = 0
+                    await self._admit(stack, request, context, method, caller)
                     async for message in await stack.enter_async_context(aclosing(behaviour(request, context))):
-                        if isinstance(message, pb.StreamSamplesResponse):
-                            minted = message.rejected_count - rejected + message.sample.accepted
-                            rejected = message.rejected_count
-                            await admitted.pace(minted)
                         yield message
 
             wrap = (
@@ -83,21 +82,27 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
 
     async def _admit(
         self, stack: AsyncExitStack, request: Any, context: Context, method: str, caller: Caller | LabelmintError
-    ) -> Caller:
+    ) -> None:
         if isinstance(caller, LabelmintError):
             await refuse(self._metrics, method, context, caller)
+        current_caller.set(caller)
         try:
             stack.enter_context(caller.request())
-            caller.charge(_samples(request))
+            caller.charge(_COSTS.get(method, _nothing)(request))  # reflection, the only other service, costs nothing
         except LabelmintError as error:
             await refuse(self._metrics, method, context, error)
-        return caller
 
 
-def _samples(request: Any) -> int:
-    """How many samples a request asks for at once."""
-    if isinstance(request, pb.GetSampleRequest):
-        return 1
-    if isinstance(request, pb.BatchGetSamplesRequest):
-        return len(request.seeds)
+def _nothing(_: Any) -> int:
     return 0
+
+
+_SERVICE = pb.DESCRIPTOR.services_by_name["SampleService"]
+# How many samples a request of each RPC is charged for at once; those of a stream are charged as they come.
+_COSTS: dict[str, Callable[[Any], int]] = {
+    "GetSample": lambda request: 1,
+    "BatchGetSamples": lambda request: len(request.seeds),
+    "StreamSamples": _nothing,
+    "GetModel": _nothing,
+    "ListModels": _nothing,
+}

@@ -24,6 +24,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from labelmint.errors import InvalidRequest, LabelmintError
 from labelmint.gateway import encode
+from labelmint.gateway.access import current_caller
 from labelmint.gateway.lifecycle import Lifecycle
 from labelmint.gateway.metrics import UNKNOWN_MODEL, Metrics
 from labelmint.gateway.policy import MAX_BATCH, SampleOptions, Walk, check_has_label
@@ -85,7 +86,10 @@ class SampleService(pb_grpc.SampleServiceServicer):
         self, request: pb.StreamSamplesRequest, context: Context
     ) -> AsyncIterator[pb.StreamSamplesResponse]:
         async with _Call(self._metrics, "StreamSamples", context) as call:
-            deliveries = self._lifecycle.guard(self._walk(call, request, context), request.start_seed)
+            walk = self._walk(call, request, context)
+            if (caller := current_caller.get()) is not None:
+                walk = caller.paced(walk)
+            deliveries = self._lifecycle.guard(walk, request.start_seed)
             # Closed here and now when the client leaves, not when the collector finds it.
             async with aclosing(deliveries):
                 async for delivery in deliveries:

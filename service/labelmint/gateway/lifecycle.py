@@ -3,13 +3,14 @@
 Rules of this file:
 - Ready is who answers what comes, or holds it until Triton is there: it must be asked, or nobody learns of the demand.
 - Draining: not ready, but whoever still comes is served. Closing: no stream goes on.
-- A stream never ends by a cut connection: it ends with an error that carries the `next_seed` to resume at.
+- A stream never ends by a cut connection: it ends with an error that carries the `next_seed` to resume at. That holds
+  whether its next message is waited for or always ready. What may make it wait (pacing) belongs inside the guard.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, Protocol, TypeVar
 
 from labelmint.errors import LabelmintError, ServerDraining, StreamExpired, TritonUnavailable
@@ -74,7 +75,7 @@ class Lifecycle:
         try:
             while True:
                 try:
-                    message = await breakable.wait(anext(stream))
+                    message = await breakable.wait(stream.__anext__)
                 except StopAsyncIteration:
                     return
                 next_seed = message.next_seed
@@ -89,25 +90,30 @@ class Lifecycle:
 
 
 class _Breakable:
-    """What a stream waits for, which somebody else may break off with an error; without a task for each message."""
+    """The steps of a stream, which somebody else may break off with an error; without a task for each message."""
 
     def __init__(self) -> None:
         self._error: LabelmintError | None = None
         self._waiting: asyncio.Task[Any] | None = None
         self._cancelled = False
+        self._last = False
 
     def break_off(self, error: LabelmintError) -> None:
-        """Let `wait` raise `error`: the one that is waiting, or else the next one that has to."""
+        """Let `wait` raise `error`: the one that is waiting, or else one of the next two."""
         self._error = self._error or error
         self._cancel()
 
-    async def wait(self, step: Awaitable[T]) -> T:
+    async def wait(self, step: Callable[[], Awaitable[T]]) -> T:
         self._waiting = asyncio.current_task()
         assert self._waiting is not None
-        if self._error is not None:  # a step that needs no waiting comes first: a complete stream ends as such
+        if self._error is not None:
+            if self._last:
+                raise self._error
+            # One more step, if it needs no waiting: a complete stream ends as such.
+            self._last = True
             asyncio.get_running_loop().call_soon(self._cancel)
         try:
-            return await step
+            return await step()
         except asyncio.CancelledError:
             # Python 3.11 counts: is it the client who left, too? 3.10 cannot tell, and the error goes nowhere then.
             others = self._cancelled and hasattr(self._waiting, "uncancel") and self._waiting.uncancel() > 0

@@ -2,18 +2,18 @@
 
 Rules of this file:
 - The registry is passed in; nothing is registered globally.
-- Label values come from fixed sets and served models, never from a caller's text: a flood of bad names must not
-  grow the registry.
+- Label values come from fixed sets, served models and the tokens file, never from a caller's text: a flood of bad
+  names must not grow the registry.
 - What is true of a model is read when it is asked for: a model that is unloaded leaves no series behind.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.registry import Collector
 
 from labelmint.calibration import NUM_QUANTILES, Calibration
@@ -164,3 +164,20 @@ class ServedModels(Collector):
                 threshold.add_metric(labels, model.calibration.threshold)
                 acceptance.add_metric(labels, model.calibration.threshold_quantile)
         yield from (info, threshold, acceptance, ready)
+
+
+class CallerSamples(Collector):
+    """What each name of the tokens file was charged, `charged()`, when the metrics are read."""
+
+    def __init__(self, charged: Callable[[], Mapping[str, int]]) -> None:
+        self._charged = charged
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        samples = CounterMetricFamily(
+            "labelmint_caller_samples",
+            "Samples charged to a name of the tokens file, rejected ones included.",
+            labels=["caller"],
+        )
+        for name, count in self._charged().items():
+            samples.add_metric([name], count)
+        yield samples

@@ -2,9 +2,11 @@
 
 Rules of this file:
 - Only whole models are served: an ensemble whose steps are not the files that its digest names is refused.
-- Triton is started, started again, and told to load only after `check_models` found nothing in it that runs.
+- Before each start and each load the models are checked on disk, structure and digests. One that is not whole is left
+  out of a new start, and the others are served.
 - `reload` makes Triton serve what the repository holds now. New versions come beside the old ones; a version that was
-  exchanged in place is withdrawn first, so that no answer under its old digest comes from the new files.
+  exchanged in place is withdrawn first, so that no answer under its old digest comes from the new files. So is one that
+  a new start finds exchanged.
 - What cannot be read changes nothing.
 """
 
@@ -20,11 +22,10 @@ from pathlib import Path
 from labelmint.errors import LabelmintError, UnusableFile
 from labelmint.gateway.catalog import Catalog
 from labelmint.gateway.metrics import Metrics
-from labelmint.gateway.served_model import MalformedModel, read_served_model
+from labelmint.gateway.served_model import read_whole_model
 from labelmint.tracing import traces_url
-from labelmint.triton.artifacts import check_models
 from labelmint.triton.client import TritonClient
-from labelmint.triton.model_config import check_artifacts, ensembles, version_of
+from labelmint.triton.model_config import ensembles, read_config
 from labelmint.triton.server import TritonServer, wait_until_ready
 
 logger = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ class OwnTriton:
         self._repository = repository
         self._pipeline = pipeline
         self._loaded = self._read_repository()
+        self._wanted = dict(self._loaded)  # what a new start serves, as it was last served
         self._server = TritonServer(
             repository, list(self._loaded), log, traces_url(otlp_endpoint) if otlp_endpoint else ""
         )
@@ -71,9 +73,9 @@ class OwnTriton:
         await self._server.start()  # checked by `_read_repository`
         await wait_until_ready(self._server, stop)
 
-    def supervise(self, metrics: Metrics) -> None:
+    def supervise(self, metrics: Metrics, catalog: Catalog) -> None:
         """From now on start Triton again, after growing pauses, whenever it ends."""
-        self._supervisor = asyncio.create_task(self._keep_running(metrics))
+        self._supervisor = asyncio.create_task(self._keep_running(metrics, catalog))
 
     async def stop(self) -> None:
         if self._supervisor is not None:
@@ -103,18 +105,23 @@ class OwnTriton:
                 if await self._told(client.unload(name)):
                     del self._loaded[name]
             for name in sorted(changed):
-                if await self._told(client.load(name)):
+                if await self._told(self._load(client, name, found[name])):
                     self._loaded[name] = found[name]
             self._server.models = tuple(self._loaded)
+            self._wanted = dict(self._loaded)
             if await self._told(catalog.restore()):
                 logger.info("the model repository was read again: %s", ", ".join(sorted(self._loaded)))
 
-    @staticmethod
-    async def _told(call: Awaitable[None]) -> bool:
+    async def _load(self, client: TritonClient, name: str, checked: _OnDisk) -> None:
+        if await asyncio.to_thread(self._read_model, name) != checked:
+            raise UnusableFile(self._repository / name, "changed while it was read; send SIGHUP once it is whole")
+        await client.load(name)
+
+    async def _told(self, call: Awaitable[None]) -> bool:
         try:
             await call
         except LabelmintError as error:
-            logger.error("%s", error.message)
+            logger.error("%s", self._server.with_own_paths(error.message))
             return False
         return True
 
@@ -123,41 +130,69 @@ class OwnTriton:
         for name, config in ensembles(self._repository).items():
             if config.parameters["pipeline"].string_value != self._pipeline:
                 continue
-            check_models(self._repository, [name])
-            check_artifacts(self._repository, config)
-            path = self._repository / name / "config.pbtxt"
-            try:
-                model = read_served_model(config, str(version_of(path.parent)))
-            except MalformedModel as error:
-                raise UnusableFile(path, f"is malformed: {error}") from error
-            steps = [self._repository / step.model_name / "config.pbtxt" for step in config.ensemble_scheduling.step]
-            found[name] = _OnDisk(path.read_bytes(), (model.digest, *(step.read_bytes() for step in steps)))
+            found[name] = self._read_model(name)
         if not found:
             raise UnusableFile(self._repository, f"holds no {self._pipeline} ensemble; export the model again")
         return found
 
-    async def _keep_running(self, metrics: Metrics) -> None:
+    def _read_model(self, name: str) -> _OnDisk:
+        """Raises UnusableFile unless an export wrote it and its steps are the files that its digest names."""
+        model = read_whole_model(self._repository, name)
+        path = self._repository / name / "config.pbtxt"
+        config = read_config(path)
+        steps = [self._repository / step.model_name / "config.pbtxt" for step in config.ensemble_scheduling.step]
+        return _OnDisk(path.read_bytes(), (model.digest, *(step.read_bytes() for step in steps)))
+
+    def _read_wanted(self) -> dict[str, _OnDisk]:
+        """Those of the wanted models that are whole; raises UnusableFile or OSError where none is."""
+        whole: dict[str, _OnDisk] = {}
+        problems: dict[str, Exception] = {}
+        for name in self._wanted:
+            try:
+                whole[name] = self._read_model(name)
+            except (LabelmintError, OSError) as error:
+                problems[name] = error
+        if not whole:
+            raise next(iter(problems.values()))
+        for name, problem in problems.items():
+            logger.error("%s is not served until it is whole and SIGHUP comes: %s", name, problem)
+        return whole
+
+    async def _keep_running(self, metrics: Metrics, catalog: Catalog) -> None:
+        while True:
+            try:
+                await self._restart_whenever_it_ends(metrics, catalog)
+            except Exception:
+                logger.exception("the watch over Triton failed; it begins anew")
+                await asyncio.sleep(_RESTART_PAUSES_SECONDS[0])
+
+    async def _restart_whenever_it_ends(self, metrics: Metrics, catalog: Catalog) -> None:
         failures = 0
         while True:
             started = time.monotonic()
             await self._server.wait()
             if time.monotonic() - started > 60.0:
                 failures = 0
-            problem = f"Triton ended. It said: {await self._server.explain_end()}"
+            problem = await self._server.explain_end()
             while problem:
                 pause = _RESTART_PAUSES_SECONDS[min(failures, len(_RESTART_PAUSES_SECONDS) - 1)]
                 failures += 1
                 logger.error("starting Triton again in %.1f s: %s", pause, problem)
                 await asyncio.sleep(pause)
                 metrics.triton_restarts.inc()
-                problem = await self._start_again()
+                problem = await self._start_again(catalog)
 
-    async def _start_again(self) -> str:
+    async def _start_again(self, catalog: Catalog) -> str:
         """What kept Triton from it; "" when it is ready."""
         try:
-            await asyncio.to_thread(check_models, self._repository, self._server.models)
-            await self._server.start()
-            await wait_until_ready(self._server)
+            async with self._reloading:
+                whole = await asyncio.to_thread(self._read_wanted)
+                await catalog.withdraw(name for name in whole if whole[name].steps != self._wanted[name].steps)
+                self._loaded, self._server.models = whole, tuple(whole)
+                await self._server.start()
+                await wait_until_ready(self._server)
+                self._wanted |= whole
+                await self._told(catalog.restore())
         except (LabelmintError, OSError) as error:
             problem = str(error)
         except Exception:

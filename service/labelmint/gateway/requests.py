@@ -4,6 +4,7 @@ Rules of this file:
 - The id comes back with every answer as `x-request-id`: a response header in REST, trailing metadata in gRPC.
 - A request is over with the last byte of its answer; a stream is one request.
 - What the probes and the metrics ask is logged at level debug.
+- `status` is a number on either wire, HTTP's or gRPC's; gRPC's name of it is `code`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import grpc.aio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from labelmint import tracing
+from labelmint.gateway.access import current_caller
 from labelmint.gateway.grpc_api import SERVICE_NAME, Context
 from labelmint.gateway.rest_middleware import ALIVE_PATH, READY_PATH
 
@@ -40,11 +42,11 @@ class _Request:
         self._end_span = tracing.begin_request(f"{transport} {method}", given_id, traceparent)
         self.id = tracing.request_id()
 
-    def end(self, level: int, status: str, failed: bool, **fields: Any) -> None:
+    def end(self, level: int, outcome: str, failed: bool, **fields: Any) -> None:
+        """`outcome` goes to the trace, `fields` to the log."""
         seconds = round(time.perf_counter() - self._started, 6)
-        self._fields |= {**fields, "status": status, "seconds": seconds}
-        logger.log(level, "request", extra={"fields": self._fields})
-        self._end_span(status, failed)
+        logger.log(level, "request", extra={"fields": {**self._fields, **fields, "seconds": seconds}})
+        self._end_span(outcome, failed)
 
 
 class RestRequests:
@@ -75,7 +77,8 @@ class RestRequests:
             path = scope["raw_path"].decode("latin-1")[:_MAX_PATH]
             level = logging.DEBUG if path in _PROBES else logging.INFO
             outcome = str(scope.get("state", {}).get("outcome", status))  # a client that left, an answer that broke off
-            request.end(level, outcome, outcome.startswith("5"), path=path)
+            told = {"status": int(outcome)} if outcome.isdecimal() else {"outcome": outcome, "status": status}
+            request.end(level, outcome, outcome.startswith("5"), path=path, **told, **_caller())
 
 
 class GrpcRequests(grpc.aio.ServerInterceptor):
@@ -136,6 +139,13 @@ class GrpcRequests(grpc.aio.ServerInterceptor):
     def _end(self, request: _Request, message: Any, context: Context) -> None:
         self.in_flight -= 1
         code = context.code() or 0
-        name = (code if isinstance(code, grpc.StatusCode) else _CODES[code]).name
+        code = code if isinstance(code, grpc.StatusCode) else _CODES[code]
         model = str(getattr(message, "model", ""))[:_MAX_PATH]
-        request.end(logging.INFO, name, name in _SERVER_CODES, **({"model": model} if model else {}))
+        told = {**({"model": model} if model else {}), "code": code.name, "status": code.value[0]}
+        request.end(logging.INFO, code.name, code.name in _SERVER_CODES, **told, **_caller())
+
+
+def _caller() -> dict[str, str]:
+    """Whose token it was; nothing where none is asked for, or none was known."""
+    caller = current_caller.get()
+    return {} if caller is None else {"caller": caller.name}

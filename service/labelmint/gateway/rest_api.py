@@ -10,8 +10,7 @@ Rules of this file:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Header, Path, Query, Request, Response
@@ -22,7 +21,7 @@ from pydantic import BeforeValidator
 from starlette.types import ASGIApp
 
 from labelmint.gateway import encode, rest_docs, rest_problems, tar
-from labelmint.gateway.access import Caller, Tokens
+from labelmint.gateway.access import Tokens, current_caller
 from labelmint.gateway.disconnect import CancelOnDisconnect
 from labelmint.gateway.gallery import add_gallery
 from labelmint.gateway.lifecycle import Lifecycle
@@ -52,6 +51,7 @@ from labelmint.gateway.rest_middleware import (
     BodyLimit,
     Measured,
     SecurityHeaders,
+    allow_origins,
 )
 from labelmint.gateway.rest_problems import documented
 from labelmint.gateway.rest_stream import Streamed
@@ -92,10 +92,12 @@ def create_app(
     tokens: Tokens | None,
     tls: bool,
     private: bool,
+    cors_origins: Sequence[str],
 ) -> ASGIApp:
     """The REST application over a sampling core.
 
     `tokens` says who may ask, None anyone; `private` that shared caches must keep nothing.
+    `cors_origins` are the origins whose pages may ask.
     """
     app = FastAPI(
         title="labelmint",
@@ -120,7 +122,7 @@ def create_app(
         return found
 
     async def mint(request: Request, model: ServedModel, seed: int, query: PinnedQuery, js_map: bool = False) -> Sample:
-        if (caller := _caller(request)) is not None:
+        if (caller := current_caller.get()) is not None:
             caller.charge(1)
         return await sampler.sample(model, seed, query.to_sample_options(js_map))
 
@@ -249,19 +251,11 @@ def create_app(
             del response.headers["content-length"]  # GET does not know it either
             return response
 
-        async def parts() -> AsyncGenerator[bytes, None]:
-            caller, rejected = _caller(request), 0
-            async with aclosing(sampler.walk(found, walk, query.count, options)) as deliveries:
-                async for delivery in deliveries:
-                    minted = delivery.sample
-                    if caller is not None:
-                        await caller.pace(delivery.rejected_count - rejected + (minted is not None and minted.accepted))
-                        rejected = delivery.rejected_count
-                    if minted is not None:
-                        yield await asyncio.to_thread(tar.members, minted, delivery.next_seed)
-            yield tar.END
-
-        return Streamed(parts(), "application/x-tar", caches.headers)
+        samples = sampler.walk(found, walk, query.count, options)
+        if (caller := current_caller.get()) is not None:
+            samples = caller.paced(samples)
+        archive = tar.archive(lifecycle.guard(samples, walk.start))
+        return Streamed(archive, "application/x-tar", caches.headers)
 
     @app.post(
         "/v1/models/{model}/samples:batchGet",
@@ -270,7 +264,7 @@ def create_app(
     )
     async def batch_get_samples(request: Request, model: ModelName, body: BatchBody) -> BatchModel:
         found = await find(request, model, body, len(body.seeds))
-        if (caller := _caller(request)) is not None:
+        if (caller := current_caller.get()) is not None:
             caller.charge(len(body.seeds))
         samples = await sampler.batch(found, body.seeds, body.style_seeds, body.to_sample_options(body.include_js_map))
         return await asyncio.to_thread(batch_model, samples, body)
@@ -298,16 +292,14 @@ def create_app(
     guarded: ASGIApp = BodyLimit(app, MAX_BODY_BYTES)
     if tokens is not None:
         guarded = Access(guarded, tokens)
-    return SecurityHeaders(CancelOnDisconnect(Measured(guarded, metrics)), tls)
+    answering: ASGIApp = CancelOnDisconnect(Measured(guarded, metrics))
+    if cors_origins:
+        answering = allow_origins(answering, cors_origins)
+    return SecurityHeaders(answering, tls, bool(cors_origins))
 
 
 async def _ok() -> str:
     return "ok\n"
-
-
-def _caller(request: Request) -> Caller | None:
-    caller: Caller | None = getattr(request.state, "caller", None)
-    return caller
 
 
 def _bytes(media_type: str) -> dict[int | str, dict[str, Any]]:

@@ -26,6 +26,7 @@ _PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width">
 <title>labelmint: REST</title>
 <link rel="stylesheet" href="docs/swagger-ui.css">
+<style>.opblock-head { display: none } /* every GET again */</style>
 </head>
 <body>
 <main id="swagger-ui"></main>

@@ -4,19 +4,21 @@ Rules of this file:
 - Plain ASGI, so that a streamed answer stays a stream and its end is seen here.
 - Open are health, since probes carry no token, and the pages, which are the same in every labelmint and hold no data.
   Everything that tells of this one wants a token, metrics included.
-- No header allows another origin anything.
+- No header allows another origin anything, but those that the operator names (`--cors-origin`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from labelmint.errors import LabelmintError, RequestTooLarge
-from labelmint.gateway.access import Tokens
+from labelmint.gateway.access import Tokens, current_caller
 from labelmint.gateway.gallery import GALLERY_PATHS
 from labelmint.gateway.metrics import UNKNOWN_MODEL, Metrics
 from labelmint.gateway.rest_docs import DOCS_PATHS
@@ -40,8 +42,9 @@ _HSTS = "max-age=31536000"
 class SecurityHeaders:
     """Sets what a browser must know to keep its user safe, on every answer."""
 
-    def __init__(self, app: ASGIApp, tls: bool) -> None:
+    def __init__(self, app: ASGIApp, tls: bool, cors: bool) -> None:
         self._app = app
+        self._cors = cors
         self._headers = {**_HEADERS, **({"Strict-Transport-Security": _HSTS} if tls else {})}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -50,9 +53,23 @@ class SecurityHeaders:
                 headers = MutableHeaders(scope=message)
                 for name, value in self._headers.items():
                     headers.setdefault(name, value)
+                # On every answer: one that a browser kept without an origin would fail with one.
+                if self._cors and "Origin" not in headers.get("vary", ""):
+                    headers.add_vary_header("Origin")
             await send(message)
 
         await self._app(scope, receive, send_with_headers)
+
+
+def allow_origins(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
+    """Let pages of these origins ask, with tokens if they have one; browsers ask first, and without a token."""
+    return CORSMiddleware(
+        app,
+        allow_origins=origins,
+        allow_methods=("GET", "HEAD", "POST"),
+        allow_headers=("authorization", "content-type", "if-none-match", "traceparent", "x-request-id"),
+        expose_headers=("etag", "retry-after", "x-request-id"),
+    )
 
 
 class Measured:
@@ -90,7 +107,7 @@ class Measured:
 
 
 class Access:
-    """Asks every request but those for OPEN_PATHS for a token; `state.caller` is whose it is."""
+    """Asks every request but those for OPEN_PATHS for a token; `current_caller` is whose it is."""
 
     def __init__(self, app: ASGIApp, tokens: Tokens) -> None:
         self._app = app
@@ -103,7 +120,7 @@ class Access:
         try:
             caller = self._tokens.authenticate(Headers(scope=scope).get("authorization"))
             with caller.request():
-                scope.setdefault("state", {})["caller"] = caller
+                current_caller.set(caller)
                 await self._app(scope, receive, send)
         except LabelmintError as error:  # the application answers its own
             await problem(error)(scope, receive, send)

@@ -16,7 +16,7 @@ from contextlib import aclosing
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from labelmint.errors import LabelmintError
+from labelmint.errors import LabelmintError, ServerDraining, StreamExpired
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,8 @@ class Streamed(Response):
             # To return without the end of the body makes the server close the connection.
             scope["state"]["outcome"] = "aborted"
             if isinstance(error, LabelmintError):
-                logger.error("%s was broken off: %s", scope["path"], error.message)
+                level = logging.INFO if isinstance(error, (ServerDraining, StreamExpired)) else logging.ERROR
+                logger.log(level, "%s was broken off: %s", scope["path"], error.message)
             else:
                 logger.error("%s was broken off by an unexpected error", scope["path"], exc_info=error)
         else:

@@ -15,16 +15,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from labelmint.errors import DeadlineExceeded, InvalidRequest, Overloaded, SampleRejected, TritonUnavailable
+from labelmint.errors import InvalidRequest, Overloaded, SampleRejected, TritonUnavailable
 from labelmint.gateway.cache import SampleCache
 from labelmint.gateway.catalog import Catalog
 from labelmint.gateway.metrics import Metrics
@@ -43,7 +43,7 @@ from labelmint.gateway.policy import (
     window_of,
 )
 from labelmint.gateway.served_model import ServedModel
-from labelmint.gateway.slots import KINDS, Party, Slots
+from labelmint.gateway.slots import KINDS, Claim, Party, Slots
 from labelmint.tracing import span
 from labelmint.triton.client import Array, Latents, TritonClient
 
@@ -312,17 +312,17 @@ class Sampler:
     ) -> Sample:
         outputs = options.outputs(model)
 
-        async def mint() -> dict[str, Array]:
+        async def mint(claim: Claim) -> dict[str, Array]:
             async with AsyncExitStack() as stack:
                 with span("wait for slot"):
-                    await stack.enter_async_context(self._slots.slot(party))
+                    await stack.enter_async_context(self._slots.slot(claim))
                 with self._metrics.samples_in_flight.track_inprogress():
                     latents = _latents(model, seed, mixing, gate)
-                    seconds = None if deadline is None else deadline - asyncio.get_running_loop().time()
+                    seconds = None if claim.deadline is None else claim.deadline - asyncio.get_running_loop().time()
                     return await self._infer(model, latents, outputs, seconds)
 
         key = (model.digest, seed, mixing, gate.truncation_psi)
-        arrays = await self._cache.get(key, outputs, lambda: _until(deadline, mint()))
+        arrays = await self._cache.get(key, outputs, Claim(party, deadline), mint)
         sample = Sample(
             model=model,
             seed=seed,
@@ -344,7 +344,9 @@ class Sampler:
 
         async def infer() -> dict[str, Array]:
             try:
-                return await self._triton.infer(model.triton_name, model.version, latents, outputs, timeout_seconds)
+                return await self._triton.infer(
+                    model.triton_name, model.version, latents, outputs, timeout_seconds, digest=model.digest
+                )
             except TritonUnavailable:
                 await self.catalog.check_lost(model)
                 raise
@@ -377,20 +379,6 @@ def _latents(model: ServedModel, seed: int, mixing: Mixing | None, gate: Gate) -
     if mixing is None:
         return Latents(latent, latent, model.num_ws, gate.truncation_psi)
     return Latents(latent, latent_of(mixing.style_seed, model.z_dim), mixing.crossover, gate.truncation_psi)
-
-
-async def _until(deadline: float | None, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which is cancelled when its caller is, but may end later; raises DeadlineExceeded."""
-    loop = asyncio.get_running_loop()
-    working = loop.create_task(work)
-    working.add_done_callback(lambda task: task.cancelled() or task.exception())  # nobody may be left to hear of it
-    try:
-        await asyncio.wait([working], timeout=None if deadline is None else deadline - loop.time())
-        if not working.done():
-            raise DeadlineExceeded()
-        return working.result()
-    finally:
-        working.cancel()
 
 
 async def _cancel(tasks: Sequence[asyncio.Task[Sample]]) -> None:

@@ -1,8 +1,8 @@
 """The gateway process: Triton child, gRPC server and REST server over one sampling core, in one event loop.
 
 Rules of this file:
-- Order up: Triton, doors, readiness. Order down: readiness, a pause in which load balancers see it, doors, Triton.
-  Nothing outlives the process.
+- Order up: ports, Triton, doors, readiness. Order down: readiness, a pause in which load balancers see it, doors,
+  Triton. Nothing outlives the process.
 - Ready means that what is asked is answered or held, and the end has not begun; alive, that the process answers.
 """
 
@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import signal
+import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -23,27 +25,28 @@ import grpc.aio
 import uvicorn
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
-from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
-from labelmint.errors import AddressInUse, LabelmintError
+from labelmint.errors import LabelmintError
 from labelmint.gateway.access import Tokens, check_exposure
+from labelmint.gateway.addresses import bracketed, cannot_listen, take
 from labelmint.gateway.cache import SampleCache
 from labelmint.gateway.catalog import Catalog
-from labelmint.gateway.connections import BoundedListener, ImpatientHttp, grant_descriptors, grpc_options
+from labelmint.gateway.connections import BoundedListener, ImpatientHttp, grant_descriptors, grpc_options, make_room
 from labelmint.gateway.grpc_access import AccessInterceptor
 from labelmint.gateway.grpc_api import SERVICE_NAME, SampleService
 from labelmint.gateway.grpc_parsing import ParsingInterceptor
 from labelmint.gateway.lifecycle import Lifecycle
 from labelmint.gateway.logs import configure_logging
 from labelmint.gateway.memory import give_back
-from labelmint.gateway.metrics import Metrics, ServedModels
+from labelmint.gateway.metrics import CallerSamples, Metrics, ServedModels
 from labelmint.gateway.own_triton import OwnTriton
+from labelmint.gateway.reflection import add_reflection
 from labelmint.gateway.requests import GrpcRequests, RestRequests
 from labelmint.gateway.rest_api import MAX_BODY_BYTES, create_app
 from labelmint.gateway.sampling import Limits, Sampler
 from labelmint.gateway.tls import Tls, tls_of
-from labelmint.settings import ServeSettings
+from labelmint.settings import ServeSettings, unknown_variables
 from labelmint.tracing import start_tracing
 from labelmint.triton.client import TritonClient
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
@@ -51,6 +54,8 @@ from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 logger = logging.getLogger(__name__)
 
 _HEALTH_SECONDS = 1.0
+# Clients usually ping every 10 s; a ping may be late, and the next one then comes early.
+_MIN_PING_SECONDS = 5.0
 # Calls of other services (somebody who watches our health) and the last answers on their way, once ours are over.
 _LAST_SECONDS = 1.0
 # After this connection age a stream may run as long again before it ends by itself; this comes on top.
@@ -68,7 +73,14 @@ async def serve(settings: ServeSettings) -> None:
     access = _Access.of(settings)
     started = time.monotonic()
     signals = _Signals()
+    for line in unknown_variables():
+        logger.warning("%s", line)
     async with contextlib.AsyncExitStack() as stack:
+        addresses = _Addresses(
+            stack.enter_context(take(settings.host, settings.http_port, "--http-port")),
+            stack.enter_context(take(settings.host, settings.grpc_port, "--grpc-port")),
+        )
+        ports = addresses.http.getsockname()[1], addresses.grpc.getsockname()[1]
         stack.callback(start_tracing(settings.otlp_endpoint))
         own = None
         if not settings.triton_url:
@@ -82,9 +94,9 @@ async def serve(settings: ServeSettings) -> None:
         client = TritonClient(settings.triton_url if own is None else own.url)
         stack.push_async_callback(client.close)
         catalog = Catalog(client, settings.pipeline)
-        metrics = _metrics(catalog)
+        metrics = _metrics(catalog, access.tokens)
         if own is not None:
-            own.supervise(metrics)
+            own.supervise(metrics, catalog)
         lifecycle = Lifecycle(catalog, settings.max_connection_age_seconds, settings.capacity_wait_seconds > 0)
         limits = Limits(
             settings.max_in_flight,
@@ -96,7 +108,7 @@ async def serve(settings: ServeSettings) -> None:
         sampler = Sampler(catalog, client, metrics, SampleCache(settings.cache_bytes, metrics), limits)
         health = await stack.enter_async_context(_health(lifecycle))
         await stack.enter_async_context(_running(asyncio.create_task(give_back())))
-        async with _doors(settings, access, sampler, metrics, lifecycle, health) as ports:
+        async with _doors(settings, access, addresses, sampler, metrics, lifecycle, health):
             await stack.enter_async_context(_following(signals.reload, own, client, catalog))
             await _announce(settings, access, catalog, signals.stop, ports, started)
             await signals.stop.wait()
@@ -105,6 +117,14 @@ async def serve(settings: ServeSettings) -> None:
             await health.enter_graceful_shutdown()
             await asyncio.sleep(settings.drain_seconds)
             lifecycle.close()
+
+
+@dataclass(frozen=True)
+class _Addresses:
+    """Where the doors are to be: sockets that are bound and do not listen."""
+
+    http: socket.socket
+    grpc: socket.socket
 
 
 @dataclass(frozen=True)
@@ -152,6 +172,13 @@ class _Signals:
 
 @contextlib.asynccontextmanager
 async def _running(task: asyncio.Task[None]) -> AsyncIterator[None]:
+    """Until the end of the block; one that fails before is logged at once."""
+
+    def ended(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("a part of the gateway has failed, the others go on", exc_info=error)
+
+    task.add_done_callback(ended)
     try:
         yield
     finally:
@@ -169,7 +196,7 @@ def _following(
             await asked.wait()
             asked.clear()
             try:
-                await (catalog.refresh() if own is None else own.reload(client, catalog))
+                await (catalog.refresh_anew() if own is None else own.reload(client, catalog))
             except LabelmintError as error:
                 logger.error("the models were not read again: %s", error.message)
             except Exception:
@@ -178,11 +205,13 @@ def _following(
     return _running(asyncio.create_task(follow()))
 
 
-def _metrics(catalog: Catalog) -> Metrics:
+def _metrics(catalog: Catalog, tokens: Tokens | None) -> Metrics:
     registry = CollectorRegistry()
     for collector in (ProcessCollector, PlatformCollector, GCCollector):
         collector(registry=registry)
     registry.register(ServedModels(catalog.known))
+    if tokens is not None:
+        registry.register(CallerSamples(tokens.charged))
     return Metrics(registry)
 
 
@@ -215,32 +244,34 @@ async def _health(lifecycle: Lifecycle) -> AsyncIterator[HealthServicer]:
 async def _doors(
     settings: ServeSettings,
     access: _Access,
+    addresses: _Addresses,
     sampler: Sampler,
     metrics: Metrics,
     lifecycle: Lifecycle,
     health: HealthServicer,
-) -> AsyncIterator[tuple[int, int]]:
-    """The ports of REST and gRPC. Both doors are closed side by side, so that the grace passes once."""
+) -> AsyncIterator[None]:
+    """REST and gRPC are open. Both doors are closed side by side, so that the grace passes once."""
     requests = GrpcRequests()
     interceptors: list[grpc.aio.ServerInterceptor] = [requests]
     if access.tokens is not None:
         interceptors.append(AccessInterceptor(access.tokens, metrics))
     interceptors.append(ParsingInterceptor(metrics))
     service = SampleService(sampler, metrics, lifecycle)
-    grpc_server, grpc_port = _grpc_server(settings, access.tls, service, health, interceptors)
+    grpc_server = _grpc_server(settings, access.tls, addresses.grpc, service, health, interceptors)
     await grpc_server.start()
+    http_server = _Uvicorn(_http_config(settings, access, sampler, metrics, lifecycle))
+    connections = http_server.server_state.connections
+    listener = BoundedListener(addresses.http, settings.max_connections, lambda: make_room(connections))
     try:
-        config = _http_config(settings, access, sampler, metrics, lifecycle)
-        listener = BoundedListener(config.bind_socket(), settings.max_connections)
-    except SystemExit as error:  # uvicorn's way to say that the address is taken
+        listener.listen()
+    except OSError as error:  # somebody else listens since
         await grpc_server.stop(None)
-        raise _port_taken(settings.host, settings.http_port, "--http-port") from error
-    http_server = _Uvicorn(config)
+        raise cannot_listen(error, settings.host, settings.http_port, "--http-port") from error
     http_task = asyncio.create_task(http_server.serve(sockets=[listener]))
     try:
         while not http_server.started and not http_task.done():
             await asyncio.sleep(0.01)
-        yield int(listener.getsockname()[1]), grpc_port
+        yield
     finally:
         http_server.should_exit = True
         await asyncio.gather(http_task, _close_grpc(grpc_server, requests, settings.grace_seconds))
@@ -253,14 +284,24 @@ def _http_config(
     tokens, tls = access.tokens, access.tls
     private = tokens is not None or (tls is not None and tls.client_ca is not None)
     return uvicorn.Config(
-        RestRequests(create_app(sampler, metrics, lifecycle, version("labelmint"), tokens, tls is not None, private)),
+        RestRequests(
+            create_app(
+                sampler,
+                metrics,
+                lifecycle,
+                version("labelmint"),
+                tokens,
+                tls is not None,
+                private,
+                settings.cors_origins,
+            )
+        ),
         ssl_certfile=None if tls is None else tls.certificate,
         ssl_keyfile=None if tls is None else tls.key,
         ssl_ca_certs=None if tls is None or tls.client_ca is None else str(tls.client_ca),
         ssl_cert_reqs=ssl.CERT_NONE if tls is None or tls.client_ca is None else ssl.CERT_REQUIRED,
-        host=settings.host,
-        port=settings.http_port,
         http=ImpatientHttp,
+        timeout_keep_alive=settings.http_keep_alive_seconds,
         log_config=None,
         log_level="warning",
         access_log=False,
@@ -272,16 +313,19 @@ def _http_config(
 def _grpc_server(
     settings: ServeSettings,
     tls: Tls | None,
+    taken: socket.socket,
     service: SampleService,
     health: HealthServicer,
     interceptors: list[grpc.aio.ServerInterceptor],
-) -> tuple[grpc.aio.Server, int]:
+) -> grpc.aio.Server:
     options = [
         ("grpc.max_receive_message_length", MAX_BODY_BYTES),
         ("grpc.so_reuseport", 0),
         *grpc_options(settings.max_connections),
-        # Clients may ask whether we are there while a slow reader holds up its stream; gRPC's default is five minutes.
-        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        # Clients may ask whether we are there, while a slow reader holds up its stream and when they have no call open.
+        # By gRPC's own limits, five minutes and two hours, they would be cut off.
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", int(1000 * _MIN_PING_SECONDS)),
     ]
     if settings.max_connection_age_seconds:
         # gRPC cuts what is open after the age and the grace; our streams end by themselves before that.
@@ -291,16 +335,17 @@ def _grpc_server(
     server = grpc.aio.server(interceptors=interceptors, options=options)
     pb_grpc.add_SampleServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    reflection.enable_server_reflection(
-        (SERVICE_NAME, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME), server
-    )
+    add_reflection(server, (SERVICE_NAME, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name))
+    host, port = taken.getsockname()[:2]
     try:
-        address = f"{settings.host}:{settings.grpc_port}"
         if tls is None:
-            return server, server.add_insecure_port(address)
-        return server, server.add_secure_port(address, tls.credentials())
-    except RuntimeError as error:
-        raise _port_taken(settings.host, settings.grpc_port, "--grpc-port") from error
+            server.add_insecure_port(bracketed(host, port))
+        else:
+            server.add_secure_port(bracketed(host, port), tls.credentials())
+    except RuntimeError as error:  # somebody else listens since
+        in_use = OSError(errno.EADDRINUSE, str(error))
+        raise cannot_listen(in_use, settings.host, settings.grpc_port, "--grpc-port") from error
+    return server
 
 
 async def _close_grpc(server: grpc.aio.Server, requests: GrpcRequests, grace_seconds: float) -> None:
@@ -318,10 +363,6 @@ class _Uvicorn(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
-
-
-def _port_taken(host: str, port: int, flag: str) -> LabelmintError:
-    return AddressInUse(f"cannot listen on {host}:{port}; is another labelmint running? Choose a port with {flag}")
 
 
 def _say(settings: ServeSettings, text: str) -> None:
@@ -344,7 +385,8 @@ async def _announce(
     waiting = False
     while not stop.is_set():
         try:
-            models = await catalog.list()
+            await catalog.refresh_anew()
+            models = catalog.known()
             break
         except LabelmintError as error:
             if not waiting:
@@ -359,12 +401,12 @@ async def _announce(
         labels = f"{len(model.label_names)} {'classes' if model.task == 'segmentation' else 'keypoints'}"
         name = model.name if model.version == "1" else f"{model.name} version {model.version}"
         _say(settings, f"{name}, {model.resolution}x{model.resolution}, {labels}, {gate}")
-    http_port, grpc_port = ports
-    url = f"{'http' if access.tls is None else 'https'}://{settings.host}:{http_port}"
+    http, grpc_address = (bracketed(settings.host, port) for port in ports)
+    url = f"{'http' if access.tls is None else 'https'}://{http}"
     _say(
         settings,
         f"ready after {time.monotonic() - started:.1f} s. REST {url} (docs at /docs), "
-        f"gRPC {settings.host}:{grpc_port}. Ctrl-C stops everything.",
+        f"gRPC {grpc_address}. Ctrl-C stops everything.",
     )
     if settings.log_format == "text":
         print(f"  try: curl -so pair.png {url}/v1/models/{models[0].name}/samples/7/overlay.png", flush=True)

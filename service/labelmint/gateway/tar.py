@@ -1,25 +1,42 @@
-"""Samples as members of a tar archive, in WebDataset's convention. Pure functions of samples.
+"""Samples as members of a tar archive, in WebDataset's convention.
 
 Rules of this file:
 - The same samples give the same bytes: no time, no owner, ustar headers.
 - The members of one sample share its seed as their key, in ten digits: `image.png`, `label.npy` (segmentation) and
   `json`. The label is an array, because WebDataset's image decoders turn a palette PNG into its colours.
-- Only a whole archive ends with the two zero blocks.
+- Only a whole archive ends with the two zero blocks. One that breaks off ends within a member: readers of tar take an
+  end between two members for the end of the archive, and would not notice. So the last block of each sample, which
+  holds the end of its JSON, waits for the next sample or for the end.
 """
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import tarfile
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 import numpy as np
 
 from labelmint.gateway import encode
 from labelmint.gateway.rest_messages import evidence
-from labelmint.gateway.sampling import Sample
+from labelmint.gateway.sampling import Delivery, Sample
 
 END = b"\0" * (2 * tarfile.BLOCKSIZE)
+
+
+async def archive(deliveries: AsyncGenerator[Delivery, None]) -> AsyncGenerator[bytes, None]:
+    """The archive of a walk, a part a sample; closes the walk in any case."""
+    held = b""
+    async with aclosing(deliveries):
+        async for delivery in deliveries:
+            if delivery.sample is not None:
+                blocks = await asyncio.to_thread(members, delivery.sample, delivery.next_seed)
+                yield held + blocks[: -tarfile.BLOCKSIZE]
+                held = blocks[-tarfile.BLOCKSIZE :]
+    yield held + END
 
 
 def members(sample: Sample, next_seed: int) -> bytes:

@@ -4,6 +4,8 @@ Rules of this file:
 - The generator is frozen. Pixels are drawn at random from each image, rare classes more often than their area says
   and at least one from every class that the image has; only their features are ever held.
 - Each image is drawn once: to check that the annotation was made on it, and for its features.
+- A run that was interrupted goes on from its checkpoint, beside the file to write, and ends in the same bytes: it draws
+  its pixels anew and takes weights, optimizer, schedule and random numbers from the checkpoint.
 - The heads differ by their initial weights and by the pixels they draw (DatasetGAN, section 3.2).
 - Linear -> ReLU -> BatchNorm -> Linear -> ReLU -> BatchNorm -> Linear, as the released `pixel_classifier`; the
   BatchNorms and the standardisation of the features are folded into the linear layers at the end, exactly.
@@ -11,8 +13,11 @@ Rules of this file:
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -46,6 +51,7 @@ from labelmint.models.interpreter import (
 )
 from labelmint.models.keypoints import build_interpreter, heat_targets
 from labelmint.models.layout import channels_of
+from labelmint.models.resuming import Checkpoint
 from labelmint.models.store import load_generator, save_interpreter
 
 Dataset: TypeAlias = "AnnotatedDataset | KeypointDataset"
@@ -84,17 +90,20 @@ def fit_files(
     task: Task = "segmentation",
     mask_format: MaskFormat = "png",
     keypoint_format: KeypointFormat = "csv",
+    *,
+    steps: int = FitSettings.steps,
 ) -> None:
-    """`labelmint fit`: read, check that the images are this generator's, train, write the interpreter."""
+    """`labelmint fit`: read, check that the images are this generator's, train, write the interpreter. The same call
+    after an interruption goes on from `OUT.checkpoint`."""
     generator = load_generator(generator_path)
     dataset: Dataset
     if task == "keypoints":
         dataset = read_keypoints(annotations, keypoint_format)
         # Few pixels are near a keypoint; all of them are drawn, and the others fill up.
-        settings = FitSettings(pixels_per_image=generator.spec.resolution**2 // 8, class_power=0.0)
+        settings = FitSettings(pixels_per_image=generator.spec.resolution**2 // 8, class_power=0.0, steps=steps)
     else:
         dataset = read_dataset(annotations, mask_format)
-        settings = FitSettings()
+        settings = FitSettings(steps=steps)
 
     def check(seed: int, drawn: Bytes) -> None:
         """Annotations belong to the images they were made on."""
@@ -105,16 +114,34 @@ def fit_files(
                 f"is not what {generator_path} draws for seed {seed}; annotate images of the generator that you fit",
             )
 
-    interpreter, error = fit(generator, dataset, layout, heads, settings, check)
+    generator_sha256 = sha256_of(generator_path)
+    options = {"task": task, "layout": layout, "heads": heads, **asdict(settings)}
+    inputs = {"weights": generator_sha256, "annotations": _digest_of(dataset), "options": json.dumps(options)}
+    checkpoint = Checkpoint(out.with_name(out.name + ".checkpoint"), inputs)
+    interpreter, error = fit(generator, dataset, layout, heads, settings, check, checkpoint=checkpoint)
     notes: dict[str, Any] = {
-        "generator_sha256": sha256_of(generator_path),
+        "generator_sha256": generator_sha256,
         "seeds": list(dataset.images),
         "truncation_psi": dataset.truncation_psi,
         "training_error": error,
     }
     save_interpreter(out, interpreter, notes)
+    checkpoint.remove()
     told = f"mean squared error {error:.2e}" if task == "keypoints" else f"{error:.1%} wrong"
     print(f"{out}: {heads} heads, {interpreter.spec.num_classes} outputs, {told} on the drawn pixels")
+
+
+def _digest_of(dataset: Dataset) -> str:
+    """SHA-256 of all that an annotated dataset says."""
+    keypoints = isinstance(dataset, KeypointDataset)
+    classes = dataset if isinstance(dataset, KeypointDataset) else dataset.classes
+    labels = dataset.keypoints if isinstance(dataset, KeypointDataset) else dataset.masks
+    about = (keypoints, dataset.truncation_psi, classes.names, classes.palette, list(labels))
+    digest = hashlib.sha256(repr(about).encode())
+    for seed, label in labels.items():
+        digest.update(dataset.images[seed].tobytes())
+        digest.update(label.tobytes())
+    return digest.hexdigest()
 
 
 def fit(
@@ -124,6 +151,8 @@ def fit(
     heads: int,
     settings: FitSettings,
     check: Callable[[int, Bytes], None] = lambda seed, image: None,
+    *,
+    checkpoint: Checkpoint | None = None,
 ) -> tuple[StyleInterpreter, float]:
     """The trained, folded interpreter and its error on the drawn pixels, mean over heads: the part of the pixels
     labelled wrongly, or the mean squared error of the heat. `check` is called with each drawn image uint8 [R,R,3]."""
@@ -145,7 +174,10 @@ def fit(
     deviation = pool.features.std(dim=0).clamp(min=1e-4)  # [D]
     pool.features.sub_(mean).div_(deviation)
     network = _Heads(spec, rng)
-    error = _train(network, pool, settings, rng)
+    run = _Run(network, settings, rng)
+    if checkpoint is not None and (state := checkpoint.load()) is not None:
+        run.take(state)
+    error = _train(run, pool, checkpoint)
     return network.folded(mean, deviation), error
 
 
@@ -250,26 +282,63 @@ class _Heads(nn.Module):
         return interpreter.eval()
 
 
-def _train(network: _Heads, pool: Pool, settings: FitSettings, rng: torch.Generator) -> float:
-    n, size = network.spec.num_heads, len(pool.targets)
-    optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
-    network.train()
-    bar = tqdm(range(settings.steps), desc="fit", unit="step")
-    for step in bar:
+class _Run:
+    """The state of a training run: all that the next step depends on, apart from the pool."""
+
+    def __init__(self, network: _Heads, settings: FitSettings, rng: torch.Generator) -> None:
+        self.network, self.settings, self.rng = network, settings, rng
+        self.optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, settings.steps)
+        self.step = 0
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "rng": self.rng.get_state(),
+            "step": self.step,
+        }
+
+    def take(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.rng.set_state(state["rng"])
+        self.step = state["step"]
+
+    def advance(self, pool: Pool) -> Tensor:
+        """One step; the mean loss over the heads."""
+        n = self.network.spec.num_heads
         # Every head draws its own pixels.
-        draw = torch.randint(size, (n, settings.batch), generator=rng)  # [N,P]
-        outputs = network(pool.features[draw])  # [N,P,K]
+        draw = torch.randint(len(pool.targets), (n, self.settings.batch), generator=self.rng)  # [N,P]
+        outputs = self.network(pool.features[draw])  # [N,P,K]
         # The sum over heads: their parameters are disjoint, so each is trained by its own mean loss.
         loss = _loss(outputs, pool.targets[draw]) * n
-        optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        optimizer.step()
-        schedule.step()
-        if step % 100 == 0:
-            bar.set_postfix(loss=f"{float(loss.detach()) / n:.4g}")
+        self.optimizer.step()
+        self.schedule.step()
+        self.step += 1
+        return loss.detach() / n
+
+
+def _train(run: _Run, pool: Pool, checkpoint: Checkpoint | None) -> float:
+    network, steps = run.network, run.settings.steps
+    network.train()
+    with (
+        nullcontext() if checkpoint is None else checkpoint.interruptible(),
+        tqdm(total=steps, initial=run.step, desc="fit", unit="step") as bar,
+    ):
+        while run.step < steps:
+            loss = run.advance(pool)
+            bar.update()
+            if run.step % 100 == 1:
+                bar.set_postfix(loss=f"{float(loss):.4g}")
+            if checkpoint is not None:
+                checkpoint.keep(run.state)
     network.eval()
-    draw = torch.randint(size, (n, 4096), generator=rng)
+    draw = torch.randint(len(pool.targets), (network.spec.num_heads, 4096), generator=run.rng)
     with torch.no_grad():
         return float(_error(network(pool.features[draw]), pool.targets[draw]))
 

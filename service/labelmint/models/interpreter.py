@@ -28,6 +28,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from labelmint.models.layout import MAX_RESOLUTION
+
 SCORE_KINDS = ("sum", "top10_mean")
 Task = Literal["segmentation", "keypoints"]
 
@@ -52,6 +54,12 @@ class InterpreterSpec:
     def __post_init__(self) -> None:
         if self.task not in get_args(Task):
             raise ValueError(f"unknown task {self.task!r}; known: {', '.join(get_args(Task))}")
+        # The interpolation matrices are made from the resolution; no tensor of a file bounds it.
+        if not 8 <= self.resolution <= MAX_RESOLUTION or max(self.channels, default=0) > self.resolution:
+            raise ValueError(
+                f"an image has 8 to {MAX_RESOLUTION} pixels a side and features of at most as many, "
+                f"not {self.resolution} and {sorted(self.channels)}"
+            )
         if len(self.palette) != len(self.class_names):
             raise ValueError(f"{len(self.class_names)} class names need as many colours, not {len(self.palette)}")
         fewest = 2 if self.task == "segmentation" else 1

@@ -13,6 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+# No published network draws larger images. What is made from a resolution alone is made up to this one.
+MAX_RESOLUTION = 4096
+
 
 class Tap(NamedTuple):
     """A place in the synthesis network: resolution and layer.

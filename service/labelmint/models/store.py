@@ -2,7 +2,8 @@
 
 Rules of this file:
 - The dimensions travel with the weights; nothing about a file is guessed from its name.
-- A missing, extra or misshapen tensor is an error that names it.
+- A missing, extra or misshapen tensor is an error that names it; the network that a file declares is built only after
+  its tensors have been compared with the declaration (`build_module`, which the importers use too).
 - Files are written aside and renamed; the same tensors give the same bytes.
 """
 
@@ -44,7 +45,7 @@ def save_generator(path: Path, generator: Generator, notes: Mapping[str, Any]) -
 
 def load_generator(path: Path) -> Generator:
     spec = _spec(path, {kind: spec.from_json for kind, spec in GENERATOR_KINDS.items()})
-    return _load(path, lambda: Generator(spec)).eval()
+    return build_module(path, lambda: Generator(spec), safetensors.torch.load_file(path)).eval()
 
 
 def save_interpreter(path: Path, interpreter: StyleInterpreter, notes: Mapping[str, Any]) -> None:
@@ -53,7 +54,8 @@ def save_interpreter(path: Path, interpreter: StyleInterpreter, notes: Mapping[s
 
 def load_interpreter(path: Path, score_kind: str = "sum") -> StyleInterpreter:
     spec = _spec(path, {"style_interpreter": _interpreter_spec})
-    return _load(path, lambda: build_interpreter(spec, score_kind)).eval()
+    tensors = safetensors.torch.load_file(path)
+    return build_module(path, lambda: build_interpreter(spec, score_kind), tensors).eval()
 
 
 def _interpreter_spec(data: Mapping[str, Any]) -> InterpreterSpec:
@@ -114,13 +116,15 @@ def _spec(path: Path, readers: Mapping[str, Callable[[Mapping[str, Any]], S]]) -
         if held not in readers:
             raise UnusableFile(path, f"holds a {held}, not a {' or '.join(readers)}")
         return readers[held](data)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
         raise UnusableFile(path, f"has a header that cannot be read: {error!r}") from error
 
 
-def _load(path: Path, build: Callable[[], M]) -> M:
-    """What `build` makes, with the file's tensors. Memory is taken once the sizes that it says are true."""
-    tensors = safetensors.torch.load_file(path)
+def build_module(path: Path, build: Callable[[], M], tensors: Mapping[str, torch.Tensor]) -> M:
+    """What `build` makes, with the tensors of the file `path`. Memory is taken once the sizes that it says are true.
+
+    Raises UnusableFile naming the tensor that is missing, extra, misshapen or not finite.
+    """
     try:
         with torch.device("meta"):
             expected = {name: tuple(value.shape) for name, value in build().state_dict().items()}

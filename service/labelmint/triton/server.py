@@ -1,8 +1,8 @@
 """Runs the `tritonserver` of the nvidia-pytriton wheel as a child process.
 
 Rules of this file:
-- The wheel's files stay untouched: the backend directory is a copy in a temporary directory of the run (Triton
-  refuses a backend library that is a link out of its directory).
+- The wheel's files stay untouched: the backend directory is a copy in the `Workplace` of the run (Triton refuses a
+  backend library that is a link out of its directory). No path of the user's is told to Triton, links to them are.
 - The child loads what it is told to: who starts it has the models checked before (`artifacts`).
 - The child listens on loopback only, in a process group of its own, and dies with this process.
 - What Triton says on its way up is kept: a start that fails tells the user why, in one line of Triton's words.
@@ -21,7 +21,6 @@ import signal
 import socket
 import sys
 import sysconfig
-import tempfile
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -31,17 +30,21 @@ from typing import BinaryIO
 
 from labelmint.errors import TritonUnavailable, UnusableFile
 from labelmint.triton.client import TritonClient
-from labelmint.triton.shared_memory import SHARED_MEMORY, check_room
+from labelmint.triton.shared_memory import check_room
+from labelmint.triton.workplace import Workplace
 
 logger = logging.getLogger(__name__)
 
 BACKENDS = Path(__file__).parent / "backends"
 DIE_WITH_PARENT = Path(__file__).parent / "die_with_parent.py"
+REPOSITORY = "repository"  # its name for Triton
 EXIT_TIMEOUT_SECONDS = 20
 START_TIMEOUT_SECONDS = 180.0
 _POLL_SECONDS = 0.1
 _LOG_LINES = 400
-_ERROR = re.compile(r'E[01]\d{3} \S+ +\d+ \S+\] "?(.*?)"?$')
+# Triton's own, and the last words of a C++ program that an exception ends.
+_ERROR = re.compile(r'E[01]\d{3} \S+ +\d+ \S+\] "?(.*?)"?$|\s*what\(\): +(.*)$')
+_COLOURS = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 # What Triton calls errors wherever there is no GPU.
 _NO_GPU = ("CudaDriverHelper", "CUDA driver version")
 
@@ -65,11 +68,9 @@ class TritonServer:
         self._group: int | None = None  # of processes, to be killed
         self._reader: asyncio.Task[None] | None = None
         self._lines: deque[str] = deque(maxlen=_LOG_LINES)
-        self._directory = tempfile.TemporaryDirectory(prefix="labelmint-triton-")
+        self._workplace: Workplace | None = None  # from a start to the end of all its processes
         # Chosen once, so that clients find the child again after it was started again.
         self._grpc_port, self._metrics_port = _free_ports(2)
-        # Names carry the pid, so that several servers live on one machine.
-        self._shared_memory = f"labelmint_{os.getpid()}_{self._grpc_port}_"
         self.grpc_url = f"127.0.0.1:{self._grpc_port}"
         self.metrics_url = f"http://127.0.0.1:{self._metrics_port}/metrics"
 
@@ -86,15 +87,18 @@ class TritonServer:
 
         Raises InsufficientResources where the models could not hand on their tensors.
         """
-        self._sweep()
+        self.kill()  # what is left of the last process
         self.check_room(self.models)
         self._lines.clear()
         root = _wheel_root()
-        backends = _backend_directory(root, Path(self._directory.name))
+        self._workplace = workplace = Workplace()
+        backends = _backend_directory(root, workplace.path)
+        repository = workplace.link(REPOSITORY, self._repository)
+        libraries = workplace.link("libraries", root / "nvidia_pytriton.libs")
         command = [
             *(sys.executable, "-I", "-S", str(DIE_WITH_PARENT), str(os.getpid())),
             str(root / "pytriton" / "tritonserver" / "bin" / "tritonserver"),
-            f"--model-repository={self._repository.absolute()}",
+            f"--model-repository={repository}",
             f"--backend-directory={backends}",
             "--model-control-mode=explicit",
             *(f"--load-model={model}" for model in self.models),
@@ -107,14 +111,14 @@ class TritonServer:
             f"--metrics-port={self._metrics_port}",
             f"--exit-timeout-secs={EXIT_TIMEOUT_SECONDS}",
             *self._tracing(),
-            f"--backend-config=python,shm-region-prefix-name={self._shared_memory}",
+            f"--backend-config=python,shm-region-prefix-name={workplace.shared_memory}",
             # A cold disk or a busy machine takes longer than the usual 30 s to read a model process's libraries.
             f"--backend-config=python,stub-timeout-seconds={START_TIMEOUT_SECONDS:.0f}",
         ]
         log = self._open_log()
         self._process = await asyncio.create_subprocess_exec(
             *command,
-            env=_environment(root),
+            env=_environment(libraries),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
@@ -126,7 +130,7 @@ class TritonServer:
 
     def check_room(self, models: Iterable[str]) -> None:
         """Raises InsufficientResources unless these models fit into the shared memory beside what others hold of it."""
-        check_room(self._repository, models, self._shared_memory)
+        check_room(self._repository, models, "" if self._workplace is None else self._workplace.shared_memory)
 
     async def wait(self) -> int:
         """Wait until the child ends; returns its exit code."""
@@ -137,27 +141,40 @@ class TritonServer:
         return self._process.returncode
 
     async def explain_end(self) -> str:
-        """The same of a child that has ended: after its last lines were read, and with how it ended."""
+        """How a child has ended and, where its log says an error, that; after its last lines were read."""
         assert self._process is not None and self._reader is not None
         # A model process that outlived the child keeps the pipe open.
         await asyncio.wait([self._reader], timeout=1.0)
         code = self._process.returncode
         assert code is not None
-        how = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
-        return f"{self.explain()} ({how})"
+        if code > 0:
+            return f"Triton ended with exit code {code}. It said: {self.explain()}"
+        # Somebody else's doing: what it said last has nothing to do with it, unless it is an error.
+        said = f". Its last error: {self._quoted(errors[-1:])}" if (errors := self._errors()) else ""
+        return f"Triton {f'was killed by {_signal_name(-code)}' if code else 'ended with exit code 0'}{said}"
+
+    def with_own_paths(self, said: str) -> str:
+        """Triton's words, with the repository called as the user calls it."""
+        if self._workplace is None:
+            return said
+        return said.replace(str(self._workplace.path / REPOSITORY), str(self._repository))
 
     def explain(self) -> str:
         """In one line what Triton's log says is wrong: why a model failed, or its first error, or its last line."""
-        errors = [match[1] for line in self._lines if (match := _ERROR.match(line))]
-        errors = [error for error in errors if not any(text in error for text in _NO_GPU)]
+        errors = self._errors()
         failed = [error for error in errors if error.startswith("failed to load")]
         said = failed or errors[:1] or [line for line in self._lines if line.strip()][-1:]
-        if not said:
-            return "nothing"
+        return self._quoted(said) if said else "nothing"
+
+    def _errors(self) -> list[str]:
+        errors = [match[1] or match[2] for line in self._lines if (match := _ERROR.match(line))]
+        return [error for error in errors if not any(text in error for text in _NO_GPU)]
+
+    def _quoted(self, said: Sequence[str]) -> str:
         more = f"; and {len(said) - 1} models more" if len(said) > 1 else ""
         where = "" if self._log_path is not None else "; --triton-log FILE keeps the rest"
         # Triton writes the lines of a message in one, and a Python backend adds where in its code it failed.
-        return said[0].partition("\\n")[0] + more + where
+        return self.with_own_paths(said[0].partition("\\n")[0]) + more + where
 
     async def stop(self) -> None:
         """SIGTERM, wait for the exit timeout, then SIGKILL to the whole group; leaves no file behind."""
@@ -167,26 +184,21 @@ class TritonServer:
                     self._process.terminate()
                 with contextlib.suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(self.wait(), EXIT_TIMEOUT_SECONDS + 5)
-            self._sweep()
+            self.kill()
             await self.wait()
         if self._reader is not None:
             await self._reader
-        self._directory.cleanup()
 
     def kill(self) -> None:
         """End the child and its processes at once, whatever they do; leaves no file behind."""
-        self._sweep()
-        self._directory.cleanup()
-
-    def _sweep(self) -> None:
-        """SIGKILL what is left of the last process, and remove its shared memory: a killed server leaves both."""
         # Model processes of a killed server outlive it; the group is theirs too. Once: later its number is another's.
         group, self._group = self._group, None
         if group is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(group, signal.SIGKILL)
-        for region in SHARED_MEMORY.glob(f"{self._shared_memory}*"):
-            region.unlink(missing_ok=True)
+        workplace, self._workplace = self._workplace, None
+        if workplace is not None:
+            workplace.remove()
 
     def _tracing(self) -> list[str]:
         if not self._traces_url:
@@ -210,7 +222,7 @@ class TritonServer:
         """Read to the end whatever happens to the file: a full pipe would stop Triton."""
         assert process.stdout is not None
         async for raw in process.stdout:
-            self._lines.append(raw.decode("utf-8", "replace").rstrip())
+            self._lines.append(_COLOURS.sub("", raw.decode("utf-8", "replace")).rstrip())
             if log is not None:
                 try:
                     log.write(raw)
@@ -234,8 +246,7 @@ async def wait_until_ready(server: TritonServer, stop: asyncio.Event | None = No
             if all([await client.is_ready(model) for model in server.models]):
                 return
             if not server.running:
-                said = await server.explain_end()
-                raise TritonUnavailable(f"Triton could not load the model repository. It said: {said}")
+                raise TritonUnavailable(f"Triton could not load the model repository: {await server.explain_end()}")
             if time.monotonic() > deadline:
                 raise TritonUnavailable(
                     f"Triton was not ready after {START_TIMEOUT_SECONDS:.0f} s. It said: {server.explain()}"
@@ -245,12 +256,18 @@ async def wait_until_ready(server: TritonServer, stop: asyncio.Event | None = No
         await client.close()
 
 
+def _signal_name(number: int) -> str:
+    with contextlib.suppress(ValueError):  # real-time signals have no names
+        return signal.Signals(number).name
+    return f"signal {number}"
+
+
 def _wheel_root() -> Path:
     spec = find_spec("pytriton")
     if spec is None or spec.origin is None:
         raise TritonUnavailable(
             "the nvidia-pytriton wheel, which brings tritonserver, is not installed; "
-            "run `pip install 'labelmint[triton]'` or point --triton-url at a running Triton"
+            "run `pip install '.[triton]'` in a clone of labelmint, or point --triton-url at a running Triton"
         )
     return Path(spec.origin).parent.parent
 
@@ -276,14 +293,14 @@ def _backend_directory(root: Path, directory: Path) -> Path:
     return backends
 
 
-def _environment(root: Path) -> dict[str, str]:
+def _environment(libraries: Path) -> dict[str, str]:
     """The child's environment: the wheel's libraries, this Python's library and this environment's packages."""
     environment = dict(os.environ)
-    libraries = [str(root / "nvidia_pytriton.libs")]
+    directories = [str(libraries)]
     library = sysconfig.get_config_var("LIBDIR")
     if library and sysconfig.get_config_var("Py_ENABLE_SHARED"):
-        libraries.append(library)
-    environment["LD_LIBRARY_PATH"] = os.pathsep.join([*libraries, *filter(None, [os.environ.get("LD_LIBRARY_PATH")])])
+        directories.append(library)
+    environment["LD_LIBRARY_PATH"] = os.pathsep.join([*directories, *filter(None, [os.environ.get("LD_LIBRARY_PATH")])])
     # The stub ignores PYTHONPATH; it takes the environment of the first python3 on the PATH.
     bin_directory = str(Path(sys.executable).absolute().parent)
     environment["PATH"] = os.pathsep.join([bin_directory, os.environ.get("PATH", os.defpath)])

@@ -27,7 +27,7 @@ _PROCESS_BYTES = 1 << 20  # what Triton's Python backend begins with
 def check_room(repository: Path, ensembles: Iterable[str], prefix: str) -> None:
     """Raises InsufficientResources unless full batches of all steps of these ensembles fit into /dev/shm.
 
-    What lies there under names with `prefix` is theirs already.
+    What lies there under names with `prefix` is theirs already; "" where nothing is.
     """
     steps = {
         step.model_name
@@ -36,7 +36,7 @@ def check_room(repository: Path, ensembles: Iterable[str], prefix: str) -> None:
     }
     needed = sum(bytes_of(read_config(repository / step / "config.pbtxt")) for step in steps)
     try:
-        held = sum(path.stat().st_blocks * 512 for path in SHARED_MEMORY.glob(f"{prefix}*"))
+        held = sum(path.stat().st_blocks * 512 for path in SHARED_MEMORY.glob(f"{prefix}*")) if prefix else 0
         filesystem = os.statvfs(SHARED_MEMORY)
     except OSError as error:
         raise InsufficientResources(f"{SHARED_MEMORY}, through which Triton hands tensors on: {error}") from error

@@ -129,6 +129,9 @@ def test_errors_are_one_line(service: Service, tmp_path: Path) -> None:
     assert run(*asked, "1", tmp_path / "out").returncode == 0
 
 
+INSTALL = "run `pip install './clients/python[pull]'` in a clone of labelmint"
+
+
 def test_help_and_what_is_missing(tmp_path: Path) -> None:
     told = run("--help", module="labelmint.cli").stdout
     assert "pull" in told and "verify" in told
@@ -139,8 +142,8 @@ def test_help_and_what_is_missing(tmp_path: Path) -> None:
         "import sys; sys.modules[{!r}] = None; sys.argv = ['labelmint', 'verify', '.']; import {}.cli as c; c.main()"
     )
     for missing, program, said in (
-        ("PIL", "labelmint_client", "PIL is missing; run `pip install 'labelmint-client[pull]'`"),
-        ("labelmint_client", "labelmint", "`verify` is the client's; run `pip install 'labelmint-client[pull]'`"),
+        ("PIL", "labelmint_client", f"PIL is missing; {INSTALL}"),
+        ("labelmint_client", "labelmint", f"`verify` is the client's; {INSTALL}"),
     ):
         command = [sys.executable, "-c", script.format(missing, program)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, cwd=tmp_path)

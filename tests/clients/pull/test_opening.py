@@ -65,7 +65,7 @@ def test_datasets_sees_the_samples_and_nothing_else(pulls: Path, tmp_path: Path)
 
 
 def test_labels_read_as_gray(pulls: Path, tmp_path: Path) -> None:
-    """As OpenCV and torchvision read them: ids are ids, a palette's gray is the gray of its colours."""
+    """As OpenCV and torchvision read them, too: ids stay ids, a palette's gray is the gray of its colours."""
     rows = datasets.load_dataset(str(pulls / "faces-parquet-ids"), split="train", cache_dir=str(tmp_path))
     for path, row in zip(sorted((pulls / "faces-ids" / "labels").iterdir()), rows, strict=True):
         ids, palette = Image.open(path), Image.open(pulls / "faces-folder" / "labels" / path.name)

@@ -144,8 +144,11 @@ def test_faults_of_areas_are_named(annotated: Path, segmentation: object, proble
     [
         (lambda file: file.pop("images"), "images: Field required; export .COCO 1.0. and unpack it"),
         (lambda file: file["images"].pop(), "does not list the image 00000000(03|12).png of dataset.json"),
-        (lambda file: file["images"][0].update(file_name="cat.png"), "lists the image 'cat.png', which dataset.json"),
-        (lambda file: file["images"].append(file["images"][0]), "lists the image .* twice"),
+        (
+            lambda file: file["images"][0].update(file_name="cat.png"),
+            "lists the image 'cat.png'; dataset.json has none",
+        ),
+        (lambda file: file["images"].append(file["images"][0]), "lists .* and .*, both of seed"),
         (lambda file: file["images"][0].update(width=24), r"says that 00000000(03|12).png is 24x24 pixels, its image"),
         (lambda file: file["categories"][1].update(name="hide"), r"\('hide'\) has an unknown name; known are backgr"),
         (lambda file: file["annotations"][0].update(image_id=9), "annotation 1 is of the image id 9, which the file"),
@@ -172,3 +175,22 @@ def test_a_missing_file_says_how_to_get_it(annotated: Path) -> None:
     instances_path(annotated).unlink()
     with pytest.raises(UnusableFile, match=r"instances_default.json does not exist; export .COCO 1.0. and unpack it"):
         read_dataset(annotated, "coco")
+
+
+@pytest.mark.parametrize("renamed", ["images/cb0618f6-{}.png", "{}_png.rf.0f12ab9913e0d4c65a7b.jpg"])
+def test_images_that_a_tool_renamed_are_matched_by_their_seed(annotated: Path, renamed: str) -> None:
+    want = read_dataset(annotated, "coco").masks
+
+    def rename(file: Any) -> None:
+        for image in file["images"]:
+            image["file_name"] = renamed.format(Path(image["file_name"]).stem)
+
+    edit(instances_path(annotated), rename)
+    got = read_dataset(annotated, "coco").masks
+    assert all(np.array_equal(got[seed], want[seed]) for seed in want)
+
+
+def test_a_byte_order_mark_is_no_content(annotated: Path) -> None:
+    path = instances_path(annotated)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read_dataset(annotated, "coco").masks[3].any()

@@ -71,7 +71,7 @@ def export_from_cvat(archive: Path, names: list[str], seeds: list[int]) -> None:
 def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     settings = FitSettings(pixels_per_image=64, steps=20, batch=16)
-    monkeypatch.setattr("labelmint.models.fit.FitSettings", lambda **given: replace(settings, **given))
+    monkeypatch.setattr("labelmint.models.fit.FitSettings", lambda **given: replace(settings, **given | {"steps": 20}))
     torch.manual_seed(0)
     save_generator(Path("generator.safetensors"), Generator(SPEC).eval(), {})
     return tmp_path / "parts"

@@ -1,7 +1,9 @@
 """Label files of labelme: the masks are labelme's own, and every fault is named."""
 
 import base64
+import json
 import struct
+import unicodedata
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -75,7 +77,7 @@ def png_that_claims(width: int, height: int) -> str:
         ({"mask": None}, "bitmap that is not a whole PNG"),
         ({"mask": "x"}, "bitmap that is not a whole PNG"),
         ({"mask": "é"}, "bitmap that is not a whole PNG"),
-        ({"mask": "iVBORw0KGgo="}, "bitmap that is not a whole PNG"),
+        ({"mask": "iVBORw0KGgo="}, "bitmap that is not a whole PNG: its bytes are of another kind$"),
         ({"mask": png_that_claims(60_000, 60_000)}, "bitmap that is not a whole PNG"),
         ({"mask": png_that_claims(4, 3)}, "bitmap that is not a whole PNG"),
         ({"points": [[20, 15], [24, 17]]}, "bitmap of another size or mode"),
@@ -101,4 +103,60 @@ def test_every_image_needs_its_label_file_and_a_shape(annotated: Path) -> None:
 def test_a_label_file_without_an_image_is_named(annotated: Path) -> None:
     label_path(annotated, 4).write_bytes(label_path(annotated, 3).read_bytes())
     with pytest.raises(UnusableFile, match=r"images/0000000004.json belongs to no image of dataset.json"):
+        read_dataset(annotated, "labelme")
+
+
+def rectangle(*points: tuple[float, float], kind: str = "rectangle") -> Callable[[Any], object]:
+    entry = {"label": "eye", "points": points, "shape_type": kind}
+    return lambda file: file.update(shapes=[entry])
+
+
+def test_a_rectangle_may_have_four_corners(annotated: Path) -> None:
+    """X-AnyLabeling saves all of them; four that stand askew are what they outline."""
+    path = label_path(annotated, 3)
+    edit(path, rectangle((3, 4), (9, 12)))
+    want = read_dataset(annotated, "labelme").masks[3]
+    assert want.any()
+    edit(path, rectangle((3, 4), (9, 4), (9, 12), (3, 12)))
+    np.testing.assert_array_equal(read_dataset(annotated, "labelme").masks[3], want)
+    askew = (6, 2), (10, 8), (6, 14), (2, 8)
+    edit(path, rectangle(*askew, kind="polygon"))
+    diamond = read_dataset(annotated, "labelme").masks[3]
+    for kind in ("rectangle", "rotation"):
+        edit(path, rectangle(*askew, kind=kind))
+        np.testing.assert_array_equal(read_dataset(annotated, "labelme").masks[3], diamond)
+    edit(path, rectangle((3, 4), (9, 4), (9, 12)))
+    with pytest.raises(UnusableFile, match="is a rectangle of 3 points; draw it again"):
+        read_dataset(annotated, "labelme")
+
+
+def test_files_that_a_tool_renamed_are_matched_by_their_seed(annotated: Path) -> None:
+    want = read_dataset(annotated, "labelme").masks[3]
+    path = label_path(annotated, 3)
+    edit(path, lambda file: file.update(imagePath="cb0618f6-0000000003.png"))
+    path.rename(path.with_name("cb0618f6-0000000003.json"))
+    np.testing.assert_array_equal(read_dataset(annotated, "labelme").masks[3], want)
+
+
+def test_a_byte_order_mark_is_no_content(annotated: Path) -> None:
+    path = label_path(annotated, 3)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read_dataset(annotated, "labelme").masks[3].any()
+
+
+@pytest.mark.parametrize("listed", ["NFC", "NFD"])
+def test_one_name_has_one_spelling(annotated: Path, listed: str) -> None:
+    """macOS hands out é as two characters, most others as one."""
+    name = "sourcil gauche relevé"
+    classes = annotated / "classes.json"
+    used = "NFD" if listed == "NFC" else "NFC"
+    edit(classes, lambda entries: entries[2].update(name=unicodedata.normalize(listed, name)))
+    for seed in (3, 12):
+        text = label_path(annotated, seed).read_text().replace('"eye"', json.dumps(unicodedata.normalize(used, name)))
+        label_path(annotated, seed).write_text(text)
+    dataset = read_dataset(annotated, "labelme")
+    assert dataset.classes.names[2] == name and (dataset.masks[3] == 2).any()
+    both = [unicodedata.normalize(form, name) for form in ("NFC", "NFD")]
+    edit(classes, lambda entries: [entries[number].update(name=both[number]) for number in (0, 1)])
+    with pytest.raises(UnusableFile, match="twice; a name stands for one id"):
         read_dataset(annotated, "labelme")

@@ -1,6 +1,8 @@
 """The directory of `synth` and its masks as PNG: what is missing or wrong is named."""
 
 import json
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -142,4 +144,64 @@ def test_declared_pixels_are_bounded(directory: Path) -> None:
     path = next((directory / "masks").glob("*.png"))
     path.write_bytes(png(13000, 13000))
     with pytest.raises(UnusableFile, match="declares 13000x13000 pixels"):
+        read_dataset(directory)
+
+
+def gray_png(values: np.ndarray, depth: int) -> bytes:
+    """A gray PNG whose pixels [8,8] have that many bits."""
+    if depth == 16:
+        rows = values.astype(">u2").tobytes()
+    else:
+        bits = np.unpackbits(values.astype(np.uint8)[..., None], axis=-1)[..., -depth:]  # [8,8,depth]
+        rows = np.packbits(bits.reshape(8, -1), axis=1).tobytes()
+    length = len(rows) // 8
+    lines = b"".join(b"\0" + rows[at : at + length] for at in range(0, len(rows), length))
+    content = b"\x89PNG\r\n\x1a\n"
+    for kind, data in (
+        (b"IHDR", struct.pack(">IIBBBBB", 8, 8, depth, 0, 0, 0, 0)),
+        (b"IDAT", zlib.compress(lines)),
+        (b"IEND", b""),
+    ):
+        content += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    return content
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+def test_gray_values_of_any_depth_are_class_ids(directory: Path, depth: int) -> None:
+    """Pillow spreads values of 2 and 4 bits over 0 to 255: 1 and 2 of 4 bits would be 17 and 34, which exist here."""
+    names = [{"name": f"class {number}", "rgb": [0, 0, number]} for number in range(40)]
+    (directory / "classes.json").write_text(json.dumps(names))
+    values = np.arange(64).reshape(8, 8) % min(2**depth, 40)
+    mask_path(directory, 3).write_bytes(gray_png(values, depth))
+    assert read_dataset(directory).masks[3].tolist() == values.tolist()
+
+
+def test_an_id_beyond_a_byte_is_no_smaller_one(directory: Path) -> None:
+    mask_path(directory, 3).write_bytes(gray_png(np.full((8, 8), 256), 16))
+    with pytest.raises(UnusableFile, match="has class id 256; classes.json names 2 classes"):
+        read_dataset(directory)
+
+
+@pytest.mark.parametrize("name", ["dataset.json", "classes.json"])
+def test_a_byte_order_mark_is_no_content(directory: Path, name: str) -> None:
+    path = directory / name
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read_dataset(directory).classes == CLASSES
+
+
+@pytest.mark.parametrize("renamed", ["cb0618f6-0000000003.png", "0000000003_png.rf.0f12ab9913e0d4c65a7b.png"])
+def test_masks_that_a_tool_renamed_are_matched_by_their_seed(directory: Path, renamed: str) -> None:
+    plain = mask_path(directory, 3)
+    want = read_dataset(directory).masks[3]
+    plain.rename(plain.with_name(renamed))
+    np.testing.assert_array_equal(read_dataset(directory).masks[3], want)
+    plain.write_bytes(plain.with_name(renamed).read_bytes())
+    with pytest.raises(UnusableFile, match=f"(?=.*{renamed})(?=.*0000000003.png).* are both of seed 3; remove one"):
+        read_dataset(directory)
+
+
+@pytest.mark.parametrize("name", ["3.png", "mask-1.png", "0000000003-0000000012.png", "a0000000003.png"])
+def test_a_name_that_could_be_of_any_seed_says_which_is_needed(directory: Path, name: str) -> None:
+    mask_path(directory, 3).rename(directory / "masks" / name)
+    with pytest.raises(UnusableFile, match=f"{name} belongs to no image of dataset.json; .* name it SEED.png"):
         read_dataset(directory)

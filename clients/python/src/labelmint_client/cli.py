@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         raise SystemExit(_run(parsed))
     except ModuleNotFoundError as error:
-        _fail(f"{error.name} is missing; run `pip install 'labelmint-client[pull]'`")
+        _fail(f"{error.name} is missing; run `pip install './clients/python[pull]'` in a clone of labelmint")
 
 
 def _run(parsed: argparse.Namespace) -> int:
@@ -164,7 +164,7 @@ def _client(parsed: argparse.Namespace) -> Client:
     files = {"ca": parsed.tls_ca, "certificate": parsed.tls_certificate, "key": parsed.tls_key}
     return _PatientClient(
         parsed.endpoint or [parsed.default_endpoint],
-        token=parsed.token_file.read_text().strip() if parsed.token_file else None,
+        token=parsed.token_file.read_text(encoding="utf-8-sig").strip() if parsed.token_file else None,
         tls=Tls(**files) if parsed.tls or any(files.values()) else None,
         insecure=parsed.insecure,
     )
@@ -212,8 +212,7 @@ def _verify(parsed: argparse.Namespace) -> int:
     for problem in report.problems:
         print(problem)
     served = "" if parsed.endpoint is None else f", {report.samples} samples with what is served"
-    count = len(report.problems)
-    verdict = "no difference" if not count else "1 difference" if count == 1 else f"{count} differences"
+    verdict = {0: "no difference", 1: "1 difference"}.get(len(report.problems), f"{len(report.problems)} differences")
     print(f"{parsed.out}: compared {report.files} files with the manifest{served}: {verdict}")
     return 1 if report.problems else 0
 

@@ -73,7 +73,7 @@ class Connection:
         for endpoint in self.endpoints:
             if re.match("https?://", endpoint) or ":" not in endpoint:
                 raise ValueError(f"endpoint {endpoint!r} is no HOST:PORT of a gateway's gRPC")
-            if self.token is not None and self.tls is None and not self.insecure and not _is_loopback(endpoint):
+            if self.token is not None and self.tls is None and not self.insecure and not is_loopback(endpoint):
                 raise ValueError(
                     f"the token would travel to {endpoint} in plain text: give tls, or insecure=True if the network "
                     "is to be trusted"
@@ -90,19 +90,24 @@ class Connection:
     def channels(self) -> list[grpc.Channel]:
         """Blocking channels, one an endpoint; nothing is connected yet."""
         if self.tls is None:
-            return [grpc.insecure_channel(endpoint, _OPTIONS) for endpoint in self.endpoints]
+            return [grpc.insecure_channel(endpoint, _options(endpoint)) for endpoint in self.endpoints]
         credentials = self.tls.credentials()
-        return [grpc.secure_channel(endpoint, credentials, _OPTIONS) for endpoint in self.endpoints]
+        return [grpc.secure_channel(endpoint, credentials, _options(endpoint)) for endpoint in self.endpoints]
 
     def aio_channels(self) -> list[grpc.aio.Channel]:
         """The same for asyncio."""
         if self.tls is None:
-            return [grpc.aio.insecure_channel(endpoint, _OPTIONS) for endpoint in self.endpoints]
+            return [grpc.aio.insecure_channel(endpoint, _options(endpoint)) for endpoint in self.endpoints]
         credentials = self.tls.credentials()
-        return [grpc.aio.secure_channel(endpoint, credentials, _OPTIONS) for endpoint in self.endpoints]
+        return [grpc.aio.secure_channel(endpoint, credentials, _options(endpoint)) for endpoint in self.endpoints]
 
 
-def _is_loopback(endpoint: str) -> bool:
+def _options(endpoint: str) -> list[tuple[str, int | str]]:
+    # A proxy of the environment does not lead back to this machine.
+    return [*_OPTIONS, ("grpc.enable_http_proxy", 0 if is_loopback(endpoint) else 1)]
+
+
+def is_loopback(endpoint: str) -> bool:
     """By the name alone: what a name resolves to may change."""
     if endpoint.startswith("unix"):
         return True

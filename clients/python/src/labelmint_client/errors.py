@@ -29,6 +29,8 @@ import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
+from labelmint_client.proxies import proxy_advice
+
 _DOMAIN = "labelmint"
 
 
@@ -159,7 +161,8 @@ def translated(error: grpc.RpcError, endpoint: str) -> LabelmintError:
     info, retry_after_seconds = _details(dict(error.trailing_metadata() or ()))  # type: ignore[arg-type]
     if info is None:
         kind = _BY_CODE.get(code, LabelmintError)
-        return kind(f"{endpoint}: {code.name}: {details}", code)
+        proxy = proxy_advice(endpoint) if kind is Unavailable else ""
+        return kind(f"{endpoint}: {code.name}: {details}{proxy}", code)
     kind = _BY_REASON.get(info.reason) or _BY_CODE.get(code, LabelmintError)
     return kind(details, code, info.reason, info.metadata, retry_after_seconds)
 

@@ -228,8 +228,8 @@ def _pixels(message: pb.Pixels) -> npt.NDArray[np.uint8]:
         from PIL import Image
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "images came as PNG or JPEG and Pillow is not installed: pip install 'labelmint-client[images]', "
-            "or leave image_encoding at raw",
+            "images came as PNG or JPEG and Pillow is not installed: pip install './clients/python[images]' in a "
+            "clone of labelmint, or leave image_encoding at raw",
             name="PIL",
         ) from error
     with Image.open(io.BytesIO(message.data)) as picture:

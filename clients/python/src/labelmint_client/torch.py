@@ -10,17 +10,16 @@ Rules of this file:
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-import torch.distributed
 from torch.utils.data import IterableDataset, get_worker_info
 
 from labelmint_client.client import Client
 from labelmint_client.messages import SEED_END, Sample, SampleOptions
+from labelmint_client.ranks import Place, is_dispatched, place_of
 
 Item = TypeVar("Item")
 
@@ -41,7 +40,9 @@ class LabeledSampleDataset(IterableDataset[Item]):
     endpoints, and `settings`: the arguments of `Client`.
     options, window, model_version: those of `Client.stream_samples`.
     transform: makes an item of a `Sample`; without it items are those of `image_and_label`.
-    rank, world_size: of this process; by itself what torch.distributed says, else the variables RANK and WORLD_SIZE.
+    rank, world_size: of this process; by itself what torch.distributed says when iteration begins, else the variables
+    RANK and WORLD_SIZE; where a loader prepared by Accelerate reads the dataset, Accelerate divides it.
+    fixed: each pass has the same seeds, whatever `set_epoch` says, as libraries do by themselves: for validation.
     resume: what `merge_states` made of another run's states: its samples do not come again.
 
     Without end_seed the dataset is one pass without end. With it a pass is a fixed set, each time the same, as a
@@ -61,6 +62,7 @@ class LabeledSampleDataset(IterableDataset[Item]):
         transform: Callable[[Sample], Item] = image_and_label,  # type: ignore[assignment]
         rank: int | None = None,
         world_size: int | None = None,
+        fixed: bool = False,
         resume: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> None:
@@ -71,6 +73,8 @@ class LabeledSampleDataset(IterableDataset[Item]):
             raise ValueError("options leave out the image or the label: give a transform that can do without it")
         if (rank is None) != (world_size is None):
             raise ValueError("rank and world_size belong together; give both")
+        if rank is not None and world_size is not None and not 0 <= rank < world_size:
+            raise ValueError(f"rank {rank} of world_size {world_size}: give 0 to world_size - 1")
         self._endpoints = endpoints
         self._settings = settings
         self._model = model
@@ -78,7 +82,10 @@ class LabeledSampleDataset(IterableDataset[Item]):
         self._options = options
         self._window = window
         self._transform = transform
-        self._rank, self._world_size = _place() if rank is None or world_size is None else (rank, world_size)
+        self._given: Place | None = None if rank is None or world_size is None else (rank, world_size)
+        # What a worker that is not forked is told by the process that starts it: its place, or why there is none.
+        self._told: Place | str | None = None
+        self._fixed = fixed
         # In shared memory: persistent workers see what the trainer sets.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._begin: dict[str, Any] = {
@@ -98,32 +105,62 @@ class LabeledSampleDataset(IterableDataset[Item]):
         Raises ValueError where that leads beyond the last seed. Keep seeds for validation below start_seed.
         """
         start, end = self._range
+        if self._fixed:
+            return
         if epoch < 0 or end + epoch * (end - start) > SEED_END:
             raise ValueError(
                 f"epoch {epoch} of seeds {start} to {end} is beyond the last seed; give a smaller end_seed"
             )
         self._epoch.fill_(epoch)
 
+    def __getstate__(self) -> dict[str, Any]:
+        try:
+            return {**self.__dict__, "_told": self._place(in_worker=True)}
+        except ValueError as error:
+            return {**self.__dict__, "_told": str(error)}
+
     def __iter__(self) -> Iterator[Item]:
-        worker = get_worker_info()
-        workers, index = (1, 0) if worker is None else (worker.num_workers, worker.id)
-        shard_index, shard_count = self._rank * workers + index, self._world_size * workers
         epoch = int(self._epoch)
         start, end = (seed + epoch * (self._range[1] - self._range[0]) for seed in self._range)
-        state = {**self._begin, "shard_index": shard_index, "shard_count": shard_count, "epoch": epoch}
+        state = {**self._begin, **self._shard(), "epoch": epoch}
         if self._begin["epoch"] != epoch:
             state["done"] = []
         state["next_seed"] = max([start, *(min(layer) for layer in state["done"])])
         # A state that was loaded is for one pass: the one that it was saved in.
         loaded, self._loaded = self._loaded, None
         if loaded is not None and loaded["epoch"] >= epoch:
-            _check_fits(loaded, state)
             state |= loaded
+            state["epoch"] = epoch
+        else:
+            loaded = None
         self._state = state
-        return self._walk(state, min(state["next_seed"], end), end)
+        return self._walk(state, loaded, end)
+
+    def _shard(self) -> dict[str, int]:
+        worker = get_worker_info()
+        workers, index = (1, 0) if worker is None else (worker.num_workers, worker.id)
+        if worker is None or self._told is None:
+            rank, world_size = self._place(in_worker=worker is not None)
+        elif isinstance(self._told, str):
+            raise ValueError(self._told)
+        else:
+            rank, world_size = self._told
+        return {"shard_index": rank * workers + index, "shard_count": world_size * workers}
+
+    def _place(self, *, in_worker: bool) -> Place:
+        return place_of(self, self._given, in_worker=in_worker, ends=self._range[1] < SEED_END)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where this process is in its pass: small, and of plain numbers and texts."""
+        """Where this process is in its pass: small, and of plain numbers and texts.
+
+        Raises ValueError where Accelerate reads in one process for all: the state would be ahead of what was delivered.
+        """
+        if is_dispatched(self):
+            raise ValueError(
+                "Accelerate fetches ahead the batches that it dispatches, so that a run that is resumed with this "
+                "state would lose samples: give DataLoaderConfiguration(dispatch_batches=False), or no "
+                "use_stateful_dataloader"
+            )
         return dict(self._state)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -131,8 +168,14 @@ class LabeledSampleDataset(IterableDataset[Item]):
         self._loaded = state
         self._state = dict(state)
 
-    def _walk(self, state: dict[str, Any], start_seed: int, end_seed: int) -> Iterator[Item]:
+    def _walk(self, state: dict[str, Any], loaded: Mapping[str, Any] | None, end_seed: int) -> Iterator[Item]:
         done: list[list[int]] = state["done"]
+        # Only now: Accelerate's stateful loaders call `iter` when they are prepared, before it is seen that they
+        # divide, and in processes that never read.
+        state |= self._shard()
+        if loaded is not None:
+            _check_fits(loaded, state)
+        start_seed = min(state["next_seed"], end_seed)
         with (
             Client(self._endpoints, **self._settings) as client,
             client.stream_samples(
@@ -207,9 +250,3 @@ def _worker_states(state: Any) -> Iterator[Mapping[str, Any]]:
             raise ValueError("batches were delivered after the snapshot: use snapshot_every_n_steps=1")
         for value in state.values():
             yield from _worker_states(value)
-
-
-def _place() -> tuple[int, int]:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))

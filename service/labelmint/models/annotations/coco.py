@@ -1,7 +1,8 @@
 """COCO annotation files, as CVAT exports them: instances for masks, person keypoints for keypoints.
 
 Rules of this file:
-- Images are matched by the last part of their file_name; each must be in dataset.json, and each of dataset.json here.
+- Images are matched by the seed in the last part of their file_name; each must be in dataset.json, and each of
+  dataset.json here.
 - pycocotools trusts its input: it reads beyond a run-length string that breaks off and hands out memory that it never
   wrote where the runs end early. Runs are therefore read and added up here before it sees them.
 """
@@ -19,7 +20,7 @@ import pycocotools.mask
 from pydantic import Discriminator, Field, Tag, TypeAdapter
 
 from labelmint.errors import UnusableFile
-from labelmint.models.annotations.directory import Drawn, Size, check_size, image_name
+from labelmint.models.annotations.directory import Drawn, Size, check_size, image_name, seed_in
 from labelmint.models.annotations.files import Strict, read_json
 from labelmint.models.annotations.points import Keypoint
 from labelmint.models.annotations.shapes import Shape, check_points
@@ -126,19 +127,23 @@ def read_keypoints(directory: Path, drawn: Drawn) -> Iterator[Keypoint]:
 
 def _seeds_of(images: list[_Image], path: Path, drawn: Drawn) -> dict[int, int]:
     """Image ids to seeds."""
-    by_name = {image_name(seed): seed for seed in drawn.images}
+    names: dict[int, str] = {}  # by seed
     seeds: dict[int, int] = {}
     for image in images:
-        name = PureWindowsPath(image.file_name).name
-        if name not in by_name:
-            raise UnusableFile(path, f"lists the image {image.file_name!r}, which dataset.json does not")
-        if image.id in seeds or by_name[name] in seeds.values():
-            raise UnusableFile(path, f"lists the image {image.file_name!r} or its id {image.id} twice")
-        check_size((image.height, image.width), drawn.size(by_name[name]), path, f"says that {name} is")
-        seeds[image.id] = by_name[name]
-    for name, seed in by_name.items():
-        if seed not in seeds.values():
-            raise UnusableFile(path, f"does not list the image {name} of dataset.json; annotate it, too")
+        seed = seed_in(PureWindowsPath(image.file_name).name, drawn)
+        if seed is None:
+            raise UnusableFile(
+                path, f"lists the image {image.file_name!r}; dataset.json has none whose seed is in that name"
+            )
+        if seed in names:
+            raise UnusableFile(path, f"lists {names[seed]!r} and {image.file_name!r}, both of seed {seed}; keep one")
+        if image.id in seeds:
+            raise UnusableFile(path, f"lists the image {image.file_name!r} by an id, {image.id}, that another one has")
+        check_size((image.height, image.width), drawn.size(seed), path, f"says that {image.file_name} is")
+        names[seed], seeds[image.id] = image.file_name, seed
+    for seed in drawn.images:
+        if seed not in names:
+            raise UnusableFile(path, f"does not list the image {image_name(seed)} of dataset.json; annotate it, too")
     return seeds
 
 

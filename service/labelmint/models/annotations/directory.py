@@ -3,10 +3,15 @@
 Rules of this file:
 - dataset.json is written last, so a directory that has it is whole.
 - Every image of dataset.json must be there; nothing is skipped.
+- Tools rename what they are given (Label Studio to cb0618f6-SEED.png, Roboflow to SEED_png.rf.HASH.jpg). A name stands
+  for the one seed of dataset.json that it holds as a word of its own; two files for one seed are refused.
+- One name has several spellings in Unicode (é, or e and an accent): all of them are the composed one (NFC).
 """
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +19,7 @@ from typing import Annotated
 
 import numpy as np
 from PIL import Image
-from pydantic import Field, TypeAdapter
+from pydantic import AfterValidator, Field, TypeAdapter
 
 from labelmint.errors import UnusableFile
 from labelmint.models.annotations.files import Bytes, Strict, open_picture, read_json, write_json, write_png
@@ -43,8 +48,12 @@ class _Dataset(Strict):
 _Channel = Annotated[int, Field(ge=0, le=255)]
 
 
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
 class _Entry(Strict):
-    name: Annotated[str, Field(min_length=1)]
+    name: Annotated[str, Field(min_length=1), AfterValidator(_composed)]
     rgb: tuple[_Channel, _Channel, _Channel]
 
 
@@ -104,9 +113,9 @@ def write_names(path: Path, names: Iterable[str], palette: Palette) -> None:
 
 def id_of(name: str, names: tuple[str, ...], path: Path, where: str) -> int:
     """The id of a name that an annotator used at a place in a file."""
-    if name not in names:
+    if _composed(name) not in names:
         raise UnusableFile(path, f"{where} has an unknown name; known are {', '.join(names)}")
-    return names.index(name)
+    return names.index(_composed(name))
 
 
 def check_size(found: Size, size: Size, path: Path, what: str) -> None:
@@ -114,9 +123,21 @@ def check_size(found: Size, size: Size, path: Path, what: str) -> None:
         raise UnusableFile(path, f"{what} {found[1]}x{found[0]} pixels, its image {size[1]}x{size[0]}")
 
 
-def check_no_strays(paths: Iterable[Path], pattern: str) -> None:
-    """Refuses an annotation of an image that dataset.json does not list. `paths`: the expected ones, of one folder."""
-    expected = set(paths)
-    for path in sorted({path.parent for path in expected}.pop().glob(pattern)):
-        if path not in expected:
-            raise UnusableFile(path, "belongs to no image of dataset.json; remove it")
+def seed_in(name: str, drawn: Drawn) -> int | None:
+    """The seed of dataset.json that a file's name holds; None where it holds none, or more than one."""
+    words = {int(digits) for digits in re.findall(r"(?<![^\W_])\d{10}(?![^\W_])", name, re.ASCII)}
+    seeds = words & drawn.images.keys()
+    return seeds.pop() if len(seeds) == 1 else None
+
+
+def annotation_files(folder: Path, suffix: str, drawn: Drawn) -> dict[int, Path]:
+    """The file of each seed; the plain name where there is none. Refuses what belongs to no image of dataset.json."""
+    found: dict[int, Path] = {}
+    for path in sorted(folder.glob(f"*{suffix}")):
+        seed = seed_in(path.name, drawn)
+        if seed is None:
+            raise UnusableFile(path, f"belongs to no image of dataset.json; remove it, or name it SEED{suffix}")
+        if seed in found:
+            raise UnusableFile(path, f"and {found[seed].name} are both of seed {seed}; remove one")
+        found[seed] = path
+    return {seed: found.get(seed, folder / f"{seed:010d}{suffix}") for seed in drawn.images}

@@ -2,6 +2,7 @@
 
 Rules of this file:
 - Areas are drawn with Pillow in the way of labelme's own converter, so outlines belong to the shape.
+- A rectangle is two opposite corners, or all four as X-AnyLabeling saves it; four that stand askew are an outline.
 - Lines and points have no area. labelme's converter gives them a width of its own; here they are refused.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import math
 from collections.abc import Iterator
 from pathlib import Path, PureWindowsPath
@@ -19,8 +21,8 @@ from PIL import Image, ImageDraw
 from pydantic import TypeAdapter
 
 from labelmint.errors import UnusableFile
-from labelmint.models.annotations.directory import Drawn, Size, check_no_strays, check_size, image_name, image_path
-from labelmint.models.annotations.files import BROKEN_PICTURE, Strict, read_json
+from labelmint.models.annotations.directory import Drawn, Size, annotation_files, check_size, image_path, seed_in
+from labelmint.models.annotations.files import BROKEN_PICTURE, Strict, fault_of, read_json
 from labelmint.models.annotations.shapes import Point, Shape, check_points
 
 
@@ -47,13 +49,11 @@ def label_path(directory: Path, seed: int) -> Path:
 
 def read_shapes(directory: Path, drawn: Drawn) -> Iterator[Shape]:
     """The shapes of every image, in the order of its file. Raises UnusableFile."""
-    paths = {seed: label_path(directory, seed) for seed in drawn.images}
-    check_no_strays(paths.values(), "*.json")
-    for seed, path in paths.items():
+    for seed, path in annotation_files(directory / "images", ".json", drawn).items():
         size = drawn.size(seed)
         content = read_json(path, _LABEL_FILE, "annotate its image with labelme and save")
         # Either separator: the file may have been saved on Windows.
-        if PureWindowsPath(content.imagePath).name != image_name(seed):
+        if seed_in(PureWindowsPath(content.imagePath).name, drawn) != seed:
             raise UnusableFile(path, f"was saved for the image {content.imagePath!r}; annotate the image beside it")
         check_size((content.imageHeight, content.imageWidth), size, path, "was saved for an image of")
         for index, shape in enumerate(content.shapes):
@@ -64,8 +64,9 @@ def read_shapes(directory: Path, drawn: Drawn) -> Iterator[Shape]:
 def _area(shape: _Shape, size: Size, path: Path, where: str) -> npt.NDArray[np.bool_]:
     """The pixels bool [R,R] that a shape covers."""
     kind, points = shape.shape_type, shape.points
-    enough = {"polygon": len(points) >= 3, "oriented_rectangle": len(points) == 4}
-    enough.update(dict.fromkeys(("rectangle", "circle", "mask"), len(points) == 2))
+    enough = {"polygon": len(points) >= 3, "rectangle": len(points) in (2, 4)}
+    enough.update(dict.fromkeys(("oriented_rectangle", "rotation"), len(points) == 4))
+    enough.update(dict.fromkeys(("circle", "mask"), len(points) == 2))
     if kind not in enough:
         raise UnusableFile(path, f"{where} is a {kind}; only {', '.join(enough)} have an area")
     if not enough[kind]:
@@ -75,16 +76,22 @@ def _area(shape: _Shape, size: Size, path: Path, where: str) -> npt.NDArray[np.b
         return _pasted(shape, size, path, where)
     picture = Image.new("L", (size[1], size[0]))
     draw = ImageDraw.Draw(picture)
-    if kind in ("polygon", "oriented_rectangle"):
-        draw.polygon(points, fill=1, outline=1)
-    elif kind == "rectangle":
-        (left, right), (top, bottom) = (sorted(values) for values in zip(*points, strict=True))
-        draw.rectangle((left, top, right, bottom), fill=1, outline=1)
-    else:
+    if kind == "circle":
         (x, y), on_the_rim = points
         radius = math.dist((x, y), on_the_rim)
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=1, outline=1)
+    elif kind == "rectangle" and _is_upright(points):
+        xs, ys = zip(*points, strict=True)
+        draw.rectangle((min(xs), min(ys), max(xs), max(ys)), fill=1, outline=1)
+    else:
+        draw.polygon(points, fill=1, outline=1)
     return np.asarray(picture) > 0
+
+
+def _is_upright(points: list[Point]) -> bool:
+    """Whether the corners of a rectangle, two or four, are those of one with level and upright sides."""
+    xs, ys = ({point[axis] for point in points} for axis in (0, 1))
+    return len(points) == 2 or set(points) == set(itertools.product(xs, ys))
 
 
 def _pasted(shape: _Shape, size: Size, path: Path, where: str) -> npt.NDArray[np.bool_]:
@@ -98,7 +105,7 @@ def _pasted(shape: _Shape, size: Size, path: Path, where: str) -> npt.NDArray[np
             raise UnusableFile(path, f"{where} has a bitmap of another size or mode than its points say; draw it again")
         pixels = np.asarray(bitmap) > 0
     except (ValueError, *BROKEN_PICTURE) as error:
-        raise UnusableFile(path, f"{where} has a bitmap that is not a whole PNG: {error}") from error
+        raise UnusableFile(path, f"{where} has a bitmap that is not a whole PNG: {fault_of(error)}") from error
     area = np.zeros(size, bool)
     area[top : bottom + 1, left : right + 1] = pixels
     return area

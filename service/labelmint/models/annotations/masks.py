@@ -21,14 +21,14 @@ from labelmint.models.annotations.directory import (
     Drawn,
     Palette,
     Size,
-    check_no_strays,
+    annotation_files,
     check_size,
     image_name,
     read_drawn,
     read_names,
     write_names,
 )
-from labelmint.models.annotations.files import Bytes, open_picture, write_png
+from labelmint.models.annotations.files import Bytes, read_ids, write_png
 from labelmint.models.annotations.shapes import paint
 
 MaskFormat = Literal["png", "labelme", "coco"]
@@ -78,17 +78,13 @@ def read_dataset(directory: Path, mask_format: MaskFormat = "png") -> AnnotatedD
 
 
 def _read_pngs(directory: Path, drawn: Drawn, num_classes: int) -> dict[int, Bytes]:
-    paths = {seed: mask_path(directory, seed) for seed in drawn.images}
-    check_no_strays(paths.values(), "*.png")
+    paths = annotation_files(directory / "masks", ".png", drawn)
     return {seed: _read_png(path, drawn.size(seed), num_classes) for seed, path in paths.items()}
 
 
 def _read_png(path: Path, size: Size, num_classes: int) -> Bytes:
-    picture = open_picture(path, "every image of dataset.json needs its mask")
-    if picture.mode not in ("L", "P", "1"):
-        raise UnusableFile(path, f"is a {picture.mode} image; a mask has one channel (or a palette) of class ids")
-    mask = np.asarray(picture, dtype=np.uint8)
+    mask = read_ids(path, "every image of dataset.json needs its mask")
     check_size((mask.shape[0], mask.shape[1]), size, path, "is")
     if int(mask.max()) >= num_classes:
         raise UnusableFile(path, f"has class id {int(mask.max())}; classes.json names {num_classes} classes")
-    return mask
+    return mask.astype(np.uint8)

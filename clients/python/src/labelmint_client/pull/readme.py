@@ -54,15 +54,13 @@ _COCO = """from pycocotools.coco import COCO
 coco = COCO("annotations/{name}")
 print(len(coco.imgs), len(coco.anns))"""
 
-_PALETTE = """\
-The labels are palette PNGs: the palette indices are the class ids, which PIL reads. A reader that turns them into gray
-(OpenCV's IMREAD_GRAYSCALE, torchvision, PIL's convert("L")) gives the gray of the palette's colours, which are no class
-ids. `labelmint pull --label-mode ids` writes class ids as gray, for every reader."""
+_PALETTE = """The labels are palette PNGs: the palette indices are the class ids, which PIL reads. A reader that
+turns them into gray (OpenCV's IMREAD_GRAYSCALE, torchvision, PIL's convert("L")) gives the gray of the palette's
+colours, which are no class ids. `labelmint pull --label-mode ids` writes class ids as gray, for every reader."""
 _IDS = "The labels are gray PNGs: the values are the class ids. They look black, because class ids are small numbers."
-_EXACT = """\
-`instances.json` has polygons along the edges of pixels, which pycocotools fills exactly. OpenCV's fillPoly draws the
-border too, so that its regions are up to a pixel larger; `instances_rle.json` has the same regions as run lengths,
-which are exact in every reader. Hugging Face `datasets` finds the images alone."""
+_EXACT = """`instances.json` has polygons along the edges of pixels, which pycocotools fills exactly. OpenCV's fillPoly
+draws the border too, so that its regions are up to a pixel larger; `instances_rle.json` has the same regions as run
+lengths, which are exact in every reader. Hugging Face `datasets` finds the images alone."""
 
 
 def readme(name: str, label_mode: LabelMode, model: Model) -> str:

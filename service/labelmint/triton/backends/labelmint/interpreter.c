@@ -5,6 +5,9 @@ Rules of this file:
 - Vectors run along pixels and every sum over channels, heads or classes runs in one order, each addition on its own.
   So a pixel's result depends on neither the width of a vector, nor the tile, the batch or the number of threads.
 - What a call needs is allocated by `interpreter_new`; an interpreter serves one call at a time.
+- A feature or sum that is not a number makes the JS divergence of its pixels NaN, as in torch, so that every gate
+  rejects the sample. Comparisons are written so that NaN passes through; the label there means nothing.
+- Subnormal numbers count as zero: processors take some 70 times as long for them, and no label depends on them.
 - Vector extensions of GCC and Clang, no intrinsics: one source for AVX2, AVX-512, NEON and what comes.
 
 Names: R output resolution; r a level, from 4 to R; N heads; h1, h2 their hidden widths; K classes. A sliver is SLIVER
@@ -76,13 +79,14 @@ INLINE vec load(const float *from) { return *(const loose *)from; }
 INLINE void store(float *to, vec value) { *(loose *)to = value; }
 INLINE vec all(float value) { return value - (vec){0}; }
 INLINE vec choose(ivec mask, vec yes, vec no) { return (vec)((mask & (ivec)yes) | (~mask & (ivec)no)); }
-INLINE vec larger(vec a, vec b) { return choose(a > b, a, b); }
+INLINE vec at_least(vec x, float bound) { return choose(x <= bound, all(bound), x); } /* NaN stays NaN */
+INLINE vec at_most(vec x, float bound) { return choose(x >= bound, all(bound), x); }
 
 /* ---- elementary functions ------------------------------------------------------------------------------------- */
 
-/* exp(x) for x <= 0, relative error below 2e-7; below -87, that of -87. */
+/* exp(x) for x <= 0, relative error below 2e-7; below -87, that of -87; of NaN, NaN. */
 INLINE vec exponential(vec x) {
-    x = larger(x, all(-87.0f));
+    x = at_least(x, -87.0f);
     const vec shift = all(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer */
     vec n = (x * 1.44269504f + shift) - shift;
     vec r = x - n * 0.693359375f;
@@ -145,7 +149,7 @@ INLINE void multiply(const float *panel, const float *sliver, int depth, float *
     UNROLL for (int i = 0; i < ROWS; i++) {
         UNROLL for (int j = 0; j < VECTORS; j++) {
             vec value = sum[i][j];
-            if (how == ONTO_RELU) value = (vec)((value > 0.0f) & (ivec)value);
+            if (how == ONTO_RELU) value = at_least(value, 0.0f);
             store(out + i * stride + j * LANES, value);
         }
     }
@@ -452,7 +456,7 @@ INLINE void add_votes(float *outputs, int classes, float *statistics) {
 }
 
 /* -p log p; 0 at 0. */
-INLINE vec surprise(vec p) { return -p * logarithm(larger(p, all(1e-30f))); }
+INLINE vec surprise(vec p) { return -p * logarithm(at_least(p, 1e-30f)); }
 
 INLINE void add_heats(const float *outputs, int classes, float *statistics) {
     UNROLL for (int j = 0; j < VECTORS; j++) {
@@ -460,8 +464,7 @@ INLINE void add_heats(const float *outputs, int classes, float *statistics) {
         vec sum = all(0.0f);
         for (int k = 0; k < classes; k++) {
             vec heat = load(outputs + j * LANES + k * SLIVER);
-            vec p = larger(heat, all(0.0f));
-            p = choose(p < 1.0f, p, all(1.0f));
+            vec p = at_most(at_least(heat, 0.0f), 1.0f);
             sum += surprise(p) + surprise(1.0f - p);
             store(mean + k * SLIVER, load(mean + k * SLIVER) + p);
             store(heats + k * SLIVER, load(heats + k * SLIVER) + heat);
@@ -481,8 +484,10 @@ INLINE void divergence(const Interpreter *m, const float *statistics, float *js)
             mixture += surprise(p);
             if (m->keypoints) mixture += surprise(1.0f - p);
         }
+        vec entropy = load(mean + 2 * m->classes * SLIVER);
+        vec finite = entropy - entropy; /* 0, or NaN where a logit overflowed: no difference of infinities may pass for 0 */
         /* Rounding can fall a hair below zero. */
-        store(js + j * LANES, larger(mixture - load(mean + 2 * m->classes * SLIVER) * share, all(0.0f)));
+        store(js + j * LANES, at_least(mixture - entropy * share + finite, 0.0f));
     }
 }
 
@@ -497,11 +502,14 @@ INLINE void elect(const float *votes, int classes, int count, uint8_t *label) {
     }
 }
 
+/* Whether a heat goes before the hottest so far; NaN is the hottest, as in torch, and of equals the first stays. */
+INLINE int hotter(float heat, float hottest) { return heat > hottest || (heat != heat && hottest == hottest); }
+
 /* The hottest of `count` pixels, the first of which is `pixel`, for each keypoint, if it is hotter than `peaks`. */
 INLINE void seek(const float *heats, int classes, int count, int pixel, Peak *peaks) {
     for (int k = 0; k < classes; k++) {
         for (int i = 0; i < count; i++) {
-            if (heats[k * SLIVER + i] > peaks[k].heat) peaks[k] = (Peak){heats[k * SLIVER + i], pixel + i};
+            if (hotter(heats[k * SLIVER + i], peaks[k].heat)) peaks[k] = (Peak){heats[k * SLIVER + i], pixel + i};
         }
     }
 }
@@ -597,7 +605,31 @@ static void label_tile(Interpreter *m, const Task *task, Scratch *scratch) {
 
 /* ---- threads ---------------------------------------------------------------------------------------------------- */
 
+/* Let the thread take subnormal numbers for zero; returns what `restore_subnormals` takes to undo it. */
+static uint64_t flush_subnormals(void) {
+    uint64_t before = 0;
+#if defined(__SSE__)
+    before = __builtin_ia32_stmxcsr();
+    __builtin_ia32_ldmxcsr((unsigned)before | 0x8040); /* of results (FTZ) and of operands (DAZ) */
+#elif defined(__aarch64__)
+    __asm__ volatile("mrs %0, fpcr" : "=r"(before));
+    __asm__ volatile("msr fpcr, %0" : : "r"(before | 1u << 24));
+#endif
+    return before;
+}
+
+static void restore_subnormals(uint64_t before) {
+#if defined(__SSE__)
+    __builtin_ia32_ldmxcsr((unsigned)before);
+#elif defined(__aarch64__)
+    __asm__ volatile("msr fpcr, %0" : : "r"(before));
+#else
+    (void)before;
+#endif
+}
+
 static void work(Interpreter *m, Scratch *scratch) {
+    uint64_t control = flush_subnormals(); /* the calling thread's own arithmetic stays as it was */
     pthread_mutex_lock(&m->mutex);
     while (m->next < m->num_tasks) {
         const Task *task = &m->tasks[m->next++];
@@ -617,6 +649,7 @@ static void work(Interpreter *m, Scratch *scratch) {
         }
     }
     pthread_mutex_unlock(&m->mutex);
+    restore_subnormals(control);
 }
 
 typedef struct {
@@ -653,7 +686,7 @@ void interpreter_run(Interpreter *m, const float *const *features, uint8_t *labe
     for (int k = 0; m->keypoints && k < m->classes; k++) {
         Peak best = m->peaks[k];
         for (int i = 1; i < m->resolution * (m->resolution / m->tile); i++) { /* row by row: the first of equals stays */
-            if (m->peaks[i * m->classes + k].heat > best.heat) best = m->peaks[i * m->classes + k];
+            if (hotter(m->peaks[i * m->classes + k].heat, best.heat)) best = m->peaks[i * m->classes + k];
         }
         keypoints[2 * k] = (float)(best.pixel % m->resolution);
         keypoints[2 * k + 1] = (float)(best.pixel / m->resolution);

@@ -25,8 +25,8 @@ except ModuleNotFoundError as error:
     if error.name != "torch":
         raise
     raise ModuleNotFoundError(
-        "this model was exported as TorchScript and torch is not installed; run `pip install 'labelmint[torchscript]'` "
-        "or export it with `--format onnx`"
+        "this model was exported as TorchScript and torch is not installed; run `pip install '.[torchscript]'` in a "
+        "clone of labelmint, or export it with `--format onnx`"
     ) from None
 
 

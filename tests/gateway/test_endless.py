@@ -1,0 +1,146 @@
+"""Streams whose next sample is always ready, as with a Triton that is faster than the reader, over real gRPC: they
+expire, are paced and end at the close as any other, with the seed to resume at.
+
+The source stands in for the sampling core: no Triton here is fast enough.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from google.rpc import error_details_pb2, status_pb2
+from prometheus_client import CollectorRegistry
+
+from labelmint.gateway.access import Tokens
+from labelmint.gateway.catalog import Catalog
+from labelmint.gateway.grpc_access import AccessInterceptor
+from labelmint.gateway.grpc_api import SampleService
+from labelmint.gateway.lifecycle import Lifecycle
+from labelmint.gateway.metrics import Metrics
+from labelmint.gateway.sampling import Delivery
+from labelmint.triton.client import TritonClient
+from labelmint.v1 import sample_service_pb2 as pb
+from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
+
+TOKEN = "for-tests"
+SECONDS = 30.0  # in which all that is to happen happens, however busy the machine is
+
+
+class Model:
+    name = "endless"
+    task = "segmentation"
+
+
+class Endless:
+    """A sampling core that has every sample ready, each of them rejected: a message is what the cursor is."""
+
+    async def find(self, name: str, version: str, owed: int = 1) -> Model:
+        return Model()
+
+    def owed_at_first(self, window: int, count: int) -> int:
+        return 1
+
+    async def walk(self, model: Any, walk: Any, *_: Any) -> AsyncGenerator[Delivery, None]:
+        for seed in walk.seeds():
+            yield Delivery(None, seed + 1, seed + 1 - walk.start)
+
+
+@asynccontextmanager
+async def serving(
+    max_stream_seconds: float, tokens: Tokens | None = None
+) -> AsyncIterator[tuple[grpc.aio.Server, Lifecycle, pb_grpc.SampleServiceStub]]:
+    metrics = Metrics(CollectorRegistry())
+    triton = TritonClient("127.0.0.1:1")
+    lifecycle = Lifecycle(Catalog(triton, "fused"), max_stream_seconds, False)
+    server = grpc.aio.server(interceptors=[] if tokens is None else [AccessInterceptor(tokens, metrics)])
+    service = SampleService(Endless(), metrics, lifecycle)  # type: ignore[arg-type]
+    pb_grpc.add_SampleServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            yield server, lifecycle, pb_grpc.SampleServiceStub(channel)
+    finally:
+        await server.stop(None)
+        await triton.close()
+
+
+def begin(stub: pb_grpc.SampleServiceStub, start_seed: int = 0) -> Any:
+    request = pb.StreamSamplesRequest(model="endless", start_seed=start_seed)
+    return stub.StreamSamples(request, metadata=(("authorization", f"Bearer {TOKEN}"),))
+
+
+async def read_to_its_end(call: Any) -> tuple[int, str, int]:
+    """The last seed of the cursor that came, the reason of the end and where it says to resume."""
+    seen = 0
+
+    async def read() -> None:
+        nonlocal seen
+        async for message in call:
+            assert message.next_seed > seen
+            seen = message.next_seed
+
+    try:
+        await asyncio.wait_for(read(), SECONDS)
+    except asyncio.TimeoutError:
+        pytest.fail(f"the stream still runs, at seed {seen}")
+    except grpc.aio.AioRpcError as error:
+        trailers = dict(error.trailing_metadata() or ())
+        assert "grpc-status-details-bin" in trailers, f"cut without a word: {error.details()}"
+        info = error_details_pb2.ErrorInfo()
+        assert status_pb2.Status.FromString(trailers["grpc-status-details-bin"]).details[0].Unpack(info)
+        return seen, info.reason, int(info.metadata["next_seed"])
+    raise AssertionError("the walk has seeds for hours")
+
+
+def slow_tokens(directory: Path, samples_per_second: float) -> Tokens:
+    path = directory / "tokens"
+    digest = hashlib.sha256(TOKEN.encode()).hexdigest()
+    path.write_text(f"training {digest} samples_per_second={samples_per_second}\n")
+    return Tokens(path)
+
+
+async def test_it_expires() -> None:
+    async with serving(0.5) as (_, _, stub):
+        seen, reason, resume = await read_to_its_end(begin(stub))
+        assert reason == "STREAM_EXPIRED" and resume == seen > 0
+        again, _, _ = await read_to_its_end(begin(stub, resume))
+        assert again > resume, "the next one goes on from there"
+
+
+@pytest.mark.parametrize("streams", [1, 8])
+async def test_the_close_ends_it_where_it_can_be_resumed(streams: int) -> None:
+    async with serving(0.0) as (server, lifecycle, stub):
+        reading = [asyncio.create_task(read_to_its_end(begin(stub))) for _ in range(streams)]
+        await asyncio.sleep(0.3)
+        lifecycle.close()
+        await server.stop(SECONDS)
+        for seen, reason, resume in await asyncio.gather(*reading):
+            assert reason == "SERVER_DRAINING" and resume == seen
+
+
+async def test_a_reader_who_pauses_is_told_too() -> None:
+    """It expired while the reader took nothing; what was on its way still comes, and then the end."""
+    async with serving(0.3) as (_, _, stub):
+        call = begin(stub)
+        await call.wait_for_connection()
+        await asyncio.sleep(1.0)
+        seen, reason, resume = await read_to_its_end(call)
+        assert reason == "STREAM_EXPIRED" and resume == seen
+
+
+@pytest.mark.parametrize("end", ["STREAM_EXPIRED", "SERVER_DRAINING"])
+async def test_a_paced_one_ends_while_it_is_paced(end: str, tmp_path: Path) -> None:
+    """At a sample in 100 s the second one is nowhere near."""
+    async with serving(0.5 if end == "STREAM_EXPIRED" else 0.0, slow_tokens(tmp_path, 0.01)) as (_, lifecycle, stub):
+        reading = asyncio.create_task(read_to_its_end(begin(stub)))
+        await asyncio.sleep(0.3)
+        if end == "SERVER_DRAINING":
+            lifecycle.close()
+        assert await reading == (1, end, 1)

@@ -1,0 +1,101 @@
+"""Names in pictures: every script is drawn by a font that has it, or spelt out, and nothing is a box or cut off."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+from PIL import Image
+
+from labelmint.gateway import encode, lettering
+from labelmint.gateway.policy import Gate
+from labelmint.gateway.sampling import Sample
+from tests.gateway.test_policy import MODEL
+
+# matplotlib brings DejaVu, which has Cyrillic, Arabic and a few emoji, and no Chinese.
+DEJAVU = str(Path(matplotlib.get_data_path()) / "fonts" / "ttf")
+Machine = Callable[..., None]
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """Makes this a machine whose fonts are in the given folders."""
+    cached = (lettering._runs_of, lettering._font_with, lettering._machine_fonts, lettering._say_what_is_missing)
+
+    def has(*folders: str) -> None:
+        monkeypatch.setattr(lettering, "_FOLDERS", folders)
+        for function in cached:
+            function.cache_clear()
+
+    return has
+
+
+def overlay(*names: str) -> bytes:
+    palette = tuple((number, 0, 0) for number in range(len(names)))
+    image = np.zeros((8, 8, 3), np.uint8)
+    label = (np.arange(64) % len(names)).reshape(8, 8).astype(np.uint8)
+    model = replace(MODEL, label_names=names, palette=palette)
+    gate = Gate(1.0, 5.0, "c")
+    return encode.overlay_png(Sample(model, 7, None, gate, image, label, keypoints=None, js_map=None, js_score=3.0))
+
+
+def drawn_by(text: str) -> list[tuple[str, str]]:
+    return [(run.text, run.font.stem if run.font else "") for run in lettering._runs_of(text)]
+
+
+@pytest.mark.parametrize("folders", [(), (DEJAVU,)], ids=["no fonts", "DejaVu"])
+@pytest.mark.parametrize(
+    ("one", "other"), [("бровь", "брось"), ("眼睛", "眉毛"), ("😀", "😎"), ("عين", "حاجب"), ("é", "è")]
+)
+def test_no_name_is_a_row_of_boxes(machine: Machine, folders: tuple[str, ...], one: str, other: str) -> None:
+    """The box of a missing glyph is the same for all characters."""
+    machine(*folders)
+    assert overlay("background", one) != overlay("background", other)
+
+
+def test_each_part_is_drawn_by_a_font_that_has_it(machine: Machine) -> None:
+    machine(DEJAVU)
+    assert drawn_by("left eye") == [("left eye", "")]
+    assert drawn_by("левая бровь") == [("левая бровь", "DejaVuSans")]
+    assert drawn_by("eye: глаз 😀") == [("eye: ", ""), ("глаз 😀", "DejaVuSans")]
+    assert drawn_by("x 中国 й") == [("x [U+4E2D][U+56FD] ", ""), ("й", "DejaVuSans")]
+    assert drawn_by("и\u0306") == [("и\u0306", "DejaVuSans")]  # a mark stays with its letter
+    assert drawn_by("left\n\teye") == [("left  eye", "")]
+    assert drawn_by("คิ") == [("[U+0E04 U+0E34]", "")]
+
+
+def test_what_is_missing_is_said_once(machine: Machine, caplog: pytest.LogCaptureFixture) -> None:
+    machine()
+    overlay("background", "眼睛", "бровь")
+    overlay("background", "眉毛")
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "no font here has U+773C, of a class or keypoint: pictures spell it out; "
+        "install fonts (apt install fonts-dejavu-core fonts-unifont)"
+    )
+
+
+def test_fonts_of_the_machine_change_nothing_of_ascii(machine: Machine) -> None:
+    machine()
+    without = overlay("background", "left eye ~!", "x" * 40)
+    machine(DEJAVU)
+    assert overlay("background", "left eye ~!", "x" * 40) == without
+
+
+def test_a_file_that_is_no_font_is_passed_over(machine: Machine, tmp_path: Path) -> None:
+    (tmp_path / "A.ttf").write_bytes(b"not a font")
+    machine(str(tmp_path), DEJAVU)
+    assert drawn_by("бровь") == [("бровь", "DejaVuSans")]
+
+
+@pytest.mark.parametrize("name", ["я" * 200, "眼" * 40, "w" * 200])
+def test_no_name_is_cut(machine: Machine, name: str) -> None:
+    machine(DEJAVU)
+    picture = np.asarray(Image.open(io.BytesIO(overlay("background", name))))
+    assert (picture[440:, -8:] == encode._PAPER).all()
+    assert (picture[440:, -30:-12] != encode._PAPER).any()
