@@ -79,6 +79,8 @@ Classes: {", ".join(f"{index} {name}" for index, name in enumerate(faces.CLASS_N
 | --- | --- |
 {errors}
 
+Left and right are the image's, not the person's; `labelmint pull --format coco` writes the person's.
+
 The uncertainty of keypoints is our extension of the paper: the JS divergence of the heads' heat, read as Bernoulli
 probabilities, summed over keypoints.
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 from labelmint_client import Client
 from labelmint_client.pull import PullOptions, pull
@@ -29,10 +34,7 @@ def test_a_pull_that_is_killed_and_started_again(service: Service, tmp_path: Pat
     arguments = ["pull", "--endpoint", service.grpc, "--model", "faces", "--count", "12", "--samples-per-shard", "4"]
     arguments += ["--format", "folder", str(out)]
     process = subprocess.Popen([sys.executable, "-m", program, *arguments], stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + SECONDS
-    while len(list(out.glob("images/*"))) < 6:
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(process, lambda: len(list(out.glob("images/*"))) >= 6)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert (out / "images").exists() and not (out / "manifest.json").exists()
@@ -61,6 +63,48 @@ def test_verify_fails_with_a_line_for_each_difference(service: Service, tmp_path
     first, last = done.stdout.splitlines()
     assert first.startswith("shard-000000.tar: SHA-256 ")
     assert last == f"{out}: compared 3 files with the manifest: 1 difference"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_keeps_what_was_received(service: Service, tmp_path: Path, number: signal.Signals) -> None:
+    """The whole pull is one shard, in whose midst the signal comes."""
+    out = tmp_path / "out"
+    arguments = ["pull", "--endpoint", service.grpc, "--model", "faces", "--format", "coco", "--count"]
+    command = [sys.executable, "-m", "labelmint_client", *arguments, "400", str(out)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    wait_until(process, lambda: len(list(out.glob("images/*"))) > 3)
+    process.send_signal(number)
+    assert process.wait(SECONDS) == 128 + number
+    kept = json.loads((out / ".labelmint-pull" / "part-000000.json").read_text())["samples"]
+    assert len(kept) > 3 and len(kept) == len(list(out.glob("images/*")))
+    count = len(kept) + 2
+    # As if it had been a pull of fewer from the beginning.
+    header = out / ".labelmint-pull" / "header.json"
+    header.write_text(header.read_text().replace('"count": 400', f'"count": {count}'))
+    before = {path: path.stat().st_mtime_ns for path in out.glob("images/*")}
+    assert run(*arguments, count, out).returncode == 0
+    assert all(path.stat().st_mtime_ns == written for path, written in before.items())
+    assert run(*arguments, count, tmp_path / "whole").returncode == 0
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_a_service_that_does_not_answer_is_named_at_once(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # without listening: who connects is refused
+        endpoint = f"127.0.0.1:{taken.getsockname()[1]}"
+        command = [sys.executable, "-m", "labelmint_client", "pull", "--endpoint", endpoint, "--model", "faces"]
+        process = subprocess.Popen([*command, "--count", "1", str(tmp_path / "out")], stderr=subprocess.PIPE, text=True)
+        assert process.stderr is not None
+        assert process.stderr.readline() == f"labelmint: waiting for {endpoint} for up to 60 s\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(SECONDS) == 130
+
+
+def wait_until(process: subprocess.Popen[str], reached: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not reached():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_errors_are_one_line(service: Service, tmp_path: Path) -> None:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from labelmint_client import Client, SampleOptions
-from labelmint_client.pull import Progress, PullError, PullOptions, pull
+from labelmint_client import Client, Model, ModelVersionGone, SampleOptions
+from labelmint_client.pull import Progress, PullError, PullOptions, pull, verify
 from labelmint_client.pull.directory import PullDirectory
 from labelmint_client.pull.formats import FORMATS
 from tests.clients.pull.conftest import contents
@@ -53,14 +54,14 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(
         assert contents(tmp_path / out) == contents(tmp_path / "whole"), kills
 
 
-def test_what_was_received_is_not_asked_for_again(client: Client, options: SampleOptions, tmp_path: Path) -> None:
+def test_a_shard_that_is_done_is_not_asked_for_again(client: Client, options: SampleOptions, tmp_path: Path) -> None:
     wanted = options_of("folder", options)
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         pull(client, wanted, out, _interrupt_after(5))
     reports: list[Progress] = []
     manifest = pull(client, wanted, out, reports.append)
-    assert reports[0].done == 5 and reports[-1].done == 8  # five were received, and three make a shard
+    assert reports[0].done == 5 and reports[-1].done == 8
     assert reports[-1].seeds == manifest["accepted_count"] + manifest["rejected_count"]
     # Complete: nothing is asked for at all, not even the service.
     before = contents(out)
@@ -74,11 +75,9 @@ def test_what_cannot_be_is_one_error(client: Client, options: SampleOptions, tmp
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         pull(client, wanted, out, _interrupt_after(5))
-    other = PullOptions("tiny", 9, "coco", samples_per_shard=3, ignore_js_quantile=0.9, sample=options)
-    with pytest.raises(PullError, match="holds a pull with format folder, not coco"):
+    other = PullOptions("tiny", 7, "coco", samples_per_shard=3, ignore_js_quantile=0.9, sample=options)
+    with pytest.raises(PullError, match="holds a pull with count 8, not 7; format folder, not coco"):
         pull(client, other, out)
-    with pytest.raises(PullError, match="holds a pull with count 8, not 7"):
-        pull(client, dataclasses.replace(wanted, count=7), out)
     with PullDirectory(out), pytest.raises(PullError, match="another pull is writing to"):
         pull(client, wanted, out)
     header = out / ".labelmint-pull" / "header.json"
@@ -112,6 +111,76 @@ def test_a_full_disk_is_one_line_and_loses_nothing(
     pull(client, wanted, tmp_path / "full")
     pull(client, wanted, tmp_path / "whole")
     assert contents(tmp_path / "full") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_what_was_received_is_kept(name: str, client: Client, options: SampleOptions, tmp_path: Path) -> None:
+    """Interrupted in every shard, at every sample of it: nothing is asked for again, and the bytes are the same."""
+    wanted = options_of(name, options)
+    for done in (1, 2, 4):
+        with pytest.raises(KeyboardInterrupt):
+            pull(client, wanted, tmp_path / "out", _interrupt_after(done))
+        first: list[Progress] = []
+        with pytest.raises(KeyboardInterrupt):
+            pull(client, wanted, tmp_path / "out", lambda progress, first=first: _stop(first, progress))
+        assert [progress.done for progress in first] == [done]
+    pull(client, wanted, tmp_path / "out")
+    pull(client, wanted, tmp_path / "whole")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_larger_count_goes_on(name: str, client: Client, options: SampleOptions, tmp_path: Path) -> None:
+    """From a complete pull whose last shard has room, from one without, and from one that was interrupted."""
+    wanted, out = options_of(name, options), tmp_path / "out"
+    for count in (2, 3, 4):
+        pull(client, replace(wanted, count=count), out)
+        assert verify(out).problems == []
+    with pytest.raises(KeyboardInterrupt):
+        pull(client, replace(wanted, count=6), out, _interrupt_after(5))
+    with pytest.raises(PullError, match="it is no pull, or one that is not complete"):
+        verify(out)
+    pull(client, wanted, out)
+    pull(client, wanted, tmp_path / "whole")
+    assert contents(out) == contents(tmp_path / "whole")
+    assert verify(out, client).problems == []
+    with pytest.raises(PullError, match="count 8, not 7"):
+        pull(client, replace(wanted, count=7), out)
+
+
+def test_a_pull_of_an_earlier_version(client: Client, options: SampleOptions, tmp_path: Path) -> None:
+    """One that is not complete goes on; a complete one stays what it is, and says why it cannot be extended."""
+    wanted, out = options_of("folder", options), tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        pull(client, wanted, out, _interrupt_after(3))
+    header = out / ".labelmint-pull" / "header.json"
+    header.write_text(header.read_text().replace('"label_mode": "palette", ', ""))
+    assert "label_mode" not in header.read_text()
+    manifest = pull(client, wanted, out)
+    shutil.rmtree(out / ".labelmint-pull")
+    assert pull(client, wanted, out) == manifest and verify(out).problems == []
+    with pytest.raises(PullError, match="cannot be extended: it has no .labelmint-pull"):
+        pull(client, replace(wanted, count=9), out)
+
+
+def test_the_digest_is_kept_to(client: Client, options: SampleOptions, tmp_path: Path) -> None:
+    """From the first answer on. The service says another one between it and the walk, as a replica of other weights."""
+    asked = iter(("0" * 64, None))
+    real = Client.get_model
+
+    class Replaced(Client):
+        def get_model(self, model: str, model_version: str = "") -> Model:
+            described = real(self, model, model_version)
+            return replace(described, digest=next(asked) or described.digest)
+
+    with Replaced(client._connection.endpoints) as replicas, pytest.raises(ModelVersionGone, match="000000000000"):
+        pull(replicas, options_of("folder", options), tmp_path / "out")
+    assert not (tmp_path / "out" / "images").exists()
+
+
+def _stop(reports: list[Progress], progress: Progress) -> None:
+    reports.append(progress)
+    raise KeyboardInterrupt
 
 
 def _interrupt_after(samples: int) -> Callable[[Progress], None]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from labelmint_client import Client, ModelNotFound, SampleOptions
+from labelmint_client import Client, Model, ModelNotFound, SampleOptions
 from labelmint_client.pull import PullError, PullOptions, pull, verify
 
 COUNT = 6
@@ -84,6 +84,20 @@ def test_other_weights_are_named(client: Client, out: Path) -> None:
     rewrite(out / "manifest.json", lambda text: text.replace('"name": "tiny"', '"name": "gone"', 1))
     with pytest.raises(ModelNotFound):
         verify(out, client)
+
+
+def test_other_weights_behind_one_of_several_gateways(client: Client, out: Path) -> None:
+    """The model is described by one that has the pulled weights, the samples come from another: one line for all."""
+    rewrite(out / "manifest.json", lambda text: text.replace('"digest": "', '"digest": "0', 1))
+    pulled = json.loads((out / "manifest.json").read_text())["model"]["digest"]
+
+    class Described(Client):
+        def get_model(self, model: str, model_version: str = "") -> Model:
+            return replace(super().get_model(model, model_version), digest=pulled)
+
+    with Described(client._connection.endpoints) as gateways:
+        report = verify(out, gateways)
+    assert report.samples == 0 and len(report.problems) == 1 and report.problems[0].endswith("other weights")
 
 
 def test_what_is_not_complete_is_refused(client: Client, options: SampleOptions, out: Path, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ _DATASETS = """import os
 
 import datasets
 
-rows = datasets.load_dataset(os.getcwd(), split="train")  # it takes no "."
+rows = datasets.load_dataset(os.getcwd(), split="train")
 print(rows)"""
 _WEBDATASET = """from glob import glob
 
