@@ -3,6 +3,7 @@
 Each calls `touch` on a canary, or asks for memory, time or another file; a reader that falls for one shows it.
 """
 
+import gzip
 import io
 import pickle
 import struct
@@ -134,7 +135,7 @@ CASES: dict[str, tuple[bytes, str]] = {
     "EXT4": (plain(b"\x84\x01\x00\x00\x00"), "opcode EXT4"),
     "PERSID": (plain(b"Pcanary\n"), "opcode PERSID"),
     "persistent id in a plain pickle": (plain(enc("canary") + b"Q"), "outside of a torch file"),
-    "out-of-band buffer": (plain(b"\x97"), "opcode NEXT_BUFFER"),
+    "out-of-band buffer": (plain(b"\x97"), "out-of-band buffers"),
     "source of a module": (
         plain(
             call(
@@ -149,13 +150,23 @@ CASES: dict[str, tuple[bytes, str]] = {
         plain(call("torch_utils.persistence", "_reconstruct_persistent_obj", {"type": "class"})),
         "without class name or state",
     ),
-    "TensorFlow pickle": (plain(b"cdnnlib.tflib.network\nNetwork\n)\x81", 3), "TensorFlow code; convert it"),
+    "StyleGAN2 of TensorFlow": (
+        plain(b"cdnnlib.tflib.network\nNetwork\n)\x81" + enc({"version": 4}) + b"b", 3),
+        "StyleGAN2 of NVlabs' TensorFlow code; convert it with legacy.py",
+    ),
+    "StyleGAN1 of TensorFlow": (
+        plain(b"cdnnlib.tflib.network\nNetwork\n)\x81" + enc({"version": 3}) + b"b", 3),
+        "StyleGAN1 of NVlabs' TensorFlow code, which NVlabs' own converter refuses; convert it to the PyTorch port",
+    ),
+    "ProGAN": (plain(b"ctfutil\nNetwork\n)\x81", 2), "is a ProGAN"),
+    "StyleGAN-XL": (plain(b"ctorch.nn.modules.sparse\nEmbedding\n)\x81", 4), "StyleGAN-XL"),
+    "gzip": (gzip.compress(b"N."), "compressed with gzip; unpack it first"),
     # Sizes that are not there.
     "memo index 2^31": (plain(enc(1) + b"r\x00\x00\x00\x80"), "memo index 2147483648"),
     "LONG4 of 2^31 bytes": (plain(b"\x8b\xff\xff\xff\x7f"), "opcode LONG4"),
     "BINBYTES8 of terabytes": (plain(b"\x8e" + struct.pack("<Q", TERABYTE)), "ends early"),
     "BINUNICODE8 of terabytes": (plain(b"\x8d" + struct.pack("<Q", TERABYTE)), "bytes of text"),
-    "BYTEARRAY8 of terabytes": (plain(b"\x96" + struct.pack("<Q", TERABYTE)), "opcode BYTEARRAY8"),
+    "BYTEARRAY8 of terabytes": (plain(b"\x96" + struct.pack("<Q", TERABYTE)), "ends early"),
     "text beyond the limit": (plain(b"X" + struct.pack("<I", 20 << 20) + b"a" * (20 << 20)), "bytes of text"),
     "frame beyond the file": (plain(b"\x95" + struct.pack("<Q", TERABYTE) + b"N"), "ends early"),
     "frame that is too short": (plain(b"\x95" + struct.pack("<Q", 2) + enc(70000)), "ends within an opcode"),
@@ -194,7 +205,7 @@ CASES: dict[str, tuple[bytes, str]] = {
     "key that is a list": (plain(b"}]Ns"), "key of type list"),
     "keys of one hash": (plain(b"}" + enc(3 * (2**61 - 1)) + b"Ns"), "key of type int"),
     "unknown opcode": (plain(b"\xff"), "byte 0xff"),
-    "protocol 5": (plain(b"N", 5), "protocol 5"),
+    "protocol 6": (plain(b"N", 6), "protocol 6"),
     "text that is not UTF-8": (plain(b"X\x02\x00\x00\x00\xff\xfe"), "not UTF-8"),
     "endless name": (plain(b"c" + b"a" * 10_000 + b"\n"), "endless name"),
     "name that is no text": (plain(enc(1) + enc(2) + b"\x93"), "no text"),

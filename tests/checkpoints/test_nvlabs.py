@@ -1,5 +1,6 @@
 """NVlabs StyleGAN2: the official vectors, and every variant against the networks of reference.py."""
 
+import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import nn
 
 from labelmint.errors import InvalidRequest, UnusableFile
 from labelmint.models.generator import Generator
-from tests.checkpoints import reference
+from tests.checkpoints import reference, writers
 from tests.checkpoints.conftest import Vectors, distance, draw, vectors
 from tests.checkpoints.writers import write_nvlabs
 
@@ -271,6 +272,36 @@ def test_damage_is_named(imported: Import, tmp_path: Path, name: str) -> None:
     with pytest.raises(UnusableFile, match=re.escape(problem)):
         imported(path)
     assert list(tmp_path.iterdir()) == [path]
+
+
+class _TorchPickle:
+    """`torch.save` with NVlabs' way of writing modules."""
+
+    Pickler = writers._Pickler
+    dump = staticmethod(pickle.dump)
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+@pytest.mark.parametrize("alone", [True, False])
+def test_files_of_torch_save(imported: Import, tmp_path: Path, new_format: bool, protocol: int, alone: bool) -> None:
+    network = reference.Generator()
+    with writers.nvlabs_modules():
+        torch.save(
+            network if alone else {"G_ema": network},
+            tmp_path / "network.pt",
+            _TorchPickle,
+            protocol,
+            _use_new_zipfile_serialization=new_format,
+        )
+    compare(imported(tmp_path / "network.pt"), network, 1.0)
+
+
+def test_a_bare_state_dict_is_named(imported: Import, tmp_path: Path) -> None:
+    state = {f"_orig_mod.{name}": value for name, value in reference.Generator().state_dict().items()}
+    torch.save(state, tmp_path / "network.pt")
+    with pytest.raises(UnusableFile, match="bare state dict of an NVlabs generator.*import the network-snapshot"):
+        imported(tmp_path / "network.pt")
 
 
 @pytest.mark.filterwarnings("error")

@@ -88,7 +88,7 @@ def test_what_lies_beside_the_tensors(tmp_path: Path, new_format: bool) -> None:
     assert read["size"] == (3, 2)
 
 
-@pytest.mark.parametrize("protocol", [2, 3, 4])
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_numpy_values_in_a_plain_pickle(tmp_path: Path, protocol: int) -> None:
     value = {
         "double": np.float64(0.1),
@@ -107,7 +107,7 @@ def test_numpy_values_in_a_plain_pickle(tmp_path: Path, protocol: int) -> None:
         np.testing.assert_array_equal(read[name].value, value[name])
 
 
-@pytest.mark.parametrize("protocol", [3, 4])
+@pytest.mark.parametrize("protocol", [3, 4, 5])
 def test_modules_of_nvlabs(tmp_path: Path, protocol: int) -> None:
     network = reference.Generator()
     (tmp_path / "x.pkl").write_bytes(nvlabs_bytes({"G_ema": network, "D": reference.Generator()}, protocol))

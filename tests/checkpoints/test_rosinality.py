@@ -143,3 +143,19 @@ def test_average_latent_of_another_size(state: State, imported: Import, tmp_path
     torch.save({"g_ema": state, "latent_avg": torch.zeros(63)}, tmp_path / "network.pt")
     with pytest.raises(UnusableFile, match=r"latent_avg of shape \(63,\), expected \(64,\)"):
         imported(tmp_path / "network.pt")
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize("bare", [True, False])
+def test_wrappers_and_bare_states_are_read(
+    state: State, imported: Import, tmp_path: Path, prefix: str, bare: bool
+) -> None:
+    wrapped = {prefix + name: value for name, value in state.items()}
+    torch.save(wrapped if bare else {"g_ema": wrapped}, tmp_path / "network.pt", pickle_protocol=5)
+    assert torch.equal(imported(tmp_path / "network.pt").synthesis.const.detach(), state["input.input"][0])
+
+
+def test_average_latent_of_one_row(state: State, imported: Import, tmp_path: Path) -> None:
+    average = torch.randn(1, 64)
+    torch.save({"g_ema": state, "latent_avg": average}, tmp_path / "network.pt")
+    assert torch.equal(imported(tmp_path / "network.pt").mapping.w_avg, average[0])

@@ -98,7 +98,7 @@ def read_head(checkpoint: Checkpoint) -> Head:
     if not is_classifier(checkpoint.value):
         raise UnusableFile(checkpoint.path, "is no DatasetGAN classifier: it has no model_state_dict")
     assert isinstance(checkpoint.value, dict)
-    table = NameTable(checkpoint.path, checkpoint.value["model_state_dict"], strip="module.")
+    table = NameTable(checkpoint.path, checkpoint.value["model_state_dict"])
     h1, feature_dim = table.shape("layers.0.weight", 2)
     h2, _ = table.shape("layers.3.weight", 2)
     num_classes, _ = table.shape("layers.6.weight", 2)

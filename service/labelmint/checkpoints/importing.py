@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from labelmint.checkpoints.classifiers import import_classifiers, is_classifier
 from labelmint.checkpoints.generators import Imported
+from labelmint.checkpoints.name_table import stripped
 from labelmint.checkpoints.nvlabs import import_nvlabs, is_nvlabs
 from labelmint.checkpoints.opening import Checkpoint, open_checkpoint
 from labelmint.checkpoints.rosinality import import_rosinality, is_rosinality
@@ -73,11 +74,22 @@ def import_file(source: Path, out: Path, format_name: FormatName | None, options
 def format_of(checkpoint: Checkpoint) -> FormatName:
     """The one format whose test the file's content passes."""
     found = [name for name, test in _TESTS.items() if test(checkpoint.value)]
+    if not found and _is_nvlabs_state(checkpoint.value):
+        raise UnusableFile(
+            checkpoint.path,
+            "is a bare state dict of an NVlabs generator, without the gains and clamps that its modules record; "
+            "import the network-snapshot .pkl itself",
+        )
     if not found:
         raise UnusableFile(checkpoint.path, f"holds no network of a known format; {_KNOWN}")
     if len(found) > 1:
         raise UnusableFile(checkpoint.path, f"could be each of {', '.join(found)}; files of one format can be imported")
     return found[0]
+
+
+def _is_nvlabs_state(value: object) -> bool:
+    candidates = [value, *value.values()] if isinstance(value, dict) else []
+    return any(isinstance(item, dict) and "mapping.fc0.weight" in stripped(item) for item in candidates)
 
 
 def _import_generator(checkpoint: Checkpoint, told: FormatName, out: Path, options: ImportOptions) -> str:

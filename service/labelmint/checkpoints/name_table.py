@@ -26,6 +26,7 @@ T = TypeVar("T")
 
 # Layers of one kind; each is searched for among all names.
 MAX_PARTS = 64
+_WRAPPERS = ("module.", "_orig_mod.")
 
 
 def to_float32(array: npt.NDArray[Any]) -> Floats:
@@ -63,15 +64,25 @@ class TensorTaker:
         return floats
 
 
+def stripped(tensors: Mapping[str, object]) -> Mapping[str, object]:
+    """A state dict without what parallel training and `torch.compile` put before all of its names."""
+    found = next((prefix for prefix in _WRAPPERS if tensors and all(_begins(name, prefix) for name in tensors)), None)
+    if found is None:
+        return tensors
+    return stripped({name.removeprefix(found): value for name, value in tensors.items()})
+
+
+def _begins(name: object, prefix: str) -> bool:
+    return isinstance(name, str) and name.startswith(prefix)
+
+
 class NameTable:
     """The flat kind of checkpoint: a dictionary from dotted names to tensors (a `state_dict`)."""
 
-    def __init__(self, path: Path, tensors: object, strip: str = "") -> None:
-        """`strip` is a prefix that the names lose if all of them have it."""
+    def __init__(self, path: Path, tensors: object) -> None:
         if not isinstance(tensors, dict) or not all(isinstance(name, str) for name in tensors):
             raise UnusableFile(path, "has no dictionary of named tensors where one is expected")
-        if tensors and all(name.startswith(strip) for name in tensors):
-            tensors = {name.removeprefix(strip): value for name, value in tensors.items()}
+        tensors = stripped(tensors)
         self.path = path
         self._tensors: Mapping[str, object] = tensors
         self._left = set(tensors)

@@ -34,14 +34,21 @@ T = TypeVar("T")
 
 
 def is_nvlabs(value: object) -> bool:
-    """A dictionary of networks with `G_ema`, the averaged generator."""
-    return isinstance(value, dict) and isinstance(value.get("G_ema"), PersistentObject)
+    """A dictionary of networks with `G_ema`, the averaged generator, or a generator alone."""
+    return isinstance(_generator_of(value), PersistentObject)
+
+
+def _generator_of(value: object) -> object:
+    """The entry of the dictionary, or the file's value where that is a module with a mapping and a synthesis."""
+    if isinstance(value, dict):
+        return value.get("G_ema")
+    modules = value.state.get("_modules") if isinstance(value, PersistentObject) else None
+    return value if isinstance(modules, dict) and {"mapping", "synthesis"} <= modules.keys() else None
 
 
 def import_nvlabs(checkpoint: Checkpoint, class_index: int | None) -> Imported:
     """The file's `G_ema`; `class_index` chooses the class of a conditional generator."""
-    assert isinstance(checkpoint.value, dict)
-    root = _Module(TensorTaker(checkpoint.path), "G_ema", checkpoint.value["G_ema"])
+    root = _Module(TensorTaker(checkpoint.path), "G_ema", _generator_of(checkpoint.value))
     return _GeneratorReader(checkpoint.path, root).read(class_index)
 
 
@@ -169,8 +176,10 @@ class _GeneratorReader:
     def read(self, class_index: int | None) -> Imported:
         mapping, synthesis = self._root.child("mapping"), self._root.child("synthesis")
         if synthesis.has("input"):
+            kind = "StyleGAN-XL" if mapping.has("embed_proj") else "StyleGAN3"
             raise self._root.problem(
-                "holds a StyleGAN3 network; only StyleGAN2 networks of that repository can be imported"
+                f"holds a {kind} network; only StyleGAN2 networks can be imported "
+                "(train.py --cfg=stylegan2 of the stylegan3 repository makes one)"
             )
         self._root.finish()
         w_dim, image_channels = synthesis.integer("w_dim"), synthesis.integer("img_channels")

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from labelmint.checkpoints.pickle_reader import Budget, Malformed, PickleReader, check_tree
-from labelmint.checkpoints.stand_ins import NVLABS
-from labelmint.checkpoints.torch_file import LEGACY_MAGIC, TORCH, ZIP_MAGIC, nested_storage, read_legacy, read_zip
+from labelmint.checkpoints.torch_file import TORCH, ZIP_MAGIC, is_legacy, nested_storage, read_legacy, read_zip
 from labelmint.errors import UnusableFile
 
 # A training state at 1024x1024 with both optimizers is about 1 GB.
 MAX_FILE_BYTES = 8 << 30
+_GZIP_MAGIC = b"\x1f\x8b"
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,16 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 def _read(data: memoryview) -> object:
     budget = Budget(nested_bytes=len(data))
-    start = bytes(data[: len(LEGACY_MAGIC)])
+    start = bytes(data[:4])
     if start.startswith(ZIP_MAGIC):
         return read_zip(data, budget)
-    if start == LEGACY_MAGIC:
+    if start.startswith(_GZIP_MAGIC):
+        raise Malformed("is compressed with gzip; unpack it first (gunzip), then import what comes out")
+    if is_legacy(data):
         return read_legacy(data, budget)
     if start[:1] != b"\x80":
         raise Malformed("is neither a pickle nor a file of torch.save")
-    stand_ins = TORCH | NVLABS | {"torch.storage._load_from_bytes": nested_storage(budget)}
+    stand_ins = TORCH | {"torch.storage._load_from_bytes": nested_storage(budget)}
     reader = PickleReader(data, stand_ins, budget)
     value = reader.read()
     if reader.position != len(data):

@@ -3,7 +3,7 @@
 Rules of this file:
 - A name in a pickle means what the caller's table of stand-ins says, or the file is refused. Nothing else is looked
   up, so there is no code that a file could have run: `pickle` is not imported.
-- Only the opcodes that writers of checkpoints emit (protocols 2 to 4) are known; every other one is refused by name.
+- Only the opcodes that writers of checkpoints emit (protocols 2 to 5) are known; every other one is refused by name.
 - Every limit is a constant with its reason. Work and memory stay in proportion to the file: byte strings are views
   into it, and whatever is declared is compared with what is there before anything is made.
 - What a file says is never formatted into a message beyond a short, escaped excerpt of a name.
@@ -152,8 +152,8 @@ class PickleReader:
 
     def _protocol(self) -> None:
         version = self.unsigned(1)
-        if not 2 <= version <= 4:
-            raise Malformed(f"is a pickle of protocol {version}; checkpoints have 2, 3 or 4")
+        if not 2 <= version <= 5:
+            raise Malformed(f"is a pickle of protocol {version}; checkpoints have 2 to 5")
 
     def _push(self, value: object) -> None:
         self._stack.append(value)
@@ -255,6 +255,9 @@ class PickleReader:
         elif not (type(target) is dict and isinstance(state, dict)):  # attributes of a dictionary are not for us
             raise Malformed("has a pickle that sets the state of what has none")
 
+    def _outside_buffer(self) -> None:
+        raise Malformed("keeps its arrays outside of the pickle (out-of-band buffers); save it without buffer_callback")
+
     def _persistent_id(self) -> None:
         if self._persistent is None:
             raise Malformed("has a pickle with a persistent id outside of a torch file")
@@ -355,6 +358,9 @@ _BY_NAME: dict[str, _Action] = {
     "SHORT_BINBYTES": lambda reader: reader._push(reader.take(reader.unsigned(1))),
     "BINBYTES": lambda reader: reader._push(reader.take(reader.unsigned(4))),
     "BINBYTES8": lambda reader: reader._push(reader.take(reader.unsigned(8))),
+    "BYTEARRAY8": lambda reader: reader._push(reader.take(reader.unsigned(8))),
+    "NEXT_BUFFER": PickleReader._outside_buffer,
+    "READONLY_BUFFER": PickleReader._outside_buffer,
     "EMPTY_LIST": lambda reader: reader._push([]),
     "EMPTY_DICT": lambda reader: reader._push({}),
     "EMPTY_SET": lambda reader: reader._push(set()),

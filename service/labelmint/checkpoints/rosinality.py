@@ -1,4 +1,5 @@
-"""Generators of rosinality's stylegan2-pytorch (`*.pt`): `{"g_ema": state_dict, "latent_avg": ...}`.
+"""Generators of rosinality's stylegan2-pytorch (`*.pt`): `{"g_ema": state_dict, "latent_avg": ...}`,
+or the state dict alone.
 
 Rules of this file:
 - The learning-rate multiplier of the mapping is 0.01, the only one that code has; the other dimensions are the shapes'.
@@ -9,9 +10,10 @@ Rules of this file:
 from __future__ import annotations
 
 from labelmint.checkpoints.generators import Imported, build, drawn_noise
-from labelmint.checkpoints.name_table import Floats, NameTable, TensorTaker, check_resolution, one_value
+from labelmint.checkpoints.name_table import Floats, NameTable, TensorTaker, check_resolution, one_value, stripped
 from labelmint.checkpoints.opening import Checkpoint
 from labelmint.checkpoints.resample_filter import filter_taps
+from labelmint.checkpoints.torch_file import Tensor
 from labelmint.errors import UnusableFile
 from labelmint.models.stylegan2 import StyleGAN2Spec
 
@@ -21,14 +23,18 @@ _LR_MULTIPLIER = 0.01
 
 
 def is_rosinality(value: object) -> bool:
-    """A dictionary with the state of the averaged generator."""
-    return isinstance(value, dict) and isinstance(value.get("g_ema"), dict)
+    """The state of the averaged generator, as an entry of the file's dictionary or as the file's value."""
+    return isinstance(value, dict) and isinstance(_state(value), dict)
+
+
+def _state(value: dict[str, object]) -> object:
+    return value if "input.input" in stripped(value) else value.get("g_ema")
 
 
 def import_rosinality(checkpoint: Checkpoint) -> Imported:
     """The file's `g_ema`."""
     assert isinstance(checkpoint.value, dict)
-    table = NameTable(checkpoint.path, checkpoint.value["g_ema"])
+    table = NameTable(checkpoint.path, _state(checkpoint.value))
     reader = _StateReader(table)
     convolutions = table.count("convs.{}.", 0)
     if convolutions % 2:
@@ -53,7 +59,10 @@ def import_rosinality(checkpoint: Checkpoint) -> Imported:
     table.finish()
     average = checkpoint.value.get("latent_avg")
     if average is not None:
-        reader.tensors["mapping.w_avg"] = TensorTaker(table.path).take("latent_avg", average, (w_dim,))
+        # Some scripts keep the mean with the dimension over which it was taken.
+        shape = (1, w_dim) if isinstance(average, Tensor) and len(average.shape) == 2 else (w_dim,)
+        latent = TensorTaker(table.path).take("latent_avg", average, shape)
+        reader.tensors["mapping.w_avg"] = latent.reshape(w_dim)
     remarks["average_latent"] = "measured" if average is None else "file"
     generator = build(
         table.path,

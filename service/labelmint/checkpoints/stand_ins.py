@@ -23,6 +23,9 @@ Arguments = tuple[object, ...]
 MAX_SET = 16
 MAX_ENCODED = 1024
 
+# legacy.py of stylegan2-ada-pytorch refuses networks below; StyleGAN1's have 2 and 3.
+_FIRST_CONVERTED = 4
+
 _NUMPY_CODES = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")
 
 
@@ -149,10 +152,45 @@ def _scalar(arguments: Arguments) -> bool | int | float:
     return value
 
 
-def _tensorflow(_: Arguments) -> object:
+class TensorFlowNetwork(Inert):
+    """A network of NVlabs' TensorFlow code, which is refused as soon as its state says of which version it is."""
+
+    def build(self, state: object) -> None:
+        version = state.get("version") if isinstance(state, dict) else None
+        if isinstance(version, int) and version < _FIRST_CONVERTED:
+            raise Malformed(
+                "is a StyleGAN1 of NVlabs' TensorFlow code, which NVlabs' own converter refuses; convert it to the "
+                "PyTorch port that DatasetGAN uses (a state dict of g_mapping.* and g_synthesis.*, as in "
+                "karras2019stylegan-*.for_g_all.pt) and import that with its average latent"
+            )
+        raise Malformed(
+            "is a StyleGAN2 of NVlabs' TensorFlow code; convert it with legacy.py of stylegan2-ada-pytorch, "
+            "then import that"
+        )
+
+
+def _tensorflow(_: Arguments) -> TensorFlowNetwork:
+    return TensorFlowNetwork()
+
+
+def _progan(_: Arguments) -> object:
+    raise Malformed("is a ProGAN, which has no styles; only StyleGAN1 and StyleGAN2 networks can be imported")
+
+
+def _embedding(_: Arguments) -> object:
     raise Malformed(
-        "is a pickle of NVlabs' TensorFlow code; convert it with legacy.py of stylegan2-ada-pytorch, then import that"
+        "holds an embedding of classes, as StyleGAN-XL networks do; only StyleGAN1 and StyleGAN2 can be imported"
     )
+
+
+def _frombuffer(arguments: Arguments) -> NumpyArray:
+    """How NumPy writes an array in protocol 5: `_frombuffer(bytes, dtype, shape, order)`."""
+    if len(arguments) != 4:
+        raise Malformed("has a NumPy array with an unknown state")
+    data, dtype, shape, order = arguments
+    array = NumpyArray()
+    array.build((1, shape, dtype, order == "F", data))
+    return array
 
 
 NDARRAY = StandIn("numpy.ndarray")
@@ -168,6 +206,8 @@ PLAIN = {
     "numpy.dtype": StandIn("numpy.dtype", _dtype),
     "numpy.core.multiarray._reconstruct": StandIn("numpy array", _array),
     "numpy._core.multiarray._reconstruct": StandIn("numpy array", _array),
+    "numpy.core.numeric._frombuffer": StandIn("numpy array", _frombuffer),
+    "numpy._core.numeric._frombuffer": StandIn("numpy array", _frombuffer),
     "numpy.core.multiarray.scalar": StandIn("numpy number", _scalar),
     "numpy._core.multiarray.scalar": StandIn("numpy number", _scalar),
 }
@@ -176,4 +216,6 @@ NVLABS = {
     "torch_utils.persistence._reconstruct_persistent_obj": StandIn("persistent object", _persistent_object),
     "dnnlib.util.EasyDict": StandIn("dnnlib.util.EasyDict", _nothing_to_dict),
     "dnnlib.tflib.network.Network": StandIn("dnnlib.tflib.network.Network", _tensorflow),
+    "tfutil.Network": StandIn("tfutil.Network", _progan),
+    "torch.nn.modules.sparse.Embedding": StandIn("torch.nn.modules.sparse.Embedding", _embedding),
 }

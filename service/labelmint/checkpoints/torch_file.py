@@ -26,11 +26,13 @@ import numpy as np
 import numpy.typing as npt
 
 from labelmint.checkpoints.pickle_reader import Budget, Inert, Malformed, PickleReader, StandIn, shown
-from labelmint.checkpoints.stand_ins import PLAIN, Arguments
+from labelmint.checkpoints.stand_ins import NVLABS, PLAIN, Arguments
 
 ZIP_MAGIC = b"PK\x03\x04"
-LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 _LEGACY_NUMBER = 0x1950A86A20F9469CFC6C
+# The pickled magic number, behind the opcodes for protocol and, from protocol 4 on, frame.
+_LEGACY_MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+_LEGACY_STARTS = (2, 11)
 _LEGACY_PROTOCOL = 1001
 # A training state of these networks has about a thousand storages of 100 bytes of directory each.
 MAX_DIRECTORY_BYTES = 4 << 20
@@ -95,6 +97,10 @@ class Tensor(Inert):
         return np.asarray(view != 0) if self.storage.kind == "BoolStorage" else view
 
 
+def is_legacy(data: memoryview) -> bool:
+    return any(data[start : start + len(_LEGACY_MAGIC)] == _LEGACY_MAGIC for start in _LEGACY_STARTS)
+
+
 def read_zip(data: memoryview, budget: Budget) -> object:
     """The value of a zip-format file that fills `data`."""
     directory = _Directory(data)
@@ -119,9 +125,9 @@ def read_zip(data: memoryview, budget: Budget) -> object:
 
 def read_legacy(data: memoryview, budget: Budget) -> object:
     """The value of a legacy-format file that fills `data`."""
-    if PickleReader(data, {}, budget).read() != _LEGACY_NUMBER:
+    reader = PickleReader(data, TORCH, budget)
+    if reader.read() != _LEGACY_NUMBER:
         raise Malformed("does not begin with torch's magic number")
-    reader = PickleReader(data, TORCH, budget, None, len(LEGACY_MAGIC))
     protocol, system = reader.read(), reader.read()
     if protocol != _LEGACY_PROTOCOL or not isinstance(system, dict):
         raise Malformed("is no torch file of protocol 1001")
@@ -213,12 +219,17 @@ def _size(arguments: Arguments) -> Arguments:
     return arguments[0]
 
 
-TORCH = PLAIN | {
-    "torch._utils._rebuild_tensor_v2": StandIn("torch._utils._rebuild_tensor_v2", _tensor),
-    "torch._utils._rebuild_parameter": StandIn("torch._utils._rebuild_parameter", _parameter),
-    "torch.Size": StandIn("torch.Size", _size),
-    **{f"torch.{kind}": StandIn(kind) for kind in _STORAGE_TYPES},
-}
+# People save NVlabs' networks with `torch.save`, too.
+TORCH = (
+    PLAIN
+    | NVLABS
+    | {
+        "torch._utils._rebuild_tensor_v2": StandIn("torch._utils._rebuild_tensor_v2", _tensor),
+        "torch._utils._rebuild_parameter": StandIn("torch._utils._rebuild_parameter", _parameter),
+        "torch.Size": StandIn("torch.Size", _size),
+        **{f"torch.{kind}": StandIn(kind) for kind in _STORAGE_TYPES},
+    }
+)
 
 
 @dataclass(frozen=True)
