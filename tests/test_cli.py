@@ -80,6 +80,18 @@ def test_wrong_values_are_named() -> None:
     assert done.returncode == 2 and "fused" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("task", "option", "said"),
+    [
+        ("keypoints", ("--mask-format", "png"), "mask_format has no use for --task keypoints"),
+        ("segmentation", ("--keypoint-format", "coco"), "keypoint_format has no use for --task segmentation"),
+    ],
+)
+def test_fit_refuses_the_format_of_the_other_task(task: str, option: tuple[str, str], said: str) -> None:
+    done = run("fit", "--generator", "g", "--annotations", "a", "--task", task, *option, "out")
+    assert done.returncode == 2 and done.stderr == f"labelmint: {said}\n"
+
+
 def test_environment_sets_what_flags_set() -> None:
     done = run("serve", *FREE_PORTS, PATH="", LABELMINT_MODEL_REPOSITORY="/nonexistent/here")
     assert done.returncode == 2 and "/nonexistent/here is not a directory" in done.stderr
