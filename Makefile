@@ -68,6 +68,7 @@ proto: $(TEST)/.ready
 	$(TEST)/bin/python -m grpc_tools.protoc -Iprotos --python_out=service --pyi_out=service \
 		--grpc_python_out=service protos/labelmint/v1/sample_service.proto
 	$(COPY_PROTO)
+	cp protos/labelmint/v1/sample_service.proto clients/javascript/
 
 # What tests/test_proto.py holds the contract to. Run it at a release and never to make that test pass.
 released-proto: $(TEST)/.ready

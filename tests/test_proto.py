@@ -31,6 +31,11 @@ def test_generated_code_is_up_to_date(tmp_path: Path) -> None:
         assert copied.read_text() == renamed, f"run `make proto`: the client's {path.name} is stale"
 
 
+def test_the_javascript_client_has_the_contract_beside_it() -> None:
+    copied = ROOT / "clients" / "javascript" / PROTO.name
+    assert copied.read_bytes() == PROTO.read_bytes(), "run `make proto`: the JavaScript client's proto is stale"
+
+
 def test_the_contract_is_lint_clean_and_every_element_documented() -> None:
     done = buf("lint")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -6,9 +6,11 @@ const [endpoint = "localhost:50051", model = "faces", count = "3"] = process.arg
 const sha256 = (bytes) => createHash("sha256").update(bytes).digest("hex");
 
 const client = connect(endpoint);
-const { classes, resolution } = await getModel(client, model);
-console.log(`${model}: ${resolution}x${resolution}, classes ${classes.map(({ name }) => name).join(", ")}`);
-for await (const sample of streamSamples(client, { model, count: Number(count) })) {
-  console.log(sample.seed, sample.jsScore, sha256(sample.image.data), sha256(sample.label.data));
+const { task, classes, keypointClasses, resolution } = await getModel(client, model);
+const [what, named] = task === "keypoints" ? ["keypoints", keypointClasses] : ["classes", classes];
+console.log(`${model}: ${resolution}x${resolution}, ${what} ${named.map(({ name }) => name).join(", ")}`);
+for await (const { seed, jsScore, image, label, keypoints } of streamSamples(client, { model, count: Number(count) })) {
+  const labels = label ? sha256(label.data) : keypoints.map(({ x, y }) => `${x},${y}`).join(" ");
+  console.log(seed, jsScore, sha256(image.data), labels);
 }
 client.close();

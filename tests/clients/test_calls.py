@@ -2,10 +2,13 @@
 
 import asyncio
 import hashlib
+import multiprocessing
+import os
 import pickle
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -268,3 +271,30 @@ def test_the_client_is_light() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
     heavy = {"labelmint", "torch", "PIL", "datasets", "tensorflow", "pyarrow", "pandas", "pydantic", "tritonclient"}
     assert not heavy & set(done.stdout.split())
+
+
+def test_a_client_that_came_through_a_fork_says_so(gateway: Service, options: SampleOptions) -> None:
+    """Its connections did not: a call would wait for ever. Neither does a stream that has begun go on."""
+    with Client(gateway.grpc) as client, client.stream_samples("tiny", options=options) as begun:
+        next(begun)
+        uses = [client.list_models, lambda: next(begun), lambda: next(client.stream_samples("tiny", options=options))]
+
+        def report(pipe: Connection) -> None:
+            said = []
+            for use in uses:
+                try:
+                    said.append(str(use()))
+                except RuntimeError as error:
+                    said.append(str(error))
+            pipe.send(said)
+            pipe.close()
+            os._exit(0)  # nothing of pytest's ends here
+
+        receiver, sender = multiprocessing.Pipe(duplex=False)
+        child = multiprocessing.get_context("fork").Process(target=report, args=(sender,))
+        child.start()
+        assert receiver.poll(60), "the child hangs"
+        for said in receiver.recv():
+            assert f"made in process {os.getpid()} and is used in {child.pid}" in said
+        child.join(60)
+        assert client.list_models() and next(begun).accepted, "the parent goes on"

@@ -8,12 +8,15 @@ import re
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
 import pytest
+from google.rpc import error_details_pb2, status_pb2
 
 from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
@@ -28,12 +31,10 @@ COUNT = 600  # seconds of minting: the gateway is killed at the first
 
 @pytest.fixture(scope="module")
 def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the example beside one of the protos, as in the checkout; with what `npm ci` brings."""
+    """A copy of the example alone, without the rest of the checkout; with what `npm ci` brings."""
     need_program("node", "nodejs")
     npm = need_program("npm", "npm")
-    root = tmp_path_factory.mktemp("javascript")
-    shutil.copytree(ROOT / "protos", root / "protos")
-    directory = root / "clients" / "javascript"
+    directory = tmp_path_factory.mktemp("javascript") / "example"
     shutil.copytree(SOURCE, directory, ignore=shutil.ignore_patterns("node_modules"))
     command = [npm, "ci", "--no-audit", "--no-fund"]
     done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=SECONDS)
@@ -117,14 +118,9 @@ class CancelledOnce(pb_grpc.SampleServiceServicer):
 
 
 def test_a_walk_survives_what_grpc_cancels(example: Path) -> None:
-    gateway, server = CancelledOnce(), grpc.server(ThreadPoolExecutor(2))
-    pb_grpc.add_SampleServiceServicer_to_server(gateway, server)  # type: ignore[no-untyped-call]
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    try:
-        lines = run(example, walk(f"127.0.0.1:{port}", {"model": "tiny", "count": 3}))
-    finally:
-        server.stop(None)
+    gateway = CancelledOnce()
+    with serving(gateway) as endpoint:
+        lines = run(example, walk(endpoint, {"model": "tiny", "count": 3}))
     assert [line.split()[0] for line in lines] == ["0", "1", "2"]
     assert gateway.asked == [(0, 3), (1, 2)]
 
@@ -133,6 +129,102 @@ def test_what_cannot_be_repaired_is_thrown(example: Path, service: Service) -> N
     command = ["node", "print_samples.mjs", service.grpc, "dogs"]
     done = subprocess.run(command, cwd=example, capture_output=True, text=True, timeout=SECONDS)
     assert done.returncode != 0 and "NOT_FOUND: no model named 'dogs'" in done.stderr
+
+
+def test_the_client_runs_in_an_empty_project(example: Path, service: Service, tmp_path: Path) -> None:
+    """The two files that the page names, and the packages that its command installs."""
+    page = (SOURCE / "README.md").read_text()
+    (install,) = re.findall(r"`(npm install [^`]*)`", page)
+    for name in ("labelmint.mjs", "sample_service.proto"):
+        shutil.copy(SOURCE / name, tmp_path)
+    (tmp_path / "package.json").write_text("{}")
+    run(tmp_path, [*install.split(), "--no-audit", "--no-fund", "--prefer-offline"])
+    assert len(run(tmp_path, walk(service.grpc, {"model": "faces", "count": 2}))) == 2
+
+
+def test_a_model_of_keypoints(example: Path, service: Service) -> None:
+    head, line = run(example, ["node", "print_samples.mjs", service.grpc, "faces_keypoints", "1"])
+    with Client(service.grpc) as client:
+        model = client.get_model("faces_keypoints")
+        (sample,) = client.stream_samples("faces_keypoints", count=1)
+    assert head == f"faces_keypoints: 128x128, keypoints {', '.join(model.keypoint_names)}"
+    places = [tuple(map(float, place.split(","))) for place in line.split()[3:]]
+    assert sample.keypoints is not None
+    assert places == [tuple(float(value) for value in keypoint[:2]) for keypoint in sample.keypoints]
+
+
+class Busy(pb_grpc.SampleServiceServicer):
+    """Turns the first GetModel and the first stream away, with the pause that it asks for."""
+
+    def __init__(self, pause_seconds: float, forever: bool = False) -> None:
+        self.pause_seconds = pause_seconds
+        self.forever = forever
+        self.asked: dict[str, list[float]] = {"GetModel": [], "StreamSamples": []}
+
+    def GetModel(self, request: pb.GetModelRequest, context: grpc.ServicerContext) -> pb.GetModelResponse:
+        self.turn_away("GetModel", context)
+        return pb.GetModelResponse(model=pb.Model(name=request.model, version="1", digest="d"))
+
+    def StreamSamples(
+        self, request: pb.StreamSamplesRequest, context: grpc.ServicerContext
+    ) -> Iterator[pb.StreamSamplesResponse]:
+        self.turn_away("StreamSamples", context)
+        yield pb.StreamSamplesResponse(sample=pb.Sample(seed=0, model_digest="d"), next_seed=1)
+
+    def turn_away(self, method: str, context: grpc.ServicerContext) -> None:
+        self.asked[method].append(time.monotonic())
+        if len(self.asked[method]) == 1 or self.forever:
+            info, retry = (
+                error_details_pb2.ErrorInfo(reason="OVERLOADED", domain="labelmint"),
+                error_details_pb2.RetryInfo(),
+            )
+            retry.retry_delay.FromMilliseconds(round(self.pause_seconds * 1000))
+            status = status_pb2.Status(code=grpc.StatusCode.RESOURCE_EXHAUSTED.value[0], message="busy")
+            for detail in (info, retry):
+                status.details.add().Pack(detail)
+            context.set_trailing_metadata((("grpc-status-details-bin", status.SerializeToString()),))
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "busy")
+
+
+@contextmanager
+def serving(gateway: pb_grpc.SampleServiceServicer) -> Iterator[str]:
+    server = grpc.server(ThreadPoolExecutor(2))
+    pb_grpc.add_SampleServiceServicer_to_server(gateway, server)  # type: ignore[no-untyped-call]
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.stop(None)
+
+
+def test_it_waits_as_long_as_the_gateway_asks(example: Path) -> None:
+    gateway = Busy(1.5)  # well above the 0.1 s of a first pause of its own
+    with serving(gateway) as endpoint:
+        assert len(run(example, walk(endpoint, {"model": "tiny", "count": 1}))) == 1
+    for first, second in gateway.asked.values():
+        assert second - first >= 1.5
+
+
+def test_it_gives_up_and_says_why(example: Path) -> None:
+    script = (
+        'import { connect, getModel } from "./labelmint.mjs";'
+        "const client = connect(process.argv[1]);"
+        'try { await getModel(client, "tiny", { patienceMs: 1000 }); }'
+        " catch (error) { console.log(error.reason, error.retryDelayMs); }"
+        "client.close();"
+    )
+    gateway = Busy(0.4, forever=True)
+    with serving(gateway) as endpoint:
+        assert run(example, ["node", "--input-type=module", "--eval", script, endpoint]) == ["OVERLOADED 400"]
+
+
+def test_a_token_is_refused_without_tls(example: Path) -> None:
+    script = 'import { connect } from "./labelmint.mjs"; connect("localhost:1", undefined, "secret");'
+    done = subprocess.run(
+        ["node", "--input-type=module", "--eval", script], cwd=example, capture_output=True, text=True
+    )
+    assert done.returncode != 0 and "insecure credentials" in done.stderr
 
 
 def run(directory: Path, command: list[str]) -> list[str]:

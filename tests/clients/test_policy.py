@@ -12,7 +12,7 @@ from labelmint import errors as service_errors
 from labelmint_client import LabelmintError, ModelVersionGone, SampleOptions, errors
 from labelmint_client.errors import translated
 from labelmint_client.messages import model_of
-from labelmint_client.policy import MAX_PAUSE_SECONDS, Attempts, Endpoints, Walk
+from labelmint_client.policy import MAX_PAUSE_SECONDS, Attempts, Endpoints, Healing, Walk
 from labelmint_client.v1 import sample_service_pb2 as pb
 
 MODEL = model_of(pb.Model(name="tiny", version="1", digest="d" * 64, task="segmentation"))
@@ -207,3 +207,12 @@ def test_a_walk_keeps_to_its_digest() -> None:
 def test_a_walk_that_cannot_be_is_refused(arguments: dict[str, int]) -> None:
     with pytest.raises(ValueError):
         walk(**arguments)
+
+
+def test_a_cut_is_told_at_first_and_once_a_minute_until_it_is_healed() -> None:
+    healing = Healing()
+    assert healing.healed(0.0) is None
+    told = [second for second in range(10, 150) if healing.cut(float(second))]
+    assert told == [10, 70, 130]
+    assert healing.healed(150.5) == 140.5 and healing.healed(151.0) is None
+    assert healing.cut(152.0), "another one"

@@ -109,7 +109,7 @@ class AsyncClient(BaseClient):
             index, pause = attempts.next(time.monotonic())
             try:
                 await asyncio.sleep(pause)
-                call = getattr(self._stubs[index], method)
+                call = getattr(self._stub(index), method)
                 seconds = attempts.remaining(time.monotonic())
                 answer = await call(request, timeout=seconds, metadata=self._connection.metadata)
                 self._endpoints.worked(index)
@@ -157,19 +157,20 @@ class AsyncSampleStream(BaseStream, AsyncIterator[Sample]):
             index, pause = attempts.next(time.monotonic())
             try:
                 await asyncio.sleep(pause)
-                stub = client._stubs[index]
+                stub = client._stub(index)
                 self._call = stub.StreamSamples(walk.request(), metadata=client._connection.metadata)
                 async for message in self._call:
                     sample = walk.take(message)
                     client._endpoints.worked(index)
+                    self._tell_healed()
                     attempts = client._stream_attempts(walk)
                     yield sample
+                    client._check_process()
                     if walk.finished:
                         return
                 walk.ended()
             except grpc.RpcError as error:
-                failure = attempts.failed(index, error, time.monotonic())
-                logger.warning("the stream of %s goes on at seed %d: %s", self.model.name, walk.next_seed, failure)
+                self._tell_cut(attempts.failed(index, error, time.monotonic()))
             finally:
                 if self._call is not None:
                     self._call.cancel()

@@ -6,14 +6,19 @@ Rules of this file:
 
 from __future__ import annotations
 
+import logging
+import os
 import time
 from collections.abc import Sequence
 from typing import Any
 
 from labelmint_client.connection import Connection, Tls
+from labelmint_client.errors import LabelmintError, StreamExpired
 from labelmint_client.messages import Model
-from labelmint_client.policy import Attempts, Endpoints, Walk
+from labelmint_client.policy import Attempts, Endpoints, Healing, Walk
 from labelmint_client.v1 import sample_service_pb2_grpc as pb_grpc
+
+logger = logging.getLogger(__name__)
 
 DEADLINE_SECONDS = 60.0
 PATIENCE_SECONDS = 600.0
@@ -29,7 +34,8 @@ class BaseClient:
     deadline_seconds: the time that a call may take, all its retries included.
     patience_seconds: how long a stream may go without a message, trying to come back, before its error is raised.
 
-    Each method raises `LabelmintError` or a subclass of it.
+    Each method raises `LabelmintError` or a subclass of it; and RuntimeError in a process that was forked after the
+    client was made, since gRPC's connections do not come along.
     """
 
     def __init__(
@@ -46,6 +52,7 @@ class BaseClient:
         self._connection = Connection(several, token, tls, insecure)
         self._channels = self._open_channels()
         self._stubs = [pb_grpc.SampleServiceStub(channel) for channel in self._channels]  # type: ignore[no-untyped-call]
+        self._process = os.getpid()
         self._endpoints = Endpoints(several)
         self._deadline_seconds = deadline_seconds
         self._patience_seconds = patience_seconds
@@ -54,6 +61,18 @@ class BaseClient:
 
     def _open_channels(self) -> list[Any]:
         raise NotImplementedError
+
+    def _stub(self, index: int) -> Any:
+        self._check_process()
+        return self._stubs[index]
+
+    def _check_process(self) -> None:
+        """Raises RuntimeError where this process was forked after the client was made."""
+        if os.getpid() != self._process:
+            raise RuntimeError(
+                f"this client was made in process {self._process} and is used in {os.getpid()}, which was forked from "
+                "it: make a client in each process"
+            )
 
     def _attempts(self) -> Attempts:
         return Attempts(self._endpoints, time.monotonic() + self._deadline_seconds)
@@ -70,6 +89,7 @@ class BaseStream:
     def __init__(self, model: Model, walk: Walk) -> None:
         self.model = model
         self._walk = walk
+        self._healing = Healing()
 
     @property
     def model_digest(self) -> str:
@@ -85,3 +105,13 @@ class BaseStream:
     def rejected_count(self) -> int:
         """Seeds rejected so far."""
         return self._walk.rejected_count
+
+    def _tell_cut(self, failure: LabelmintError) -> None:
+        if isinstance(failure, StreamExpired):  # it is renewed, as all are now and then
+            logger.info("the stream of %s goes on at seed %d: %s", self.model.name, self._walk.next_seed, failure)
+        elif self._healing.cut(time.monotonic()):
+            logger.warning("the stream of %s goes on at seed %d: %s", self.model.name, self._walk.next_seed, failure)
+
+    def _tell_healed(self) -> None:
+        if (seconds := self._healing.healed(time.monotonic())) is not None:
+            logger.warning("the stream of %s is back after %.1f s", self.model.name, seconds)

@@ -127,7 +127,7 @@ class Client(BaseClient):
             index, pause = attempts.next(time.monotonic())
             try:
                 time.sleep(pause)
-                call = getattr(self._stubs[index], method)
+                call = getattr(self._stub(index), method)
                 seconds = attempts.remaining(time.monotonic())
                 answer = call(request, timeout=seconds, metadata=self._connection.metadata)
                 self._endpoints.worked(index)
@@ -181,21 +181,22 @@ class SampleStream(BaseStream, Iterator[Sample]):
             try:
                 if self._closed.wait(pause):
                     return
-                stub = client._stubs[index]
+                stub = client._stub(index)
                 self._call = stub.StreamSamples(walk.request(), metadata=client._connection.metadata)
                 for message in self._call:
                     sample = walk.take(message)
                     client._endpoints.worked(index)
+                    self._tell_healed()
                     attempts = client._stream_attempts(walk)
                     yield sample
+                    client._check_process()
                     if walk.finished or self._closed.is_set():
                         return
                 walk.ended()
             except grpc.RpcError as error:
                 if self._closed.is_set():
                     return
-                failure = attempts.failed(index, error, time.monotonic())
-                logger.warning("the stream of %s goes on at seed %d: %s", self.model.name, walk.next_seed, failure)
+                self._tell_cut(attempts.failed(index, error, time.monotonic()))
             finally:
                 if self._call is not None:
                     self._call.cancel()

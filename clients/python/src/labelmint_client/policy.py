@@ -23,6 +23,7 @@ from labelmint_client.v1 import sample_service_pb2 as pb
 
 BASE_PAUSE_SECONDS = 0.1
 MAX_PAUSE_SECONDS = 5.0
+REMINDER_SECONDS = 60.0
 
 
 @dataclass
@@ -119,6 +120,28 @@ class Attempts:
             raise failure from error
         self._endpoints.failed(index, failure, now)
         return failure
+
+
+class Healing:
+    """When a stream that is cut, maybe many times in a row, says so: at first, each minute, and when it goes on."""
+
+    def __init__(self) -> None:
+        self._began: float | None = None
+        self._told = 0.0
+
+    def cut(self, now: float) -> bool:
+        """Whether this end of the stream is worth a word."""
+        if self._began is None:
+            self._began = now
+        elif now - self._told < REMINDER_SECONDS:
+            return False
+        self._told = now
+        return True
+
+    def healed(self, now: float) -> float | None:
+        """A message came: the seconds since the first cut, None where there was none."""
+        began, self._began = self._began, None
+        return None if began is None else now - began
 
 
 class Walk:
