@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -32,7 +33,11 @@ def test_help_lists_the_subcommands() -> None:
 
 
 # `pull` and `verify` are the client's; their classes only stand in the list of commands.
-COMMANDS = [field.alias or name for name, field in cli.Labelmint.model_fields.items() if name not in ("pull", "verify")]
+COMMANDS = [
+    field.alias or name
+    for name, field in cli.Labelmint.model_fields.items()
+    if name not in ("version", "pull", "verify")
+]
 
 
 def class_of(command: str) -> type[BaseModel]:
@@ -52,6 +57,10 @@ def test_every_option_has_help(command: str) -> None:
         assert field.description in " ".join(entry[0].split()), entry[0]
 
 
+def source_tree(function: Callable[..., object]) -> ast.AST:
+    return ast.parse(textwrap.dedent(inspect.getsource(function)))
+
+
 def attributes_read(function: ast.AST, of: str) -> set[str]:
     """Names that the code reads of the variable `of`; the whole variable as an argument is not counted."""
     return {
@@ -63,13 +72,18 @@ def attributes_read(function: ast.AST, of: str) -> set[str]:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_option_is_read(command: str) -> None:
-    """`serve` hands itself over as the gateway's settings; the others read their fields in `cli_cmd`."""
+    """`serve` hands itself over as the gateway's settings; the others read their fields in `cli_cmd`.
+
+    `config` is read before there are settings: test_flags_win_over_the_environment_and_that_over_the_file.
+    """
     kind = class_of(command)
     if command == "serve":
         files = (ROOT / "service" / "labelmint").rglob("*.py")
-        read = set().union(*(attributes_read(ast.parse(path.read_text()), "settings") for path in files))
+        read = {"config"}.union(*(attributes_read(ast.parse(path.read_text()), "settings") for path in files))
+        for name in read & {name for name, value in vars(Serve.__base__).items() if isinstance(value, property)}:
+            read |= attributes_read(source_tree(vars(Serve.__base__)[name].fget), "self")
     else:
-        read = attributes_read(ast.parse(textwrap.dedent(inspect.getsource(kind.cli_cmd))), "self")
+        read = attributes_read(source_tree(kind.cli_cmd), "self")
     assert set(kind.model_fields) <= read, f"{command} ignores {set(kind.model_fields) - read}"
 
 
@@ -78,6 +92,18 @@ def test_wrong_values_are_named() -> None:
     assert done.returncode == 2 and "http_port" in done.stderr and "Traceback" not in done.stderr
     done = run("serve", "--pipeline", "fast")
     assert done.returncode == 2 and "fused" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("task", "option", "said"),
+    [
+        ("keypoints", ("--mask-format", "png"), "mask_format has no use for --task keypoints"),
+        ("segmentation", ("--keypoint-format", "coco"), "keypoint_format has no use for --task segmentation"),
+    ],
+)
+def test_fit_refuses_the_format_of_the_other_task(task: str, option: tuple[str, str], said: str) -> None:
+    done = run("fit", "--generator", "g", "--annotations", "a", "--task", task, *option, "out")
+    assert done.returncode == 2 and done.stderr == f"labelmint: {said}\n"
 
 
 def test_environment_sets_what_flags_set() -> None:

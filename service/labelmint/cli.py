@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
@@ -78,6 +78,13 @@ class Fit(BaseModel):
     mask_format: Annotated[Literal["png", "labelme", "coco"], Field(description="format of the masks")] = "png"
     keypoint_format: Annotated[Literal["csv", "coco"], Field(description="format of the keypoints")] = "csv"
     steps: Annotated[int, Field(ge=1, description="training steps; a few hundred are enough for a try-out")] = 4000
+
+    @model_validator(mode="after")
+    def _no_format_of_the_other_task(self) -> Fit:
+        unused = "mask_format" if self.task == "keypoints" else "keypoint_format"
+        if unused in self.model_fields_set:
+            raise ValueError(f"{unused} has no use for --task {self.task}")
+        return self
 
     def cli_cmd(self) -> None:
         from labelmint.models.fit import fit_files

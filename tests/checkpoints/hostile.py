@@ -3,10 +3,13 @@
 Each calls `touch` on a canary, or asks for memory, time or another file; a reader that falls for one shows it.
 """
 
+import bz2
 import gzip
 import io
+import lzma
 import pickle
 import struct
+import tarfile
 import zipfile
 from collections.abc import Callable
 from typing import Any
@@ -98,6 +101,15 @@ def zip64(size: int, offset: int) -> bytes:
     return good[:-22] + record + locator + end
 
 
+def tar(content: bytes) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        member = tarfile.TarInfo("network.pkl")
+        member.size = len(content)
+        archive.addfile(member, io.BytesIO(content))
+    return stream.getvalue()
+
+
 NAMESPACE = b"cargparse\nNamespace\n)\x81"
 NDARRAY = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n" + enc((0,)) + b"C\x01btR"
 MILLION = 1_000_000
@@ -160,7 +172,6 @@ CASES: dict[str, tuple[bytes, str]] = {
     ),
     "ProGAN": (plain(b"ctfutil\nNetwork\n)\x81", 2), "is a ProGAN"),
     "StyleGAN-XL": (plain(b"ctorch.nn.modules.sparse\nEmbedding\n)\x81", 4), "StyleGAN-XL"),
-    "gzip": (gzip.compress(b"N."), "compressed with gzip; unpack it first"),
     # Sizes that are not there.
     "memo index 2^31": (plain(enc(1) + b"r\x00\x00\x00\x80"), "memo index 2147483648"),
     "LONG4 of 2^31 bytes": (plain(b"\x8b\xff\xff\xff\x7f"), "opcode LONG4"),
@@ -195,6 +206,17 @@ CASES: dict[str, tuple[bytes, str]] = {
     ),
     "other encoding": (plain(call("_codecs", "encode", "a", "rot13")), "not latin1"),
     "bytes beyond latin1": (plain(call("_codecs", "encode", "\u20ac", "latin1")), "not latin1"),
+    "wrappers without end": (plain(b"}" + enc("module." * MILLION + "x") + b"Ns"), "no network of a known format"),
+    "states behind wrappers": (
+        plain(
+            b"}(M\x00\x00}"
+            + enc("module." * MILLION)
+            + b"Nsq\x00"
+            + b"".join(b"M" + struct.pack("<H", number) + b"h\x00" for number in range(1, 1 << 16))
+            + b"u"
+        ),
+        "no network of a known format",
+    ),
     # Values of the wrong kind.
     "empty stack": (plain(b"R"), "takes a value which is not there"),
     "no mark": (plain(b"t"), "takes a mark which is not there"),
@@ -227,7 +249,14 @@ CASES: dict[str, tuple[bytes, str]] = {
     ),
     # Not what it should be.
     "nothing": (b"", "has 0 bytes"),
-    "a page": (b"<!DOCTYPE html><html>Quota exceeded</html>", "neither a pickle"),
+    "something else": (b"hello", "neither a pickle"),
+    "a page": (b"<!DOCTYPE html><html>Quota exceeded</html>", "is a web page, not the checkpoint"),
+    "a pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "a pointer of Git LFS"),
+    "gzip": (gzip.compress(b"N."), "compressed with gzip; unpack it first"),
+    "bzip2": (bz2.compress(b"N."), "compressed with bzip2; unpack it first"),
+    "xz": (lzma.compress(b"N."), "compressed with xz; unpack it first"),
+    "tar": (tar(b"N."), "is a tar archive; unpack it first"),
+    "safetensors": (struct.pack("<Q", 2) + b"{}", "is a safetensors file"),
     "only the legacy magic": (LEGACY_HEADER[:15], "ends early"),
     # The zip format.
     "path out of the archive": (zipped(state(tensor()), ("archive/../../canary", b"x")), "path archive/../../canary"),

@@ -159,6 +159,10 @@ def _another_width(states: list[dict[str, torch.Tensor]]) -> None:
         (lambda s: s[1].update({"layers.3.bias": torch.ones(5)}), "layers.3.bias of shape (5,), expected (6,)"),
         (lambda s: s[1]["layers.2.running_var"].fill_(-1.0), "negative variance in layers.2.running_var"),
         (lambda s: s[1]["layers.0.weight"].fill_(torch.nan), "NaN or infinity in layers.0.weight"),
+        (
+            lambda s: [s[1][name].fill_(1e38) for name in ("layers.2.weight", "layers.3.weight")],
+            "model_1.pth leads to NaN or infinity when layers.2 is folded",
+        ),
         (_another_width, "model_2.pth has D, h1, h2, K = (353, 8, 6, 4); model_0.pth has (352, 8, 6, 4)"),
     ],
 )

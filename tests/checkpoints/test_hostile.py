@@ -18,7 +18,8 @@ import torch
 
 from tests.checkpoints import reference
 from tests.checkpoints.hostile import CASES
-from tests.checkpoints.writers import nvlabs_bytes
+from tests.checkpoints.test_nvlabs import DAMAGE
+from tests.checkpoints.writers import nvlabs_bytes, write_nvlabs
 from tests.conftest import ROOT
 
 CHILD = ROOT / "tests" / "checkpoints" / "import_watched.py"
@@ -83,6 +84,25 @@ def good_files() -> dict[str, bytes]:
         "zip": zip_format.getvalue(),
         "legacy": legacy_format.getvalue(),
     }
+
+
+def test_declared_sizes_take_no_memory(tmp_path: Path) -> None:
+    """Networks whose attributes ask for more than is in the file; the last one for 80 GB, to measure its average."""
+    (tmp_path / "in").mkdir()
+    wanted = {name: DAMAGE[name] for name in ("1e9 layers", "1e15 layers", "1e29 layers", "1e15 latents")}
+    for name, (damage, _) in wanted.items():
+        network = reference.Generator()
+        damage(network)
+        write_nvlabs(tmp_path / "in" / name, network)
+    mapping = {"num_layers": 2, "layer_features": 1_000_000, "w_avg_beta": None}
+    wide = reference.Generator(z_dim=1, w_dim=1, channels={4: 1, 8: 1}, mapping=mapping)
+    write_nvlabs(tmp_path / "in" / "wide", wide)
+    wanted["wide"] = (None, "has no average latent and a mapping 1000000 wide")
+    found = watched(tmp_path)
+    for name, (_, problem) in wanted.items():
+        assert found[name]["outcome"] == "UnusableFile" and problem in found[name]["message"], (name, found[name])
+        assert found[name]["megabytes"] < 200
+    assert not (tmp_path / "out").exists()
 
 
 def spoiled(

@@ -1,5 +1,8 @@
 """The client's command line: what it makes of its options before anything is asked."""
 
+import argparse
+import ast
+import inspect
 from pathlib import Path
 from typing import NoReturn
 
@@ -22,3 +25,25 @@ def test_a_byte_order_mark_is_no_part_of_a_token(tmp_path: Path, monkeypatch: py
     with pytest.raises(SystemExit):
         cli.main(["verify", "--endpoint", "localhost:1", "--token-file", str(token), str(tmp_path)])
     assert given["token"] == "secret"
+
+
+@pytest.mark.parametrize("command", ["pull", "verify"])
+def test_every_option_is_read_and_has_help(command: str) -> None:
+    """`out` among them. What only stands beside the parsed options (`run`) is no option."""
+    (commands,) = (action.choices for action in cli._parser()._actions if action.dest != "help")
+    functions = (cli._pull if command == "pull" else cli._verify, cli._client)
+    nodes = [node for function in functions for node in ast.walk(ast.parse(inspect.getsource(function)))]
+    read = {node.attr for node in nodes if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "parsed"}
+    options = [action for action in commands[command]._actions if not isinstance(action, argparse._HelpAction)]
+    assert {action.dest for action in options} <= read
+    assert all(action.help for action in options)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [["--sample", "7"], ["--sample", "all"], ["--token-file", "x"], ["--tls"], ["--tls-ca", "x"], ["--insecure"]],
+)
+def test_verify_refuses_what_it_has_no_use_for(option: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["verify", *option, "somewhere"])
+    assert capsys.readouterr().err == f"labelmint: {option[0]} has no use without --endpoint: no service is asked\n"

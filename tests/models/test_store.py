@@ -115,6 +115,7 @@ def test_declared_sizes_take_no_memory_until_they_are_true(
         ({"resolution": 1 << 40}, "8 to 4096 pixels a side"),
         ({"channels": {"4": 10**10}}, "has an unexpected tensor|of shape|lacks the tensor"),
         ({"channels": {str(1 << 40): 4}}, "features of at most as many"),
+        ({"channels": {str(r): 4 for r in range(1, 2000)}, "resolution": 4096}, "4, 8, 16, ... pixels a side, not 1"),
         ({"num_heads": 10**15}, "of shape|of which nothing can be built"),
         ({"hidden": [10**12, 10**12]}, "of shape|of which nothing can be built"),
         ({"hidden": [float("inf"), 1]}, "of which nothing can be built"),

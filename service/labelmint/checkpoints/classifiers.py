@@ -115,6 +115,8 @@ def read_head(checkpoint: Checkpoint) -> Head:
         gamma, beta = (take(f"layers.{norm}.{part}", width) for part in ("weight", "bias"))
         table.drop(f"layers.{norm}.num_batches_tracked")
         folded += fold_batch_norm(weight, bias, mean, variance, gamma, beta)
+        if not all(bool(torch.isfinite(part.float()).all()) for part in folded[-2:]):
+            raise UnusableFile(checkpoint.path, f"leads to NaN or infinity when layers.{norm} is folded")
     table.finish()
     return Head(tuple(folded))
 

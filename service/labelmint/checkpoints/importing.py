@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from labelmint.checkpoints.classifiers import import_classifiers, is_classifier
 from labelmint.checkpoints.generators import Imported
-from labelmint.checkpoints.name_table import stripped
+from labelmint.checkpoints.name_table import holds
 from labelmint.checkpoints.nvlabs import import_nvlabs, is_nvlabs
 from labelmint.checkpoints.opening import Checkpoint, open_checkpoint
 from labelmint.checkpoints.rosinality import import_rosinality, is_rosinality
@@ -89,7 +89,7 @@ def format_of(checkpoint: Checkpoint) -> FormatName:
 
 def _is_nvlabs_state(value: object) -> bool:
     candidates = [value, *value.values()] if isinstance(value, dict) else []
-    return any(isinstance(item, dict) and "mapping.fc0.weight" in stripped(item) for item in candidates)
+    return any(isinstance(item, dict) and holds(item, "mapping.fc0.weight") for item in candidates)
 
 
 def _import_generator(checkpoint: Checkpoint, told: FormatName, out: Path, options: ImportOptions) -> str:

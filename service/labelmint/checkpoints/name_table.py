@@ -26,7 +26,9 @@ T = TypeVar("T")
 
 # Layers of one kind; each is searched for among all names.
 MAX_PARTS = 64
+# What parallel training and `torch.compile` put before all names, one before the other at most so many times.
 _WRAPPERS = ("module.", "_orig_mod.")
+_MAX_WRAPPERS = 4
 
 
 def to_float32(array: npt.NDArray[Any]) -> Floats:
@@ -64,12 +66,18 @@ class TensorTaker:
         return floats
 
 
-def stripped(tensors: Mapping[str, object]) -> Mapping[str, object]:
-    """A state dict without what parallel training and `torch.compile` put before all of its names."""
-    found = next((prefix for prefix in _WRAPPERS if tensors and all(_begins(name, prefix) for name in tensors)), None)
-    if found is None:
-        return tensors
-    return stripped({name.removeprefix(found): value for name, value in tensors.items()})
+def holds(state: Mapping[str, object], name: str) -> bool:
+    """Whether a state dict has the tensor `name`, behind a wrapper or not. Nothing is copied."""
+    return _wrapper(state) + name in state
+
+
+def _wrapper(state: Mapping[str, object]) -> str:
+    """What stands before all names of a state dict; "" where nothing does."""
+    found = ""
+    for _ in range(_MAX_WRAPPERS if state else 0):
+        longer = (found + wrapper for wrapper in _WRAPPERS)
+        found = next((prefix for prefix in longer if all(_begins(name, prefix) for name in state)), found)
+    return found
 
 
 def _begins(name: object, prefix: str) -> bool:
@@ -82,10 +90,10 @@ class NameTable:
     def __init__(self, path: Path, tensors: object) -> None:
         if not isinstance(tensors, dict) or not all(isinstance(name, str) for name in tensors):
             raise UnusableFile(path, "has no dictionary of named tensors where one is expected")
-        tensors = stripped(tensors)
+        wrapper = _wrapper(tensors)
         self.path = path
-        self._tensors: Mapping[str, object] = tensors
-        self._left = set(tensors)
+        self._tensors: Mapping[str, object] = {name.removeprefix(wrapper): value for name, value in tensors.items()}
+        self._left = set(self._tensors)
         self._taker = TensorTaker(path)
 
     def __contains__(self, name: str) -> bool:

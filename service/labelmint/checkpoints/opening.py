@@ -19,7 +19,24 @@ from labelmint.errors import UnusableFile
 
 # A training state at 1024x1024 with both optimizers is about 1 GB.
 MAX_FILE_BYTES = 8 << 30
-_GZIP_MAGIC = b"\x1f\x8b"
+_UNPACK = "unpack it first, then import what comes out"
+_DOWNLOAD = "not the checkpoint; download the file itself"
+# What people have in place of a checkpoint: the bytes at a position, and what the file is.
+_OTHER_KINDS = (
+    (0, b"\x1f\x8b", f"is compressed with gzip; {_UNPACK}"),
+    (0, b"BZh", f"is compressed with bzip2; {_UNPACK}"),
+    (0, b"\xfd7zXZ\0", f"is compressed with xz; {_UNPACK}"),
+    (0, b"\x28\xb5\x2f\xfd", f"is compressed with zstd; {_UNPACK}"),
+    (0, b"7z\xbc\xaf\x27\x1c", f"is a 7z archive; {_UNPACK}"),
+    (0, b"Rar!", f"is a RAR archive; {_UNPACK}"),
+    (257, b"ustar", f"is a tar archive; {_UNPACK}"),
+    (0, b"<!DOCTYPE", f"is a web page, {_DOWNLOAD}"),
+    (0, b"<!doctype", f"is a web page, {_DOWNLOAD}"),
+    (0, b"<html", f"is a web page, {_DOWNLOAD}"),
+    (0, b"version https://git-lfs", "is a pointer of Git LFS, not the checkpoint; run `git lfs pull` where it lies"),
+    (8, b"{", "is a safetensors file; `import` reads pickles and files of torch.save, and ours need no import"),
+    (0, b"\x89HDF", "is an HDF5 file (Keras); `import` reads pickles and files of torch.save"),
+)
 
 
 @dataclass(frozen=True)
@@ -53,12 +70,11 @@ def _read(data: memoryview) -> object:
     start = bytes(data[:4])
     if start.startswith(ZIP_MAGIC):
         return read_zip(data, budget)
-    if start.startswith(_GZIP_MAGIC):
-        raise Malformed("is compressed with gzip; unpack it first (gunzip), then import what comes out")
     if is_legacy(data):
         return read_legacy(data, budget)
     if start[:1] != b"\x80":
-        raise Malformed("is neither a pickle nor a file of torch.save")
+        kinds = (said for at, magic, said in _OTHER_KINDS if data[at : at + len(magic)] == magic)
+        raise Malformed(next(kinds, "is neither a pickle nor a file of torch.save"))
     stand_ins = TORCH | {"torch.storage._load_from_bytes": nested_storage(budget)}
     reader = PickleReader(data, stand_ins, budget)
     value = reader.read()

@@ -10,7 +10,7 @@ Rules of this file:
 from __future__ import annotations
 
 from labelmint.checkpoints.generators import Imported, build, drawn_noise
-from labelmint.checkpoints.name_table import Floats, NameTable, TensorTaker, check_resolution, one_value, stripped
+from labelmint.checkpoints.name_table import Floats, NameTable, TensorTaker, check_resolution, holds, one_value
 from labelmint.checkpoints.opening import Checkpoint
 from labelmint.checkpoints.resample_filter import filter_taps
 from labelmint.checkpoints.torch_file import Tensor
@@ -28,7 +28,7 @@ def is_rosinality(value: object) -> bool:
 
 
 def _state(value: dict[str, object]) -> object:
-    return value if "input.input" in stripped(value) else value.get("g_ema")
+    return value if holds(value, "input.input") else value.get("g_ema")
 
 
 def import_rosinality(checkpoint: Checkpoint) -> Imported:

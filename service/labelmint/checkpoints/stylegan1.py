@@ -20,7 +20,7 @@ from tokenize import TokenError
 import numpy as np
 
 from labelmint.checkpoints.generators import Imported, build, drawn_noise
-from labelmint.checkpoints.name_table import Floats, NameTable, check_resolution, stripped, to_float32
+from labelmint.checkpoints.name_table import Floats, NameTable, check_resolution, holds, to_float32
 from labelmint.checkpoints.opening import Checkpoint
 from labelmint.errors import InvalidRequest, UnusableFile
 from labelmint.models.layout import MAX_RESOLUTION
@@ -39,7 +39,7 @@ def is_stylegan1(value: object) -> bool:
 
 def _states(value: object) -> list[dict[str, object]]:
     candidates = [value, *value.values()] if isinstance(value, dict) else []
-    return [item for item in candidates if isinstance(item, dict) and "g_synthesis.torgb.weight" in stripped(item)]
+    return [item for item in candidates if isinstance(item, dict) and holds(item, "g_synthesis.torgb.weight")]
 
 
 def import_stylegan1(checkpoint: Checkpoint, average_latent: Path | None) -> Imported:

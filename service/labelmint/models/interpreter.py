@@ -54,12 +54,14 @@ class InterpreterSpec:
     def __post_init__(self) -> None:
         if self.task not in get_args(Task):
             raise ValueError(f"unknown task {self.task!r}; known: {', '.join(get_args(Task))}")
-        # The interpolation matrices are made from the resolution; no tensor of a file bounds it.
+        # The interpolation matrices, one a level, are made from these resolutions; no tensor of a file bounds them.
         if not 8 <= self.resolution <= MAX_RESOLUTION or max(self.channels, default=0) > self.resolution:
             raise ValueError(
                 f"an image has 8 to {MAX_RESOLUTION} pixels a side and features of at most as many, "
-                f"not {self.resolution} and {sorted(self.channels)}"
+                f"not {self.resolution} and {sorted(self.channels)[-1:]}"
             )
+        if odd := [r for r in self.channels if r < 4 or r & (r - 1)]:
+            raise ValueError(f"features have 4, 8, 16, ... pixels a side, not {odd[0]}")
         if len(self.palette) != len(self.class_names):
             raise ValueError(f"{len(self.class_names)} class names need as many colours, not {len(self.palette)}")
         fewest = 2 if self.task == "segmentation" else 1

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from labelmint_client.pull import Progress
 
 _SILENT_SECONDS = 1.0  # of waiting for the service before that is said
+_SAMPLES = 100  # that `verify` asks a service for again
+_OF_THE_SERVICE = ("sample", "token_file", "tls", "tls_ca", "tls_certificate", "tls_key", "insecure")
 _LOG_SECONDS = 30.0  # between two lines of progress where nobody watches
 
 
@@ -119,10 +121,9 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", type=Path, help="directory of a complete pull")
     parser.add_argument(
         "--sample",
-        type=lambda text: None if text == "all" else int(text),
-        default=100,
+        type=lambda text: sys.maxsize if text == "all" else int(text),
         metavar="K|all",
-        help="how many samples to ask the service for again (default: 100)",
+        help=f"how many samples to ask the service for again (default: {_SAMPLES})",
     )
     _add_connection(parser, None)
 
@@ -205,10 +206,13 @@ def _verify(parsed: argparse.Namespace) -> int:
     from labelmint_client.pull import verify
 
     if parsed.endpoint is None:
+        for name in _OF_THE_SERVICE:
+            if getattr(parsed, name) not in (None, False):
+                _fail(f"--{name.replace('_', '-')} has no use without --endpoint: no service is asked")
         report = verify(parsed.out)
     else:
         with _client(parsed) as client:
-            report = verify(parsed.out, client, parsed.sample)
+            report = verify(parsed.out, client, _SAMPLES if parsed.sample is None else parsed.sample)
     for problem in report.problems:
         print(problem)
     served = "" if parsed.endpoint is None else f", {report.samples} samples with what is served"
