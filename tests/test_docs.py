@@ -120,7 +120,8 @@ def test_local_links_lead_somewhere(name: str) -> None:
 
 # Neither distribution is on the package index, where anyone may take its name: it is installed from a clone.
 OURS = ("labelmint", "labelmint-client", "labelmint_client")
-INSTALL = re.compile(r"""pip install (?:--?[\w-]+ )*(.+?)(?:`|$|\\n| in a clone|[;,]| or )""", re.MULTILINE)
+INSTALL = re.compile(r"""pip install((?: +(?:'[^'\n]+'|"[^"\n]+"|[^\s'"`\\]+))+)""")
+CLONE = (".", "./clients/python")
 INSTALLING = ("*.md", "*.py", "*.yaml", "*.yml", "*.Dockerfile", "*.mjs", "*.js", "*.sh", "*.html", "Makefile")
 
 
@@ -130,19 +131,33 @@ def extras(directory: str) -> set[str]:
     return set(re.findall(r"^([a-z]+) = \[", section.partition("\n[")[0], re.MULTILINE))
 
 
+def requirements(text: str) -> list[str]:
+    """What the `pip install` lines of a text ask for."""
+    found = []
+    for line in INSTALL.findall(re.sub(r'"\s*\n\s*f?"', "", text)):
+        for word in line.split():
+            if word in ("or", "and", "in", "into"):  # the sentence goes on
+                break
+            requirement = word.rstrip(",;:)").strip("'\"")
+            if not requirement.startswith("-"):
+                found.append(requirement)
+            if word != word.rstrip(",;:)"):
+                break
+    return found
+
+
 def wrong_installs(text: str, dockerfile: bool = False) -> list[str]:
     """The requirements of `pip install` lines that are ours and cannot be installed from a clone."""
     wrong = []
-    for line in INSTALL.findall(re.sub(r'"\s*\n\s*f?"', "", text)):
-        for requirement in re.findall(r"""[^\s'"]+""", line):
-            name, _, asked = requirement.rstrip("]").partition("[")
-            if name in (".", "./clients/python"):
-                # An image copies either directory and builds it as `.`; the command line fills in {extra}.
-                known = extras(".") | extras("clients/python") if dockerfile else extras(name)
-                if not set(filter(None, asked.split(","))) <= known | {"{extra}"}:
-                    wrong.append(requirement)
-            elif re.split("[=<>~!]", name)[0] in OURS:
+    for requirement in requirements(text):
+        name, _, asked = requirement.rstrip("]").partition("[")
+        if name in CLONE:
+            # An image copies either directory and builds it as `.`; the command line fills in {extra}.
+            known = extras(".") | extras("clients/python") if dockerfile else extras(name)
+            if not set(filter(None, asked.split(","))) <= known | {"{extra}"}:
                 wrong.append(requirement)
+        elif re.split("[=<>~!]", name)[0] in OURS:
+            wrong.append(requirement)
     return wrong
 
 
@@ -153,9 +168,18 @@ def test_what_is_ours_is_installed_from_a_clone() -> None:
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--", *INSTALLING], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
+    asked = set()
     for name in filter(None, listed.split("\0")):
         if name not in ("CHANGELOG.md", "tests/test_docs.py") and (ROOT / name).is_file():
-            assert wrong_installs((ROOT / name).read_text(), name.endswith("Dockerfile")) == [], name
+            text, dockerfile = (ROOT / name).read_text(), name.endswith("Dockerfile")
+            assert wrong_installs(text, dockerfile) == [], name
+            asked |= set() if dockerfile else set(requirements(text))
+    asked = {each for each in asked if each.partition("[")[0] in CLONE and "{" not in each}
+    assert len(asked) > 3
+    # pip builds them and says what it would install; what they depend on is this environment's.
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", "--no-deps", "--no-build-isolation"]
+    for requirement in sorted(asked):
+        subprocess.run([*command, requirement], cwd=ROOT, check=True, timeout=120)
 
 
 def test_the_model_card_is_what_the_figures_say() -> None:

@@ -18,7 +18,7 @@ def test_a_byte_order_mark_is_no_part_of_a_token(tmp_path: Path, monkeypatch: py
         given.update(options)
         raise SystemExit(0)
 
-    monkeypatch.setattr(cli, "Client", client)
+    monkeypatch.setattr(cli, "_PatientClient", client)
     with pytest.raises(SystemExit):
         cli.main(["verify", "--endpoint", "localhost:1", "--token-file", str(token), str(tmp_path)])
     assert given["token"] == "secret"

@@ -47,7 +47,7 @@ def test_a_pull_that_is_killed_and_started_again(service: Service, tmp_path: Pat
     verified = run("verify", out, "--endpoint", service.grpc, "--sample", "5", module=program)
     assert verified.returncode == 0, verified.stderr
     assert verified.stdout == (
-        f"{out}: compared 25 files with the manifest, 5 samples with what is served: no difference\n"
+        f"{out}: compared 27 files with the manifest, 5 samples with what is served: no difference\n"
     )
 
 
@@ -60,7 +60,7 @@ def test_verify_fails_with_a_line_for_each_difference(service: Service, tmp_path
     assert done.returncode == 1 and done.stderr == ""
     first, last = done.stdout.splitlines()
     assert first.startswith("shard-000000.tar: SHA-256 ")
-    assert last == f"{out}: compared 2 files with the manifest: 1 differences"
+    assert last == f"{out}: compared 3 files with the manifest: 1 difference"
 
 
 def test_errors_are_one_line(service: Service, tmp_path: Path) -> None:

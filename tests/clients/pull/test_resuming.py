@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import signal
@@ -52,14 +53,14 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(
         assert contents(tmp_path / out) == contents(tmp_path / "whole"), kills
 
 
-def test_a_shard_that_is_done_is_not_asked_for_again(client: Client, options: SampleOptions, tmp_path: Path) -> None:
+def test_what_was_received_is_not_asked_for_again(client: Client, options: SampleOptions, tmp_path: Path) -> None:
     wanted = options_of("folder", options)
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         pull(client, wanted, out, _interrupt_after(5))
     reports: list[Progress] = []
     manifest = pull(client, wanted, out, reports.append)
-    assert reports[0].done == 3 and reports[-1].done == 8
+    assert reports[0].done == 5 and reports[-1].done == 8  # five were received, and three make a shard
     assert reports[-1].seeds == manifest["accepted_count"] + manifest["rejected_count"]
     # Complete: nothing is asked for at all, not even the service.
     before = contents(out)
@@ -74,8 +75,10 @@ def test_what_cannot_be_is_one_error(client: Client, options: SampleOptions, tmp
     with pytest.raises(KeyboardInterrupt):
         pull(client, wanted, out, _interrupt_after(5))
     other = PullOptions("tiny", 9, "coco", samples_per_shard=3, ignore_js_quantile=0.9, sample=options)
-    with pytest.raises(PullError, match="holds a pull with count 8, not 9; format folder, not coco"):
+    with pytest.raises(PullError, match="holds a pull with format folder, not coco"):
         pull(client, other, out)
+    with pytest.raises(PullError, match="holds a pull with count 8, not 7"):
+        pull(client, dataclasses.replace(wanted, count=7), out)
     with PullDirectory(out), pytest.raises(PullError, match="another pull is writing to"):
         pull(client, wanted, out)
     header = out / ".labelmint-pull" / "header.json"

@@ -42,7 +42,7 @@ def forge(out: Path, change: Callable[[str], str]) -> None:
 
 def test_what_was_pulled_is_found_unchanged(client: Client, out: Path) -> None:
     report = verify(out)
-    assert (report.files, report.samples, report.problems) == (2 * COUNT + 1, 0, [])
+    assert (report.files, report.samples, report.problems) == (2 * COUNT + 3, 0, [])
     assert verify(out, client).samples == COUNT
     for count in (1, 4, COUNT, 100):
         report = verify(out, client, count)

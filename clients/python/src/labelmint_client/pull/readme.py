@@ -19,9 +19,11 @@ _DATA = {
     "parquet": ("data/train-*.parquet",),
     "coco": ("images/*.png",),
 }
-_DATASETS = """import datasets
+_DATASETS = """import os
 
-rows = datasets.load_dataset("./", split="train")
+import datasets
+
+rows = datasets.load_dataset(os.getcwd(), split="train")  # it takes no "."
 print(rows)"""
 _WEBDATASET = """from glob import glob
 
