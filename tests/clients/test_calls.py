@@ -298,3 +298,32 @@ def test_a_client_that_came_through_a_fork_says_so(gateway: Service, options: Sa
             assert f"made in process {os.getpid()} and is used in {child.pid}" in said
         child.join(60)
         assert client.list_models() and next(begun).accepted, "the parent goes on"
+
+
+LEAVING = """
+import gc, os, sys
+from labelmint_client import Client, SampleOptions
+
+gc.disable()
+
+def walk():
+    options = SampleOptions(max_js=float(sys.argv[2]))
+    with Client(sys.argv[1]) as client, client.stream_samples("tiny", options=options) as stream:
+        yield from stream
+
+kept = [walk()]
+next(kept[0])
+kept.append(kept)  # a cycle, as loaders are in: collected when Python ends, after gRPC's threads have gone
+if os.fork() == 0:
+    sys.exit(0)
+assert os.wait()[1] == 0
+next(kept[0])
+del kept
+"""
+
+
+def test_a_process_that_leaves_a_stream_open_ends(gateway: Service, options: SampleOptions) -> None:
+    """As training on seeds without end does; a child that it has forked ends as well."""
+    command = [sys.executable, "-c", LEAVING, gateway.grpc, repr(options.max_js)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")

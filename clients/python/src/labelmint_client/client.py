@@ -12,6 +12,7 @@ import contextlib
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
@@ -38,7 +39,10 @@ class Client(BaseClient):
     """Blocking calls; `BaseClient` describes its arguments."""
 
     def _open_channels(self) -> list[grpc.Channel]:
-        return self._connection.channels()
+        channels = self._connection.channels()
+        # Before Python ends at the latest: then gRPC's threads are gone, and closing a stream that was left open hangs.
+        weakref.finalize(self, _close, channels)
+        return channels
 
     def __enter__(self) -> Client:
         return self
@@ -48,8 +52,7 @@ class Client(BaseClient):
 
     def close(self) -> None:
         """End all calls and connections."""
-        for channel in self._channels:
-            channel.close()
+        _close(self._channels)
 
     def list_models(self) -> list[Model]:
         """The served models with all their versions, ordered by name and version."""
@@ -201,3 +204,8 @@ class SampleStream(BaseStream, Iterator[Sample]):
                 if self._call is not None:
                     self._call.cancel()
                 client._endpoints.give_back(index)
+
+
+def _close(channels: Sequence[grpc.Channel]) -> None:
+    for channel in channels:
+        channel.close()
