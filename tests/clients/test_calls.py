@@ -277,7 +277,8 @@ def test_a_client_that_came_through_a_fork_says_so(gateway: Service, options: Sa
     """Its connections did not: a call would wait for ever. Neither does a stream that has begun go on."""
     with Client(gateway.grpc) as client, client.stream_samples("tiny", options=options) as begun:
         next(begun)
-        uses = [client.list_models, lambda: next(begun), lambda: next(client.stream_samples("tiny", options=options))]
+        again = lambda: next(begun)  # noqa: E731
+        uses = [client.list_models, again, again, lambda: next(client.stream_samples("tiny", options=options))]
 
         def report(pipe: Connection) -> None:
             said = []
@@ -300,6 +301,43 @@ def test_a_client_that_came_through_a_fork_says_so(gateway: Service, options: Sa
         assert client.list_models() and next(begun).accepted, "the parent goes on"
 
 
+FORKED_ASYNCIO = """
+import asyncio, os, sys
+from labelmint_client import AsyncClient, SampleOptions
+
+async def begin():
+    client = AsyncClient(sys.argv[1])
+    stream = await client.stream_samples("tiny", options=SampleOptions(max_js=float(sys.argv[2])))
+    await anext(stream)
+    if os.fork() == 0:
+        return client, stream
+    assert os.wait()[1] == 0
+    await anext(stream)
+    await client.close()
+    sys.exit(0)
+
+async def use(call):
+    try:
+        await call()
+    except RuntimeError as error:
+        print(error)
+
+client, stream = asyncio.run(begin())
+for call in (client.list_models, lambda: anext(stream), lambda: anext(stream), client.close):
+    asyncio.run(use(call))
+sys.stdout.flush()
+os._exit(0)
+"""
+
+
+def test_an_asyncio_client_that_came_through_a_fork_says_so(gateway: Service, options: SampleOptions) -> None:
+    command = [sys.executable, "-c", FORKED_ASYNCIO, gateway.grpc, repr(options.max_js)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 3 and all("make a client in each process" in line for line in lines)
+
+
 LEAVING = """
 import gc, os, sys
 from labelmint_client import Client, SampleOptions
@@ -315,6 +353,7 @@ kept = [walk()]
 next(kept[0])
 kept.append(kept)  # a cycle, as loaders are in: collected when Python ends, after gRPC's threads have gone
 if os.fork() == 0:
+    kept[0].close()  # leaves the client's block, and the stream's
     sys.exit(0)
 assert os.wait()[1] == 0
 next(kept[0])
@@ -322,8 +361,10 @@ del kept
 """
 
 
-def test_a_process_that_leaves_a_stream_open_ends(gateway: Service, options: SampleOptions) -> None:
-    """As training on seeds without end does; a child that it has forked ends as well."""
-    command = [sys.executable, "-c", LEAVING, gateway.grpc, repr(options.max_js)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+@pytest.mark.parametrize("first", ["", "import grpc"])
+def test_a_process_that_leaves_a_stream_open_ends(gateway: Service, options: SampleOptions, first: str) -> None:
+    """As training on seeds without end does; a child that it has forked ends too, even without gRPC's fork support."""
+    command = [sys.executable, "-c", first + LEAVING, gateway.grpc, repr(options.max_js)]
+    quiet = {**os.environ, "GRPC_VERBOSITY": "ERROR"}  # it informs of handlers that it skips
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=quiet)
     assert (done.returncode, done.stderr) == (0, "")

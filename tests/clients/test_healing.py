@@ -4,6 +4,7 @@ A stream's buffers hold what was sent before the end: each test reads on until t
 """
 
 import asyncio
+import logging
 import os
 import shutil
 import signal
@@ -11,10 +12,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import pytest
 
 from labelmint.export.repository import export_repository
 from labelmint_client import AsyncClient, Client, ModelVersionGone, Sample, SampleOptions, Unavailable
+from labelmint_client.v1 import sample_service_pb2 as pb
+from labelmint_client.v1 import sample_service_pb2_grpc as pb_grpc
 from tests.clients.conftest import StartGateway, Undisturbed, same
 from tests.conftest import Service, start_service
 from tests.gateway.conftest import tiny_weights
@@ -97,6 +101,39 @@ def test_an_expired_stream_goes_on_at_once(
     with Client(service.grpc) as client, client.stream_samples("tiny", options=options) as stream:
         assert any(read.enough(sample) for sample in stream)
     read.check(undisturbed)
+
+
+class Away(pb_grpc.SampleServiceServicer):
+    """Answers the fourth call of each client."""
+
+    calls = 0
+
+    def ListModels(self, request: pb.ListModelsRequest, context: grpc.ServicerContext) -> pb.ListModelsResponse:
+        self.calls += 1
+        if self.calls % 4:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "away")
+        return pb.ListModelsResponse()
+
+
+def test_a_call_says_once_that_it_is_tried_again_and_once_that_it_is_answered(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "labelmint_client")
+    server = grpc.server(ThreadPoolExecutor())
+    pb_grpc.add_SampleServiceServicer_to_server(Away(), server)  # type: ignore[no-untyped-call]
+    endpoint = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+
+    async def call() -> None:
+        async with AsyncClient(endpoint) as client:
+            await client.list_models()
+
+    with Client(endpoint) as client:
+        client.list_models()
+    asyncio.run(call())
+    server.stop(None)
+    said = [record.message for record in caplog.records if record.name.startswith("labelmint_client")]
+    cut = f"ListModels is tried again: {endpoint}: UNAVAILABLE: away"
+    assert said[::2] == [cut, cut]
+    assert len(said) == 4 and all(line.startswith("ListModels is answered after") for line in said[1::2])
 
 
 def test_patience_ends(start_gateway: StartGateway, options: SampleOptions) -> None:

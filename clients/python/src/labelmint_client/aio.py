@@ -16,7 +16,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from labelmint_client.base import BaseClient, BaseStream
+from labelmint_client.base import BaseClient, BaseStream, HealingLog
 from labelmint_client.messages import (
     SEED_END,
     Model,
@@ -29,8 +29,6 @@ from labelmint_client.messages import (
 )
 from labelmint_client.policy import Walk
 from labelmint_client.v1 import sample_service_pb2 as pb
-
-logger = logging.getLogger(__name__)
 
 
 class AsyncClient(BaseClient):
@@ -47,6 +45,8 @@ class AsyncClient(BaseClient):
 
     async def close(self) -> None:
         """End all calls and connections."""
+        if self._forked:
+            return  # they are the parent's
         for channel in self._channels:
             await channel.close()
 
@@ -105,18 +105,19 @@ class AsyncClient(BaseClient):
 
     async def _call(self, method: str, request: Any) -> Any:
         attempts = self._attempts()
+        log = HealingLog(logging.INFO)
         while True:
             index, pause = attempts.next(time.monotonic())
             try:
                 await asyncio.sleep(pause)
-                call = getattr(self._stub(index), method)
+                call = getattr(self._stubs[index], method)
                 seconds = attempts.remaining(time.monotonic())
                 answer = await call(request, timeout=seconds, metadata=self._connection.metadata)
                 self._endpoints.worked(index)
+                log.healed(f"{method} is answered")
                 return answer
             except grpc.RpcError as error:
-                failure = attempts.failed(index, error, time.monotonic())
-                logger.info("%s is tried again: %s", method, failure)
+                log.cut(f"{method} is tried again", attempts.failed(index, error, time.monotonic()))
             finally:
                 self._endpoints.give_back(index)
 
@@ -131,6 +132,7 @@ class AsyncSampleStream(BaseStream, AsyncIterator[Sample]):
         self._events = self._read()
 
     async def __anext__(self) -> Sample:
+        self._client._check_process()  # each time: an ended iterator looks like an ended walk
         async for sample in self._events:
             if sample is not None:
                 return sample
@@ -157,7 +159,7 @@ class AsyncSampleStream(BaseStream, AsyncIterator[Sample]):
             index, pause = attempts.next(time.monotonic())
             try:
                 await asyncio.sleep(pause)
-                stub = client._stub(index)
+                stub = client._stubs[index]
                 self._call = stub.StreamSamples(walk.request(), metadata=client._connection.metadata)
                 async for message in self._call:
                     sample = walk.take(message)
@@ -172,6 +174,7 @@ class AsyncSampleStream(BaseStream, AsyncIterator[Sample]):
             except grpc.RpcError as error:
                 self._tell_cut(attempts.failed(index, error, time.monotonic()))
             finally:
-                if self._call is not None:
-                    self._call.cancel()
-                client._endpoints.give_back(index)
+                if not client._forked:
+                    if self._call is not None:
+                        self._call.cancel()
+                    client._endpoints.give_back(index)

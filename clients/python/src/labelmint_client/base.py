@@ -62,25 +62,45 @@ class BaseClient:
     def _open_channels(self) -> list[Any]:
         raise NotImplementedError
 
-    def _stub(self, index: int) -> Any:
-        self._check_process()
-        return self._stubs[index]
+    @property
+    def _forked(self) -> bool:
+        """Whether this process was forked after the client was made: then its connections are the parent's."""
+        return os.getpid() != self._process
 
     def _check_process(self) -> None:
-        """Raises RuntimeError where this process was forked after the client was made."""
-        if os.getpid() != self._process:
+        if self._forked:
             raise RuntimeError(
                 f"this client was made in process {self._process} and is used in {os.getpid()}, which was forked from "
                 "it: make a client in each process"
             )
 
     def _attempts(self) -> Attempts:
+        self._check_process()
         return Attempts(self._endpoints, time.monotonic() + self._deadline_seconds)
 
     def _stream_attempts(self, walk: Walk) -> Attempts:
+        self._check_process()
         # The streams of one job are spread by their shards, whatever processes they live in.
         turn = walk.shard_index if walk.shard_count > 1 else None
         return Attempts(self._endpoints, time.monotonic() + self._patience_seconds, turn)
+
+
+class HealingLog:
+    """Says that what is tried again was cut, and that it is back, as often as `Healing` finds fit."""
+
+    def __init__(self, level: int) -> None:
+        self._level = level
+        self._healing = Healing()
+
+    def cut(self, what: str, failure: LabelmintError) -> None:
+        if isinstance(failure, StreamExpired):  # it is renewed, as all are now and then
+            logger.info("%s: %s", what, failure)
+        elif self._healing.cut(time.monotonic()):
+            logger.log(self._level, "%s: %s", what, failure)
+
+    def healed(self, what: str) -> None:
+        if (seconds := self._healing.healed(time.monotonic())) is not None:
+            logger.log(self._level, "%s after %.1f s", what, seconds)
 
 
 class BaseStream:
@@ -89,7 +109,7 @@ class BaseStream:
     def __init__(self, model: Model, walk: Walk) -> None:
         self.model = model
         self._walk = walk
-        self._healing = Healing()
+        self._log = HealingLog(logging.WARNING)
 
     @property
     def model_digest(self) -> str:
@@ -107,11 +127,7 @@ class BaseStream:
         return self._walk.rejected_count
 
     def _tell_cut(self, failure: LabelmintError) -> None:
-        if isinstance(failure, StreamExpired):  # it is renewed, as all are now and then
-            logger.info("the stream of %s goes on at seed %d: %s", self.model.name, self._walk.next_seed, failure)
-        elif self._healing.cut(time.monotonic()):
-            logger.warning("the stream of %s goes on at seed %d: %s", self.model.name, self._walk.next_seed, failure)
+        self._log.cut(f"the stream of {self.model.name} goes on at seed {self._walk.next_seed}", failure)
 
     def _tell_healed(self) -> None:
-        if (seconds := self._healing.healed(time.monotonic())) is not None:
-            logger.warning("the stream of %s is back after %.1f s", self.model.name, seconds)
+        self._log.healed(f"the stream of {self.model.name} is back")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import threading
 import time
 import weakref
@@ -18,7 +19,7 @@ from typing import Any
 
 import grpc
 
-from labelmint_client.base import BaseClient, BaseStream
+from labelmint_client.base import BaseClient, BaseStream, HealingLog
 from labelmint_client.messages import (
     SEED_END,
     Model,
@@ -32,8 +33,6 @@ from labelmint_client.messages import (
 from labelmint_client.policy import Walk
 from labelmint_client.v1 import sample_service_pb2 as pb
 
-logger = logging.getLogger(__name__)
-
 
 class Client(BaseClient):
     """Blocking calls; `BaseClient` describes its arguments."""
@@ -41,7 +40,7 @@ class Client(BaseClient):
     def _open_channels(self) -> list[grpc.Channel]:
         channels = self._connection.channels()
         # Before Python ends at the latest: then gRPC's threads are gone, and closing a stream that was left open hangs.
-        weakref.finalize(self, _close, channels)
+        weakref.finalize(self, _close, channels, os.getpid())
         return channels
 
     def __enter__(self) -> Client:
@@ -52,7 +51,7 @@ class Client(BaseClient):
 
     def close(self) -> None:
         """End all calls and connections."""
-        _close(self._channels)
+        _close(self._channels, self._process)
 
     def list_models(self) -> list[Model]:
         """The served models with all their versions, ordered by name and version."""
@@ -126,18 +125,19 @@ class Client(BaseClient):
 
     def _call(self, method: str, request: Any) -> Any:
         attempts = self._attempts()
+        log = HealingLog(logging.INFO)
         while True:
             index, pause = attempts.next(time.monotonic())
             try:
                 time.sleep(pause)
-                call = getattr(self._stub(index), method)
+                call = getattr(self._stubs[index], method)
                 seconds = attempts.remaining(time.monotonic())
                 answer = call(request, timeout=seconds, metadata=self._connection.metadata)
                 self._endpoints.worked(index)
+                log.healed(f"{method} is answered")
                 return answer
             except grpc.RpcError as error:
-                failure = attempts.failed(index, error, time.monotonic())
-                logger.info("%s is tried again: %s", method, failure)
+                log.cut(f"{method} is tried again", attempts.failed(index, error, time.monotonic()))
             finally:
                 self._endpoints.give_back(index)
 
@@ -153,6 +153,7 @@ class SampleStream(BaseStream, Iterator[Sample]):
         self._events = self._read()
 
     def __next__(self) -> Sample:
+        self._client._check_process()  # each time: an ended iterator looks like an ended walk
         for sample in self._events:
             if sample is not None:
                 return sample
@@ -171,7 +172,7 @@ class SampleStream(BaseStream, Iterator[Sample]):
     def close(self) -> None:
         """End the walk; who waits for its next sample finds it ended."""
         self._closed.set()
-        if self._call is not None:
+        if self._call is not None and not self._client._forked:
             self._call.cancel()
         with contextlib.suppress(ValueError):  # another thread is reading: it sees the flag
             self._events.close()
@@ -184,7 +185,7 @@ class SampleStream(BaseStream, Iterator[Sample]):
             try:
                 if self._closed.wait(pause):
                     return
-                stub = client._stub(index)
+                stub = client._stubs[index]
                 self._call = stub.StreamSamples(walk.request(), metadata=client._connection.metadata)
                 for message in self._call:
                     sample = walk.take(message)
@@ -201,11 +202,14 @@ class SampleStream(BaseStream, Iterator[Sample]):
                     return
                 self._tell_cut(attempts.failed(index, error, time.monotonic()))
             finally:
-                if self._call is not None:
-                    self._call.cancel()
-                client._endpoints.give_back(index)
+                if not client._forked:
+                    if self._call is not None:
+                        self._call.cancel()
+                    client._endpoints.give_back(index)
 
 
-def _close(channels: Sequence[grpc.Channel]) -> None:
+def _close(channels: Sequence[grpc.Channel], process: int) -> None:
+    if os.getpid() != process:
+        return  # they are the parent's, and closing them may hang
     for channel in channels:
         channel.close()

@@ -123,7 +123,7 @@ class Attempts:
 
 
 class Healing:
-    """When a stream that is cut, maybe many times in a row, says so: at first, each minute, and when it goes on."""
+    """When a call or stream that is cut, maybe often in a row, says so: at first, each minute, and when it goes on."""
 
     def __init__(self) -> None:
         self._began: float | None = None
