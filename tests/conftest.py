@@ -26,6 +26,10 @@ import pytest_asyncio
 
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 
+# A shell that starts the tests in the background has them, and all that they start, ignore SIGINT.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 ROOT = Path(__file__).parent.parent
 REPOSITORY = ROOT / "model_repository"
 READY = re.compile(r"ready after .* REST (https?://\S+) .*gRPC (\S+?)\. ", re.DOTALL)

@@ -1,5 +1,6 @@
 """What a target stands for: addresses of our own finding, or one that gRPC resolves."""
 
+import asyncio
 import socket
 
 import pytest
@@ -31,7 +32,8 @@ def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 async def test_what_names_no_host_is_taken_as_it_is(target: str, addresses: tuple[str, ...]) -> None:
     found = Addresses(target)
-    assert await found.now() == addresses and found.options == []
+    assert await found.now() == addresses
+    assert {option for each in addresses for option in found.options(each)} == {("grpc.enable_http_proxy", 0)}
 
 
 @pytest.mark.parametrize("target", ["localhost:8001", "dns:localhost:8001", "dns:///localhost:8001"])
@@ -39,7 +41,7 @@ async def test_a_host_is_resolved(target: str) -> None:
     found = Addresses(target)
     hosts = {str(address[0]) for *_, address in socket.getaddrinfo("localhost", 8001, type=socket.SOCK_STREAM)}
     assert await found.now() == tuple(sorted(f"[{host}]:8001" if ":" in host else f"{host}:8001" for host in hosts))
-    assert ("grpc.default_authority", "localhost:8001") in found.options
+    assert ("grpc.default_authority", "localhost:8001") in found.options((await found.now())[0])
 
 
 @pytest.mark.parametrize(
@@ -47,8 +49,8 @@ async def test_a_host_is_resolved(target: str) -> None:
     [
         ({"http_proxy": "http://127.0.0.1:1"}, True),
         ({"https_proxy": "http://127.0.0.1:1", "no_proxy": "elsewhere, other"}, True),
-        ({"http_proxy": "http://127.0.0.1:1", "no_proxy": "elsewhere, localhost"}, False),
-        ({"grpc_proxy": "http://127.0.0.1:1", "no_grpc_proxy": "host", "no_proxy": "elsewhere"}, False),
+        ({"http_proxy": "http://127.0.0.1:1", "no_proxy": "elsewhere, triton"}, False),
+        ({"grpc_proxy": "http://127.0.0.1:1", "no_grpc_proxy": "ton", "no_proxy": "elsewhere"}, False),
         ({"no_proxy": "elsewhere"}, False),
     ],
 )
@@ -57,6 +59,19 @@ async def test_what_a_proxy_carries_is_left_to_it(
 ) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    found = Addresses("localhost:8001")
-    assert (await found.now() == ("localhost:8001",)) is proxied
-    assert (("grpc.enable_http_proxy", 0) in found.options) is not proxied
+
+    async def resolved(*_: object, **__: object) -> list[tuple[object, ...]]:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("10.0.0.1", 8001))]
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", resolved)
+    found = Addresses("triton:8001")
+    (address,) = await found.now()
+    assert address == ("triton:8001" if proxied else "10.0.0.1:8001")
+    assert ("grpc.enable_http_proxy", int(proxied)) in found.options(address)
+
+
+async def test_no_proxy_leads_to_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    for target in ("127.0.0.1:8001", "[::1]:8001", "localhost:8001"):
+        found = Addresses(target)
+        assert ("grpc.enable_http_proxy", 0) in found.options((await found.now())[0])

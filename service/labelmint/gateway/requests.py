@@ -42,7 +42,7 @@ class _Request:
         self._end_span = tracing.begin_request(f"{transport} {method}", given_id, traceparent)
         self.id = tracing.request_id()
 
-    def end(self, level: int, outcome: str, failed: bool, **fields: Any) -> None:
+    def end(self, level: int, outcome: str, failed: bool, /, **fields: Any) -> None:
         """`outcome` goes to the trace, `fields` to the log."""
         seconds = round(time.perf_counter() - self._started, 6)
         logger.log(level, "request", extra={"fields": {**self._fields, **fields, "seconds": seconds}})
