@@ -265,7 +265,7 @@ class Told:
         for address, digest in self.digests.items():
             configs[address] = model_config_pb2.ModelConfig()
             configs[address].CopyFrom(self._config)
-            configs[address].parameters["model_digest"].string_value = digest
+            configs[address].parameters["model_digest"].string_value = 64 * digest
         return {("tiny", "1"): configs}
 
 
@@ -280,13 +280,16 @@ async def test_two_digests_of_one_version_are_never_mixed(
         told.digests = {f"{number}:1": digest for number, digest in enumerate(said)}
         await catalog.refresh_anew()
         served.append((await catalog.get("tiny")).digest)
-    assert served == ["a", "a", "a", "a", "b", "b"]  # as long as one has it
+    assert served == [64 * digest for digest in "aaaabb"]  # as long as one has it
     reports = [record.message for record in caplog.records if "differ" in record.message]
-    assert len(reports) == 3 and "a at 0:1, b at 1:1. a is served as long as one has it" in reports[0]
+    assert (
+        len(reports) == 3
+        and f"{12 * 'a'} at 0:1, {12 * 'b'} at 1:1. {12 * 'a'} is served as long as one has it" in reports[0]
+    )
     told.digests = {"0:1": "c", "1:1": "d", "2:1": "d"}
-    assert (await Catalog(told, "fused").get("tiny")).digest == "d"  # type: ignore[arg-type]
+    assert (await Catalog(told, "fused").get("tiny")).digest == 64 * "d"  # type: ignore[arg-type]
     told.digests = {"0:1": "d", "1:1": "c"}
-    assert (await Catalog(told, "fused").get("tiny")).digest == "c"  # type: ignore[arg-type]
+    assert (await Catalog(told, "fused").get("tiny")).digest == 64 * "c"  # type: ignore[arg-type]
 
 
 async def test_a_sample_is_made_by_the_digest_that_it_is_told_under(
