@@ -1,5 +1,6 @@
 """Fitting: what the heads learn, what the pool holds, and that a run can be repeated."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -198,9 +199,11 @@ def test_a_run_that_was_killed_ends_in_the_same_bytes(
     fit_files(weights, annotations, undisturbed, "paper", 2, steps=12)
     options = ["fit", "--generator", weights, "--annotations", annotations, "--heads", "2", "--steps", "12", out]
     checkpoint, steps = out.with_name("out.safetensors.checkpoint"), []
+    # Another number of threads adds in another order, and other tests may have changed this process's.
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     for name, status in (("SIGKILL", -9), ("SIGTERM", -15)):
         command = [sys.executable, "-c", KILLED_AT_THE_THIRD, *options, name]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
         assert done.returncode == status and "Traceback" not in done.stderr, done.stderr
         assert ("the same command goes on" in done.stderr) == (name == "SIGTERM"), done.stderr
         steps.append(torch.load(checkpoint, weights_only=True)["state"]["step"])
