@@ -24,8 +24,8 @@ import grpc
 import grpc.aio
 from direct import Direct
 
-from labelmint.gateway.policy import DEFAULT_WINDOW
-from labelmint.gateway.served_model import read_served_model
+from labelmint.core.policy import DEFAULT_WINDOW
+from labelmint.core.served_model import read_served_model
 from labelmint.triton.model_config import ensembles
 from labelmint.v1 import sample_service_pb2 as pb
 

@@ -21,8 +21,8 @@ import numpy as np
 from serving import gateway
 from torch.utils.data import DataLoader
 
-from labelmint.gateway.calibrate import measure
-from labelmint.gateway.served_model import ServedModel, read_served_model
+from labelmint.calibrate import measure
+from labelmint.core.served_model import ServedModel, read_served_model
 from labelmint.models.annotations import write_json
 from labelmint.triton.client import TritonClient
 from labelmint.triton.model_config import ensembles

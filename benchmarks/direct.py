@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import tritonclient.grpc.aio as triton
 
-from labelmint.gateway.policy import latent_of
-from labelmint.gateway.served_model import ServedModel
+from labelmint.core.policy import latent_of
+from labelmint.core.served_model import ServedModel
 
 STEPS = ("generator", "style_interpreter")
 PHASES = ("queue", "compute_input", "compute_infer", "compute_output")  # of a step, as Triton's statistics name them

@@ -36,8 +36,8 @@ from PIL import Image
 from resuming import ROOT, Figures
 from serving import RAW, gateway, samples_of
 
-from labelmint.gateway import encode
-from labelmint.gateway.served_model import read_served_model
+from labelmint.core.served_model import read_served_model
+from labelmint.gateway.encoding import encoders as encode
 from labelmint.triton.model_config import ensembles
 from labelmint.v1 import sample_service_pb2 as pb
 

@@ -44,8 +44,8 @@ from reference import ReferenceInterpreter
 
 from labelmint.export.modules import StyleInterpreterStep, example_inputs
 from labelmint.export.repository import FORMATS, step_config, write_model
+from labelmint.kernel.interpreter import Interpreter
 from labelmint.models.annotations import write_json
-from labelmint.triton.backends.labelmint.labelmint_kernel import Interpreter
 from labelmint.triton.server import TritonServer, wait_until_ready
 
 ROOT = Path(__file__).parent.parent

@@ -20,7 +20,7 @@ import torch
 from resuming import ROOT
 from torch import Tensor
 
-from labelmint.calibration import Calibration
+from labelmint.core.calibration import Calibration
 from labelmint.demo.annotate import render_seed
 from labelmint.export.modules import MAX_BATCH_SIZE, Step, TensorSpec, latent_inputs
 from labelmint.export.onnx_export import export_onnx

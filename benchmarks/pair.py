@@ -40,10 +40,10 @@ import step_runner
 from direct import PHASES, STEPS, Direct, inputs_of
 from resuming import BUILD, ROOT, Figures
 
+from labelmint.calibrate import serving
 from labelmint.export.modules import GeneratorStep, Step, StyleInterpreterStep
 from labelmint.export.repository import export_repository
 from labelmint.export.torchscript_export import export_torchscript
-from labelmint.gateway.calibrate import serving
 from labelmint.models.generator import Generator
 from labelmint.models.interpreter import StyleInterpreter
 from labelmint.models.store import load_generator, load_interpreter

@@ -26,8 +26,8 @@ import random_models
 from PIL import Image
 from resident import resident
 
-from labelmint.gateway.calibrate import serving
-from labelmint.gateway.policy import latent_of
+from labelmint.calibrate import serving
+from labelmint.core.policy import latent_of
 from labelmint.models.annotations import LabelClasses, write_masks
 from labelmint.models.store import save_generator, save_interpreter
 from labelmint.triton.client import Latents

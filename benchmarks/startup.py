@@ -36,7 +36,7 @@ MODEL = "faces"
 BAR_SECONDS = 5.0  # from the command to ready
 READY = re.compile(r"ready after \S+ s\. REST (http://[^ ]+) ")
 TRITON_LINE = re.compile(r"[A-Z](\d{4} \d\d:\d\d:\d\d\.\d+) +\d+ \S+\] \"?(.*?)\"?$")
-IMPORTS = "import labelmint.cli, labelmint.gateway.server"
+IMPORTS = "import labelmint.cli, labelmint.gateway.process.server"
 # Each phase ends with a moment, and begins with the one before it; the first begins with the command.
 PHASES = {
     "triton_launched": "Python starts, imports, and checks the repository",

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from labelmint.demo.model_card import model_card
-from labelmint.gateway.access import TokenLimits, parse_tokens
+from labelmint.gateway.sampling.access import TokenLimits, parse_tokens
 from tests.conftest import ROOT, Service, need_program
 
 README = (ROOT / "README.md").read_text()

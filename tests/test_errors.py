@@ -2,8 +2,8 @@
 
 import grpc
 
-from labelmint import errors
-from labelmint.errors import LabelmintError
+from labelmint.core import errors
+from labelmint.core.errors import LabelmintError
 
 
 def every_error() -> list[type[LabelmintError]]:

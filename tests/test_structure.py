@@ -68,7 +68,7 @@ def test_models_know_only_the_seed_policy_of_the_gateway() -> None:
     for path in files():
         if room(path) == "models":
             used = {name for name in imports(path) if name.startswith("labelmint.gateway")}
-            assert all(name.startswith("labelmint.gateway.policy") for name in used), path.name
+            assert all(name.startswith("labelmint.core.policy") for name in used), path.name
 
 
 def test_wire_adapters_know_nothing_of_triton() -> None:
@@ -91,7 +91,7 @@ def test_only_the_rooms_of_weights_import_what_is_heavy() -> None:
 def test_serving_loads_without_torch() -> None:
     script = (
         f"import sys; sys.modules.update(dict.fromkeys({sorted(HEAVY)!r}))\n"
-        "import labelmint.cli, labelmint.gateway.server, labelmint.gateway.calibrate"
+        "import labelmint.cli, labelmint.gateway.process.server, labelmint.calibrate"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
 

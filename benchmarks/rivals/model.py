@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from reference import ReferenceInterpreter
 
-from labelmint.gateway.policy import latent_of
+from labelmint.core.policy import latent_of
 from labelmint.models.generator import to_uint8
 from labelmint.models.store import load_generator, load_interpreter
 from rivals.settings import Settings

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from labelmint.settings import ServeSettings
+from labelmint.gateway.process.settings import ServeSettings
 from simulation.autoscaler import Rules
 
 K8S = Path(__file__).parent.parent.parent / "k8s"

@@ -26,8 +26,8 @@ from pydantic_settings import (
     get_subcommand,
 )
 
-from labelmint.errors import LabelmintError
-from labelmint.settings import ServeSettings
+from labelmint.core.errors import LabelmintError
+from labelmint.gateway.process.settings import ServeSettings
 
 _EXPORT_MODULES = ("torch", "onnx", "onnxruntime", "onnxscript", "pycocotools", "safetensors")
 # What is missing tells which extra brings it, and what for.
@@ -44,7 +44,7 @@ class Serve(ServeSettings):
     """Start Triton on a model repository, and the gateway before it, until Ctrl-C."""
 
     async def cli_cmd(self) -> None:
-        from labelmint.gateway.server import serve
+        from labelmint.gateway.process.server import serve
 
         await serve(self)
 
@@ -170,7 +170,7 @@ class Calibrate(BaseModel):
     truncation_psi: Annotated[float, Field(ge=0, le=2, description="truncation to calibrate for")] = 1.0
 
     async def cli_cmd(self) -> None:
-        from labelmint.gateway.calibrate import calibrate_repository, preview
+        from labelmint.calibrate import calibrate_repository, preview
 
         if self.preview:
             found = await preview(

@@ -13,7 +13,7 @@ import gateway_cpu
 import null_model
 from serving import RAW, gateway, samples_of
 
-from labelmint.gateway.policy import latent_of
+from labelmint.core.policy import latent_of
 from labelmint.triton.model_config import read_config
 from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc

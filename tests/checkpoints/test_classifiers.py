@@ -10,7 +10,7 @@ import torch
 
 from labelmint.checkpoints.classifiers import numbered_classes
 from labelmint.checkpoints.importing import ImportOptions, import_file
-from labelmint.errors import IncompatibleWeights, InvalidRequest, UnusableFile
+from labelmint.core.errors import IncompatibleWeights, InvalidRequest, UnusableFile
 from labelmint.models.annotations import write_json
 from labelmint.models.generator import Generator
 from labelmint.models.interpreter import StyleInterpreter, interleave

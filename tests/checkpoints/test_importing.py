@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from labelmint.checkpoints.importing import FORMATS, FormatName, ImportOptions, import_file
-from labelmint.errors import InvalidRequest, UnusableFile
+from labelmint.core.errors import InvalidRequest, UnusableFile
 from labelmint.models.store import load_generator, read_notes
 from tests.checkpoints import reference
 from tests.checkpoints.writers import write_nvlabs

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from labelmint.errors import InvalidRequest, UnusableFile
+from labelmint.core.errors import InvalidRequest, UnusableFile
 from labelmint.models.generator import Generator
 from tests.checkpoints import reference, writers
 from tests.checkpoints.conftest import Vectors, distance, draw, vectors

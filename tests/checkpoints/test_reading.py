@@ -13,7 +13,7 @@ import torch
 from labelmint.checkpoints.opening import open_checkpoint
 from labelmint.checkpoints.stand_ins import Namespace, NumpyArray, PersistentObject
 from labelmint.checkpoints.torch_file import Tensor
-from labelmint.errors import UnusableFile
+from labelmint.core.errors import UnusableFile
 from tests.checkpoints import reference
 from tests.checkpoints.writers import nvlabs_bytes
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from labelmint.errors import UnusableFile
+from labelmint.core.errors import UnusableFile
 from labelmint.models.generator import Generator
 from tests.checkpoints.conftest import Vectors, distance, draw, vectors
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from labelmint.errors import InvalidRequest, UnusableFile
+from labelmint.core.errors import InvalidRequest, UnusableFile
 from labelmint.models.generator import Generator
 from tests.checkpoints.conftest import Vectors, distance, draw, vectors
 

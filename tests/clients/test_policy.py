@@ -8,7 +8,7 @@ import pytest
 from google.protobuf import duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 
-from labelmint import errors as service_errors
+from labelmint.core import errors as service_errors
 from labelmint_client import LabelmintError, ModelVersionGone, SampleOptions, errors
 from labelmint_client.errors import translated
 from labelmint_client.messages import model_of
@@ -60,7 +60,7 @@ def test_every_error_of_the_wire_has_its_class() -> None:
     command_line = {"IncompatibleWeights", "UnusableFile", "CannotListen", "Exposed", "InsufficientResources"}
     elsewhere = rest | command_line
     for kind in subclasses(service_errors.LabelmintError):
-        if kind.__name__ in elsewhere or kind.__module__ != "labelmint.errors":
+        if kind.__name__ in elsewhere or kind.__module__ != "labelmint.core.errors":
             continue
         error = translated(Failed(kind.grpc_code, kind.reason), "gateway")
         same = {"TritonUnavailable": "Unavailable", "InferenceFailed": "LabelmintError"}

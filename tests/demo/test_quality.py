@@ -4,7 +4,7 @@ import json
 
 import torch
 
-from labelmint.calibration import Calibration
+from labelmint.core.calibration import Calibration
 from labelmint.demo import faces, metrics
 from labelmint.demo.annotate import exact_keypoints, render_seed
 from labelmint.demo.evaluate import EVALUATION_SEED

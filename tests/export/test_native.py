@@ -9,14 +9,14 @@ from typing import get_args
 
 import pytest
 
-from labelmint.errors import IncompatibleWeights
+from labelmint.core.errors import IncompatibleWeights
 from labelmint.export.modules import StyleInterpreterStep
 from labelmint.export.native_export import export_native
 from labelmint.export.repository import STEPS, export_repository
+from labelmint.kernel.interpreter import KernelUnavailable, compiled
 from labelmint.models.interpreter import InterpreterSpec, StyleInterpreter, Task
 from labelmint.models.store import save_generator, save_interpreter
 from labelmint.triton.artifacts import check_models
-from labelmint.triton.backends.labelmint.labelmint_kernel import KernelUnavailable, compiled
 from labelmint.triton.model_config import check_artifacts, ensembles, read_config
 from tests.conftest import need_program
 from tests.export.test_repository import files, small

@@ -11,13 +11,13 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from labelmint.calibration import Calibration
-from labelmint.errors import IncompatibleWeights
+from labelmint.core.calibration import Calibration
+from labelmint.core.errors import IncompatibleWeights
+from labelmint.core.served_model import read_served_model
 from labelmint.export import onnx_export
 from labelmint.export.modules import GeneratorStep
 from labelmint.export.onnx_export import IR_VERSION, OPSET, export_onnx
 from labelmint.export.repository import export_repository
-from labelmint.gateway.served_model import read_served_model
 from labelmint.models.generator import Generator
 from labelmint.models.interpreter import InterpreterSpec, StyleInterpreter
 from labelmint.models.store import load_generator, load_interpreter

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from labelmint.errors import UnusableFile
+from labelmint.core.errors import UnusableFile
 from labelmint.export import torchscript_export
 from labelmint.export.modules import GeneratorStep, Step, TensorSpec, example_inputs
 from labelmint.export.repository import STEPS, export_repository

@@ -7,7 +7,7 @@ from typing import Any
 
 import schemathesis
 
-from labelmint.gateway.rest_messages import MAX_TAR_COUNT
+from labelmint.gateway.rest.messages import MAX_TAR_COUNT
 
 MODEL, NUM_WS = "faces", 12
 

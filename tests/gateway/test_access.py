@@ -25,12 +25,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from prometheus_client import CollectorRegistry
 
-from labelmint.errors import LimitReached, UnusableFile
-from labelmint.gateway import grpc_access
-from labelmint.gateway.access import Caller, TokenLimits, Tokens, parse_tokens
-from labelmint.gateway.grpc_access import AccessInterceptor
-from labelmint.gateway.metrics import Metrics
-from labelmint.gateway.sampling import Delivery
+from labelmint.core.errors import LimitReached, UnusableFile
+from labelmint.gateway.grpc import access as grpc_access
+from labelmint.gateway.grpc.access import AccessInterceptor
+from labelmint.gateway.sampling.access import Caller, TokenLimits, Tokens, parse_tokens
+from labelmint.gateway.sampling.metrics import Metrics
+from labelmint.gateway.sampling.sample import Delivery
 from labelmint.triton.server import TritonServer
 from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc

@@ -10,8 +10,8 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from labelmint.errors import CannotListen, TritonUnavailable
-from labelmint.gateway.addresses import bracketed, take
+from labelmint.core.errors import CannotListen, TritonUnavailable
+from labelmint.gateway.process.addresses import bracketed, take
 from labelmint.triton.client import TritonClient
 from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from labelmint.errors import DeadlineExceeded, Overloaded
-from labelmint.gateway.cache import SampleCache
-from labelmint.gateway.catalog import Catalog
-from labelmint.gateway.metrics import Metrics
-from labelmint.gateway.policy import SampleOptions, Walk, latent_of
-from labelmint.gateway.sampling import Limits, Sampler
-from labelmint.gateway.served_model import read_served_model
-from labelmint.gateway.slots import Claim, Party, Slots
+from labelmint.core.errors import DeadlineExceeded, Overloaded
+from labelmint.core.policy import SampleOptions, Walk, latent_of
+from labelmint.core.served_model import read_served_model
+from labelmint.gateway.sampling.cache import SampleCache
+from labelmint.gateway.sampling.catalog import Catalog
+from labelmint.gateway.sampling.metrics import Metrics
+from labelmint.gateway.sampling.sampler import Limits, Sampler
+from labelmint.gateway.sampling.slots import Claim, Party, Slots
 from labelmint.triton.client import Array, Latents
 from labelmint.triton.model_config import read_config
 from tests.conftest import REPOSITORY

@@ -22,8 +22,8 @@ import pytest
 from grpc_health.v1 import health_pb2
 from tritonclient.grpc import service_pb2
 
-from labelmint.errors import TritonUnavailable
-from labelmint.gateway.catalog import Catalog
+from labelmint.core.errors import TritonUnavailable
+from labelmint.gateway.sampling.catalog import Catalog
 from labelmint.triton.client import TritonClient
 from labelmint.triton.server import TritonServer, wait_until_ready
 from labelmint.v1 import sample_service_pb2 as pb

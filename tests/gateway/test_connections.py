@@ -16,11 +16,11 @@ import uvicorn
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 
-from labelmint.gateway import connections, server
-from labelmint.gateway.addresses import take
-from labelmint.gateway.connections import BoundedListener, ImpatientHttp
-from labelmint.gateway.grpc_api import SampleService
-from labelmint.settings import ServeSettings
+from labelmint.gateway.grpc.service import SampleService
+from labelmint.gateway.process import connections, server
+from labelmint.gateway.process.addresses import take
+from labelmint.gateway.process.connections import BoundedListener, ImpatientHttp
+from labelmint.gateway.process.settings import ServeSettings
 from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 from tests.conftest import ROOT, start_service

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import webdataset
 
-from labelmint.gateway import tar
-from labelmint.gateway.sampling import Delivery
+from labelmint.gateway.encoding import tar
+from labelmint.gateway.sampling.sample import Delivery
 
 COUNT = 16
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from labelmint.gateway import encode
-from labelmint.gateway.policy import Gate, Mixing
-from labelmint.gateway.sampling import Keypoints, Sample
+from labelmint.core.policy import Gate, Mixing
+from labelmint.gateway.encoding import encoders as encode
+from labelmint.gateway.sampling.sample import Keypoints, Sample
 from tests.gateway.test_policy import MODEL
 
 

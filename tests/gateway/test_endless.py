@@ -17,13 +17,13 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 from prometheus_client import CollectorRegistry
 
-from labelmint.gateway.access import Tokens
-from labelmint.gateway.catalog import Catalog
-from labelmint.gateway.grpc_access import AccessInterceptor
-from labelmint.gateway.grpc_api import SampleService
-from labelmint.gateway.lifecycle import Lifecycle
-from labelmint.gateway.metrics import Metrics
-from labelmint.gateway.sampling import Delivery
+from labelmint.gateway.grpc.access import AccessInterceptor
+from labelmint.gateway.grpc.service import SampleService
+from labelmint.gateway.sampling.access import Tokens
+from labelmint.gateway.sampling.catalog import Catalog
+from labelmint.gateway.sampling.lifecycle import Lifecycle
+from labelmint.gateway.sampling.metrics import Metrics
+from labelmint.gateway.sampling.sample import Delivery
 from labelmint.triton.client import TritonClient
 from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import pytest
 import pytest_asyncio
 
-from labelmint.errors import LabelmintError, ServerDraining, StreamExpired, TritonUnavailable
-from labelmint.gateway.catalog import Catalog
-from labelmint.gateway.lifecycle import Lifecycle
+from labelmint.core.errors import LabelmintError, ServerDraining, StreamExpired, TritonUnavailable
+from labelmint.gateway.sampling.catalog import Catalog
+from labelmint.gateway.sampling.lifecycle import Lifecycle
 from labelmint.triton.client import TritonClient
 
 

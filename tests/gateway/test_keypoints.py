@@ -17,8 +17,8 @@ import pytest_asyncio
 import torch
 from PIL import Image
 
+from labelmint.core.served_model import MalformedModel, read_served_model
 from labelmint.export.repository import export_repository
-from labelmint.gateway.served_model import MalformedModel, read_served_model
 from labelmint.models.draw import draw
 from labelmint.models.generator import Generator
 from labelmint.models.interpreter import InterpreterSpec, StyleInterpreter

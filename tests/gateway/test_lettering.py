@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from labelmint.gateway import encode, lettering
-from labelmint.gateway.policy import Gate
-from labelmint.gateway.sampling import Sample
+from labelmint.core.policy import Gate
+from labelmint.gateway.encoding import encoders as encode
+from labelmint.gateway.encoding import lettering
+from labelmint.gateway.sampling.sample import Sample
 from tests.gateway.test_policy import MODEL
 
 # matplotlib brings DejaVu, which has Cyrillic, Arabic and a few emoji, and no Chinese.

@@ -5,7 +5,7 @@ import logging
 import grpc.aio
 import pytest
 
-from labelmint.gateway.logs import configure_logging
+from labelmint.gateway.process.logs import configure_logging
 
 
 def test_an_answer_for_a_client_that_had_gone_is_no_error(

@@ -7,9 +7,9 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from labelmint.calibration import Calibration, calibrate
-from labelmint.errors import InvalidRequest, Uncalibrated
-from labelmint.gateway.policy import (
+from labelmint.core.calibration import Calibration, calibrate
+from labelmint.core.errors import InvalidRequest, Uncalibrated
+from labelmint.core.policy import (
     SEED_END,
     Gate,
     Mixing,
@@ -24,7 +24,7 @@ from labelmint.gateway.policy import (
     mixings_of,
     window_of,
 )
-from labelmint.gateway.served_model import ServedModel
+from labelmint.core.served_model import ServedModel
 
 CALIBRATION = calibrate(
     np.arange(2000) / 10.0, model_digest="d" * 64, score_kind="sum", truncation_psi=1.0, first_seed=0

@@ -10,9 +10,9 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from labelmint.calibration import calibrate
-from labelmint.gateway.calibrate import calibrate_repository
-from labelmint.gateway.metrics import _quantile_of
+from labelmint.calibrate import calibrate_repository
+from labelmint.core.calibration import calibrate
+from labelmint.gateway.sampling.metrics import _quantile_of
 from tests.conftest import need_program, start_service
 
 

@@ -15,9 +15,9 @@ import grpc.aio
 import pytest
 from tritonclient.grpc import service_pb2
 
-from labelmint.errors import ModelNotFound, TritonUnavailable
-from labelmint.gateway.catalog import Catalog
-from labelmint.gateway.lifecycle import Lifecycle
+from labelmint.core.errors import ModelNotFound, TritonUnavailable
+from labelmint.gateway.sampling.catalog import Catalog
+from labelmint.gateway.sampling.lifecycle import Lifecycle
 from labelmint.triton.client import TritonClient
 from labelmint.triton.model_config import read_config
 from labelmint.triton.server import TritonServer, wait_until_ready

@@ -255,7 +255,7 @@ def test_a_trace_goes_from_the_wire_to_triton(receiver: Receiver, tmp_path: Path
 def test_without_a_receiver_nothing_of_it_is_loaded() -> None:
     script = (
         "import sys; sys.modules.update({'opentelemetry.sdk': None, 'opentelemetry.exporter': None})\n"
-        "import labelmint.gateway.server\n"
+        "import labelmint.gateway.process.server\n"
         "from labelmint import tracing\n"
         "end = tracing.start_tracing('')\n"
         "done = tracing.begin_request('rest GET', 'x', '')\n"

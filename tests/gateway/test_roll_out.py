@@ -18,9 +18,9 @@ import pytest_asyncio
 import tritonclient.grpc.aio as triton
 from tritonclient.grpc import model_config_pb2
 
-from labelmint.errors import TritonUnavailable
-from labelmint.gateway import catalog as catalog_module
-from labelmint.gateway.catalog import Catalog
+from labelmint.core.errors import TritonUnavailable
+from labelmint.gateway.sampling import catalog as catalog_module
+from labelmint.gateway.sampling.catalog import Catalog
 from labelmint.triton.client import Latents, TritonClient
 from labelmint.triton.model_config import read_config
 from labelmint.triton.server import TritonServer, wait_until_ready

@@ -10,9 +10,9 @@ import numpy as np
 import onnx
 import pytest
 
-from labelmint.errors import UnusableFile
-from labelmint.gateway.own_triton import OwnTriton
-from labelmint.gateway.served_model import MalformedModel, read_served_model
+from labelmint.core.errors import UnusableFile
+from labelmint.core.served_model import MalformedModel, read_served_model
+from labelmint.gateway.process.own_triton import OwnTriton
 from labelmint.triton.model_config import ensembles, model_digest, read_config, write_config
 from tests.conftest import REPOSITORY
 

@@ -5,7 +5,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from labelmint.gateway.slots import Claim, Kind, Party, Slots, Turns
+from labelmint.gateway.sampling.slots import Claim, Kind, Party, Slots, Turns
 
 
 def waiting(*samples: tuple[Party, str]) -> Turns[str]:

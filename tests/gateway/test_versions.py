@@ -15,10 +15,10 @@ import pytest
 import pytest_asyncio
 import tritonclient.grpc.aio as triton
 
-from labelmint.errors import ModelNotFound, UnusableFile
+from labelmint.calibrate import calibrate_repository
+from labelmint.core.errors import ModelNotFound, UnusableFile
 from labelmint.export.repository import export_repository
-from labelmint.gateway.calibrate import calibrate_repository
-from labelmint.gateway.own_triton import OwnTriton
+from labelmint.gateway.process.own_triton import OwnTriton
 from labelmint.triton.model_config import check_artifacts, ensembles, read_config, version_of
 from labelmint.triton.server import TritonServer, wait_until_ready
 from labelmint.v1 import sample_service_pb2 as pb

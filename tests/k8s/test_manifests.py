@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from labelmint.gateway.rest_middleware import ALIVE_PATH, READY_PATH
-from labelmint.settings import ServeSettings
+from labelmint.gateway.process.settings import ServeSettings
+from labelmint.gateway.rest.middleware import ALIVE_PATH, READY_PATH
 from tests.k8s.conftest import COMPOSITIONS, K8S, OVERLAYS, Object, Rendered, containers
 
 QUANTITY = re.compile(r"(\d+(?:\.\d+)?)(m|k|Ki|M|Mi|G|Gi|T|Ti)?")

@@ -7,7 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from labelmint.errors import UnusableFile
+from labelmint.core.errors import UnusableFile
 from labelmint.models.generator import Generator
 from labelmint.models.store import load_generator, load_interpreter, read_notes, save_generator, save_interpreter
 from labelmint.models.stylegan2 import StyleGAN2Spec

@@ -21,7 +21,7 @@ from google.protobuf.descriptor import MethodDescriptor
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from labelmint.gateway.rest_middleware import OPEN_PATHS
+from labelmint.gateway.rest.middleware import OPEN_PATHS
 from tests.torture.grpc_messages import ask, methods
 from tests.torture.http_bytes import send
 from tests.torture.outcome import Outcome

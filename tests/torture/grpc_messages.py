@@ -15,7 +15,7 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
-from labelmint.gateway import reflection
+from labelmint.gateway.grpc import reflection
 from labelmint.v1 import sample_service_pb2 as pb
 from tests.conftest import Service
 from tests.torture.outcome import Outcome, Watch

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch  # noqa: F401  what is loaded with the first file would count as its doing
 
 from labelmint.checkpoints.importing import ImportOptions, import_file
-from labelmint.gateway.own_triton import OwnTriton
+from labelmint.gateway.process.own_triton import OwnTriton
 from labelmint.models.annotations.keypoints import read_keypoints
 from labelmint.models.annotations.masks import read_dataset
 from labelmint.models.store import load_generator, load_interpreter

@@ -26,9 +26,9 @@ import onnx
 from onnx import helper
 from tritonclient.grpc import model_config_pb2 as pb
 
-from labelmint.errors import LabelmintError
+from labelmint.core.errors import LabelmintError
 from labelmint.export.repository import FORMATS, export_repository
-from labelmint.gateway.own_triton import OwnTriton
+from labelmint.gateway.process.own_triton import OwnTriton
 from labelmint.triton.model_config import read_config, write_config
 from labelmint.triton.server import TritonServer, wait_until_ready
 from tests.conftest import need_program

@@ -15,7 +15,7 @@ import onnx
 import pytest
 from onnx import helper
 
-from labelmint.errors import UnusableFile
+from labelmint.core.errors import UnusableFile
 from labelmint.export.modules import StyleInterpreterStep
 from labelmint.export.native_export import weights_file
 from labelmint.export.repository import STEPS, step_config, write_model

@@ -10,10 +10,10 @@ import pytest_asyncio
 import torch
 import tritonclient.grpc.aio as triton
 
-from labelmint.errors import InferenceFailed
+from labelmint.calibrate import calibrate_repository
+from labelmint.core.errors import InferenceFailed
+from labelmint.core.policy import latent_of
 from labelmint.export.repository import export_repository
-from labelmint.gateway.calibrate import calibrate_repository
-from labelmint.gateway.policy import latent_of
 from labelmint.models.draw import draw
 from labelmint.models.generator import to_uint8
 from labelmint.triton.client import Latents, TritonClient

@@ -4,7 +4,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from labelmint.errors import (
+from labelmint.core.errors import (
     DeadlineExceeded,
     InferenceFailed,
     LabelmintError,

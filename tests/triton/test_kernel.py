@@ -13,10 +13,8 @@ import torch
 
 from labelmint.export.modules import StyleInterpreterStep, example_inputs
 from labelmint.export.native_export import export_native, weights_file
-from labelmint.models.interpreter import InterpreterSpec
-from labelmint.models.keypoints import build_interpreter
-from labelmint.triton.backends.labelmint import labelmint_kernel
-from labelmint.triton.backends.labelmint.labelmint_kernel import (
+from labelmint.kernel import interpreter as labelmint_kernel
+from labelmint.kernel.interpreter import (
     Array,
     Interpreter,
     KernelUnavailable,
@@ -25,6 +23,8 @@ from labelmint.triton.backends.labelmint.labelmint_kernel import (
     compiled,
     read_weights,
 )
+from labelmint.models.interpreter import InterpreterSpec
+from labelmint.models.keypoints import build_interpreter
 from tests.conftest import need_program
 
 KERNEL = Path(labelmint_kernel.__file__).parent

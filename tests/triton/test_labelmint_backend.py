@@ -9,8 +9,8 @@ import pytest
 import pytest_asyncio
 import torch
 
+from labelmint.core.policy import latent_of
 from labelmint.export.repository import export_repository
-from labelmint.gateway.policy import latent_of
 from labelmint.triton.client import Array, TritonClient
 from labelmint.triton.model_config import read_config, write_config
 from labelmint.triton.server import TritonServer, wait_until_ready

@@ -16,9 +16,9 @@ import tritonclient.grpc as triton
 from tritonclient.grpc import model_config_pb2 as pb
 from tritonclient.utils import InferenceServerException
 
-from labelmint.errors import TritonUnavailable
+from labelmint.core.errors import TritonUnavailable
+from labelmint.core.policy import latent_of
 from labelmint.export.repository import STEPS, export_repository
-from labelmint.gateway.policy import latent_of
 from labelmint.triton.client import Array, TritonClient
 from labelmint.triton.model_config import read_config, write_config
 from labelmint.triton.server import TritonServer, wait_until_ready

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
-from labelmint.gateway.catalog import Catalog
-from labelmint.gateway.metrics import Metrics
-from labelmint.gateway.own_triton import OwnTriton
+from labelmint.gateway.process.own_triton import OwnTriton
+from labelmint.gateway.sampling.catalog import Catalog
+from labelmint.gateway.sampling.metrics import Metrics
 from labelmint.triton import server
 from labelmint.triton.client import TritonClient
 from labelmint.triton.server import TritonServer

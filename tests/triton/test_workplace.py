@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from labelmint.errors import InsufficientResources
+from labelmint.core.errors import InsufficientResources
 from labelmint.triton import workplace
 from labelmint.triton.workplace import Workplace
 from tests.conftest import ROOT, start_service

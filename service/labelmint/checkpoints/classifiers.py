@@ -21,7 +21,7 @@ from torch import Tensor
 
 from labelmint.checkpoints.name_table import NameTable
 from labelmint.checkpoints.opening import Checkpoint, open_checkpoint
-from labelmint.errors import IncompatibleWeights, InvalidRequest, UnusableFile
+from labelmint.core.errors import IncompatibleWeights, InvalidRequest, UnusableFile
 from labelmint.models.annotations import LabelClasses
 from labelmint.models.generator import GeneratorSpec
 from labelmint.models.interpreter import InterpreterSpec, StyleInterpreter, fold_batch_norm

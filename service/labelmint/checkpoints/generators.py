@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from labelmint.checkpoints.name_table import Floats, to_float32
-from labelmint.errors import UnusableFile
+from labelmint.core.errors import UnusableFile
 from labelmint.models.generator import Generator, GeneratorSpec
 from labelmint.models.store import build_module
 

@@ -21,7 +21,7 @@ from labelmint.checkpoints.nvlabs import import_nvlabs, is_nvlabs
 from labelmint.checkpoints.opening import Checkpoint, open_checkpoint
 from labelmint.checkpoints.rosinality import import_rosinality, is_rosinality
 from labelmint.checkpoints.stylegan1 import import_stylegan1, is_stylegan1
-from labelmint.errors import InvalidRequest, UnusableFile
+from labelmint.core.errors import InvalidRequest, UnusableFile
 from labelmint.models.annotations import LabelClasses, sha256_of
 from labelmint.models.annotations.directory import read_names
 from labelmint.models.store import load_generator, save_generator, save_interpreter

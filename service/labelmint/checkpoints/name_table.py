@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from labelmint.checkpoints.pickle_reader import shown
 from labelmint.checkpoints.torch_file import Storage, Tensor
-from labelmint.errors import UnusableFile
+from labelmint.core.errors import UnusableFile
 from labelmint.models.layout import MAX_RESOLUTION
 
 Floats = npt.NDArray[np.float32]

@@ -27,7 +27,7 @@ from labelmint.checkpoints.pickle_reader import shown
 from labelmint.checkpoints.resample_filter import filter_taps
 from labelmint.checkpoints.stand_ins import PersistentObject
 from labelmint.checkpoints.torch_file import Tensor
-from labelmint.errors import InvalidRequest, UnusableFile
+from labelmint.core.errors import InvalidRequest, UnusableFile
 from labelmint.models.stylegan2 import StyleGAN2Spec
 
 T = TypeVar("T")

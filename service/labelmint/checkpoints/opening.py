@@ -15,7 +15,7 @@ from pathlib import Path
 
 from labelmint.checkpoints.pickle_reader import Budget, Malformed, PickleReader, check_tree
 from labelmint.checkpoints.torch_file import TORCH, ZIP_MAGIC, is_legacy, nested_storage, read_legacy, read_zip
-from labelmint.errors import UnusableFile
+from labelmint.core.errors import UnusableFile
 
 # A training state at 1024x1024 with both optimizers is about 1 GB.
 MAX_FILE_BYTES = 8 << 30

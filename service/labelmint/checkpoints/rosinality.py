@@ -14,7 +14,7 @@ from labelmint.checkpoints.name_table import Floats, NameTable, TensorTaker, che
 from labelmint.checkpoints.opening import Checkpoint
 from labelmint.checkpoints.resample_filter import filter_taps
 from labelmint.checkpoints.torch_file import Tensor
-from labelmint.errors import UnusableFile
+from labelmint.core.errors import UnusableFile
 from labelmint.models.stylegan2 import StyleGAN2Spec
 
 # Upsampling by two inserts zeros; the filters keep the brightness by a gain of 2 in each direction.

@@ -22,7 +22,7 @@ import numpy as np
 from labelmint.checkpoints.generators import Imported, build, drawn_noise
 from labelmint.checkpoints.name_table import Floats, NameTable, check_resolution, holds, to_float32
 from labelmint.checkpoints.opening import Checkpoint
-from labelmint.errors import InvalidRequest, UnusableFile
+from labelmint.core.errors import InvalidRequest, UnusableFile
 from labelmint.models.layout import MAX_RESOLUTION
 from labelmint.models.stylegan1 import StyleGAN1Spec
 

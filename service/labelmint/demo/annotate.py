@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from labelmint.core.policy import latent_of
 from labelmint.demo import faces
-from labelmint.gateway.policy import latent_of
 from labelmint.models.annotations import LabelClasses, write_keypoints, write_masks
 
 CLASSES = LabelClasses(faces.CLASS_NAMES, faces.PALETTE)

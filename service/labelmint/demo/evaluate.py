@@ -21,10 +21,10 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from labelmint.calibrate import measure, serving
 from labelmint.demo import metrics
 from labelmint.demo.annotate import exact_keypoints, render_seed
 from labelmint.demo.segmenter import Segmenter, segment
-from labelmint.gateway.calibrate import measure, serving
 from labelmint.models.annotations import write_json
 from labelmint.models.draw import draw
 from labelmint.models.generator import to_uint8

@@ -1,7 +1,7 @@
 """Writes the style interpreter as weights for the kernel of Triton's `labelmint` backend; the other steps as ONNX.
 
 Rules of this file:
-- The file is the plain arrays of `labelmint_kernel.check_weights`: the kernel is the backend's.
+- The file is the plain arrays of `labelmint.kernel.interpreter.check_weights`: the kernel is the backend's.
 - The very kernel that serves is compared with torch before the file is kept, so an export needs a C compiler.
 - The same weights give the same bytes: the arrays are stored in one order, with fixed times.
 - `configure` leaves out Triton's batcher: samples run one by one on all cores, and one that is done need not wait for
@@ -18,12 +18,12 @@ import numpy as np
 from torch import Tensor
 from tritonclient.grpc import model_config_pb2 as pb
 
-from labelmint.errors import IncompatibleWeights
+from labelmint.core.errors import IncompatibleWeights
 from labelmint.export.comparison import Array, ExportedStep, compare
 from labelmint.export.modules import Step, StyleInterpreterStep
 from labelmint.export.onnx_export import export_onnx
+from labelmint.kernel.interpreter import Interpreter, UnusableWeights, check_weights
 from labelmint.models.interpreter import StyleInterpreter
-from labelmint.triton.backends.labelmint.labelmint_kernel import Interpreter, UnusableWeights, check_weights
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time a zip entry can bear
 

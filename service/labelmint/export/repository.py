@@ -19,7 +19,8 @@ import torch
 from tqdm import tqdm
 from tritonclient.grpc import model_config_pb2 as pb
 
-from labelmint.errors import IncompatibleWeights, UnusableFile
+from labelmint.core.calibration import CALIBRATION
+from labelmint.core.errors import IncompatibleWeights, UnusableFile
 from labelmint.export import native_export, torchscript_export
 from labelmint.export.modules import (
     MAX_BATCH_BYTES,
@@ -42,7 +43,6 @@ from labelmint.models.interpreter import StyleInterpreter
 from labelmint.models.layout import channels_of
 from labelmint.models.store import load_generator, load_interpreter
 from labelmint.triton.model_config import (
-    CALIBRATION,
     base_name,
     model_digest,
     model_file,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from labelmint.gateway.policy import check_seed, latent_of
+from labelmint.core.policy import check_seed, latent_of
 from labelmint.models.annotations import check_new, sha256_of, write_dataset
 from labelmint.models.generator import Generator, to_uint8
 from labelmint.models.store import load_generator

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from labelmint.errors import UnusableFile
+from labelmint.core.errors import UnusableFile
 
 CHECKPOINT_SECONDS = 30.0
 

@@ -22,7 +22,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from labelmint.errors import UnusableFile
+from labelmint.core.errors import UnusableFile
 from labelmint.models.generator import Generator, GeneratorSpec
 from labelmint.models.interpreter import InterpreterSpec, StyleInterpreter
 from labelmint.models.keypoints import build_interpreter

@@ -21,8 +21,9 @@ from typing import Any
 
 from tritonclient.grpc import model_config_pb2 as pb
 
-from labelmint.errors import UnusableFile
-from labelmint.triton.model_config import CALIBRATION, model_file, read_config
+from labelmint.core.calibration import CALIBRATION
+from labelmint.core.errors import UnusableFile
+from labelmint.triton.model_config import model_file, read_config
 from labelmint.triton.onnx_file import MAX_ONNX_BYTES, check_onnx
 from labelmint.triton.plain_file import Malformed, PlainFile, shown
 from labelmint.triton.stored_zip import MAX_ZIP_BYTES, check_native

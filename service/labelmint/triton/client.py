@@ -35,7 +35,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig as Config
 from tritonclient.utils import triton_to_np_dtype
 
 from labelmint import tracing
-from labelmint.errors import (
+from labelmint.core.errors import (
     DeadlineExceeded,
     InferenceFailed,
     LabelmintError,

@@ -20,10 +20,9 @@ from pathlib import Path
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from labelmint.errors import UnusableFile
+from labelmint.core.errors import UnusableFile
 from labelmint.triton.plain_file import Malformed, PlainFile
 
-CALIBRATION = "calibration"
 # With 255 classes and a calibration it is a tenth of this.
 MAX_CONFIG_BYTES = 256 << 10
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")

@@ -14,7 +14,7 @@ import stat
 from pathlib import Path
 from types import TracebackType
 
-from labelmint.errors import UnusableFile
+from labelmint.core.errors import UnusableFile
 
 _WINDOW_BYTES = 1 << 16
 

@@ -28,7 +28,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO
 
-from labelmint.errors import TritonUnavailable, UnusableFile
+from labelmint.core.errors import TritonUnavailable, UnusableFile
+from labelmint.kernel import interpreter
 from labelmint.triton.client import TritonClient
 from labelmint.triton.shared_memory import check_room
 from labelmint.triton.workplace import Workplace
@@ -36,6 +37,8 @@ from labelmint.triton.workplace import Workplace
 logger = logging.getLogger(__name__)
 
 BACKENDS = Path(__file__).parent / "backends"
+KERNEL = Path(interpreter.__file__).parent  # of the `labelmint` backend, which finds it under the name below
+KERNEL_NAME = "labelmint_kernel"
 DIE_WITH_PARENT = Path(__file__).parent / "die_with_parent.py"
 REPOSITORY = "repository"  # its name for Triton
 EXIT_TIMEOUT_SECONDS = 20
@@ -287,6 +290,7 @@ def _backend_directory(root: Path, directory: Path) -> Path:
     python = backends / "python"
     shutil.rmtree(backends, ignore_errors=True)
     shutil.copytree(BACKENDS, backends, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(KERNEL, backends / "labelmint" / KERNEL_NAME, ignore=shutil.ignore_patterns("__pycache__"))
     wheel = triton / "backends" / "python"
     shutil.copytree(wheel, python, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
     shutil.copy2(stub, python)

@@ -17,7 +17,7 @@ import numpy as np
 from tritonclient.grpc import model_config_pb2 as pb
 from tritonclient.utils import triton_to_np_dtype
 
-from labelmint.errors import InsufficientResources
+from labelmint.core.errors import InsufficientResources
 from labelmint.triton.model_config import read_config
 
 SHARED_MEMORY = Path("/dev/shm")

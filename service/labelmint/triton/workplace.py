@@ -18,7 +18,7 @@ import stat
 import tempfile
 from pathlib import Path
 
-from labelmint.errors import InsufficientResources
+from labelmint.core.errors import InsufficientResources
 from labelmint.triton.shared_memory import SHARED_MEMORY
 
 PREFIX = "labelmint-triton-"

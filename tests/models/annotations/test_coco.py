@@ -9,7 +9,7 @@ import pycocotools.mask
 import pytest
 from pycocotools.coco import COCO
 
-from labelmint.errors import UnusableFile
+from labelmint.core.errors import UnusableFile
 from labelmint.models.annotations import read_dataset
 from labelmint.models.annotations.coco import instances_path
 from tests.models.annotations.conftest import edit

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from labelmint.errors import UnusableFile
+from labelmint.core.errors import UnusableFile
 from labelmint.models.annotations import read_keypoints, write_keypoints
 from labelmint.models.annotations.coco import keypoints_path
 from labelmint.models.annotations.keypoints import csv_path

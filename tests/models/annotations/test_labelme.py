@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from labelmint.errors import UnusableFile
+from labelmint.core.errors import UnusableFile
 from labelmint.models.annotations import read_dataset
 from labelmint.models.annotations.labelme import label_path
 from tests.models.annotations.conftest import edit

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pycocotools.mask
 from pydantic import Discriminator, Field, Tag, TypeAdapter
 
-from labelmint.errors import UnusableFile
+from labelmint.core.errors import UnusableFile
 from labelmint.models.annotations.directory import Drawn, Size, check_size, image_name, seed_in
 from labelmint.models.annotations.files import Strict, read_json
 from labelmint.models.annotations.points import Keypoint

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 from pydantic import AfterValidator, Field, TypeAdapter
 
-from labelmint.errors import UnusableFile
+from labelmint.core.errors import UnusableFile
 from labelmint.models.annotations.files import Bytes, Strict, open_picture, read_json, write_json, write_png
 
 Palette = tuple[tuple[int, int, int], ...]

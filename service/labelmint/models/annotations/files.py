@@ -20,7 +20,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from labelmint.errors import UnusableFile
+from labelmint.core.errors import UnusableFile
 
 Bytes = npt.NDArray[np.uint8]
 T = TypeVar("T")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from labelmint.errors import UnusableFile
+from labelmint.core.errors import UnusableFile
 from labelmint.models.annotations import coco
 from labelmint.models.annotations.directory import Palette, read_drawn, read_names, write_names
 from labelmint.models.annotations.files import Bytes, write_text

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 from pydantic import TypeAdapter
 
-from labelmint.errors import UnusableFile
+from labelmint.core.errors import UnusableFile
 from labelmint.models.annotations.directory import Drawn, Size, annotation_files, check_size, image_path, seed_in
 from labelmint.models.annotations.files import BROKEN_PICTURE, Strict, fault_of, read_json
 from labelmint.models.annotations.shapes import Point, Shape, check_points

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from labelmint.errors import UnusableFile
+from labelmint.core.errors import UnusableFile
 from labelmint.models.annotations.directory import Drawn, Size, id_of, image_path
 from labelmint.models.annotations.files import Bytes
 

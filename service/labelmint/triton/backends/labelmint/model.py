@@ -8,7 +8,7 @@ Rules of this file:
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from labelmint_backend import Backend, array_of
-from labelmint_kernel import Interpreter, KernelUnavailable, UnusableWeights
+from labelmint_kernel.interpreter import Interpreter, KernelUnavailable, UnusableWeights
 
 
 class TritonPythonModel(Backend):

@@ -1,0 +1,215 @@
+"""The decisions of the gateway, free of I/O: seed to latent, options to gate and mixing, cursor of a walk.
+
+Rules of this file:
+- A seed is an identity: its latent is `numpy.random.RandomState(seed).randn(1, z_dim)` in float32, as the official
+  StyleGAN scripts draw it.
+- A threshold is never applied where it was not measured.
+- Nothing is adjusted silently: what cannot be honoured is an InvalidRequest that names the field.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from labelmint.core.errors import InvalidRequest, Uncalibrated
+from labelmint.core.served_model import LABEL_OUTPUTS, ServedModel
+
+SEED_END = 2**32
+MAX_BATCH = 64
+DEFAULT_WINDOW = 8
+MAX_TRUNCATION_PSI = 2.0
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """What a caller may choose; None means the model's own value."""
+
+    truncation_psi: float | None = None
+    style_seed: int | None = None
+    crossover: int | None = None
+    max_js: float | None = None
+    max_quantile: float | None = None
+    include_rejected: bool = False
+    include_js_map: bool = False
+    omit_image: bool = False
+    omit_label: bool = False  # or the keypoints
+
+    def outputs(self, model: ServedModel) -> tuple[str, ...]:
+        """The outputs of the ensemble that are wanted; its score always is."""
+        image = () if self.omit_image else ("image",)
+        label = () if self.omit_label else LABEL_OUTPUTS[model.task]
+        return (*image, *label, *(("js_map",) if self.include_js_map else ()), "js_score")
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Accept scores up to `threshold` nats; `calibration_id` is empty when the caller gave the threshold."""
+
+    truncation_psi: float
+    threshold: float
+    calibration_id: str
+
+    def accepts(self, js_score: float) -> bool:
+        # A score that is not a number is accepted by no gate.
+        return js_score <= self.threshold
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """One shape in another appearance: layers from `crossover` on take the style of `style_seed`'s latent."""
+
+    style_seed: int
+    crossover: int
+
+
+def check_seed(seed: int, field: str = "seed") -> int:
+    if not 0 <= seed < SEED_END:
+        raise InvalidRequest(field, f"{seed} is out of range; seeds are 0 to {SEED_END - 1}")
+    return seed
+
+
+def check_batch(seeds: Sequence[int]) -> tuple[int, ...]:
+    if not 1 <= len(seeds) <= MAX_BATCH:
+        raise InvalidRequest("seeds", f"{len(seeds)} given; a batch takes 1 to {MAX_BATCH}, use a stream for more")
+    return tuple(check_seed(seed, "seeds") for seed in seeds)
+
+
+def latent_of(seed: int, z_dim: int) -> npt.NDArray[np.float32]:
+    """The latent of a seed, float32 [1,z_dim]."""
+    generator = _reseeded.generator
+    generator.seed(seed)
+    return generator.randn(1, z_dim).astype(np.float32)
+
+
+class _Reseeded(threading.local):
+    """A generator to seed anew: making a RandomState asks the system for entropy, which costs 20 times as much."""
+
+    def __init__(self) -> None:
+        self.generator = np.random.RandomState(0)
+
+
+_reseeded = _Reseeded()
+
+
+def mixing_of(model: ServedModel, options: SampleOptions) -> Mixing | None:
+    """The style mixing of one sample, None without; raises InvalidRequest."""
+    if options.style_seed is None and options.crossover is None:
+        return None
+    if options.style_seed is None:
+        raise InvalidRequest("style_seed", "missing; a crossover needs the seed whose style the layers from it on take")
+    return Mixing(check_seed(options.style_seed, "style_seed"), _check_crossover(model, options.crossover))
+
+
+def mixings_of(
+    model: ServedModel, options: SampleOptions, style_seeds: Sequence[int], count: int
+) -> tuple[Mixing | None, ...]:
+    """The style mixing of each of a batch's `count` samples; raises InvalidRequest.
+
+    `style_seeds` holds none, or one a sample in place of the option `style_seed`.
+    """
+    if not style_seeds:
+        return (mixing_of(model, options),) * count
+    if options.style_seed is not None:
+        raise InvalidRequest("style_seed", "give style_seed for the whole batch or style_seeds, not both")
+    if len(style_seeds) != count:
+        raise InvalidRequest("style_seeds", f"{len(style_seeds)} given for {count} seeds; give one a seed, or none")
+    crossover = _check_crossover(model, options.crossover)
+    return tuple(Mixing(check_seed(seed, "style_seeds"), crossover) for seed in style_seeds)
+
+
+def _check_crossover(model: ServedModel, crossover: int | None) -> int:
+    allowed = f"model {model.name!r} has {model.num_ws} layers, give 1 to {model.num_ws - 1}"
+    if crossover is None:
+        raise InvalidRequest("crossover", f"missing; it says from which layer the style holds: {allowed}")
+    if not 1 <= crossover < model.num_ws:
+        raise InvalidRequest("crossover", f"{crossover} is out of range; {allowed}")
+    return crossover
+
+
+def group_id(model: ServedModel, seed: int, mixing: Mixing, truncation_psi: float) -> str:
+    """What all mixed samples of one shape share, whatever their style: 16 hexadecimal digits.
+
+    The first of the SHA-256 over the model's digest, the seed, the crossover and the truncation, in decimal, with
+    colons between.
+    """
+    content = f"{model.digest}:{seed}:{mixing.crossover}:{truncation_psi!r}"
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def gate_of(model: ServedModel, options: SampleOptions) -> Gate:
+    """The gate that applies; raises InvalidRequest or Uncalibrated."""
+    calibration = model.calibration
+    psi = options.truncation_psi
+    if psi is None:
+        psi = calibration.truncation_psi if calibration is not None else 1.0
+    if not (math.isfinite(psi) and 0.0 <= psi <= MAX_TRUNCATION_PSI):
+        raise InvalidRequest("truncation_psi", f"{psi} is out of range; give 0 to {MAX_TRUNCATION_PSI:g}")
+    if options.max_js is not None and options.max_quantile is not None:
+        raise InvalidRequest("max_js", "give max_js or max_quantile, not both")
+    if options.max_js is not None:
+        if not (math.isfinite(options.max_js) and options.max_js >= 0.0):
+            raise InvalidRequest("max_js", f"{options.max_js} is not a JS score; give nats, at least 0")
+        return Gate(psi, options.max_js, "")
+    if options.max_quantile is not None and not 0.0 < options.max_quantile <= 1.0:
+        raise InvalidRequest("max_quantile", f"{options.max_quantile} is out of range; give above 0 and at most 1")
+    if calibration is None:
+        raise Uncalibrated(
+            "max_js", f"model {model.name!r} is not calibrated; give max_js or run `labelmint calibrate`"
+        )
+    if options.crossover is not None:
+        raise Uncalibrated(
+            "crossover",
+            "mixed samples were not calibrated, only unmixed ones, so that neither the threshold nor a quantile "
+            f"applies; give max_js with it: the calibrated threshold, {calibration.threshold:g} (see GetModel), may be "
+            "given",
+        )
+    if psi != calibration.truncation_psi:
+        raise Uncalibrated(
+            "truncation_psi",
+            f"{psi:g} was not calibrated, only {calibration.truncation_psi:g}; give max_js with it",
+        )
+    if options.max_quantile is not None:
+        return Gate(psi, calibration.score_at(options.max_quantile), calibration.id)
+    return Gate(psi, calibration.threshold, calibration.id)
+
+
+def check_has_label(model: ServedModel, field: str, asked: str) -> None:
+    """Raises InvalidRequest where `asked` is about the label image that a keypoint model does not have."""
+    if model.task != "segmentation":
+        raise InvalidRequest(field, f"model {model.name!r} has task {model.task!r} and no label image; {asked}")
+
+
+def window_of(window: int, largest: int) -> int:
+    """How many samples of a stream are minted ahead of its reader: 0 asks for the default; raises InvalidRequest."""
+    if not 0 <= window <= largest:
+        raise InvalidRequest("window", f"{window} is out of range; give 1 to {largest}, or 0 for the default")
+    return window or min(DEFAULT_WINDOW, largest)
+
+
+@dataclass(frozen=True)
+class Walk:
+    """The seeds of a stream: those from `start` on that are congruent to `shard_index` modulo `shard_count`."""
+
+    start: int
+    shard_index: int = 0
+    shard_count: int = 1
+
+    def __post_init__(self) -> None:
+        # 2^32 is where a finished walk resumes: an empty one, no error.
+        if self.start != SEED_END:
+            check_seed(self.start, "start_seed")
+        if self.shard_count < 1:
+            raise InvalidRequest("shard_count", f"{self.shard_count} is not a number of shards; give at least 1")
+        if not 0 <= self.shard_index < self.shard_count:
+            raise InvalidRequest("shard_index", f"{self.shard_index} is out of range; give 0 to {self.shard_count - 1}")
+
+    def seeds(self) -> Iterator[int]:
+        first = self.start + (self.shard_index - self.start) % self.shard_count
+        return iter(range(first, SEED_END, self.shard_count))

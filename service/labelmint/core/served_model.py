@@ -1,0 +1,167 @@
+"""What a client must know of a model, read from Triton's model configuration.
+
+Rules of this file:
+- The configuration that travels with the model is the only source; there is no model table here.
+- A configuration that lacks or contradicts something is refused whole, with the name of what is wrong: what passes can
+  be put into every answer.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tritonclient.grpc import model_config_pb2 as pb
+
+from labelmint.core.calibration import CALIBRATION, Calibration
+
+# The outputs of the ensemble that are a task's labels.
+LABEL_OUTPUTS: Mapping[str, tuple[str, ...]] = {"segmentation": ("label",), "keypoints": ("keypoints", "confidence")}
+_TYPES = dict.fromkeys(("image", "label"), pb.TYPE_UINT8) | dict.fromkeys(
+    ("js_map", "js_score", "keypoints", "confidence"), pb.TYPE_FP32
+)
+_DIGEST = re.compile("[0-9a-f]{64}")
+_MAX_LABELS = 255  # classes; a label is one byte, and export writes no more keypoints either
+_MAX_COUNT = 1024  # layers of the generator that take a style, and classifiers
+
+
+class MalformedModel(ValueError):
+    """A labelmint ensemble whose configuration cannot be served."""
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """One ensemble in Triton. `triton_name` differs from `name` for the staged pipeline.
+
+    `task` is a key of LABEL_OUTPUTS; `label_names` are those of its classes or of its keypoints, and `palette` has one
+    colour for each.
+    """
+
+    name: str
+    triton_name: str
+    version: str
+    pipeline: str
+    task: str
+    digest: str
+    resolution: int
+    z_dim: int
+    num_ws: int
+    layout: str
+    num_heads: int
+    score_kind: str
+    label_names: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    calibration: Calibration | None
+
+
+def is_labelmint(config: pb.ModelConfig) -> bool:
+    return config.platform == "ensemble" and "model_digest" in config.parameters
+
+
+def read_served_model(config: pb.ModelConfig, version: str) -> ServedModel:
+    """Raises MalformedModel naming the model and what is wrong with its configuration."""
+    parameters = {key: value.string_value for key, value in config.parameters.items()}
+    try:
+        return _read(config, version, parameters)
+    except KeyError as error:
+        raise MalformedModel(f"model {config.name!r}: config.pbtxt lacks {error}; export it again") from error
+    except (ValueError, TypeError, IndexError, OverflowError, RecursionError) as error:
+        raise MalformedModel(f"model {config.name!r}: {error}; export it again") from error
+
+
+def _read(config: pb.ModelConfig, version: str, parameters: Mapping[str, str]) -> ServedModel:
+    inputs = {tensor.name: list(tensor.dims) for tensor in config.input}
+    outputs = {tensor.name: list(tensor.dims) for tensor in config.output}
+    types = {tensor.name: tensor.data_type for tensor in config.output}
+    task = parameters["task"]
+    if task not in LABEL_OUTPUTS:
+        raise ValueError(f"unknown task {task!r}; known: {', '.join(LABEL_OUTPUTS)}")
+    names = _names("class_names" if task == "segmentation" else "keypoint_names", parameters)
+    palette = tuple(_colour(entry) for entry in _list("palette", parameters["palette"]))
+    if len(names) != len(palette):
+        raise ValueError(f"{len(names)} names of classes or keypoints but {len(palette)} colours")
+    size, count = outputs["image"][0], len(names)
+    if not 1 <= size <= 1 << 14 or inputs["latent"] != inputs["style_latent"] or not inputs["latent"][0] >= 1:
+        raise ValueError(
+            f"image is {outputs['image']}, latent {inputs['latent']}, style_latent {inputs['style_latent']}"
+        )
+    expected = {"image": [size, size, 3], "js_map": [size, size], "js_score": [1]}
+    expected |= {"label": [size, size]} if task == "segmentation" else {"keypoints": [count, 2], "confidence": [count]}
+    for name, dims in expected.items():
+        if outputs[name] != dims:
+            raise ValueError(f"output {name} is {outputs[name]}, not {dims} as task {task!r} has it")
+        if types[name] != _TYPES[name]:
+            raise ValueError(f"output {name} is not {pb.DataType.Name(_TYPES[name])}")
+    if not _DIGEST.fullmatch(parameters["model_digest"]):
+        raise ValueError("model_digest is not a SHA-256 in hexadecimal digits")
+    return ServedModel(
+        name=parameters["model"],
+        triton_name=config.name,
+        version=version,
+        pipeline=parameters["pipeline"],
+        task=task,
+        digest=parameters["model_digest"],
+        resolution=size,
+        z_dim=inputs["latent"][0],
+        num_ws=_count("num_ws", parameters),
+        layout=parameters["layout"],
+        num_heads=_count("num_heads", parameters),
+        score_kind=parameters["score_kind"],
+        label_names=names,
+        palette=palette,
+        calibration=_calibration(parameters),
+    )
+
+
+def _list(name: str, text: str) -> list[Any]:
+    value = json.loads(text)
+    if not isinstance(value, list):
+        raise ValueError(f"{name} is not a list")
+    return value
+
+
+def _names(name: str, parameters: Mapping[str, str]) -> tuple[str, ...]:
+    names = _list(name, parameters[name])
+    for entry in names:
+        # A lone surrogate, which JSON can escape, is text that no wire can carry.
+        if not isinstance(entry, str) or not entry or not entry.isprintable():
+            raise ValueError(f"{name} has {entry!r}, which is no name")
+    if len(set(names)) < len(names):
+        raise ValueError(f"{name} has {next(entry for entry in names if names.count(entry) > 1)!r} twice")
+    if not 1 <= len(names) <= _MAX_LABELS:
+        raise ValueError(f"{name} has {len(names)} names, not 1 to {_MAX_LABELS}")
+    return tuple(names)
+
+
+def _colour(entry: Any) -> tuple[int, int, int]:
+    if not isinstance(entry, list) or [type(value) for value in entry] != [int, int, int]:
+        raise ValueError(f"palette has {entry!r}, not three integers")
+    red, green, blue = entry
+    if not all(0 <= value <= 255 for value in entry):
+        raise ValueError(f"palette has {entry!r}; each is within 0 and 255")
+    return red, green, blue
+
+
+def _count(name: str, parameters: Mapping[str, str]) -> int:
+    count = int(parameters[name])
+    if not 1 <= count <= _MAX_COUNT:
+        raise ValueError(f"{name} is {count}, not within 1 and {_MAX_COUNT}")
+    return count
+
+
+def _calibration(parameters: Mapping[str, str]) -> Calibration | None:
+    if CALIBRATION not in parameters:
+        return None
+    calibration = Calibration.from_json(parameters[CALIBRATION])
+    if calibration.score_kind != parameters["score_kind"]:
+        raise ValueError(
+            f"calibrated for score kind {calibration.score_kind!r}, the model is {parameters['score_kind']!r}"
+        )
+    # The staged pipeline has a digest of its own, and the calibration of the fused one.
+    fused = parameters["pipeline"] == "fused"
+    if fused and calibration.model_digest != parameters["model_digest"]:
+        raise ValueError("its calibration was measured on a model of another digest: calibrate this one, too")
+    return calibration

@@ -1,0 +1,128 @@
+"""Connections are bounded at both doors, so that there are always file descriptors for Triton, its log and the models.
+
+Rules of this file:
+- Beyond the bound the REST connection that was idle longest makes room; where none is idle, the new one is closed as
+  it comes. gRPC closes the new one; its core does so by itself.
+- Half a request does not hold its place for ever: what is not whole in time loses its connection.
+- asyncio must not run out of descriptors: it then logs a traceback for every place of its backlog, thousands a second
+  (python/cpython#151615), and the gateway does little else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import resource
+import socket
+import time
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from labelmint.core.errors import InsufficientResources
+
+logger = logging.getLogger(__name__)
+
+# From the connection, or from the first byte of a later request, to the last one of its body; the TLS handshake of
+# either door has a time of its own.
+REQUEST_SECONDS = 30.0
+# Beside the connections: our own Triton has 69 with two models, this process 20.
+_OTHER_DESCRIPTORS = 224
+_TOLD_SECONDS = 60.0
+
+
+def grpc_options(max_connections: int) -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_allowed_incoming_connections", max_connections),
+        ("grpc.server_handshake_timeout_ms", int(1000 * REQUEST_SECONDS)),
+    ]
+
+
+def grant_descriptors(max_connections: int) -> None:
+    """Raise this process's limit to what it may need; raises InsufficientResources where that is not allowed."""
+    needed = _OTHER_DESCRIPTORS + 2 * max_connections
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        if hard != resource.RLIM_INFINITY and hard < needed:
+            raise InsufficientResources(
+                f"this process may have {hard} files open, and {max_connections} connections at each door take "
+                f"{needed}: raise the limit (ulimit -n) or lower --max-connections"
+            )
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
+class BoundedListener(socket.socket):
+    """Takes the place of a listening socket and accepts no more than `most` connections at a time.
+
+    `make_room` ends one that nobody uses, if there is one, and tells whether it did.
+    """
+
+    def __init__(self, listener: socket.socket, most: int, make_room: Callable[[], bool] = lambda: False) -> None:
+        super().__init__(listener.family, listener.type, listener.proto, listener.detach())
+        self._most = most
+        self._make_room = make_room
+        self._accepted: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+        self._told = float("-inf")
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """Raises ConnectionAbortedError for one too many, which asyncio takes as one that went by itself."""
+        connection, address = super().accept()
+        if len(self._accepted) >= self._most:
+            self._accepted = weakref.WeakSet(each for each in self._accepted if each.fileno() >= 0)
+        if len(self._accepted) >= self._most and not self._make_room():
+            connection.close()
+            if time.monotonic() - self._told > _TOLD_SECONDS:
+                self._told = time.monotonic()
+                logger.warning("the REST door has its %d connections; others are closed", self._most)
+            raise ConnectionAbortedError
+        # asyncio does this only where the listener's protocol is spelt out, which uvicorn's is not. Without it the
+        # second write of an answer waits for the client's delayed acknowledgement of the first: 40 ms.
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._accepted.add(connection)
+        return connection, address
+
+
+class ImpatientHttp(H11Protocol):
+    """uvicorn's HTTP/1.1, which by itself waits for a request for ever."""
+
+    _limit: asyncio.TimerHandle | None = None
+    idle_since: float | None = None  # kept for a next request, by the loop's clock
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._limit = self.loop.call_later(REQUEST_SECONDS, transport.close)
+
+    def data_received(self, data: bytes) -> None:
+        self.idle_since = None
+        super().data_received(data)
+        if self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):
+            self._lift()
+        elif self._limit is None:
+            self._limit = self.loop.call_later(REQUEST_SECONDS, self.transport.close)
+
+    def on_response_complete(self) -> None:
+        self.idle_since = self.loop.time()
+        super().on_response_complete()  # which may begin the next one
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.idle_since = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lift()
+        super().connection_lost(exc)
+
+    def _lift(self) -> None:
+        if self._limit is not None:
+            self._limit.cancel()
+            self._limit = None
+
+
+def make_room(connections: Iterable[Any]) -> bool:
+    """End the REST connection that was idle longest: keeping it is a courtesy, and another one wants its place."""
+    idle = [each for each in connections if each.idle_since is not None and not each.transport.is_closing()]
+    if not idle:
+        return False
+    min(idle, key=lambda each: float(each.idle_since)).transport.abort()
+    return True

@@ -1,0 +1,151 @@
+"""Around every request on either wire: its id, its span, and one line in the log when it is over.
+
+Rules of this file:
+- The id comes back with every answer as `x-request-id`: a response header in REST, trailing metadata in gRPC.
+- A request is over with the last byte of its answer; a stream is one request.
+- What the probes and the metrics ask is logged at level debug.
+- `status` is a number on either wire, HTTP's or gRPC's; gRPC's name of it is `code`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any
+
+import grpc
+import grpc.aio
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from labelmint import tracing
+from labelmint.gateway.grpc.service import SERVICE_NAME, Context
+from labelmint.gateway.rest.middleware import ALIVE_PATH, READY_PATH
+from labelmint.gateway.sampling.access import current_caller
+
+logger = logging.getLogger(__name__)
+
+REQUEST_ID_HEADER = "x-request-id"
+_PROBES = (ALIVE_PATH, READY_PATH, "/metrics")
+_MAX_PATH = 200  # characters of a path that are logged
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+# What says that the server failed, not its caller.
+_SERVER_CODES = ("UNKNOWN", "INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNIMPLEMENTED", "DEADLINE_EXCEEDED")
+
+
+class _Request:
+    def __init__(self, transport: str, method: str, given_id: str, traceparent: str) -> None:
+        self._started = time.perf_counter()
+        self._fields: dict[str, Any] = {"transport": transport, "method": method}
+        self._end_span = tracing.begin_request(f"{transport} {method}", given_id, traceparent)
+        self.id = tracing.request_id()
+
+    def end(self, level: int, outcome: str, failed: bool, /, **fields: Any) -> None:
+        """`outcome` goes to the trace, `fields` to the log."""
+        seconds = round(time.perf_counter() - self._started, 6)
+        logger.log(level, "request", extra={"fields": {**self._fields, **fields, "seconds": seconds}})
+        self._end_span(outcome, failed)
+
+
+class RestRequests:
+    """ASGI application around the REST application."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        given_id, traceparent = headers.get(REQUEST_ID_HEADER.encode(), ""), headers.get(b"traceparent", "")
+        request = _Request("rest", scope["method"], given_id, traceparent)
+        status = 500
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (REQUEST_ID_HEADER.encode(), request.id.encode())]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, answer)
+        finally:
+            path = scope["raw_path"].decode("latin-1")[:_MAX_PATH]
+            level = logging.DEBUG if path in _PROBES else logging.INFO
+            outcome = str(scope.get("state", {}).get("outcome", status))  # a client that left, an answer that broke off
+            told = {"status": int(outcome)} if outcome.isdecimal() else {"outcome": outcome, "status": status}
+            request.end(level, outcome, outcome.startswith("5"), path=path, **told, **_caller())
+
+
+class GrpcRequests(grpc.aio.ServerInterceptor):
+    """Interceptor around all gRPC services. `in_flight` counts calls of SampleService."""
+
+    def __init__(self) -> None:
+        self.in_flight = 0
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        handler = await continuation(handler_call_details)
+        service, _, method = handler_call_details.method.lstrip("/").partition("/")
+        if handler is None or service != SERVICE_NAME:
+            return handler
+        coders = {
+            "request_deserializer": handler.request_deserializer,
+            "response_serializer": handler.response_serializer,
+        }
+        if handler.response_streaming:
+
+            async def stream(message: Any, context: Context) -> AsyncIterator[Any]:
+                request = self._begin(method, context)
+                try:
+                    async with aclosing(handler.unary_stream(message, context)) as answers:
+                        async for answer in answers:
+                            yield answer
+                except (asyncio.CancelledError, GeneratorExit):
+                    context.set_code(grpc.StatusCode.CANCELLED)
+                    raise
+                finally:
+                    self._end(request, message, context)
+
+            return grpc.unary_stream_rpc_method_handler(stream, **coders)
+
+        async def unary(message: Any, context: Context) -> Any:
+            request = self._begin(method, context)
+            try:
+                return await handler.unary_unary(message, context)
+            except asyncio.CancelledError:
+                context.set_code(grpc.StatusCode.CANCELLED)
+                raise
+            finally:
+                self._end(request, message, context)
+
+        return grpc.unary_unary_rpc_method_handler(unary, **coders)
+
+    def _begin(self, method: str, context: Context) -> _Request:
+        self.in_flight += 1
+        metadata = dict(context.invocation_metadata() or ())
+        given_id, traceparent = str(metadata.get(REQUEST_ID_HEADER, "")), str(metadata.get("traceparent", ""))
+        request = _Request("grpc", method, given_id, traceparent)
+        context.set_trailing_metadata(((REQUEST_ID_HEADER, request.id),))
+        return request
+
+    def _end(self, request: _Request, message: Any, context: Context) -> None:
+        self.in_flight -= 1
+        code = context.code() or 0
+        code = code if isinstance(code, grpc.StatusCode) else _CODES[code]
+        model = str(getattr(message, "model", ""))[:_MAX_PATH]
+        told = {**({"model": model} if model else {}), "code": code.name, "status": code.value[0]}
+        request.end(logging.INFO, code.name, code.name in _SERVER_CODES, **told, **_caller())
+
+
+def _caller() -> dict[str, str]:
+    """Whose token it was; nothing where none is asked for, or none was known."""
+    caller = current_caller.get()
+    return {} if caller is None else {"caller": caller.name}

@@ -1,0 +1,299 @@
+"""The bodies of the REST wire, as pydantic models, and how samples and models become them.
+
+Rules of this file:
+- A model here is what the document at /docs shows; names are those of the proto.
+- Query parameters are declared once and unknown ones are refused: a misspelt gate must not be ignored.
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from labelmint.core.policy import MAX_BATCH, MAX_TRUNCATION_PSI, SEED_END, SampleOptions
+from labelmint.core.served_model import ServedModel
+from labelmint.gateway.encoding import encoders as encode
+from labelmint.gateway.rest.caching import revision
+from labelmint.gateway.sampling.sample import Sample
+
+MAX_TAR_COUNT = 100_000
+
+
+class VersionModel(BaseModel):
+    """Which version of the model a request is about."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model_version: Annotated[str, Field(description="Version, as /v1/models lists it; empty: the highest.")] = ""
+
+
+class OptionsModel(VersionModel):
+    """Gate, truncation and mixing of a request."""
+
+    truncation_psi: Annotated[
+        float | None,
+        Field(ge=0, le=MAX_TRUNCATION_PSI, description="Truncation; unset: as calibrated. Another needs max_js."),
+    ] = None
+    style_seed: Annotated[
+        int | None,
+        Field(ge=0, lt=SEED_END, description="Layers from crossover on take this seed's style. Needs max_js."),
+    ] = None
+    crossover: Annotated[
+        int | None, Field(description="First layer that takes the style of style_seed: 1 to the model's num_ws - 1.")
+    ] = None
+    max_js: Annotated[
+        float | None, Field(ge=0, allow_inf_nan=False, description="Accept JS scores up to this, in nats.")
+    ] = None
+    max_quantile: Annotated[
+        float | None, Field(gt=0, le=1, description="Accept JS scores up to this quantile of the calibration.")
+    ] = None
+    include_rejected: Annotated[bool, Field(description="Answer with a rejected sample too.")] = False
+
+    def to_sample_options(self, include_js_map: bool = False) -> SampleOptions:
+        return SampleOptions(
+            truncation_psi=self.truncation_psi,
+            style_seed=self.style_seed,
+            crossover=self.crossover,
+            max_js=self.max_js,
+            max_quantile=self.max_quantile,
+            include_rejected=self.include_rejected,
+            include_js_map=include_js_map,
+        )
+
+
+class PinnedQuery(OptionsModel):
+    revision: Annotated[
+        str | None,
+        Field(description="The model's revision, as /v1/models tells it: refuse any other, and cache for ever."),
+    ] = None
+
+
+Encoding = Annotated[
+    Literal["png", "raw"], Field(description="Encoding of the base64 data in the JSON: png, or raw rows of bytes.")
+]
+IncludeJsMap = Annotated[bool, Field(description="Answer with the JS divergence of every pixel too.")]
+
+
+class SampleQuery(PinnedQuery):
+    encoding: Encoding = "png"
+    include_js_map: IncludeJsMap = False
+
+
+def _whole(value: object) -> object:
+    """JSON has one kind of number: 7.0 is the integer 7."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Seed = Annotated[int, Field(ge=0, lt=SEED_END, strict=True), BeforeValidator(_whole)]
+
+
+class TarQuery(PinnedQuery):
+    start_seed: Annotated[int, Field(ge=0, le=SEED_END, description="First seed of the walk.")] = 0
+    count: Annotated[
+        int, Field(ge=1, le=MAX_TAR_COUNT, description="Samples in the archive; fewer only where the seeds end.")
+    ] = 100
+    shard_index: Annotated[
+        int, Field(ge=0, description="This archive takes the seeds congruent to it modulo shard_count.")
+    ] = 0
+    shard_count: Annotated[int, Field(ge=1, le=SEED_END, description="Number of disjoint archives.")] = 1
+
+
+class BatchBody(OptionsModel):
+    encoding: Encoding = "png"
+    include_js_map: IncludeJsMap = False
+    seeds: Annotated[list[Seed], Field(min_length=1, max_length=MAX_BATCH, description=f"1 to {MAX_BATCH} seeds.")]
+    style_seeds: Annotated[
+        list[Seed],
+        Field(description="None, or one a seed instead of style_seed: one shape, many appearances. Needs crossover."),
+    ] = []
+
+
+class PixelsModel(BaseModel):
+    encoding: Literal["png", "raw"]
+    height: int
+    width: int
+    channels: int
+    data: Annotated[str, Field(description="base64")]
+
+
+class KeypointModel(BaseModel):
+    name: str
+    x: Annotated[float, Field(description="Pixels from the left; the centre of the first pixel is 0.")]
+    y: Annotated[float, Field(description="Pixels from the top; the centre of the first pixel is 0.")]
+    confidence: Annotated[float, Field(description="Mean heat of the ensemble there, nominally 0 to 1.")]
+
+
+class EvidenceModel(BaseModel):
+    """A sample without its pixels."""
+
+    model: str
+    model_version: str
+    seed: int
+    accepted: bool
+    js_score: float
+    threshold: float
+    calibration_id: str
+    truncation_psi: float
+    style_seed: int | None
+    crossover: int | None
+    group_id: Annotated[str, Field(description="Equal in all mixed samples of one shape; empty in unmixed ones.")]
+    model_digest: str
+    keypoints: Annotated[list[KeypointModel], Field(description="empty for a model of task segmentation")]
+
+
+class SampleModel(EvidenceModel):
+    image: PixelsModel
+    label: Annotated[PixelsModel | None, Field(description="null for a model of task keypoints")]
+    js_map: Annotated[
+        str,
+        Field(description="base64 of each pixel's JS divergence in nats: float32, little endian, row by row; or empty"),
+    ]
+
+
+class RejectionModel(BaseModel):
+    seed: int
+    accepted: Literal[False]
+    js_score: float
+    threshold: float
+    calibration_id: str
+
+
+class BatchModel(BaseModel):
+    outcomes: list[SampleModel | RejectionModel]
+
+
+class LabelClassModel(BaseModel):
+    id: int
+    name: str
+    rgb: Annotated[str, Field(description="#RRGGBB in palette images and pictures for people")]
+
+
+class CalibrationModel(BaseModel):
+    id: str
+    truncation_psi: float
+    threshold: float
+    threshold_quantile: float
+    quantiles: list[float]
+    first_seed: int
+    seed_count: int
+
+
+class ModelModel(BaseModel):
+    name: str
+    version: str
+    revision: Annotated[
+        str, Field(description="Changes with anything that decides an answer: artifacts, calibration, names, colours.")
+    ]
+    pipeline: str
+    task: str
+    digest: str
+    resolution: int
+    z_dim: int
+    num_ws: int
+    layout: str
+    num_heads: int
+    score_kind: str
+    classes: Annotated[list[LabelClassModel], Field(description="empty for a model of task keypoints")]
+    keypoint_classes: Annotated[list[LabelClassModel], Field(description="empty for a model of task segmentation")]
+    calibration: CalibrationModel | None
+
+
+class ModelsModel(BaseModel):
+    models: list[ModelModel]
+
+
+class Problem(BaseModel):
+    """RFC 9457 problem details; `reason` is the stable name of the error."""
+
+    type: Literal["about:blank"] = "about:blank"
+    title: str
+    status: int
+    detail: str
+    reason: str
+    metadata: dict[str, str]
+
+
+def sample_model(sample: Sample, encoding: Literal["png", "raw"]) -> SampleModel:
+    raw = encoding == "raw"
+    assert sample.image is not None, "REST leaves no image out"
+    height, width, _ = sample.image.shape
+
+    def pixels(data: bytes, channels: int) -> PixelsModel:
+        text = base64.b64encode(data).decode()
+        return PixelsModel(encoding=encoding, height=height, width=width, channels=channels, data=text)
+
+    label = None
+    if sample.label is not None:
+        label = pixels(sample.label.tobytes() if raw else encode.label_png(sample), 1)
+    image = pixels(sample.image.tobytes() if raw else encode.image_png(sample), 3)
+    js_map = "" if sample.js_map is None else base64.b64encode(sample.js_map.astype("<f4").tobytes()).decode()
+    return SampleModel(**evidence(sample), image=image, label=label, js_map=js_map)
+
+
+def evidence(sample: Sample) -> dict[str, Any]:
+    """The values of an EvidenceModel, ready for JSON."""
+    keypoints = []
+    if sample.keypoints is not None:
+        found = zip(sample.keypoints.positions.tolist(), sample.keypoints.confidence.tolist(), strict=True)
+        keypoints = [
+            KeypointModel(name=name, x=x, y=y, confidence=confidence)
+            for name, ((x, y), confidence) in zip(sample.model.label_names, found, strict=True)
+        ]
+    return EvidenceModel(
+        model=sample.model.name,
+        model_version=sample.model.version,
+        seed=sample.seed,
+        accepted=sample.accepted,
+        js_score=sample.js_score,
+        threshold=sample.gate.threshold,
+        calibration_id=sample.gate.calibration_id,
+        truncation_psi=sample.gate.truncation_psi,
+        style_seed=None if sample.mixing is None else sample.mixing.style_seed,
+        crossover=None if sample.mixing is None else sample.mixing.crossover,
+        group_id=sample.group_id,
+        model_digest=sample.model.digest,
+        keypoints=keypoints,
+    ).model_dump()
+
+
+def batch_model(samples: list[Sample], body: BatchBody) -> BatchModel:
+    return BatchModel(
+        outcomes=[
+            sample_model(sample, body.encoding)
+            if sample.accepted or body.include_rejected
+            else RejectionModel(
+                seed=sample.seed,
+                accepted=False,
+                js_score=sample.js_score,
+                threshold=sample.gate.threshold,
+                calibration_id=sample.gate.calibration_id,
+            )
+            for sample in samples
+        ]
+    )
+
+
+def model_model(model: ServedModel) -> ModelModel:
+    labels = [
+        LabelClassModel(id=index, name=name, rgb="#{:02x}{:02x}{:02x}".format(*colour))
+        for index, (name, colour) in enumerate(zip(model.label_names, model.palette, strict=True))
+    ]
+    return ModelModel(
+        name=model.name,
+        version=model.version,
+        revision=revision(model),
+        pipeline=model.pipeline,
+        task=model.task,
+        digest=model.digest,
+        resolution=model.resolution,
+        z_dim=model.z_dim,
+        num_ws=model.num_ws,
+        layout=model.layout,
+        num_heads=model.num_heads,
+        score_kind=model.score_kind,
+        classes=labels if model.task == "segmentation" else [],
+        keypoint_classes=labels if model.task == "keypoints" else [],
+        calibration=None if model.calibration is None else CalibrationModel(**model.calibration.described()),
+    )

@@ -1,0 +1,54 @@
+"""An answer that is made while it is sent, and that is only whole when all went well.
+
+Rules of this file:
+- The next part is made when the last one was taken: a slow reader slows the making. A client who leaves ends it, by
+  the cancellation of `disconnect.py`.
+- What fails before the first part is an ordinary error; what fails later breaks the connection without the end of the
+  body, so that no client takes a part for the whole.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from labelmint.core.errors import LabelmintError, ServerDraining, StreamExpired
+
+logger = logging.getLogger(__name__)
+
+
+class Streamed(Response):
+    """Sends the parts of a generator as one body."""
+
+    def __init__(self, parts: AsyncGenerator[bytes, None], media_type: str, headers: Mapping[str, str]) -> None:
+        self._parts = parts
+        self.status_code = 200
+        self.media_type = media_type
+        self.background = None
+        self.init_headers(headers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+        try:
+            async with aclosing(self._parts) as parts:
+                async for part in parts:
+                    if not started:
+                        started = True
+                        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                    await send({"type": "http.response.body", "body": part, "more_body": True})
+        except Exception as error:
+            if not started:
+                raise
+            # To return without the end of the body makes the server close the connection.
+            scope["state"]["outcome"] = "aborted"
+            if isinstance(error, LabelmintError):
+                level = logging.INFO if isinstance(error, (ServerDraining, StreamExpired)) else logging.ERROR
+                logger.log(level, "%s was broken off: %s", scope["path"], error.message)
+            else:
+                logger.error("%s was broken off by an unexpected error", scope["path"], exc_info=error)
+        else:
+            await send({"type": "http.response.body", "body": b"", "more_body": False})

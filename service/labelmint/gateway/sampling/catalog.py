@@ -1,0 +1,244 @@
+"""The models that Triton has ready, all their versions, kept in step with it.
+
+Rules of this file:
+- Triton's model configurations are the only source. They are read at most once a second, whoever wants to know and
+  however many do; who asks in between is answered at once from what was read.
+- Nobody waits long for a Triton that hangs: what it had holds until the look at it fails, and then it is away.
+- A name with a version means one digest: who began with it never gets another one's samples. Where Tritons differ, what
+  is served stays served as long as one of them has it.
+- A malformed model is left out and reported once in the log; it does not take the others with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Iterable, Mapping
+from copy import copy
+from typing import TypeAlias
+
+from tritonclient.grpc import model_config_pb2 as pb
+
+from labelmint.core.errors import LabelmintError, ModelNotFound, ModelVersionGone, TritonUnavailable
+from labelmint.core.served_model import MalformedModel, ServedModel, is_labelmint, read_served_model
+from labelmint.triton.client import TritonClient
+
+logger = logging.getLogger(__name__)
+
+_REFRESH_SECONDS = 1.0
+# So long does one who asks wait for a look that is under way.
+_PATIENCE_SECONDS = 0.5
+
+Key: TypeAlias = tuple[str, int]
+
+
+class Catalog:
+    """The served models of one pipeline ("fused" or "staged"), by name and version."""
+
+    def __init__(self, triton: TritonClient, pipeline: str) -> None:
+        self._triton = triton
+        self._pipeline = pipeline
+        # What Triton had when it last answered; it outlasts an outage, so that a pinned version is known again.
+        self._models: dict[Key, ServedModel] = {}
+        # What only Tritons had that are away while others answer: a pinned version has not gone with them.
+        self._missing: dict[Key, ServedModel] = {}
+        # Nothing is unknown before the models were read once.
+        self._failure: LabelmintError | None = TritonUnavailable("the models are being read; try again in a moment")
+        self._lost = False  # it was ready and is not; this was logged
+        self._withdrawn: frozenset[str] = frozenset()  # Triton's names
+        self._changing: frozenset[str] = frozenset()  # our names of these
+        self._reported: set[str] = set()
+        self._asked = float("-inf")
+        self._asking = asyncio.Lock()
+        self._look: asyncio.Task[None] | None = None
+
+    def known(self) -> list[ServedModel]:
+        """The models by name and version as Triton last had them; none during an outage."""
+        return [] if self._failure is not None else [self._models[key] for key in sorted(self._models)]
+
+    async def refresh(self) -> None:
+        """Take over what Triton has, unless that was done within a second; raises TritonUnavailable when it is away."""
+        if self._look is None or (self._look.done() and time.monotonic() - self._asked >= _REFRESH_SECONDS):
+            self._begin_look()
+        await self._wait_for_look(_PATIENCE_SECONDS)
+        self._raise_failure()
+
+    async def refresh_anew(self) -> None:
+        """Take over what Triton has from now on, however long that takes; raises as `refresh` does."""
+        arrived = time.monotonic()
+        while self._asked < arrived:
+            await self._wait_for_look()
+            pause = self._asked + _REFRESH_SECONDS - time.monotonic()
+            if pause > 0:  # meanwhile somebody else may begin it
+                await asyncio.sleep(pause)
+            else:
+                self._begin_look()
+        await self._wait_for_look()
+        self._raise_failure()
+
+    async def get(self, name: str, version: str = "") -> ServedModel:
+        """The model of that name and version, its highest when ""; raises ModelNotFound or TritonUnavailable.
+
+        Triton is asked again, at most once a second, before something is said to be unknown.
+        """
+        found = self._find(name, version)
+        if found is None or self._failure is not None:
+            await self.refresh()
+            found = self._find(name, version)
+        if found is not None:
+            return found
+        if name in self._changing:
+            raise TritonUnavailable(f"model {name!r} is being loaded anew; try again in a moment")
+        versions = tuple(str(number) for known, number in sorted(self._models) if known == name)
+        if versions:
+            raise ModelNotFound(name, versions, version)
+        raise ModelNotFound(name, tuple(sorted({known for known, _ in self._models})))
+
+    async def list(self) -> list[ServedModel]:
+        """All models by name and version; raises TritonUnavailable."""
+        await self.refresh()
+        return self.known()
+
+    def check_pinned(self, model: ServedModel) -> None:
+        """Raises ModelVersionGone where the version of `model` was taken away or has another digest now."""
+        current = self._models.get(_key(model)) or self._missing.get(_key(model))
+        if current is None or current.digest != model.digest:
+            raise ModelVersionGone(model.name, model.version, model.digest)
+
+    async def check_lost(self, model: ServedModel) -> None:
+        """After a call that failed: raises ModelVersionGone if Triton answers but has this version no more."""
+        with contextlib.suppress(LabelmintError):  # an outage says nothing about versions: what is known stays
+            await self.refresh_anew()
+        self.check_pinned(model)
+
+    async def withdraw(self, triton_names: Iterable[str]) -> None:
+        """Serve these no more, whatever Triton says, until `restore`: they are about to change in it."""
+        async with self._asking:  # what is being read now may be out of date
+            self._withdrawn = frozenset(triton_names)
+            kept = {key: model for key, model in self._models.items() if model.triton_name not in self._withdrawn}
+            self._changing = frozenset(name for name, _ in self._models.keys() - kept.keys())
+            self._replace(kept)
+
+    async def restore(self) -> None:
+        """End `withdraw` and read what Triton has now; raises TritonUnavailable as `refresh` does."""
+        async with self._asking:
+            self._withdrawn = frozenset()
+            await self._ask()
+            self._changing = frozenset()
+        self._raise_failure()
+
+    def _begin_look(self) -> None:
+        async def look() -> None:
+            async with self._asking:
+                await self._ask()
+
+        self._asked = time.monotonic()
+        self._look = asyncio.create_task(look())
+
+    async def _wait_for_look(self, seconds: float | None = None) -> None:
+        if self._look is not None:
+            done, _ = await asyncio.wait([self._look], timeout=seconds)
+            for look in done:
+                look.result()
+
+    async def _ask(self) -> None:
+        self._asked = time.monotonic()
+        before, self._failure = self._failure, await self._read()
+        if before is None and self._failure is not None:
+            self._lost = True
+            logger.warning("not ready: %s", self._failure.message)
+        elif self._lost and self._failure is None:
+            self._lost = False
+            logger.warning("ready again: Triton at %s", self._triton.url)
+
+    def _find(self, name: str, version: str) -> ServedModel | None:
+        if version:
+            key = name, int(version) if version.isdecimal() and len(version) < 20 else -1
+            return self._models.get(key) or self._missing.get(key)
+        versions = [number for known, number in self._models if known == name]
+        return self._models[name, max(versions)] if versions else None
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise copy(self._failure)  # one of its own for each caller: exceptions collect tracebacks
+
+    async def _read(self) -> LabelmintError | None:
+        """Take over what Triton has; returns why that failed."""
+        try:
+            models = self._read_models(await self._triton.model_configs())
+        except LabelmintError as error:
+            return error
+        if not models and not self._withdrawn:
+            return TritonUnavailable(f"Triton at {self._triton.url} has no {self._pipeline} labelmint model ready")
+        self._missing = {
+            key: model
+            for key, model in {**self._missing, **self._models}.items()
+            if key not in models and self._triton.may_return(model.triton_name, model.version, model.digest)
+        }
+        self._replace(models)
+        if not models:
+            return TritonUnavailable("the models are being loaded anew; try again in a moment")
+        return None
+
+    def _read_models(self, configs: Mapping[tuple[str, str], Mapping[str, pb.ModelConfig]]) -> dict[Key, ServedModel]:
+        models: dict[Key, ServedModel] = {}
+        for (triton_name, version), by_address in sorted(configs.items()):
+            if triton_name in self._withdrawn:
+                continue
+            found = {address: model for address in by_address if (model := self._parse(by_address[address], version))}
+            if not found:
+                continue
+            model = self._choose(found)
+            twin = models.setdefault(_key(model), model)
+            if twin is not model:
+                self._report(f"left out: {triton_name} is version {version} of {model.name} as {twin.triton_name} is")
+        return models
+
+    def _parse(self, config: pb.ModelConfig, version: str) -> ServedModel | None:
+        """None for what is no model of ours, of another pipeline, or malformed."""
+        if not is_labelmint(config) or config.parameters["pipeline"].string_value != self._pipeline:
+            return None
+        try:
+            return read_served_model(config, version)
+        except MalformedModel as error:
+            self._report(f"left out: {error}")
+            return None
+
+    def _choose(self, found: Mapping[str, ServedModel]) -> ServedModel:
+        """One of the models that Tritons have under one name and version, by their addresses.
+
+        What is served stays; else it is what most have, and of these the one whose digest is the smallest.
+        """
+        models = list(found.values())
+        first = models[0]
+        if all(model == first for model in models):
+            return first
+        current = self._models.get(_key(first))
+        best = min(models, key=lambda model: (model != current, -models.count(model), model.digest))
+        told = ", ".join(f"{model.digest[:12]} at {address}" for address, model in sorted(found.items()))
+        if any(model.digest != best.digest for model in models):
+            self._report(
+                f"Tritons at {self._triton.url} differ in {first.triton_name} version {first.version}: digest {told}. "
+                f"{best.digest[:12]} is served as long as one has it; give other weights another version"
+            )
+        return best
+
+    def _replace(self, models: dict[Key, ServedModel]) -> None:
+        for key in sorted(self._models.keys() | models.keys()):
+            old, new = self._models.get(key), models.get(key)
+            if old is not None and (new is None or new.digest != old.digest):
+                logger.info("no longer served: %s version %s, digest %s", old.name, old.version, old.digest[:12])
+            if new is not None and (old is None or new.digest != old.digest):
+                logger.info("serving %s version %s, digest %s", new.name, new.version, new.digest[:12])
+        self._models = models
+
+    def _report(self, problem: str) -> None:
+        if problem not in self._reported:
+            self._reported.add(problem)
+            logger.error("%s", problem)
+
+
+def _key(model: ServedModel) -> Key:
+    return model.name, int(model.version)

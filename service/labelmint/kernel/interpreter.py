@@ -1,0 +1,241 @@
+"""The Style Interpreter's kernel in C: compiled for this machine when first needed, and called through ctypes.
+
+Rules of this file:
+- It needs numpy and a C compiler and nothing else: the serving environment has neither torch nor onnx.
+- What was compiled is for this machine only, so it is kept by source, flags and processor. A cache that others can
+  write to is not used; without one each process compiles for itself.
+- The kernel checks nothing: every size is checked here, of the weights once and of the features at every call.
+- Triton's `labelmint` backend loads a copy of this directory, so this file imports nothing of this package.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import stat
+import subprocess
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+SOURCE = Path(__file__).parent / "interpreter.c"
+# `a * b + c` is one rounding where the processor can, with every compiler.
+FLAGS = ("-std=gnu11", "-O3", "-march=native", "-ffp-contract=fast", "-fPIC", "-shared", "-pthread")
+TASKS = ("segmentation", "keypoints")
+SCORE_KINDS = ("sum", "top10_mean")
+MAX_LEVELS = 12  # of the source: resolutions 4 to 8192
+
+Array = npt.NDArray[Any]
+_Floats = ctypes.POINTER(ctypes.c_float)
+# What tells one processor's instructions from another's, in /proc/cpuinfo.
+_PROCESSOR = ("vendor_id", "cpu family", "model", "flags", "CPU implementer", "CPU part", "Features")
+
+
+class KernelUnavailable(OSError):
+    """This machine cannot compile the kernel; the message says what to do."""
+
+
+class UnusableWeights(ValueError):
+    """The file holds no weights that the kernel can run; the message says why, without the file's name."""
+
+
+class Interpreter:
+    """A Style Interpreter that labels one sample at a time.
+
+    `channels` maps each level to the channels it reads there, `outputs` are the names of what `run` gives.
+    """
+
+    def __init__(self, file: Any, threads: int = 0, library: ctypes.CDLL | None = None) -> None:
+        """Load `file`, the path or binary stream of an .npz (see `check_weights`); `threads` 0 means one a core.
+
+        Raises UnusableWeights, KernelUnavailable, or MemoryError.
+        """
+        arrays = read_weights(file)
+        self.channels = check_weights(arrays)
+        self.task, self.score_kind = str(arrays["task"]), str(arrays["score_kind"])
+        self.outputs: tuple[str, ...] = ("label", "js_map", "js_score")
+        if self.task == "keypoints":
+            self.outputs = ("keypoints", "confidence", "js_map", "js_score")
+        (self._heads, self._hidden2, self._hidden1), self._classes = arrays["weight2"].shape, arrays["bias3"].shape[1]
+        self.resolution = max(self.channels)
+        self._library = library or compiled()
+        self._pointer = self._library.interpreter_new(
+            int(self.task == "keypoints"),
+            len(self.channels),
+            (ctypes.c_int * len(self.channels))(*self.channels.values()),
+            *(self._heads, self._hidden1, self._hidden2, self._classes),
+            _pointers([arrays[f"projection_{r}"] for r in self.channels]),
+            *(arrays[name].ctypes.data_as(_Floats) for name in ("bias1", "weight2", "bias2", "weight3", "bias3")),
+            threads if threads > 0 else len(os.sched_getaffinity(0)),
+        )
+        if not self._pointer:
+            raise MemoryError("the kernel could not allocate what it works with")
+
+    def __del__(self) -> None:
+        if getattr(self, "_pointer", None):
+            self._library.interpreter_free(self._pointer)
+
+    @property
+    def bytes(self) -> int:
+        """What it holds in memory: the weights, and what a call works with."""
+        return int(self._library.interpreter_bytes(self._pointer))
+
+    def run(self, features: Sequence[Array]) -> dict[str, Array]:
+        """Read one sample: float32 [C_r,r,r] of each level, in order, to {name: array}.
+
+        label uint8 [R,R], or keypoints float32 [K,2] and confidence [K]; js_map float32 [R,R]; js_score [1].
+        Not to be called by two threads at once. Raises ValueError for features of other shapes.
+        """
+        shapes = [(c, r, r) for r, c in self.channels.items()]
+        if [array.shape for array in features] != shapes or any(array.dtype != np.float32 for array in features):
+            raise ValueError(f"expected float32 features of the shapes {shapes}")
+        contiguous = [np.ascontiguousarray(array) for array in features]
+        js_map = np.empty((self.resolution, self.resolution), np.float32)
+        label = np.empty((self.resolution, self.resolution), np.uint8)
+        keypoints, confidence = np.empty((self._classes, 2), np.float32), np.empty(self._classes, np.float32)
+        self._library.interpreter_run(
+            self._pointer,
+            _pointers(contiguous),
+            label.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8)),
+            *(array.ctypes.data_as(_Floats) for array in (keypoints, confidence, js_map)),
+        )
+        outputs = {"label": label, "keypoints": keypoints, "confidence": confidence, "js_map": js_map}
+        outputs["js_score"] = _score(js_map, self.score_kind)
+        return {name: outputs[name] for name in self.outputs}
+
+
+def _pointers(arrays: Sequence[Array]) -> Any:
+    return (_Floats * len(arrays))(*(array.ctypes.data_as(_Floats) for array in arrays))
+
+
+def _score(js_map: Array, kind: str) -> Array:
+    """[R,R] to [1], summed in float64, of the top tenth from the smallest up: one order on every machine."""
+    pixels = js_map.ravel()
+    if kind == "sum":
+        return np.array([pixels.sum(dtype=np.float64)], np.float32)
+    count = pixels.size // 10
+    return np.array([np.sort(np.partition(pixels, -count)[-count:]).mean(dtype=np.float64)], np.float32)
+
+
+def read_weights(file: Any) -> dict[str, Array]:
+    """The arrays of an .npz. Raises UnusableWeights."""
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (OSError, EOFError, ValueError, TypeError, AttributeError, KeyError, MemoryError) as error:
+        raise UnusableWeights(f"cannot be read as .npz: {error}") from error
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
+        raise UnusableWeights(f"cannot be read as .npz: {error}") from error
+
+
+def check_weights(arrays: Mapping[str, Array]) -> dict[int, int]:
+    """The channels of each level, {r: C_r}, if the kernel can run these weights; raises UnusableWeights.
+
+    float32 projection_4, projection_8, ..., projection_R [N*h1,C_r], bias1 [N,h1], weight2 [N,h2,h1], bias2 [N,h2],
+    weight3 [N,K,h2], bias3 [N,K]; and the names `task` and `score_kind`.
+    """
+    levels = [4 << i for i in range(sum(name.startswith("projection_") for name in arrays))]
+    if not 2 <= len(levels) <= MAX_LEVELS:
+        raise UnusableWeights(f"has {len(levels)} levels of features; the kernel reads 2 to {MAX_LEVELS}")
+    shapes: dict[str, tuple[int | str, ...]] = {f"projection_{r}": ("N*h1", f"C_{r}") for r in levels}
+    shapes |= {"bias1": ("N", "h1"), "weight2": ("N", "h2", "h1"), "bias2": ("N", "h2")}
+    shapes |= {"weight3": ("N", "K", "h2"), "bias3": ("N", "K")}
+    if set(arrays) != {*shapes, "task", "score_kind"}:
+        raise UnusableWeights(f"has the arrays {sorted(arrays)}, not those of an interpreter with levels {levels}")
+    for name, known in (("task", TASKS), ("score_kind", SCORE_KINDS)):
+        if arrays[name].shape != () or str(arrays[name]) not in known:
+            raise UnusableWeights(f"names the {name} {str(arrays[name])[:40]!r}; known: {', '.join(known)}")
+    sizes: dict[int | str, int] = {}
+    for name in ("weight2", "bias3", "bias1", "bias2", "weight3", *shapes):
+        array, wanted = arrays[name], shapes[name]
+        if array.dtype != np.float32 or array.ndim != len(wanted):
+            raise UnusableWeights(
+                f"has {name} as {array.dtype} {list(array.shape)}, not float32 [{', '.join(map(str, wanted))}]"
+            )
+        for axis, size in zip(wanted, array.shape, strict=True):
+            if not 1 <= size < 1 << 20 or sizes.setdefault(axis, size) != size:
+                raise UnusableWeights(f"has {name} {list(array.shape)}, which does not fit the other arrays")
+        sizes["N*h1"] = sizes.get("N", 0) * sizes.get("h1", 0)
+    if str(arrays["task"]) == "segmentation" and not 2 <= sizes["K"] <= 255:
+        raise UnusableWeights(f"has {sizes['K']} classes; a label is one of 2 to 255")
+    return {r: sizes[f"C_{r}"] for r in levels}
+
+
+@functools.cache
+def compiled(*defines: str) -> ctypes.CDLL:
+    """The kernel for this machine, from the cache or the compiler ($CC or cc). Raises KernelUnavailable.
+
+    `defines` are further flags, as a test gives them to compile for narrower or wider vectors.
+    """
+    compiler = shlex.split(os.environ.get("CC") or "cc")
+    command = [*compiler, *FLAGS, *defines]
+    key = hashlib.sha256()
+    for part in (SOURCE.read_text(), shlex.join(command), platform.machine(), *_processor()):
+        key.update(f"{part}\0".encode())
+    cache = _cache()
+    with tempfile.TemporaryDirectory(prefix="labelmint-kernel-", dir=cache) as directory:
+        made = Path(directory) / "interpreter.so"
+        kept = cache / f"{key.hexdigest()[:32]}.so" if cache is not None else made
+        if not kept.exists():
+            _compile(command, made)
+            os.replace(made, kept)
+        try:
+            library = ctypes.CDLL(str(kept))  # what is loaded stays when its file goes
+        except OSError as error:
+            raise KernelUnavailable(f"the compiled kernel cannot be loaded: {error}") from error
+    integer, pointer, arrays = ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(_Floats)
+    library.interpreter_new.argtypes = [integer, integer, ctypes.POINTER(integer), *[integer] * 4, arrays]
+    library.interpreter_new.argtypes += [*[_Floats] * 5, integer]
+    library.interpreter_new.restype = pointer
+    library.interpreter_run.argtypes = [pointer, arrays, ctypes.POINTER(ctypes.c_uint8), *[_Floats] * 3]
+    library.interpreter_run.restype = None
+    library.interpreter_free.argtypes, library.interpreter_free.restype = [pointer], None
+    library.interpreter_bytes.argtypes, library.interpreter_bytes.restype = [pointer], ctypes.c_size_t
+    return library
+
+
+def _compile(command: Sequence[str], out: Path) -> None:
+    advice = "run `apt install gcc libc6-dev`, or export the model with `--format onnx`"
+    if shutil.which(command[0]) is None:
+        raise KernelUnavailable(
+            f"the kernel of a model exported with `--format native` is compiled where it runs, and there is no C "
+            f"compiler {command[0]!r}: {advice}"
+        )
+    done = subprocess.run([*command, str(SOURCE), "-o", str(out)], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        first = next((line for line in said if "error" in line), said[0])
+        raise KernelUnavailable(f"{command[0]!r} cannot compile the kernel ({first}): {advice}")
+
+
+def _processor() -> list[str]:
+    """What the compiler's `native` goes by, of the first processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    except OSError:
+        return []
+    return [line for line in lines if line.partition(":")[0].strip() in _PROCESSOR]
+
+
+def _cache() -> Path | None:
+    """A directory that this user alone writes to; None where there is none."""
+    home = os.environ.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())
+    directory = Path(home) / "labelmint"
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        status = directory.stat()
+    except OSError:
+        return None
+    ours = status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return directory if ours and os.access(directory, os.W_OK) else None
