@@ -37,7 +37,7 @@ from resuming import ROOT, Figures
 from serving import RAW, gateway, samples_of
 
 from labelmint.core.served_model import read_served_model
-from labelmint.gateway.encoding import encoders as encode
+from labelmint.gateway.encoding.pixels import image_png, label_png
 from labelmint.triton.model_config import ensembles
 from labelmint.v1 import sample_service_pb2 as pb
 
@@ -92,7 +92,7 @@ def encodings(count: int) -> Figures:
     samples = [SimpleNamespace(image=each["image"][0], label=each["label"][0], model=model) for each in drawn]
     palette = bytes(itertools.chain.from_iterable(model.palette))
     found: Figures = {}
-    for part, ships in (("image", encode.image_png), ("label", encode.label_png)):
+    for part, ships in (("image", image_png), ("label", label_png)):
         pictures = [Image.fromarray(getattr(sample, part)) for sample in samples]
         if part == "label":
             for picture in pictures:

@@ -20,7 +20,7 @@ from PIL import Image
 from playwright.async_api import Browser, ConsoleMessage, Locator, Page, Request, Route, async_playwright, expect
 
 from labelmint.core.calibration import CALIBRATION
-from labelmint.gateway.encoding.encoders import heat_colours
+from labelmint.gateway.encoding.people import heat_colours
 from labelmint.gateway.rest.gallery import CONTENT_SECURITY_POLICY, GALLERY_PATHS
 from labelmint.triton.model_config import read_config, write_config
 from tests.conftest import REPOSITORY, Service, need_program, start_service

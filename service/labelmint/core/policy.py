@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from labelmint.core.errors import InvalidRequest, Uncalibrated
-from labelmint.core.served_model import LABEL_OUTPUTS, ServedModel
+from labelmint.core.served_model import ServedModel
 
 SEED_END = 2**32
 MAX_BATCH = 64
@@ -44,7 +44,7 @@ class SampleOptions:
     def outputs(self, model: ServedModel) -> tuple[str, ...]:
         """The outputs of the ensemble that are wanted; its score always is."""
         image = () if self.omit_image else ("image",)
-        label = () if self.omit_label else LABEL_OUTPUTS[model.task]
+        label = () if self.omit_label else model.task.label_outputs
         return (*image, *label, *(("js_map",) if self.include_js_map else ()), "js_score")
 
 
@@ -182,8 +182,8 @@ def gate_of(model: ServedModel, options: SampleOptions) -> Gate:
 
 def check_has_label(model: ServedModel, field: str, asked: str) -> None:
     """Raises InvalidRequest where `asked` is about the label image that a keypoint model does not have."""
-    if model.task != "segmentation":
-        raise InvalidRequest(field, f"model {model.name!r} has task {model.task!r} and no label image; {asked}")
+    if not model.task.has_label_image:
+        raise InvalidRequest(field, f"model {model.name!r} has task {model.task.name!r} and no label image; {asked}")
 
 
 def window_of(window: int, largest: int) -> int:

@@ -17,12 +17,9 @@ from typing import Any
 from tritonclient.grpc import model_config_pb2 as pb
 
 from labelmint.core.calibration import CALIBRATION, Calibration
+from labelmint.core.task import IMAGE, UNCERTAINTY, Task, task_of
 
-# The outputs of the ensemble that are a task's labels.
-LABEL_OUTPUTS: Mapping[str, tuple[str, ...]] = {"segmentation": ("label",), "keypoints": ("keypoints", "confidence")}
-_TYPES = dict.fromkeys(("image", "label"), pb.TYPE_UINT8) | dict.fromkeys(
-    ("js_map", "js_score", "keypoints", "confidence"), pb.TYPE_FP32
-)
+_TYPES = {"uint8": pb.TYPE_UINT8, "float32": pb.TYPE_FP32}
 _DIGEST = re.compile("[0-9a-f]{64}")
 _MAX_LABELS = 255  # classes; a label is one byte, and export writes no more keypoints either
 _MAX_COUNT = 1024  # layers of the generator that take a style, and classifiers
@@ -36,15 +33,14 @@ class MalformedModel(ValueError):
 class ServedModel:
     """One ensemble in Triton. `triton_name` differs from `name` for the staged pipeline.
 
-    `task` is a key of LABEL_OUTPUTS; `label_names` are those of its classes or of its keypoints, and `palette` has one
-    colour for each.
+    `label_names` are those of its classes or of its keypoints, and `palette` has one colour for each.
     """
 
     name: str
     triton_name: str
     version: str
     pipeline: str
-    task: str
+    task: Task
     digest: str
     resolution: int
     z_dim: int
@@ -76,10 +72,8 @@ def _read(config: pb.ModelConfig, version: str, parameters: Mapping[str, str]) -
     inputs = {tensor.name: list(tensor.dims) for tensor in config.input}
     outputs = {tensor.name: list(tensor.dims) for tensor in config.output}
     types = {tensor.name: tensor.data_type for tensor in config.output}
-    task = parameters["task"]
-    if task not in LABEL_OUTPUTS:
-        raise ValueError(f"unknown task {task!r}; known: {', '.join(LABEL_OUTPUTS)}")
-    names = _names("class_names" if task == "segmentation" else "keypoint_names", parameters)
+    task = task_of(parameters["task"])
+    names = _names(task.names_parameter, parameters)
     palette = tuple(_colour(entry) for entry in _list("palette", parameters["palette"]))
     if len(names) != len(palette):
         raise ValueError(f"{len(names)} names of classes or keypoints but {len(palette)} colours")
@@ -88,13 +82,12 @@ def _read(config: pb.ModelConfig, version: str, parameters: Mapping[str, str]) -
         raise ValueError(
             f"image is {outputs['image']}, latent {inputs['latent']}, style_latent {inputs['style_latent']}"
         )
-    expected = {"image": [size, size, 3], "js_map": [size, size], "js_score": [1]}
-    expected |= {"label": [size, size]} if task == "segmentation" else {"keypoints": [count, 2], "confidence": [count]}
-    for name, dims in expected.items():
+    for expected in (IMAGE, *UNCERTAINTY, *task.labels):
+        name, dims, data_type = expected.name, list(expected.dims(size, count)), _TYPES[expected.dtype]
         if outputs[name] != dims:
-            raise ValueError(f"output {name} is {outputs[name]}, not {dims} as task {task!r} has it")
-        if types[name] != _TYPES[name]:
-            raise ValueError(f"output {name} is not {pb.DataType.Name(_TYPES[name])}")
+            raise ValueError(f"output {name} is {outputs[name]}, not {dims} as task {task.name!r} has it")
+        if types[name] != data_type:
+            raise ValueError(f"output {name} is not {pb.DataType.Name(data_type)}")
     if not _DIGEST.fullmatch(parameters["model_digest"]):
         raise ValueError("model_digest is not a SHA-256 in hexadecimal digits")
     return ServedModel(

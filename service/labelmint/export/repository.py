@@ -21,6 +21,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from labelmint.core.calibration import CALIBRATION
 from labelmint.core.errors import IncompatibleWeights, UnusableFile
+from labelmint.core.task import task_of
 from labelmint.export import native_export, torchscript_export
 from labelmint.export.modules import (
     MAX_BATCH_BYTES,
@@ -202,7 +203,7 @@ def _describe(
         "num_heads": str(spec.num_heads),
         "num_ws": str(generator.spec.num_ws),
         "score_kind": interpreter.score_kind,
-        "keypoint_names" if spec.task == "keypoints" else "class_names": json.dumps(spec.class_names),
+        task_of(spec.task).names_parameter: json.dumps(spec.class_names),
         "palette": json.dumps(spec.palette),
     }
     for key, value in described.items():

@@ -110,7 +110,7 @@ class Interpreter:
             label.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8)),
             *(array.ctypes.data_as(_Floats) for array in (keypoints, confidence, js_map)),
         )
-        outputs = {"label": label, "keypoints": keypoints, "confidence": confidence, "js_map": js_map}
+        outputs: dict[str, Array] = {"label": label, "keypoints": keypoints, "confidence": confidence, "js_map": js_map}
         outputs["js_score"] = _score(js_map, self.score_kind)
         return {name: outputs[name] for name in self.outputs}
 

@@ -2,8 +2,8 @@
 
 Rules of this file:
 - The same samples give the same bytes: no time, no owner, ustar headers.
-- The members of one sample share its seed as their key, in ten digits: `image.png`, `label.npy` (segmentation) and
-  `json`. The label is an array, because WebDataset's image decoders turn a palette PNG into its colours.
+- The members of one sample share its seed as their key, in ten digits: `image.png`, those of its task's labels
+  (segmentation: `label.npy`), and `json`.
 - Only a whole archive ends with the two zero blocks. One that breaks off ends within a member: readers of tar take an
   end between two members for the end of the archive, and would not notice. So the last block of each sample, which
   holds the end of its JSON, waits for the next sample or for the end.
@@ -12,16 +12,14 @@ Rules of this file:
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import tarfile
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-import numpy as np
-
-from labelmint.gateway.encoding import encoders as encode
-from labelmint.gateway.rest.messages import evidence
+from labelmint.gateway.encoding.fields import sample_fields
+from labelmint.gateway.encoding.labels import labels_of
+from labelmint.gateway.encoding.pixels import image_png
 from labelmint.gateway.sampling.sample import Delivery, Sample
 
 END = b"\0" * (2 * tarfile.BLOCKSIZE)
@@ -40,18 +38,17 @@ async def archive(deliveries: AsyncGenerator[Delivery, None]) -> AsyncGenerator[
 
 
 def members(sample: Sample, next_seed: int) -> bytes:
-    """The tar blocks of one sample: image uint8 [R,R,3] as PNG, label uint8 [R,R] as npy, and what JSON tells.
+    """The tar blocks of one sample: the image uint8 [R,R,3] as PNG, the members of its labels, and JSON.
 
     The JSON has what the sample's own has besides pixels, and `next_seed`, where an archive after this sample begins.
     """
-    described = {**evidence(sample), "next_seed": next_seed}
-    parts = [("image.png", encode.image_png(sample))]
-    if sample.label is not None:
-        array = io.BytesIO()
-        np.save(array, sample.label, allow_pickle=False)
-        parts.append(("label.npy", array.getvalue()))
-    parts.append(("json", json.dumps(described, sort_keys=True).encode()))
-    return b"".join(_member(f"{sample.seed:010d}.{suffix}", data) for suffix, data in parts)
+    fields = {**sample_fields(sample), "next_seed": next_seed}
+    parts = {
+        "image.png": image_png(sample),
+        **labels_of(sample).members(sample),
+        "json": json.dumps(fields, sort_keys=True).encode(),
+    }
+    return b"".join(_member(f"{sample.seed:010d}.{suffix}", data) for suffix, data in parts.items())
 
 
 def _member(name: str, data: bytes) -> bytes:

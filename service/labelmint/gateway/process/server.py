@@ -405,7 +405,7 @@ async def _announce(
         return
     for model in models:
         gate = f"gate at JS {model.calibration.threshold:.4g}" if model.calibration is not None else "not calibrated"
-        labels = f"{len(model.label_names)} {'classes' if model.task == 'segmentation' else 'keypoints'}"
+        labels = f"{len(model.label_names)} {model.task.names}"
         name = model.name if model.version == "1" else f"{model.name} version {model.version}"
         _say(settings, f"{name}, {model.resolution}x{model.resolution}, {labels}, {gate}")
     http, grpc_address = (bracketed(settings.host, port) for port in ports)

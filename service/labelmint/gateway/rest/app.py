@@ -22,8 +22,10 @@ from starlette.types import ASGIApp
 
 from labelmint.core.policy import SEED_END, Walk, check_has_label, gate_of, mixing_of
 from labelmint.core.served_model import ServedModel
-from labelmint.gateway.encoding import encoders as encode
 from labelmint.gateway.encoding import tar
+from labelmint.gateway.encoding.npz import npz
+from labelmint.gateway.encoding.people import overlay_png, uncertainty_png
+from labelmint.gateway.encoding.pixels import image_png, label_png
 from labelmint.gateway.rest import docs as rest_docs
 from labelmint.gateway.rest import problems as rest_problems
 from labelmint.gateway.rest.caching import Caching, caching_of
@@ -139,7 +141,7 @@ def create_app(
             if_none_match: IfNoneMatch = None,
         ) -> Response:
             found = await find(request, model, query)
-            if encoder is encode.label_png:
+            if encoder is label_png:
                 check_has_label(found, "model", "ask for the sample's JSON, overlay.png or .npz")
             caches = caching(request, found, f"{seed}{suffix}", query)
             if caches.held(if_none_match):
@@ -165,31 +167,31 @@ def create_app(
         return model_model(await find(request, model, query))
 
     representations = (
-        ("/image.png", encode.image_png, "image/png", False, "The image as RGB PNG"),
+        ("/image.png", image_png, "image/png", False, "The image as RGB PNG"),
         (
             "/label.png",
-            encode.label_png,
+            label_png,
             "image/png",
             False,
             "The label as palette PNG: indices are class ids. Not of keypoint models",
         ),
         (
             "/overlay.png",
-            encode.overlay_png,
+            overlay_png,
             "image/png",
             False,
             "For people: image, label or keypoints, legend, score",
         ),
         (
             "/uncertainty.png",
-            encode.uncertainty_png,
+            uncertainty_png,
             "image/png",
             True,
             "For people: image and JS divergence of its pixels",
         ),
         (
             ".npz",
-            encode.npz,
+            npz,
             "application/octet-stream",
             True,
             "Image, label or keypoints, JS map and score as a NumPy archive",

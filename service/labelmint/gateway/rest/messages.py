@@ -8,13 +8,14 @@ Rules of this file:
 from __future__ import annotations
 
 import base64
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from labelmint.core.policy import MAX_BATCH, MAX_TRUNCATION_PSI, SEED_END, SampleOptions
 from labelmint.core.served_model import ServedModel
-from labelmint.gateway.encoding import encoders as encode
+from labelmint.gateway.encoding.fields import label_name_fields, model_fields, rejection_fields, sample_fields
+from labelmint.gateway.encoding.pixels import IMAGE_ENCODERS, LABEL_ENCODERS, Encoder
 from labelmint.gateway.rest.caching import revision
 from labelmint.gateway.sampling.sample import Sample
 
@@ -216,46 +217,15 @@ class Problem(BaseModel):
 
 
 def sample_model(sample: Sample, encoding: Literal["png", "raw"]) -> SampleModel:
-    raw = encoding == "raw"
-    assert sample.image is not None, "REST leaves no image out"
-    height, width, _ = sample.image.shape
+    def pixels(encoder: Encoder, channels: int) -> PixelsModel:
+        text = base64.b64encode(encoder(sample)).decode()
+        side = sample.model.resolution
+        return PixelsModel(encoding=encoding, height=side, width=side, channels=channels, data=text)
 
-    def pixels(data: bytes, channels: int) -> PixelsModel:
-        text = base64.b64encode(data).decode()
-        return PixelsModel(encoding=encoding, height=height, width=width, channels=channels, data=text)
-
-    label = None
-    if sample.label is not None:
-        label = pixels(sample.label.tobytes() if raw else encode.label_png(sample), 1)
-    image = pixels(sample.image.tobytes() if raw else encode.image_png(sample), 3)
+    image = pixels(IMAGE_ENCODERS[encoding], 3)
+    label = None if sample.label is None else pixels(LABEL_ENCODERS[encoding], 1)
     js_map = "" if sample.js_map is None else base64.b64encode(sample.js_map.astype("<f4").tobytes()).decode()
-    return SampleModel(**evidence(sample), image=image, label=label, js_map=js_map)
-
-
-def evidence(sample: Sample) -> dict[str, Any]:
-    """The values of an EvidenceModel, ready for JSON."""
-    keypoints = []
-    if sample.keypoints is not None:
-        found = zip(sample.keypoints.positions.tolist(), sample.keypoints.confidence.tolist(), strict=True)
-        keypoints = [
-            KeypointModel(name=name, x=x, y=y, confidence=confidence)
-            for name, ((x, y), confidence) in zip(sample.model.label_names, found, strict=True)
-        ]
-    return EvidenceModel(
-        model=sample.model.name,
-        model_version=sample.model.version,
-        seed=sample.seed,
-        accepted=sample.accepted,
-        js_score=sample.js_score,
-        threshold=sample.gate.threshold,
-        calibration_id=sample.gate.calibration_id,
-        truncation_psi=sample.gate.truncation_psi,
-        style_seed=None if sample.mixing is None else sample.mixing.style_seed,
-        crossover=None if sample.mixing is None else sample.mixing.crossover,
-        group_id=sample.group_id,
-        model_digest=sample.model.digest,
-        keypoints=keypoints,
-    ).model_dump()
+    return SampleModel(**sample_fields(sample), image=image, label=label, js_map=js_map)
 
 
 def batch_model(samples: list[Sample], body: BatchBody) -> BatchModel:
@@ -263,13 +233,7 @@ def batch_model(samples: list[Sample], body: BatchBody) -> BatchModel:
         outcomes=[
             sample_model(sample, body.encoding)
             if sample.accepted or body.include_rejected
-            else RejectionModel(
-                seed=sample.seed,
-                accepted=False,
-                js_score=sample.js_score,
-                threshold=sample.gate.threshold,
-                calibration_id=sample.gate.calibration_id,
-            )
+            else RejectionModel(accepted=False, **rejection_fields(sample))
             for sample in samples
         ]
     )
@@ -281,19 +245,8 @@ def model_model(model: ServedModel) -> ModelModel:
         for index, (name, colour) in enumerate(zip(model.label_names, model.palette, strict=True))
     ]
     return ModelModel(
-        name=model.name,
-        version=model.version,
+        **model_fields(model),
+        **label_name_fields(model, labels),
         revision=revision(model),
-        pipeline=model.pipeline,
-        task=model.task,
-        digest=model.digest,
-        resolution=model.resolution,
-        z_dim=model.z_dim,
-        num_ws=model.num_ws,
-        layout=model.layout,
-        num_heads=model.num_heads,
-        score_kind=model.score_kind,
-        classes=labels if model.task == "segmentation" else [],
-        keypoint_classes=labels if model.task == "keypoints" else [],
         calibration=None if model.calibration is None else CalibrationModel(**model.calibration.described()),
     )

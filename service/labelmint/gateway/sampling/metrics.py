@@ -154,7 +154,7 @@ class ServedModels(Collector):
             described = {
                 "digest": model.digest,
                 "pipeline": model.pipeline,
-                "task": model.task,
+                "task": model.task.name,
                 "layout": model.layout,
                 "score_kind": model.score_kind,
                 "calibration_id": "" if model.calibration is None else model.calibration.id,

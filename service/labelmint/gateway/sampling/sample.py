@@ -6,7 +6,9 @@ Rules of this file:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,28 +19,23 @@ from labelmint.core.served_model import ServedModel
 
 
 @dataclass(frozen=True)
-class Keypoints:
-    """positions float32 [K,2] as (x, y) in pixels, pixel centres at integers; confidence float32 [K], the heat at the
-    keypoint, nominally 0 to 1."""
-
-    positions: npt.NDArray[np.float32]
-    confidence: npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
 class Sample:
-    """One seed's outcome: image uint8 [R,R,3], js_map float32 [R,R], and what the model's task labels: `label` uint8
-    [R,R] (segmentation) or `keypoints`; the other is None, and so is what was left out."""
+    """One seed's outcome: image uint8 [R,R,3], js_map float32 [R,R], and `labels`, the outputs of the model's task by
+    name. What was left out is None; labels that were left out are empty."""
 
     model: ServedModel
     seed: int
     mixing: Mixing | None
     gate: Gate
     image: npt.NDArray[np.uint8] | None
-    label: npt.NDArray[np.uint8] | None
-    keypoints: Keypoints | None
+    labels: Mapping[str, npt.NDArray[Any]]
     js_map: npt.NDArray[np.float32] | None
     js_score: float
+
+    @property
+    def label(self) -> npt.NDArray[np.uint8] | None:
+        """The label image uint8 [R,R]; None where the task has none or it was left out."""
+        return self.labels.get("label")
 
     @property
     def accepted(self) -> bool:

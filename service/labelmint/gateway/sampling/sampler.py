@@ -39,7 +39,7 @@ from labelmint.core.served_model import ServedModel
 from labelmint.gateway.sampling.cache import SampleCache
 from labelmint.gateway.sampling.catalog import Catalog
 from labelmint.gateway.sampling.metrics import Metrics
-from labelmint.gateway.sampling.sample import Delivery, Keypoints, Sample
+from labelmint.gateway.sampling.sample import Delivery, Sample
 from labelmint.gateway.sampling.slots import KINDS, Claim, Party, Slots
 from labelmint.tracing import span
 from labelmint.triton.client import Array, Latents, TritonClient
@@ -278,8 +278,7 @@ class Sampler:
             mixing=mixing,
             gate=gate,
             image=arrays.get("image"),
-            label=arrays.get("label"),
-            keypoints=Keypoints(arrays["keypoints"], arrays["confidence"]) if "keypoints" in arrays else None,
+            labels={name: arrays[name] for name in model.task.label_outputs if name in arrays},
             js_map=arrays.get("js_map"),
             js_score=float(arrays["js_score"][0]),
         )

@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 from labelmint.core.policy import Gate
-from labelmint.gateway.encoding import encoders as encode
-from labelmint.gateway.encoding import lettering
+from labelmint.gateway.encoding import figure, lettering
+from labelmint.gateway.encoding.people import overlay_png
 from labelmint.gateway.sampling.sample import Sample
-from tests.gateway.test_policy import MODEL
+from tests.support.served import MODEL
 
 # matplotlib brings DejaVu, which has Cyrillic, Arabic and a few emoji, and no Chinese.
 DEJAVU = str(Path(matplotlib.get_data_path()) / "fonts" / "ttf")
@@ -42,7 +42,7 @@ def overlay(*names: str) -> bytes:
     label = (np.arange(64) % len(names)).reshape(8, 8).astype(np.uint8)
     model = replace(MODEL, label_names=names, palette=palette)
     gate = Gate(1.0, 5.0, "c")
-    return encode.overlay_png(Sample(model, 7, None, gate, image, label, keypoints=None, js_map=None, js_score=3.0))
+    return overlay_png(Sample(model, 7, None, gate, image, {"label": label}, js_map=None, js_score=3.0))
 
 
 def drawn_by(text: str) -> list[tuple[str, str]]:
@@ -98,5 +98,5 @@ def test_a_file_that_is_no_font_is_passed_over(machine: Machine, tmp_path: Path)
 def test_no_name_is_cut(machine: Machine, name: str) -> None:
     machine(DEJAVU)
     picture = np.asarray(Image.open(io.BytesIO(overlay("background", name))))
-    assert (picture[440:, -8:] == encode._PAPER).all()
-    assert (picture[440:, -30:-12] != encode._PAPER).any()
+    assert (picture[440:, -8:] == figure.PAPER).all()
+    assert (picture[440:, -30:-12] != figure.PAPER).any()

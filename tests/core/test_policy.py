@@ -24,28 +24,8 @@ from labelmint.core.policy import (
     mixings_of,
     window_of,
 )
-from labelmint.core.served_model import ServedModel
-
-CALIBRATION = calibrate(
-    np.arange(2000) / 10.0, model_digest="d" * 64, score_kind="sum", truncation_psi=1.0, first_seed=0
-)
-MODEL = ServedModel(
-    name="faces",
-    triton_name="faces",
-    version="1",
-    pipeline="fused",
-    task="segmentation",
-    digest="d" * 64,
-    resolution=8,
-    z_dim=64,
-    num_ws=12,
-    layout="paper",
-    num_heads=10,
-    score_kind="sum",
-    label_names=("background", "hair"),
-    palette=((0, 0, 0), (120, 73, 32)),
-    calibration=CALIBRATION,
-)
+from labelmint.core.task import KEYPOINTS
+from tests.support.served import CALIBRATION, MODEL
 
 
 def test_latent_is_the_official_one() -> None:
@@ -180,7 +160,7 @@ def test_a_window_has_a_default_and_a_bound() -> None:
 
 
 def test_only_wanted_outputs_are_asked_for_and_the_score_always() -> None:
-    keypoints = replace(MODEL, task="keypoints")
+    keypoints = replace(MODEL, task=KEYPOINTS)
     assert SampleOptions().outputs(MODEL) == ("image", "label", "js_score")
     assert SampleOptions(omit_image=True).outputs(keypoints) == ("keypoints", "confidence", "js_score")
     assert SampleOptions(omit_label=True, include_js_map=True).outputs(keypoints) == ("image", "js_map", "js_score")

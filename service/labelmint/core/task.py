@@ -1,0 +1,91 @@
+"""The tasks that a Style Interpreter can have been trained for, and what tells one from another while it is served.
+
+Rules of this file:
+- A model says its task by name; code asks the `Task` what differs and compares no names.
+- `gateway/encoding/labels.py` says how a task's labels are sent, `models/tasks.py` how they are learnt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+TaskName = Literal["segmentation", "keypoints"]
+DType = Literal["uint8", "float32"]
+
+
+@dataclass(frozen=True)
+class Output:
+    """A tensor of one sample. In its shape, "R" stands for the resolution and "K" for the number of label names."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int | Literal["R", "K"], ...]
+
+    def dims(self, resolution: int, num_labels: int) -> tuple[int, ...]:
+        sizes = {"R": resolution, "K": num_labels}
+        return tuple(sizes[size] if isinstance(size, str) else size for size in self.shape)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What differs between tasks.
+
+    labels: the outputs that are the task's labels, beside the image and the uncertainty.
+    names_parameter: the parameter of a model's configuration that holds the label names, as a JSON list.
+    names_field: the field of a Model message that holds them.
+    names: what the label names are names of, in the plural.
+    min_names: the least number of label names that makes sense.
+    has_label_image: whether the label is an image of class ids, which PNG and JPEG are about.
+    annotation_option: the option of `labelmint fit` that says how the annotations are written.
+    """
+
+    name: TaskName
+    labels: tuple[Output, ...]
+    names_parameter: str
+    names_field: str
+    names: str
+    min_names: int
+    has_label_image: bool
+    annotation_option: str
+
+    @property
+    def label_outputs(self) -> tuple[str, ...]:
+        return tuple(output.name for output in self.labels)
+
+
+# The outputs that every model has. Divergences are in nats.
+IMAGE = Output("image", "uint8", ("R", "R", 3))
+UNCERTAINTY = (Output("js_map", "float32", ("R", "R")), Output("js_score", "float32", (1,)))
+
+SEGMENTATION = Task(
+    name="segmentation",
+    labels=(Output("label", "uint8", ("R", "R")),),  # class ids
+    names_parameter="class_names",
+    names_field="classes",
+    names="classes",
+    min_names=2,
+    has_label_image=True,
+    annotation_option="mask_format",
+)
+KEYPOINTS = Task(
+    name="keypoints",
+    # Positions as (x, y) in pixels, pixel centres at integers; the confidence is the heat there, nominally 0 to 1.
+    labels=(Output("keypoints", "float32", ("K", 2)), Output("confidence", "float32", ("K",))),
+    names_parameter="keypoint_names",
+    names_field="keypoint_classes",
+    names="keypoints",
+    min_names=1,
+    has_label_image=False,
+    annotation_option="keypoint_format",
+)
+
+TASKS: Mapping[str, Task] = {task.name: task for task in (SEGMENTATION, KEYPOINTS)}
+
+
+def task_of(name: str) -> Task:
+    """Raises ValueError for a name that no task has."""
+    if name not in TASKS:
+        raise ValueError(f"unknown task {name!r}; known: {', '.join(TASKS)}")
+    return TASKS[name]

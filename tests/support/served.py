@@ -1,0 +1,28 @@
+"""A served model as a value, for tests of what is decided about one."""
+
+import numpy as np
+
+from labelmint.core.calibration import calibrate
+from labelmint.core.served_model import ServedModel
+from labelmint.core.task import SEGMENTATION
+
+CALIBRATION = calibrate(
+    np.arange(2000) / 10.0, model_digest="d" * 64, score_kind="sum", truncation_psi=1.0, first_seed=0
+)
+MODEL = ServedModel(
+    name="faces",
+    triton_name="faces",
+    version="1",
+    pipeline="fused",
+    task=SEGMENTATION,
+    digest="d" * 64,
+    resolution=8,
+    z_dim=64,
+    num_ws=12,
+    layout="paper",
+    num_heads=10,
+    score_kind="sum",
+    label_names=("background", "hair"),
+    palette=((0, 0, 0), (120, 73, 32)),
+    calibration=CALIBRATION,
+)
