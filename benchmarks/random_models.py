@@ -14,9 +14,9 @@ import torch
 
 from labelmint.models.generator import Generator
 from labelmint.models.interpreter import InterpreterSpec, StyleInterpreter, hidden_widths
-from labelmint.models.keypoints import build_interpreter
 from labelmint.models.layout import channels_of
 from labelmint.models.stylegan2 import StyleGAN2Spec
+from labelmint.models.tasks import build_interpreter
 
 
 def interpreter_spec(

@@ -27,6 +27,7 @@ from pydantic_settings import (
 )
 
 from labelmint.core.errors import LabelmintError
+from labelmint.core.task import TASKS, TaskName
 from labelmint.gateway.process.settings import ServeSettings
 
 _EXPORT_MODULES = ("torch", "onnx", "onnxruntime", "onnxscript", "pycocotools", "safetensors")
@@ -74,16 +75,16 @@ class Fit(BaseModel):
         Literal["paper", "editgan-stylegan2", "release-stylegan1"], Field(description="feature layout")
     ] = "paper"
     heads: Annotated[int, Field(ge=2, description="number of classifiers in the ensemble")] = 10
-    task: Annotated[Literal["segmentation", "keypoints"], Field(description="what to learn")] = "segmentation"
+    task: Annotated[TaskName, Field(description="what to learn")] = "segmentation"
     mask_format: Annotated[Literal["png", "labelme", "coco"], Field(description="format of the masks")] = "png"
     keypoint_format: Annotated[Literal["csv", "coco"], Field(description="format of the keypoints")] = "csv"
     steps: Annotated[int, Field(ge=1, description="training steps; a few hundred are enough for a try-out")] = 4000
 
     @model_validator(mode="after")
     def _no_format_of_the_other_task(self) -> Fit:
-        unused = "mask_format" if self.task == "keypoints" else "keypoint_format"
-        if unused in self.model_fields_set:
-            raise ValueError(f"{unused} has no use for --task {self.task}")
+        for name, task in TASKS.items():
+            if name != self.task and task.annotation_option in self.model_fields_set:
+                raise ValueError(f"{task.annotation_option} has no use for --task {self.task}")
         return self
 
     def cli_cmd(self) -> None:
@@ -93,11 +94,10 @@ class Fit(BaseModel):
             self.generator,
             self.annotations,
             self.out,
-            self.layout,
-            self.heads,
-            self.task,
-            self.mask_format,
-            self.keypoint_format,
+            layout=self.layout,
+            heads=self.heads,
+            task=self.task,
+            annotation_format=getattr(self, TASKS[self.task].annotation_option),
             steps=self.steps,
         )
 

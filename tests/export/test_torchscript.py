@@ -22,11 +22,11 @@ from labelmint.export.repository import STEPS, export_repository
 from labelmint.export.torchscript_export import export_torchscript
 from labelmint.models.generator import Generator
 from labelmint.models.interpreter import InterpreterSpec, StyleInterpreter, Task
-from labelmint.models.keypoints import build_interpreter
 from labelmint.models.layout import channels_of
 from labelmint.models.store import save_generator, save_interpreter
 from labelmint.models.stylegan1 import StyleGAN1Spec
 from labelmint.models.stylegan2 import StyleGAN2Spec
+from labelmint.models.tasks import build_interpreter
 from labelmint.triton.artifacts import check_models
 from labelmint.triton.model_config import check_artifacts, ensembles, read_config
 from tests.conftest import ROOT

@@ -22,8 +22,8 @@ from labelmint.export.repository import export_repository
 from labelmint.models.draw import draw
 from labelmint.models.generator import Generator
 from labelmint.models.interpreter import InterpreterSpec, StyleInterpreter
-from labelmint.models.keypoints import build_interpreter
 from labelmint.models.stylegan2 import StyleGAN2Spec
+from labelmint.models.tasks import build_interpreter
 from labelmint.triton.model_config import ensembles, is_fused
 from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc

@@ -12,17 +12,17 @@ import torch
 import torch.nn.functional as F
 
 from labelmint.core.errors import UnusableFile
+from labelmint.models import keypoints
 from labelmint.models.annotations import (
     AnnotatedDataset,
-    KeypointDataset,
     LabelClasses,
     image_path,
-    read_dataset,
+    read_masks,
     write_keypoints,
     write_masks,
 )
 from labelmint.models.draw import draw, synthesize
-from labelmint.models.fit import FitSettings, _Heads, _Run, choose_pixels, fit, fit_files, regions_of
+from labelmint.models.fit import FitSettings, _Heads, _Run, choose_pixels, fit, fit_files
 from labelmint.models.generator import Generator
 from labelmint.models.store import load_interpreter, save_generator
 from labelmint.models.stylegan2 import StyleGAN2Spec
@@ -49,11 +49,11 @@ def bright(generator: Generator, seed: int) -> np.ndarray:
 @pytest.fixture(scope="module")
 def dataset(generator: Generator) -> AnnotatedDataset:
     masks = {seed: bright(generator, seed) for seed in range(32)}
-    return AnnotatedDataset(1.0, CLASSES, {}, masks)
+    return AnnotatedDataset("segmentation", 1.0, CLASSES.names, CLASSES.palette, {}, masks)
 
 
 def test_learns_what_the_features_say(generator: Generator, dataset: AnnotatedDataset) -> None:
-    interpreter, error = fit(generator, dataset, "paper", 3, SETTINGS)
+    interpreter, error = fit(generator, dataset, SETTINGS, layout="paper", heads=3)
     assert error < 0.1
     right = []
     for seed in range(100, 110):
@@ -66,8 +66,8 @@ def test_learns_what_the_features_say(generator: Generator, dataset: AnnotatedDa
 
 def test_can_be_repeated_to_the_bit(generator: Generator, dataset: AnnotatedDataset) -> None:
     settings = FitSettings(pixels_per_image=256, steps=20, batch=32)
-    first, _ = fit(generator, dataset, "paper", 2, settings)
-    second, _ = fit(generator, dataset, "paper", 2, settings)
+    first, _ = fit(generator, dataset, settings, layout="paper", heads=2)
+    second, _ = fit(generator, dataset, settings, layout="paper", heads=2)
     for name, value in first.state_dict().items():
         assert torch.equal(value, second.state_dict()[name]), name
 
@@ -107,7 +107,15 @@ def test_learns_where_a_keypoint_is(tmp_path: Path, generator: Generator, monkey
     points = {seed: np.array([[*peak(seed), 1]], np.float32) for seed in range(24)}
     points[3][0] = 0  # absent: nothing to see there
     write_keypoints(annotations, ("peak",), ((255, 0, 0),), points | {3: np.zeros((1, 3), np.float32)})
-    fit_files(weights, annotations, tmp_path / "out.safetensors", "paper", 3, task="keypoints")
+    fit_files(
+        weights,
+        annotations,
+        tmp_path / "out.safetensors",
+        layout="paper",
+        heads=3,
+        task="keypoints",
+        annotation_format="csv",
+    )
     interpreter = load_interpreter(tmp_path / "out.safetensors")
     assert interpreter.spec.task == "keypoints" and interpreter.spec.class_names == ("peak",)
     above = []
@@ -121,8 +129,7 @@ def test_learns_where_a_keypoint_is(tmp_path: Path, generator: Generator, monkey
 
 
 def test_pixels_near_a_keypoint_are_all_drawn() -> None:
-    dataset = KeypointDataset(1.0, ("a", "b"), ((0, 0, 0), (1, 1, 1)), {}, {0: np.array([[8, 8, 1], [0, 0, 0]], "f4")})
-    region = regions_of(dataset, 0, 32)
+    region = keypoints.regions(np.array([[8, 8, 1], [0, 0, 0]], "f4"), 32)
     near = region == 1
     assert 5 <= int(near.sum()) <= 25 and int(region.max()) == 1  # three deviations of half a pixel; none of the absent
     chosen = choose_pixels(region, 64, 0.0, torch.Generator().manual_seed(0))
@@ -145,10 +152,10 @@ def test_masks_of_another_generator_are_refused(tmp_path: Path, generator: Gener
     save_generator(weights, generator, {})
     synthesize(weights, annotations, range(2), 1.0)
     write_masks(annotations, CLASSES, {seed: bright(generator, seed) for seed in range(2)})
-    assert list(read_dataset(annotations).images) == [0, 1]
+    assert list(read_masks(annotations).images) == [0, 1]
     image_path(annotations, 1).write_bytes(image_path(annotations, 0).read_bytes())
     with pytest.raises(UnusableFile, match=r"0000000001.png is not what .* draws for seed 1"):
-        fit_files(weights, annotations, tmp_path / "out.safetensors", "paper", 2)
+        fit_files(weights, annotations, tmp_path / "out.safetensors", layout="paper", heads=2)
     assert not (tmp_path / "out.safetensors").exists()
 
 
@@ -163,7 +170,7 @@ def files(tmp_path: Path, generator: Generator) -> tuple[Path, Path]:
 
 
 def test_from_files_to_file(tmp_path: Path, files: tuple[Path, Path]) -> None:
-    fit_files(*files, tmp_path / "out.safetensors", "paper", 2, steps=20)
+    fit_files(*files, tmp_path / "out.safetensors", layout="paper", heads=2, steps=20)
     loaded = load_interpreter(tmp_path / "out.safetensors")
     assert loaded.spec.class_names == CLASSES.names and loaded.spec.num_heads == 2
 
@@ -196,7 +203,7 @@ def test_a_run_that_was_killed_ends_in_the_same_bytes(
     weights, annotations = files
     advance = _Run.advance
     undisturbed, out = tmp_path / "undisturbed.safetensors", tmp_path / "out.safetensors"
-    fit_files(weights, annotations, undisturbed, "paper", 2, steps=12)
+    fit_files(weights, annotations, undisturbed, layout="paper", heads=2, steps=12)
     options = ["fit", "--generator", weights, "--annotations", annotations, "--heads", "2", "--steps", "12", out]
     checkpoint, steps = out.with_name("out.safetensors.checkpoint"), []
     # Another number of threads adds in another order, and other tests may have changed this process's.
@@ -209,11 +216,11 @@ def test_a_run_that_was_killed_ends_in_the_same_bytes(
         steps.append(torch.load(checkpoint, weights_only=True)["state"]["step"])
     monkeypatch.setattr(_Run, "advance", lambda run, pool: signal.raise_signal(signal.SIGINT) or advance(run, pool))
     with pytest.raises(KeyboardInterrupt):
-        fit_files(weights, annotations, out, "paper", 2, steps=12)
+        fit_files(weights, annotations, out, layout="paper", heads=2, steps=12)
     monkeypatch.setattr(_Run, "advance", advance)
     steps.append(torch.load(checkpoint, weights_only=True)["state"]["step"])
     assert steps == [2, 5, 6] and not out.exists()  # a signal that may wait does so until a whole step is kept
-    fit_files(weights, annotations, out, "paper", 2, steps=12)
+    fit_files(weights, annotations, out, layout="paper", heads=2, steps=12)
     assert out.read_bytes() == undisturbed.read_bytes()
     assert not checkpoint.exists()
 
@@ -230,16 +237,16 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path, files: tuple[Pat
         patch.setattr("labelmint.models.resuming.CHECKPOINT_SECONDS", 0.0)
         patch.setattr("labelmint.models.fit.save_interpreter", full)
         with pytest.raises(OSError):
-            fit_files(weights, annotations, out, "paper", 2, steps=3)
+            fit_files(weights, annotations, out, layout="paper", heads=2, steps=3)
     kept = checkpoint.read_bytes()
     with pytest.raises(UnusableFile, match="checkpoint was begun with other options; run that again, or remove it"):
-        fit_files(weights, annotations, out, "paper", 2, steps=4)
+        fit_files(weights, annotations, out, layout="paper", heads=2, steps=4)
     write_masks(annotations, CLASSES, {seed: 1 - bright(generator, seed) for seed in range(4)})
     with pytest.raises(UnusableFile, match="begun with other annotations;"):
-        fit_files(weights, annotations, out, "paper", 2, steps=3)
+        fit_files(weights, annotations, out, layout="paper", heads=2, steps=3)
     with pytest.raises(UnusableFile, match="begun with other annotations and other options;"):
-        fit_files(weights, annotations, out, "paper", 3, steps=3)
+        fit_files(weights, annotations, out, layout="paper", heads=3, steps=3)
     assert checkpoint.read_bytes() == kept
     checkpoint.write_bytes(kept[:100])
     with pytest.raises(UnusableFile, match="is not a whole checkpoint; remove it to begin anew"):
-        fit_files(weights, annotations, out, "paper", 2, steps=3)
+        fit_files(weights, annotations, out, layout="paper", heads=2, steps=3)

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from labelmint.models.interpreter import InterpreterSpec
-from labelmint.models.keypoints import KeypointInterpreter, bernoulli_entropy, build_interpreter, heat_targets, locate
+from labelmint.models.keypoints import KeypointInterpreter, bernoulli_entropy, heat_targets, locate
+from labelmint.models.tasks import build_interpreter
 
 SPEC = InterpreterSpec(
     layout="paper",

@@ -17,7 +17,7 @@ import torch  # noqa: F401  what is loaded with the first file would count as it
 from labelmint.checkpoints.importing import ImportOptions, import_file
 from labelmint.gateway.process.own_triton import OwnTriton
 from labelmint.models.annotations.keypoints import read_keypoints
-from labelmint.models.annotations.masks import read_dataset
+from labelmint.models.annotations.masks import read_masks
 from labelmint.models.store import load_generator, load_interpreter
 
 LIMIT_BYTES = 3 << 30
@@ -44,9 +44,9 @@ READERS: dict[str, Callable[[Path], object]] = {
     "checkpoint": lambda path: import_file(path, path.parent / "out" / "g.safetensors", None, ImportOptions()),
     "generator": load_generator,
     "interpreter": load_interpreter,
-    "masks": lambda path: read_dataset(path, "png"),
-    "labelme": lambda path: read_dataset(path, "labelme"),
-    "coco": lambda path: read_dataset(path, "coco"),
+    "masks": lambda path: read_masks(path, "png"),
+    "labelme": lambda path: read_masks(path, "labelme"),
+    "coco": lambda path: read_masks(path, "coco"),
     "keypoints": lambda path: read_keypoints(path, "coco"),
     "repository": lambda path: OwnTriton(path, "fused", None, ""),
 }

@@ -24,7 +24,7 @@ from labelmint.kernel.interpreter import (
     read_weights,
 )
 from labelmint.models.interpreter import InterpreterSpec
-from labelmint.models.keypoints import build_interpreter
+from labelmint.models.tasks import build_interpreter
 from tests.conftest import need_program
 
 KERNEL = Path(labelmint_kernel.__file__).parent

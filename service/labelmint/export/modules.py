@@ -8,17 +8,20 @@ Rules of this file:
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from labelmint.core.task import UNCERTAINTY, DType, task_of
 from labelmint.models.generator import Generator, to_uint8
 from labelmint.models.interpreter import StyleInterpreter
 
 MAX_BATCH_SIZE = 16
 # Triton copies the tensors between steps several times; a step's batch is bounded by what one copy may weigh.
 MAX_BATCH_BYTES = 384 << 20
+_DTYPES: Mapping[DType, torch.dtype] = {"uint8": torch.uint8, "float32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -62,26 +65,15 @@ def feature_tensors(interpreter: StyleInterpreter) -> tuple[TensorSpec, ...]:
 
 def label_outputs(interpreter: StyleInterpreter) -> tuple[TensorSpec, ...]:
     """What leaves the pipeline beside the image: the label of the task, and its uncertainty."""
-    r, k = interpreter.spec.resolution, interpreter.spec.num_classes
-    label = [TensorSpec("label", torch.uint8, (r, r))]
-    if interpreter.spec.task == "keypoints":
-        label = [TensorSpec("keypoints", torch.float32, (k, 2)), TensorSpec("confidence", torch.float32, (k,))]
-    return (*label, TensorSpec("js_map", torch.float32, (r, r)), TensorSpec("js_score", torch.float32, (1,)))
+    spec = interpreter.spec
+    return tuple(
+        TensorSpec(output.name, _DTYPES[output.dtype], output.dims(spec.resolution, spec.num_classes))
+        for output in (*task_of(spec.task).labels, *UNCERTAINTY)
+    )
 
 
 def statistics_tensors(interpreter: StyleInterpreter) -> tuple[TensorSpec, ...]:
-    r, k = interpreter.spec.resolution, interpreter.spec.num_classes
-    if interpreter.spec.task == "keypoints":
-        return (
-            TensorSpec("mean_heat", torch.float32, (k, r, r)),
-            TensorSpec("mean_probability", torch.float32, (k, r, r)),
-            TensorSpec("mean_entropy", torch.float32, (r, r)),
-        )
-    return (
-        TensorSpec("mean_probability", torch.float32, (k, r, r)),
-        TensorSpec("mean_entropy", torch.float32, (r, r)),
-        TensorSpec("votes", torch.uint8, (k, r, r)),
-    )
+    return tuple(TensorSpec(name, *shape) for name, shape in interpreter.statistics_shapes().items())
 
 
 def hidden_tensor(interpreter: StyleInterpreter) -> TensorSpec:

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,36 +30,24 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from labelmint.core.errors import UnusableFile
-from labelmint.models.annotations import (
-    AnnotatedDataset,
-    KeypointDataset,
-    KeypointFormat,
-    MaskFormat,
-    image_path,
-    read_dataset,
-    read_keypoints,
-    sha256_of,
-)
+from labelmint.core.task import TaskName
+from labelmint.models.annotations import AnnotatedDataset, image_path, sha256_of
 from labelmint.models.draw import draw
 from labelmint.models.generator import Generator, to_uint8
 from labelmint.models.interpreter import (
     InterpreterSpec,
     StyleInterpreter,
-    Task,
     fold_batch_norm,
     hidden_widths,
     sample_features,
 )
-from labelmint.models.keypoints import build_interpreter, heat_targets
 from labelmint.models.layout import channels_of
 from labelmint.models.resuming import Checkpoint
 from labelmint.models.store import load_generator, save_interpreter
+from labelmint.models.tasks import build_interpreter, learning_of
 
-Dataset: TypeAlias = "AnnotatedDataset | KeypointDataset"
 Bytes = npt.NDArray[np.uint8]
 
-# A pixel with at least this heat belongs to a keypoint's surroundings: three standard deviations.
-NEAR = 0.01
 # The features of all drawn pixels together; with many images each gives fewer pixels.
 POOL_BYTES = 3 << 30
 
@@ -86,25 +74,19 @@ def fit_files(
     generator_path: Path,
     annotations: Path,
     out: Path,
+    *,
     layout: str,
     heads: int,
-    task: Task = "segmentation",
-    mask_format: MaskFormat = "png",
-    keypoint_format: KeypointFormat = "csv",
-    *,
+    task: TaskName = "segmentation",
+    annotation_format: str = "png",
     steps: int = FitSettings.steps,
 ) -> None:
     """`labelmint fit`: read, check that the images are this generator's, train, write the interpreter. The same call
     after an interruption goes on from `OUT.checkpoint`."""
     generator = load_generator(generator_path)
-    dataset: Dataset
-    if task == "keypoints":
-        dataset = read_keypoints(annotations, keypoint_format)
-        # Few pixels are near a keypoint; all of them are drawn, and the others fill up.
-        settings = FitSettings(pixels_per_image=generator.spec.resolution**2 // 8, class_power=0.0, steps=steps)
-    else:
-        dataset = read_dataset(annotations, mask_format)
-        settings = FitSettings(steps=steps)
+    learning = learning_of(task)
+    dataset = learning.read(annotations, annotation_format)
+    settings = FitSettings(**learning.settings(generator.spec.resolution), steps=steps)
 
     def check(seed: int, drawn: Bytes) -> None:
         """Annotations belong to the images they were made on."""
@@ -119,7 +101,9 @@ def fit_files(
     options = {"task": task, "layout": layout, "heads": heads, **asdict(settings)}
     inputs = {"weights": generator_sha256, "annotations": _digest_of(dataset), "options": json.dumps(options)}
     checkpoint = Checkpoint(out.with_name(out.name + ".checkpoint"), inputs)
-    interpreter, error = fit(generator, dataset, layout, heads, settings, check, checkpoint=checkpoint)
+    interpreter, error = fit(
+        generator, dataset, settings, layout=layout, heads=heads, check=check, checkpoint=checkpoint
+    )
     notes: dict[str, Any] = {
         "generator_sha256": generator_sha256,
         "seeds": list(dataset.images),
@@ -128,18 +112,15 @@ def fit_files(
     }
     save_interpreter(out, interpreter, notes)
     checkpoint.remove()
-    told = f"mean squared error {error:.2e}" if task == "keypoints" else f"{error:.1%} wrong"
-    print(f"{out}: {heads} heads, {interpreter.spec.num_classes} outputs, {told} on the drawn pixels")
+    outputs = interpreter.spec.num_classes
+    print(f"{out}: {heads} heads, {outputs} outputs, {learning.describe(error)} on the drawn pixels")
 
 
-def _digest_of(dataset: Dataset) -> str:
+def _digest_of(dataset: AnnotatedDataset) -> str:
     """SHA-256 of all that an annotated dataset says."""
-    keypoints = isinstance(dataset, KeypointDataset)
-    classes = dataset if isinstance(dataset, KeypointDataset) else dataset.classes
-    labels = dataset.keypoints if isinstance(dataset, KeypointDataset) else dataset.masks
-    about = (keypoints, dataset.truncation_psi, classes.names, classes.palette, list(labels))
+    about = (dataset.task, dataset.truncation_psi, dataset.names, dataset.palette, list(dataset.labels))
     digest = hashlib.sha256(repr(about).encode())
-    for seed, label in labels.items():
+    for seed, label in dataset.labels.items():
         digest.update(dataset.images[seed].tobytes())
         digest.update(label.tobytes())
     return digest.hexdigest()
@@ -147,29 +128,27 @@ def _digest_of(dataset: Dataset) -> str:
 
 def fit(
     generator: Generator,
-    dataset: Dataset,
+    dataset: AnnotatedDataset,
+    settings: FitSettings,
+    *,
     layout: str,
     heads: int,
-    settings: FitSettings,
     check: Callable[[int, Bytes], None] = lambda seed, image: None,
-    *,
     checkpoint: Checkpoint | None = None,
 ) -> tuple[StyleInterpreter, float]:
     """The trained, folded interpreter and its error on the drawn pixels, mean over heads: the part of the pixels
     labelled wrongly, or the mean squared error of the heat. `check` is called with each drawn image uint8 [R,R,3]."""
     rng = torch.Generator().manual_seed(settings.seed)
-    pool, channels = draw_pool(generator, dataset, layout, settings, rng, check)
-    keypoints = isinstance(dataset, KeypointDataset)
-    classes = dataset if isinstance(dataset, KeypointDataset) else dataset.classes
+    pool, channels = draw_pool(generator, dataset, settings, layout=layout, rng=rng, check=check)
     spec = InterpreterSpec(
         layout=layout,
         resolution=generator.spec.resolution,
         channels=channels,
         num_heads=heads,
-        hidden=hidden_widths(len(classes.names)),
-        class_names=classes.names,
-        palette=classes.palette,
-        task="keypoints" if keypoints else "segmentation",
+        hidden=hidden_widths(len(dataset.names)),
+        class_names=dataset.names,
+        palette=dataset.palette,
+        task=dataset.task,
     )
     mean = pool.features.mean(dim=0)  # [D]
     deviation = pool.features.std(dim=0).clamp(min=1e-4)  # [D]
@@ -185,16 +164,18 @@ def fit(
 @torch.no_grad()
 def draw_pool(
     generator: Generator,
-    dataset: Dataset,
-    layout: str,
+    dataset: AnnotatedDataset,
     settings: FitSettings,
+    *,
+    layout: str,
     rng: torch.Generator,
     check: Callable[[int, Bytes], None] = lambda seed, image: None,
 ) -> tuple[Pool, dict[int, int]]:
     """Draw pixels from every image; returns the pool and the channels of each feature level."""
     resolution = generator.spec.resolution
     channels = channels_of(layout, generator.spec.taps)
-    seeds = list(dataset.keypoints if isinstance(dataset, KeypointDataset) else dataset.masks)
+    learning = learning_of(dataset.task)
+    seeds = list(dataset.labels)
     affordable = POOL_BYTES // (4 * sum(channels.values()) * len(seeds))
     per_image = min(settings.pixels_per_image, affordable, resolution**2)
     features = torch.empty(per_image * len(seeds), sum(channels.values()))  # [P,D]
@@ -202,27 +183,14 @@ def draw_pool(
     for index, seed in enumerate(tqdm(seeds, desc="draw pixels", unit="img")):
         image, maps = draw(generator, seed, dataset.truncation_psi, layout)
         check(seed, to_uint8(image)[0].numpy())
-        region = regions_of(dataset, seed, resolution)  # [R*R]
+        label = dataset.labels[seed]
+        region = learning.regions(label, resolution)  # [R*R]
         chosen = choose_pixels(region, per_image, settings.class_power, rng)  # [P]
         rows, columns = chosen // resolution, chosen % resolution
         sampled = sample_features({r: x[0] for r, x in maps.items()}, rows, columns, resolution)
         features[index * per_image : (index + 1) * per_image] = sampled
-        targets.append(
-            heat_targets(torch.from_numpy(dataset.keypoints[seed]), rows, columns, resolution)  # [P,K]
-            if isinstance(dataset, KeypointDataset)
-            else region[chosen]  # [P]
-        )
+        targets.append(learning.targets(label, chosen, resolution))
     return Pool(features, torch.cat(targets)), channels
-
-
-def regions_of(dataset: Dataset, seed: int, resolution: int) -> Tensor:
-    """What pixels are drawn from evenly, int64 [R*R]: the classes of a mask, or 0 and around keypoint k k + 1."""
-    if not isinstance(dataset, KeypointDataset):
-        return torch.from_numpy(dataset.masks[seed].astype(np.int64)).flatten()
-    pixels = torch.arange(resolution**2)
-    keypoints = torch.from_numpy(dataset.keypoints[seed])  # [K,3]
-    heat, nearest = heat_targets(keypoints, pixels // resolution, pixels % resolution, resolution).max(dim=1)
-    return torch.where(heat > NEAR, nearest + 1, 0)
 
 
 def choose_pixels(label: Tensor, count: int, class_power: float, rng: torch.Generator) -> Tensor:
@@ -288,6 +256,7 @@ class _Run:
 
     def __init__(self, network: _Heads, settings: FitSettings, rng: torch.Generator) -> None:
         self.network, self.settings, self.rng = network, settings, rng
+        self.learning = learning_of(network.spec.task)
         self.optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, settings.steps)
         self.step = 0
@@ -315,7 +284,7 @@ class _Run:
         draw = torch.randint(len(pool.targets), (n, self.settings.batch), generator=self.rng)  # [N,P]
         outputs = self.network(pool.features[draw])  # [N,P,K]
         # The sum over heads: their parameters are disjoint, so each is trained by its own mean loss.
-        loss = _loss(outputs, pool.targets[draw]) * n
+        loss = self.learning.loss(outputs, pool.targets[draw]) * n
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -341,18 +310,4 @@ def _train(run: _Run, pool: Pool, checkpoint: Checkpoint | None) -> float:
     network.eval()
     draw = torch.randint(len(pool.targets), (network.spec.num_heads, 4096), generator=run.rng)
     with torch.no_grad():
-        return float(_error(network(pool.features[draw]), pool.targets[draw]))
-
-
-def _loss(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy against class ids [N,P], squared error against heat [N,P,K]; outputs [N,P,K]."""
-    if targets.dtype == torch.long:
-        return F.cross_entropy(outputs.flatten(0, 1), targets.flatten())
-    return F.mse_loss(outputs, targets)
-
-
-def _error(outputs: Tensor, targets: Tensor) -> Tensor:
-    """The part of the pixels labelled wrongly, or the mean squared error."""
-    if targets.dtype == torch.long:
-        return (outputs.argmax(dim=2) != targets).float().mean()
-    return F.mse_loss(outputs, targets)
+        return float(run.learning.error(network(pool.features[draw]), pool.targets[draw]))

@@ -22,16 +22,15 @@ import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from labelmint.core.task import TaskName, task_of
 from labelmint.models.layout import MAX_RESOLUTION
 
 SCORE_KINDS = ("sum", "top10_mean")
-Task = Literal["segmentation", "keypoints"]
 
 
 @dataclass(frozen=True)
@@ -49,11 +48,10 @@ class InterpreterSpec:
     hidden: tuple[int, int]
     class_names: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
-    task: Task = "segmentation"
+    task: TaskName = "segmentation"
 
     def __post_init__(self) -> None:
-        if self.task not in get_args(Task):
-            raise ValueError(f"unknown task {self.task!r}; known: {', '.join(get_args(Task))}")
+        task = task_of(self.task)
         # The interpolation matrices, one a level, are made from these resolutions; no tensor of a file bounds them.
         if not 8 <= self.resolution <= MAX_RESOLUTION or max(self.channels, default=0) > self.resolution:
             raise ValueError(
@@ -64,9 +62,8 @@ class InterpreterSpec:
             raise ValueError(f"features have 4, 8, 16, ... pixels a side, not {odd[0]}")
         if len(self.palette) != len(self.class_names):
             raise ValueError(f"{len(self.class_names)} class names need as many colours, not {len(self.palette)}")
-        fewest = 2 if self.task == "segmentation" else 1
-        if not fewest <= len(self.class_names) <= 255:
-            raise ValueError(f"{fewest} to 255 classes fit a uint8 label, not {len(self.class_names)}")
+        if not task.min_names <= len(self.class_names) <= 255:
+            raise ValueError(f"{task.min_names} to 255 classes fit a uint8 label, not {len(self.class_names)}")
 
     @property
     def num_classes(self) -> int:
@@ -217,6 +214,15 @@ class StyleInterpreter(nn.Module):
         the number of heads that chose each class.
         """
         return self.statistics(self.layers(hidden))
+
+    def statistics_shapes(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """The statistics of one sample by name, as they are exchanged between steps: rows and channels exchanged."""
+        r, k = self.spec.resolution, self.spec.num_classes
+        return {
+            "mean_probability": (torch.float32, (k, r, r)),
+            "mean_entropy": (torch.float32, (r, r)),
+            "votes": (torch.uint8, (k, r, r)),
+        }
 
     def statistics(self, outputs: Tensor) -> tuple[Tensor, ...]:
         """What `heads` gives, from the heads' outputs, here logits: [B,S,N,K,R]."""

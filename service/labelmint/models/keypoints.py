@@ -11,19 +11,21 @@ Rules of this file:
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
+import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from labelmint.models.interpreter import InterpreterSpec, StyleInterpreter, interleave
+from labelmint.models.annotations import AnnotatedDataset, read_keypoints
+from labelmint.models.interpreter import StyleInterpreter, interleave
 
 # Standard deviation of a target's Gaussian, as a part of the image's side: 2 pixels at 128.
 SIGMA = 1.0 / 64.0
-
-
-def build_interpreter(spec: InterpreterSpec, score_kind: str = "sum") -> StyleInterpreter:
-    """The interpreter of the spec's task, its weights zero."""
-    return (KeypointInterpreter if spec.task == "keypoints" else StyleInterpreter)(spec, score_kind)
+# A pixel with at least this heat belongs to a keypoint's surroundings: three standard deviations.
+NEAR = 0.01
 
 
 class KeypointInterpreter(StyleInterpreter):
@@ -57,6 +59,14 @@ class KeypointInterpreter(StyleInterpreter):
         probability = heat.clamp(0.0, 1.0)
         entropy = bernoulli_entropy(probability).sum(dim=3)  # [B,S,N,R]
         return heat.mean(dim=2), probability.mean(dim=2), entropy.mean(dim=2)
+
+    def statistics_shapes(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        r, k = self.spec.resolution, self.spec.num_classes
+        return {
+            "mean_heat": (torch.float32, (k, r, r)),
+            "mean_probability": (torch.float32, (k, r, r)),
+            "mean_entropy": (torch.float32, (r, r)),
+        }
 
     def uncertainty(self, *statistics: Tensor) -> tuple[Tensor, ...]:
         """Of the whole image: keypoints [B,K,2], confidence [B,K] and JS divergence [B,R,R].
@@ -94,3 +104,39 @@ def heat_targets(keypoints: Tensor, rows: Tensor, columns: Tensor, resolution: i
     dy = rows[:, None] - keypoints[None, :, 1]  # [P,K]
     deviation = SIGMA * resolution
     return torch.exp(-(dx.square() + dy.square()) / (2.0 * deviation**2)) * keypoints[:, 2]
+
+
+INTERPRETER: type[StyleInterpreter] = KeypointInterpreter
+
+
+def read(directory: Path, annotation_format: str) -> AnnotatedDataset:
+    return read_keypoints(directory, annotation_format)
+
+
+def settings(resolution: int) -> dict[str, Any]:
+    """Few pixels are near a keypoint; all of them are drawn, and the others fill up."""
+    return {"pixels_per_image": resolution**2 // 8, "class_power": 0.0}
+
+
+def regions(label: npt.NDArray[Any], resolution: int) -> Tensor:
+    """0, and k + 1 around keypoint k; of a label float32 [K,3]."""
+    heat, nearest = targets(label, torch.arange(resolution**2), resolution).max(dim=1)
+    return torch.where(heat > NEAR, nearest + 1, 0)  # [R*R]
+
+
+def targets(label: npt.NDArray[Any], pixels: Tensor, resolution: int) -> Tensor:
+    """The heat [P,K]."""
+    return heat_targets(torch.from_numpy(label), pixels // resolution, pixels % resolution, resolution)
+
+
+def loss(outputs: Tensor, wanted: Tensor) -> Tensor:
+    """The squared error of the heat [N,P,K]."""
+    return F.mse_loss(outputs, wanted)
+
+
+def error(outputs: Tensor, wanted: Tensor) -> Tensor:
+    return loss(outputs, wanted)
+
+
+def describe(training_error: float) -> str:
+    return f"mean squared error {training_error:.2e}"

@@ -25,9 +25,9 @@ from torch import nn
 from labelmint.core.errors import UnusableFile
 from labelmint.models.generator import Generator, GeneratorSpec
 from labelmint.models.interpreter import InterpreterSpec, StyleInterpreter
-from labelmint.models.keypoints import build_interpreter
 from labelmint.models.stylegan1 import StyleGAN1Spec
 from labelmint.models.stylegan2 import StyleGAN2Spec
+from labelmint.models.tasks import build_interpreter
 
 FORMAT_VERSION = 1
 

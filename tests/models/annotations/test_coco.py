@@ -10,25 +10,25 @@ import pytest
 from pycocotools.coco import COCO
 
 from labelmint.core.errors import UnusableFile
-from labelmint.models.annotations import read_dataset
+from labelmint.models.annotations import read_masks
 from labelmint.models.annotations.coco import instances_path
 from tests.models.annotations.conftest import edit
 
 
 def test_masks_are_those_of_pycocotools(annotated: Path) -> None:
-    ours = read_dataset(annotated, "coco")
+    ours = read_masks(annotated, "coco")
     theirs = COCO(instances_path(annotated))
     for image in theirs.imgs.values():
         mask = np.zeros((24, 40), np.uint8)
         for annotation in theirs.imgToAnns[image["id"]]:
             name = theirs.cats[annotation["category_id"]]["name"]
-            mask[theirs.annToMask(annotation) > 0] = ours.classes.names.index(name)
+            mask[theirs.annToMask(annotation) > 0] = ours.names.index(name)
         assert set(np.unique(mask)) == {0, 1, 2}
-        np.testing.assert_array_equal(ours.masks[int(Path(image["file_name"]).stem)], mask)
+        np.testing.assert_array_equal(ours.labels[int(Path(image["file_name"]).stem)], mask)
 
 
 def test_ids_come_from_the_names_and_folders_do_not_matter(annotated: Path) -> None:
-    want = read_dataset(annotated, "coco").masks
+    want = read_masks(annotated, "coco").labels
 
     def renumbered(file: Any) -> None:
         for entry in file["categories"]:
@@ -40,7 +40,7 @@ def test_ids_come_from_the_names_and_folders_do_not_matter(annotated: Path) -> N
         file["categories"].append({"id": 7, "name": "never used"})
 
     edit(instances_path(annotated), renumbered)
-    for seed, mask in read_dataset(annotated, "coco").masks.items():
+    for seed, mask in read_masks(annotated, "coco").labels.items():
         np.testing.assert_array_equal(mask, want[seed])
 
 
@@ -52,7 +52,7 @@ def test_compressed_run_lengths(annotated: Path) -> None:
         area[:, 20:30] = density > 0.5  # long runs
         encoded = pycocotools.mask.encode(np.asfortranarray(area))
         _replace(annotated, {"size": [24, 40], "counts": encoded["counts"].decode()})
-        np.testing.assert_array_equal(read_dataset(annotated, "coco").masks[12] == 2, area)
+        np.testing.assert_array_equal(read_masks(annotated, "coco").labels[12] == 2, area)
 
 
 def _replace(directory: Path, segmentation: object) -> None:
@@ -93,7 +93,7 @@ def _replace(directory: Path, segmentation: object) -> None:
 def test_run_lengths_that_do_not_add_up(annotated: Path, counts: object) -> None:
     _replace(annotated, {"size": [24, 40], "counts": counts})
     with pytest.raises(UnusableFile, match=r"annotation 0 \('eye'\) has run lengths that do not add up to its image"):
-        read_dataset(annotated, "coco")
+        read_masks(annotated, "coco")
 
 
 def test_every_spoiled_string_is_refused_or_adds_up(annotated: Path) -> None:
@@ -107,7 +107,7 @@ def test_every_spoiled_string_is_refused_or_adds_up(annotated: Path) -> None:
         spoiled[rng.integers(len(true))] = rng.integers(32, 127)
         _replace(annotated, {"size": [24, 40], "counts": spoiled.tobytes().decode()})
         try:
-            assert read_dataset(annotated, "coco").masks[12].shape == (24, 40)
+            assert read_masks(annotated, "coco").labels[12].shape == (24, 40)
         except UnusableFile:
             refused += 1
     assert 150 < refused <= 200
@@ -136,7 +136,7 @@ def test_every_spoiled_string_is_refused_or_adds_up(annotated: Path) -> None:
 def test_faults_of_areas_are_named(annotated: Path, segmentation: object, problem: str) -> None:
     _replace(annotated, segmentation)
     with pytest.raises(UnusableFile, match=f"instances_default.json .*annotations?.0.*{problem}"):
-        read_dataset(annotated, "coco")
+        read_masks(annotated, "coco")
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_faults_of_areas_are_named(annotated: Path, segmentation: object, proble
 def test_faults_of_the_file_are_named(annotated: Path, change: Callable[[Any], object], problem: str) -> None:
     edit(instances_path(annotated), change)
     with pytest.raises(UnusableFile, match=f"instances_default.json .*{problem}"):
-        read_dataset(annotated, "coco")
+        read_masks(annotated, "coco")
 
 
 def test_an_image_without_an_annotation_is_named(annotated: Path) -> None:
@@ -168,29 +168,29 @@ def test_an_image_without_an_annotation_is_named(annotated: Path) -> None:
 
     edit(instances_path(annotated), change)
     with pytest.raises(UnusableFile, match=r"0000000003.png has no shape"):
-        read_dataset(annotated, "coco")
+        read_masks(annotated, "coco")
 
 
 def test_a_missing_file_says_how_to_get_it(annotated: Path) -> None:
     instances_path(annotated).unlink()
     with pytest.raises(UnusableFile, match=r"instances_default.json does not exist; export .COCO 1.0. and unpack it"):
-        read_dataset(annotated, "coco")
+        read_masks(annotated, "coco")
 
 
 @pytest.mark.parametrize("renamed", ["images/cb0618f6-{}.png", "{}_png.rf.0f12ab9913e0d4c65a7b.jpg"])
 def test_images_that_a_tool_renamed_are_matched_by_their_seed(annotated: Path, renamed: str) -> None:
-    want = read_dataset(annotated, "coco").masks
+    want = read_masks(annotated, "coco").labels
 
     def rename(file: Any) -> None:
         for image in file["images"]:
             image["file_name"] = renamed.format(Path(image["file_name"]).stem)
 
     edit(instances_path(annotated), rename)
-    got = read_dataset(annotated, "coco").masks
+    got = read_masks(annotated, "coco").labels
     assert all(np.array_equal(got[seed], want[seed]) for seed in want)
 
 
 def test_a_byte_order_mark_is_no_content(annotated: Path) -> None:
     path = instances_path(annotated)
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
-    assert read_dataset(annotated, "coco").masks[3].any()
+    assert read_masks(annotated, "coco").labels[3].any()

@@ -15,7 +15,7 @@ import torch
 from pydantic_settings import CliApp
 
 from labelmint.cli import Labelmint
-from labelmint.models.annotations import read_dataset, read_keypoints
+from labelmint.models.annotations import read_keypoints, read_masks
 from labelmint.models.annotations.labelme import label_path
 from labelmint.models.fit import FitSettings
 from labelmint.models.generator import Generator
@@ -100,7 +100,7 @@ def test_the_commands(parts: Path) -> None:
     assert load_interpreter(Path("interpreter.safetensors")).spec.class_names == tuple(names)
 
     # Two tools, the same polygons: the two converters differ in the outlines alone.
-    one, other = read_dataset(parts, "labelme").masks, read_dataset(parts, "coco").masks
+    one, other = read_masks(parts, "labelme").labels, read_masks(parts, "coco").labels
     assert all((one[seed] == other[seed]).mean() > 0.85 and set(np.unique(one[seed])) == {0, 1, 2} for seed in seeds)
 
 
@@ -111,7 +111,7 @@ def test_the_keypoints(parts: Path) -> None:
     (parts / "keypoints.json").write_text(
         '[{"name": "left_eye", "rgb": [0, 0, 0]}, {"name": "nose", "rgb": [0, 0, 0]}]'
     )
-    assert read_keypoints(parts, "csv").keypoints[4_000_000_000].tolist() == [[8, 12.25, 1], [23.5, 30, 1]]
+    assert read_keypoints(parts, "csv").labels[4_000_000_000].tolist() == [[8, 12.25, 1], [23.5, 30, 1]]
     labelmint(blocks("sh")[-1].strip())
     spec = load_interpreter(Path("keypoints.safetensors")).spec
     assert (spec.task, spec.class_names) == ("keypoints", ("left_eye", "nose"))

@@ -27,21 +27,21 @@ def test_what_is_written_comes_back_to_the_bit(annotated: Path) -> None:
     write_keypoints(annotated, NAMES, PALETTE, points)
     dataset = read_keypoints(annotated, "csv")
     assert dataset.names == NAMES and dataset.palette == PALETTE and dataset.truncation_psi == 1.0
-    assert list(dataset.keypoints) == [3, 12] and dataset.images[3].shape == (24, 40, 3)
+    assert list(dataset.labels) == [3, 12] and dataset.images[3].shape == (24, 40, 3)
     for seed, values in points.items():
-        assert dataset.keypoints[seed].dtype == np.float32
-        np.testing.assert_array_equal(dataset.keypoints[seed], values)
+        assert dataset.labels[seed].dtype == np.float32
+        np.testing.assert_array_equal(dataset.labels[seed], values)
 
 
 def test_an_image_may_show_none_of_them(annotated: Path) -> None:
     points = {3: np.zeros((3, 3), np.float32), 12: np.ones((3, 3), np.float32)}
     write_keypoints(annotated, NAMES, PALETTE, points)
-    assert read_keypoints(annotated, "csv").keypoints[3].tolist() == np.zeros((3, 3)).tolist()
+    assert read_keypoints(annotated, "csv").labels[3].tolist() == np.zeros((3, 3)).tolist()
 
 
 def test_a_csv_by_hand(annotated: Path) -> None:
     csv_path(annotated).write_bytes(b"\xef\xbb\xbf" + CSV.replace("\n", "\r\n").encode() + b"\r\n")
-    points = read_keypoints(annotated, "csv").keypoints
+    points = read_keypoints(annotated, "csv").labels
     assert points[3].tolist() == [[-0.5, 23.5, 1], [0, 0, 0], [1.5, 2, 1]]
     assert points[12].tolist() == [[0, 0, 0], [39.5, 0, 1], [0, 0, 1]]
 
@@ -95,7 +95,7 @@ def test_nothing_is_forgotten(annotated: Path) -> None:
 
 def test_coco_is_matched_by_name(annotated: Path) -> None:
     """The file of datumaro: 1 is hidden and yet labelled, 0 is not labelled."""
-    keypoints = read_keypoints(annotated, "coco").keypoints
+    keypoints = read_keypoints(annotated, "coco").labels
     content = json.loads(keypoints_path(annotated).read_text())
     stems = {image["id"]: int(Path(image["file_name"]).stem) for image in content["images"]}
     theirs = {stems[entry["image_id"]]: np.reshape(entry["keypoints"], (3, 3)) for entry in content["annotations"]}
@@ -105,7 +105,7 @@ def test_coco_is_matched_by_name(annotated: Path) -> None:
     assert keypoints[12][2].tolist() == [0, 0, 0]
     # The order is that of keypoints.json, whatever the tool's.
     edit(annotated / "keypoints.json", lambda entries: entries.reverse())
-    np.testing.assert_array_equal(read_keypoints(annotated, "coco").keypoints[3], keypoints[3][::-1])
+    np.testing.assert_array_equal(read_keypoints(annotated, "coco").labels[3], keypoints[3][::-1])
 
 
 @pytest.mark.parametrize(

@@ -13,29 +13,29 @@ import numpy as np
 import pytest
 
 from labelmint.core.errors import UnusableFile
-from labelmint.models.annotations import read_dataset
+from labelmint.models.annotations import read_masks
 from labelmint.models.annotations.labelme import label_path
 from tests.models.annotations.conftest import edit
 
 
 def test_masks_are_those_of_labelmes_converter(annotated: Path) -> None:
-    ours, theirs = read_dataset(annotated, "labelme"), read_dataset(annotated, "png")
-    assert ours.classes.names == ("background", "skin", "eye")
+    ours, theirs = read_masks(annotated, "labelme"), read_masks(annotated, "png")
+    assert ours.names == ("background", "skin", "eye")
     for seed in (3, 12):
-        assert set(np.unique(ours.masks[seed])) == {0, 1, 2}
-        np.testing.assert_array_equal(ours.masks[seed], theirs.masks[seed])
+        assert set(np.unique(ours.labels[seed])) == {0, 1, 2}
+        np.testing.assert_array_equal(ours.labels[seed], theirs.labels[seed])
 
 
 def test_later_shapes_paint_over_earlier_ones(annotated: Path) -> None:
-    before = read_dataset(annotated, "labelme").masks[3]
+    before = read_masks(annotated, "labelme").labels[3]
     edit(label_path(annotated, 3), lambda file: file["shapes"].reverse())
-    after = read_dataset(annotated, "labelme").masks[3]
+    after = read_masks(annotated, "labelme").labels[3]
     assert (before == 2).sum() > 50 and not (after == 2).any()  # the skin now lies over the eyes
 
 
 def test_an_image_that_windows_saved_is_the_image_beside_it(annotated: Path) -> None:
     edit(label_path(annotated, 3), lambda file: file.update(imagePath="..\\images\\0000000003.png"))
-    assert read_dataset(annotated, "labelme").masks[3].any()
+    assert read_masks(annotated, "labelme").labels[3].any()
 
 
 def shape(**changes: object) -> Callable[[Any], object]:
@@ -61,7 +61,7 @@ def shape(**changes: object) -> Callable[[Any], object]:
 def test_faults_are_named(annotated: Path, change: Callable[[Any], object], problem: str) -> None:
     edit(label_path(annotated, 3), change)
     with pytest.raises(UnusableFile, match=f"images/0000000003.json .*{problem}"):
-        read_dataset(annotated, "labelme")
+        read_masks(annotated, "labelme")
 
 
 def png_that_claims(width: int, height: int) -> str:
@@ -88,22 +88,22 @@ def png_that_claims(width: int, height: int) -> str:
 def test_faults_of_bitmaps_are_named(annotated: Path, changes: dict[str, object], problem: str) -> None:
     edit(label_path(annotated, 3), lambda file: file["shapes"][3].update(changes))
     with pytest.raises(UnusableFile, match=rf"0000000003.json shapes.3 \('background'\) has a {problem}"):
-        read_dataset(annotated, "labelme")
+        read_masks(annotated, "labelme")
 
 
 def test_every_image_needs_its_label_file_and_a_shape(annotated: Path) -> None:
     edit(label_path(annotated, 12), lambda file: file["shapes"].clear())
     with pytest.raises(UnusableFile, match=r"0000000012.png has no shape; draw one, of 'background' where nothing"):
-        read_dataset(annotated, "labelme")
+        read_masks(annotated, "labelme")
     label_path(annotated, 12).unlink()
     with pytest.raises(UnusableFile, match=r"0000000012.json does not exist; annotate its image with labelme"):
-        read_dataset(annotated, "labelme")
+        read_masks(annotated, "labelme")
 
 
 def test_a_label_file_without_an_image_is_named(annotated: Path) -> None:
     label_path(annotated, 4).write_bytes(label_path(annotated, 3).read_bytes())
     with pytest.raises(UnusableFile, match=r"images/0000000004.json belongs to no image of dataset.json"):
-        read_dataset(annotated, "labelme")
+        read_masks(annotated, "labelme")
 
 
 def rectangle(*points: tuple[float, float], kind: str = "rectangle") -> Callable[[Any], object]:
@@ -115,33 +115,33 @@ def test_a_rectangle_may_have_four_corners(annotated: Path) -> None:
     """X-AnyLabeling saves all of them; four that stand askew are what they outline."""
     path = label_path(annotated, 3)
     edit(path, rectangle((3, 4), (9, 12)))
-    want = read_dataset(annotated, "labelme").masks[3]
+    want = read_masks(annotated, "labelme").labels[3]
     assert want.any()
     edit(path, rectangle((3, 4), (9, 4), (9, 12), (3, 12)))
-    np.testing.assert_array_equal(read_dataset(annotated, "labelme").masks[3], want)
+    np.testing.assert_array_equal(read_masks(annotated, "labelme").labels[3], want)
     askew = (6, 2), (10, 8), (6, 14), (2, 8)
     edit(path, rectangle(*askew, kind="polygon"))
-    diamond = read_dataset(annotated, "labelme").masks[3]
+    diamond = read_masks(annotated, "labelme").labels[3]
     for kind in ("rectangle", "rotation"):
         edit(path, rectangle(*askew, kind=kind))
-        np.testing.assert_array_equal(read_dataset(annotated, "labelme").masks[3], diamond)
+        np.testing.assert_array_equal(read_masks(annotated, "labelme").labels[3], diamond)
     edit(path, rectangle((3, 4), (9, 4), (9, 12)))
     with pytest.raises(UnusableFile, match="is a rectangle of 3 points; draw it again"):
-        read_dataset(annotated, "labelme")
+        read_masks(annotated, "labelme")
 
 
 def test_files_that_a_tool_renamed_are_matched_by_their_seed(annotated: Path) -> None:
-    want = read_dataset(annotated, "labelme").masks[3]
+    want = read_masks(annotated, "labelme").labels[3]
     path = label_path(annotated, 3)
     edit(path, lambda file: file.update(imagePath="cb0618f6-0000000003.png"))
     path.rename(path.with_name("cb0618f6-0000000003.json"))
-    np.testing.assert_array_equal(read_dataset(annotated, "labelme").masks[3], want)
+    np.testing.assert_array_equal(read_masks(annotated, "labelme").labels[3], want)
 
 
 def test_a_byte_order_mark_is_no_content(annotated: Path) -> None:
     path = label_path(annotated, 3)
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
-    assert read_dataset(annotated, "labelme").masks[3].any()
+    assert read_masks(annotated, "labelme").labels[3].any()
 
 
 @pytest.mark.parametrize("listed", ["NFC", "NFD"])
@@ -154,9 +154,9 @@ def test_one_name_has_one_spelling(annotated: Path, listed: str) -> None:
     for seed in (3, 12):
         text = label_path(annotated, seed).read_text().replace('"eye"', json.dumps(unicodedata.normalize(used, name)))
         label_path(annotated, seed).write_text(text)
-    dataset = read_dataset(annotated, "labelme")
-    assert dataset.classes.names[2] == name and (dataset.masks[3] == 2).any()
+    dataset = read_masks(annotated, "labelme")
+    assert dataset.names[2] == name and (dataset.labels[3] == 2).any()
     both = [unicodedata.normalize(form, name) for form in ("NFC", "NFD")]
     edit(classes, lambda entries: [entries[number].update(name=both[number]) for number in (0, 1)])
     with pytest.raises(UnusableFile, match="twice; a name stands for one id"):
-        read_dataset(annotated, "labelme")
+        read_masks(annotated, "labelme")

@@ -14,7 +14,7 @@ from labelmint.models.annotations import (
     LabelClasses,
     image_path,
     mask_path,
-    read_dataset,
+    read_masks,
     write_dataset,
     write_masks,
 )
@@ -33,15 +33,15 @@ def directory(tmp_path: Path) -> Path:
 
 
 def test_round_trip(directory: Path) -> None:
-    dataset = read_dataset(directory)
-    assert dataset.truncation_psi == 0.7 and dataset.classes == CLASSES
+    dataset = read_masks(directory)
+    assert dataset.truncation_psi == 0.7 and (dataset.names, dataset.palette) == (CLASSES.names, CLASSES.palette)
     assert list(dataset.images) == [3, 12]
-    np.testing.assert_array_equal(dataset.masks[3], (dataset.images[3][..., 0] > 128).astype(np.uint8))
+    np.testing.assert_array_equal(dataset.labels[3], (dataset.images[3][..., 0] > 128).astype(np.uint8))
 
 
 def test_a_mask_of_gray_values_is_read_as_ids(directory: Path) -> None:
     Image.fromarray(np.ones((8, 8), np.uint8)).save(mask_path(directory, 3))
-    assert read_dataset(directory).masks[3].tolist() == np.ones((8, 8)).tolist()
+    assert read_masks(directory).labels[3].tolist() == np.ones((8, 8)).tolist()
 
 
 def test_images_are_never_written_beside_old_masks(directory: Path) -> None:
@@ -52,44 +52,44 @@ def test_images_are_never_written_beside_old_masks(directory: Path) -> None:
 def test_missing_mask_is_named(directory: Path) -> None:
     mask_path(directory, 12).unlink()
     with pytest.raises(UnusableFile, match=r"masks/0000000012.png does not exist"):
-        read_dataset(directory)
+        read_masks(directory)
 
 
 def test_mask_of_another_size_is_named(directory: Path) -> None:
     Image.fromarray(np.zeros((4, 8), np.uint8)).save(mask_path(directory, 3))
     with pytest.raises(UnusableFile, match=r"0000000003.png is 8x4 pixels, its image 8x8"):
-        read_dataset(directory)
+        read_masks(directory)
 
 
 def test_mask_with_an_unknown_class_is_named(directory: Path) -> None:
     Image.fromarray(np.full((8, 8), 2, np.uint8)).save(mask_path(directory, 3))
     with pytest.raises(UnusableFile, match="has class id 2; classes.json names 2 classes"):
-        read_dataset(directory)
+        read_masks(directory)
 
 
 def test_colour_mask_is_refused(directory: Path) -> None:
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(mask_path(directory, 3))
     with pytest.raises(UnusableFile, match="is a RGB image; a mask has one channel"):
-        read_dataset(directory)
+        read_masks(directory)
 
 
 def test_truncated_image_is_named(directory: Path) -> None:
     path = image_path(directory, 3)
     path.write_bytes(path.read_bytes()[:60])
     with pytest.raises(UnusableFile, match=r"images/0000000003.png is not a whole image"):
-        read_dataset(directory)
+        read_masks(directory)
 
 
 def test_a_mask_without_an_image_is_named(directory: Path) -> None:
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(mask_path(directory, 4))
     with pytest.raises(UnusableFile, match=r"masks/0000000004.png belongs to no image of dataset.json"):
-        read_dataset(directory)
+        read_masks(directory)
 
 
 def test_missing_image_is_named(directory: Path) -> None:
     image_path(directory, 3).unlink()
     with pytest.raises(UnusableFile, match=r"images/0000000003.png does not exist; dataset.json lists it"):
-        read_dataset(directory)
+        read_masks(directory)
 
 
 @pytest.mark.parametrize(
@@ -108,13 +108,13 @@ def test_missing_image_is_named(directory: Path) -> None:
 def test_bad_dataset_file_is_named(directory: Path, content: str, problem: str) -> None:
     (directory / "dataset.json").write_text(content)
     with pytest.raises(UnusableFile, match=f"dataset.json cannot be read: {problem}.*; write .* `labelmint synth`"):
-        read_dataset(directory)
+        read_masks(directory)
 
 
 def test_missing_classes_say_what_to_write(directory: Path) -> None:
     (directory / "classes.json").unlink()
     with pytest.raises(UnusableFile, match='list the classes as .*"name": "background"'):
-        read_dataset(directory)
+        read_masks(directory)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_missing_classes_say_what_to_write(directory: Path) -> None:
 def test_bad_classes_are_named(directory: Path, entries: object, problem: str) -> None:
     (directory / "classes.json").write_text(json.dumps(entries))
     with pytest.raises(UnusableFile, match=f"classes.json .*{problem}"):
-        read_dataset(directory)
+        read_masks(directory)
 
 
 @pytest.mark.parametrize("kind", ["TIFF", "GIF", "JPEG", "BMP"])
@@ -137,14 +137,14 @@ def test_only_png_is_read_whatever_the_name_says(directory: Path, kind: str) -> 
     path = next((directory / "masks").glob("*.png"))
     Image.open(path).convert("L").save(path, kind)
     with pytest.raises(UnusableFile, match="is not a whole image"):
-        read_dataset(directory)
+        read_masks(directory)
 
 
 def test_declared_pixels_are_bounded(directory: Path) -> None:
     path = next((directory / "masks").glob("*.png"))
     path.write_bytes(png(13000, 13000))
     with pytest.raises(UnusableFile, match="declares 13000x13000 pixels"):
-        read_dataset(directory)
+        read_masks(directory)
 
 
 def gray_png(values: np.ndarray, depth: int) -> bytes:
@@ -173,35 +173,35 @@ def test_gray_values_of_any_depth_are_class_ids(directory: Path, depth: int) -> 
     (directory / "classes.json").write_text(json.dumps(names))
     values = np.arange(64).reshape(8, 8) % min(2**depth, 40)
     mask_path(directory, 3).write_bytes(gray_png(values, depth))
-    assert read_dataset(directory).masks[3].tolist() == values.tolist()
+    assert read_masks(directory).labels[3].tolist() == values.tolist()
 
 
 def test_an_id_beyond_a_byte_is_no_smaller_one(directory: Path) -> None:
     mask_path(directory, 3).write_bytes(gray_png(np.full((8, 8), 256), 16))
     with pytest.raises(UnusableFile, match="has class id 256; classes.json names 2 classes"):
-        read_dataset(directory)
+        read_masks(directory)
 
 
 @pytest.mark.parametrize("name", ["dataset.json", "classes.json"])
 def test_a_byte_order_mark_is_no_content(directory: Path, name: str) -> None:
     path = directory / name
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
-    assert read_dataset(directory).classes == CLASSES
+    assert read_masks(directory).names == CLASSES.names
 
 
 @pytest.mark.parametrize("renamed", ["cb0618f6-0000000003.png", "0000000003_png.rf.0f12ab9913e0d4c65a7b.png"])
 def test_masks_that_a_tool_renamed_are_matched_by_their_seed(directory: Path, renamed: str) -> None:
     plain = mask_path(directory, 3)
-    want = read_dataset(directory).masks[3]
+    want = read_masks(directory).labels[3]
     plain.rename(plain.with_name(renamed))
-    np.testing.assert_array_equal(read_dataset(directory).masks[3], want)
+    np.testing.assert_array_equal(read_masks(directory).labels[3], want)
     plain.write_bytes(plain.with_name(renamed).read_bytes())
     with pytest.raises(UnusableFile, match=f"(?=.*{renamed})(?=.*0000000003.png).* are both of seed 3; remove one"):
-        read_dataset(directory)
+        read_masks(directory)
 
 
 @pytest.mark.parametrize("name", ["3.png", "mask-1.png", "0000000003-0000000012.png", "a0000000003.png"])
 def test_a_name_that_could_be_of_any_seed_says_which_is_needed(directory: Path, name: str) -> None:
     mask_path(directory, 3).rename(directory / "masks" / name)
     with pytest.raises(UnusableFile, match=f"{name} belongs to no image of dataset.json; .* name it SEED.png"):
-        read_dataset(directory)
+        read_masks(directory)

@@ -10,31 +10,20 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from labelmint.core.errors import UnusableFile
 from labelmint.models.annotations import coco
+from labelmint.models.annotations.dataset import AnnotatedDataset
 from labelmint.models.annotations.directory import Palette, read_drawn, read_names, write_names
-from labelmint.models.annotations.files import Bytes, write_text
+from labelmint.models.annotations.files import write_text
 from labelmint.models.annotations.points import Keypoint, Points, gather
 
 KeypointFormat = Literal["csv", "coco"]
 
 _HEADER = ["seed", "name", "x", "y"]
 _VISIBLE = "visible"
-
-
-@dataclass(frozen=True)
-class KeypointDataset:
-    """Seeds with their images uint8 [R,R,3] and keypoints float32 [K,3]: x and y in pixels, present 0 or 1."""
-
-    truncation_psi: float
-    names: tuple[str, ...]
-    palette: Palette
-    images: Mapping[int, Bytes]
-    keypoints: Mapping[int, Points]
 
 
 def csv_path(directory: Path) -> Path:
@@ -54,14 +43,14 @@ def write_keypoints(directory: Path, names: tuple[str, ...], palette: Palette, k
     write_names(directory / "keypoints.json", names, palette)
 
 
-def read_keypoints(directory: Path, keypoint_format: KeypointFormat = "csv") -> KeypointDataset:
+def read_keypoints(directory: Path, keypoint_format: str = "csv") -> AnnotatedDataset:
     """Raises UnusableFile naming the first file and place that is missing or not what it should be."""
     drawn = read_drawn(directory)
     mend = 'list the keypoints as [{"name": "nose", "rgb": [255, 0, 0]}, ...]'
     names, palette = read_names(directory / "keypoints.json", mend)
     entries = _read_csv(csv_path(directory)) if keypoint_format == "csv" else coco.read_keypoints(directory, drawn)
     keypoints = gather(entries, names, drawn, directory)
-    return KeypointDataset(drawn.truncation_psi, names, palette, drawn.images, keypoints)
+    return AnnotatedDataset("keypoints", drawn.truncation_psi, names, palette, drawn.images, keypoints)
 
 
 def _read_csv(path: Path) -> Iterator[Keypoint]:

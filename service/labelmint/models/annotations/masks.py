@@ -17,6 +17,7 @@ from PIL import Image
 
 from labelmint.core.errors import UnusableFile
 from labelmint.models.annotations import coco, labelme
+from labelmint.models.annotations.dataset import AnnotatedDataset
 from labelmint.models.annotations.directory import (
     Drawn,
     Palette,
@@ -40,16 +41,6 @@ class LabelClasses:
     palette: Palette
 
 
-@dataclass(frozen=True)
-class AnnotatedDataset:
-    """Seeds with their images uint8 [R,R,3] and masks uint8 [R,R]."""
-
-    truncation_psi: float
-    classes: LabelClasses
-    images: Mapping[int, Bytes]
-    masks: Mapping[int, Bytes]
-
-
 def mask_path(directory: Path, seed: int) -> Path:
     return directory / "masks" / image_name(seed)
 
@@ -63,7 +54,7 @@ def write_masks(directory: Path, classes: LabelClasses, masks: Mapping[int, Byte
     write_names(directory / "classes.json", classes.names, classes.palette)
 
 
-def read_dataset(directory: Path, mask_format: MaskFormat = "png") -> AnnotatedDataset:
+def read_masks(directory: Path, mask_format: str = "png") -> AnnotatedDataset:
     """Raises UnusableFile naming the first file that is missing or not what it should be."""
     drawn = read_drawn(directory)
     mend = 'list the classes as [{"name": "background", "rgb": [0, 0, 0]}, ...]'
@@ -74,7 +65,7 @@ def read_dataset(directory: Path, mask_format: MaskFormat = "png") -> AnnotatedD
         masks = paint(labelme.read_shapes(directory, drawn), classes.names, drawn, directory)
     else:
         masks = paint(coco.read_shapes(directory, drawn), classes.names, drawn, directory)
-    return AnnotatedDataset(drawn.truncation_psi, classes, drawn.images, masks)
+    return AnnotatedDataset("segmentation", drawn.truncation_psi, classes.names, classes.palette, drawn.images, masks)
 
 
 def _read_pngs(directory: Path, drawn: Drawn, num_classes: int) -> dict[int, Bytes]:
