@@ -8,11 +8,10 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import grpc
 import grpc.aio
@@ -23,14 +22,9 @@ import trustme
 from google.protobuf import message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from prometheus_client import CollectorRegistry
 
 from labelmint.core.errors import LimitReached, UnusableFile
-from labelmint.gateway.grpc import access as grpc_access
-from labelmint.gateway.grpc.access import AccessInterceptor
 from labelmint.gateway.sampling.access import Caller, TokenLimits, Tokens, parse_tokens
-from labelmint.gateway.sampling.metrics import Metrics
-from labelmint.gateway.sampling.sample import Delivery
 from labelmint.triton.server import TritonServer
 from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
@@ -522,11 +516,6 @@ async def test_a_batch_may_overdraw_the_rate_once_and_time_pays_it_back() -> Non
         caller.charge(1)
     assert caught.value.retry_after_seconds == 5  # from a full bucket of 1000: 4001 short of one sample
     caller.charge(0)
-
-    async def walk() -> AsyncGenerator[Delivery, None]:
-        yield Delivery(None, 1, 1)
-
-    assert [delivery.next_seed async for delivery in caller.paced(walk())] == [1]
     caller.limits = TokenLimits()
     caller.charge(1_000_000)
     caller.charge(1_000_000)
@@ -589,12 +578,3 @@ async def test_who_uses_how_much_is_in_the_log_and_the_metrics(locked: Locked) -
             await asyncio.sleep(0.1)
     assert len(lines) == 2 and all(" caller=training" in line for line in lines), lines
     assert TOKEN not in locked.service.log.read_text()
-
-
-def test_an_rpc_whose_cost_nobody_stated_stops_the_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    tokens = tmp_path / "tokens"
-    tokens.write_text(f"job {hashlib.sha256(b'key').hexdigest()}\n")
-    methods = [*grpc_access._SERVICE.methods, SimpleNamespace(name="New")]
-    monkeypatch.setattr(grpc_access, "_SERVICE", SimpleNamespace(methods=methods))
-    with pytest.raises(TypeError, match="not stated: New;"):
-        AccessInterceptor(Tokens(tokens), Metrics(CollectorRegistry()))

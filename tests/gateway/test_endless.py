@@ -1,32 +1,38 @@
 """Streams whose next sample is always ready, as with a Triton that is faster than the reader, over real gRPC: they
 expire, are paced and end at the close as any other, with the seed to resume at.
 
-The source stands in for the sampling core: no Triton here is fast enough.
+A source stands in for the sampling core, or an instant Triton below it: no Triton here is fast enough.
 """
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import grpc
 import grpc.aio
+import numpy as np
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 from prometheus_client import CollectorRegistry
 
+from labelmint.core.task import SEGMENTATION
 from labelmint.gateway.grpc.access import AccessInterceptor
 from labelmint.gateway.grpc.service import SampleService
 from labelmint.gateway.sampling.access import Tokens
+from labelmint.gateway.sampling.cache import SampleCache
 from labelmint.gateway.sampling.catalog import Catalog
 from labelmint.gateway.sampling.lifecycle import Lifecycle
 from labelmint.gateway.sampling.metrics import Metrics
 from labelmint.gateway.sampling.sample import Delivery
-from labelmint.triton.client import TritonClient
+from labelmint.gateway.sampling.sampler import Limits, Sampler
+from labelmint.triton.client import Latents, TritonClient
 from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
+from tests.support.served import MODEL
 
 TOKEN = "for-tests"
 SECONDS = 30.0  # in which all that is to happen happens, however busy the machine is
@@ -34,7 +40,7 @@ SECONDS = 30.0  # in which all that is to happen happens, however busy the machi
 
 class Model:
     name = "endless"
-    task = "segmentation"
+    task = SEGMENTATION
 
 
 class Endless:
@@ -46,9 +52,24 @@ class Endless:
     def owed_at_first(self, window: int, count: int) -> int:
         return 1
 
-    async def walk(self, model: Any, walk: Any, *_: Any) -> AsyncGenerator[Delivery, None]:
+    async def walk(self, model: Any, walk: Any, *_: Any, **__: Any) -> AsyncGenerator[Delivery, None]:
         for seed in walk.seeds():
             yield Delivery(None, seed + 1, seed + 1 - walk.start)
+
+
+class InstantTriton(TritonClient):
+    """Has every sample ready."""
+
+    async def infer(self, _: str, __: str, ___: Latents, outputs: Sequence[str], *_____: Any, **______: Any) -> Any:
+        assert outputs == ("js_score",)
+        return {"js_score": np.zeros(1, np.float32)}
+
+
+def core(catalog: Catalog, triton: TritonClient, metrics: Metrics) -> Sampler:
+    """The real sampling core; everything that it samples is accepted."""
+    catalog._models, catalog._failure = {("endless", 1): replace(MODEL, name="endless")}, None
+    limits = Limits(max_in_flight=10, triton_slots=10, max_streams=10, max_window=10, capacity_wait_seconds=0.0)
+    return Sampler(catalog, triton, metrics, cache=SampleCache(0, metrics), limits=limits)
 
 
 @asynccontextmanager
@@ -56,10 +77,12 @@ async def serving(
     max_stream_seconds: float, tokens: Tokens | None = None
 ) -> AsyncIterator[tuple[grpc.aio.Server, Lifecycle, pb_grpc.SampleServiceStub]]:
     metrics = Metrics(CollectorRegistry())
-    triton = TritonClient("127.0.0.1:1")
-    lifecycle = Lifecycle(Catalog(triton, "fused"), max_stream_seconds, False)
+    triton = InstantTriton("127.0.0.1:1")
+    catalog = Catalog(triton, "fused")
+    lifecycle = Lifecycle(catalog, max_stream_seconds, False)
     server = grpc.aio.server(interceptors=[] if tokens is None else [AccessInterceptor(tokens, metrics)])
-    service = SampleService(Endless(), metrics, lifecycle)  # type: ignore[arg-type]
+    sampler = Endless() if tokens is None else core(catalog, triton, metrics)  # tokens: the core paces
+    service = SampleService(sampler, metrics, lifecycle)  # type: ignore[arg-type]
     pb_grpc.add_SampleServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -72,7 +95,8 @@ async def serving(
 
 
 def begin(stub: pb_grpc.SampleServiceStub, start_seed: int = 0) -> Any:
-    request = pb.StreamSamplesRequest(model="endless", start_seed=start_seed)
+    options = pb.SampleOptions(omit_image=True, omit_label=True, max_js=1e9)
+    request = pb.StreamSamplesRequest(model="endless", start_seed=start_seed, options=options)
     return stub.StreamSamples(request, metadata=(("authorization", f"Bearer {TOKEN}"),))
 
 

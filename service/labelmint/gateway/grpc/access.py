@@ -2,8 +2,8 @@
 
 Rules of this file:
 - Health stays open: probes carry no token. Everything else that the server knows wants one.
-- A batch is charged for its seeds and refused as a whole. A stream finds its caller in `current_caller`, and paces
-  itself where it can be ended while it waits.
+- Here a caller is found and its concurrency bounded. The sampler charges it for samples, and finds it in
+  `current_caller`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from labelmint.core.errors import LabelmintError
 from labelmint.gateway.grpc.service import Context, refuse
 from labelmint.gateway.sampling.access import Caller, Tokens, current_caller
 from labelmint.gateway.sampling.metrics import Metrics
-from labelmint.v1 import sample_service_pb2 as pb
 
 _OPEN = f"/{health_pb2.DESCRIPTOR.services_by_name['Health'].full_name}/"
 # What grpc.aio hands over: the handlers in it are coroutines and asynchronous generators, which its types do not say.
@@ -31,9 +30,6 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
     """Asks every call but those of grpc.health.v1 for a token."""
 
     def __init__(self, tokens: Tokens, metrics: Metrics) -> None:
-        """Raises TypeError for an RPC whose cost nobody has stated: it would be open without a limit."""
-        if unknown := {method.name for method in _SERVICE.methods} - _COSTS.keys():
-            raise TypeError(f"what these RPCs cost is not stated: {', '.join(sorted(unknown))}; add them to _COSTS")
         self._tokens = tokens
         self._metrics = metrics
 
@@ -62,7 +58,7 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
 
             async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
                 async with AsyncExitStack() as stack:
-                    await self._admit(stack, request, context, method, caller)
+                    await self._admit(stack, context, method, caller)
                     async for message in await stack.enter_async_context(aclosing(behaviour(request, context))):
                         yield message
 
@@ -75,34 +71,18 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
 
         async def single(request: Any, context: Context) -> Any:
             async with AsyncExitStack() as stack:
-                await self._admit(stack, request, context, method, caller)
+                await self._admit(stack, context, method, caller)
                 return await handler.unary_unary(request, context)
 
         return grpc.unary_unary_rpc_method_handler(single, handler.request_deserializer, handler.response_serializer)
 
     async def _admit(
-        self, stack: AsyncExitStack, request: Any, context: Context, method: str, caller: Caller | LabelmintError
+        self, stack: AsyncExitStack, context: Context, method: str, caller: Caller | LabelmintError
     ) -> None:
         if isinstance(caller, LabelmintError):
             await refuse(self._metrics, method, context, caller)
         current_caller.set(caller)
         try:
             stack.enter_context(caller.request())
-            caller.charge(_COSTS.get(method, _nothing)(request))  # reflection, the only other service, costs nothing
         except LabelmintError as error:
             await refuse(self._metrics, method, context, error)
-
-
-def _nothing(_: Any) -> int:
-    return 0
-
-
-_SERVICE = pb.DESCRIPTOR.services_by_name["SampleService"]
-# How many samples a request of each RPC is charged for at once; those of a stream are charged as they come.
-_COSTS: dict[str, Callable[[Any], int]] = {
-    "GetSample": lambda request: 1,
-    "BatchGetSamples": lambda request: len(request.seeds),
-    "StreamSamples": _nothing,
-    "GetModel": _nothing,
-    "ListModels": _nothing,
-}

@@ -24,7 +24,6 @@ from labelmint.core.errors import LabelmintError
 from labelmint.core.policy import MAX_BATCH, Walk
 from labelmint.core.served_model import ServedModel
 from labelmint.gateway.grpc.messages import copies_only, model_message, options_of, outcome_messages, sample_message
-from labelmint.gateway.sampling.access import current_caller
 from labelmint.gateway.sampling.lifecycle import Lifecycle
 from labelmint.gateway.sampling.metrics import UNKNOWN_MODEL, Metrics
 from labelmint.gateway.sampling.sample import Delivery
@@ -54,7 +53,8 @@ class SampleService(pb_grpc.SampleServiceServicer):
         async with _Call(self._metrics, "GetSample", context) as call:
             model = await call.find(self._sampler, request)
             options = options_of(model, request.options)
-            sample = await self._sampler.sample(model, request.seed, options, context.time_remaining())
+            timeout = context.time_remaining()
+            sample = await self._sampler.sample(model, request.seed, options, timeout_seconds=timeout)
             fields = await _encoded(sample_message, sample, request.options)
             return pb.GetSampleResponse(sample=fields)
 
@@ -63,7 +63,11 @@ class SampleService(pb_grpc.SampleServiceServicer):
             model = await call.find(self._sampler, request, min(len(request.seeds), MAX_BATCH))
             options = options_of(model, request.options)
             samples = await self._sampler.batch(
-                model, request.seeds, request.style_seeds, options, context.time_remaining()
+                model,
+                request.seeds,
+                options,
+                style_seeds=request.style_seeds,
+                timeout_seconds=context.time_remaining(),
             )
             outcomes = await _encoded(outcome_messages, samples, request.options)
             return pb.BatchGetSamplesResponse(outcomes=outcomes)
@@ -73,8 +77,6 @@ class SampleService(pb_grpc.SampleServiceServicer):
     ) -> AsyncIterator[pb.StreamSamplesResponse]:
         async with _Call(self._metrics, "StreamSamples", context) as call:
             walk = self._walk(call, request, context)
-            if (caller := current_caller.get()) is not None:
-                walk = caller.paced(walk)
             deliveries = self._lifecycle.guard(walk, request.start_seed)
             # Closed here and now when the client leaves, not when the collector finds it.
             async with aclosing(deliveries):
@@ -103,7 +105,14 @@ class SampleService(pb_grpc.SampleServiceServicer):
         finally:
             finding.cancel()
         options = options_of(model, request.options)
-        samples = self._sampler.walk(model, walk, request.count, options, request.window, context.time_remaining())
+        samples = self._sampler.walk(
+            model,
+            walk,
+            options,
+            count=request.count,
+            window=request.window,
+            timeout_seconds=context.time_remaining(),
+        )
         async with aclosing(samples):
             async for delivery in samples:
                 yield delivery

@@ -112,7 +112,7 @@ async def serve(settings: ServeSettings) -> None:
             settings.max_window,
             settings.capacity_wait_seconds,
         )
-        sampler = Sampler(catalog, client, metrics, SampleCache(settings.cache_bytes, metrics), limits)
+        sampler = Sampler(catalog, client, metrics, cache=SampleCache(settings.cache_bytes, metrics), limits=limits)
         health = await stack.enter_async_context(_health(lifecycle))
         await stack.enter_async_context(_running(asyncio.create_task(give_back())))
         async with _doors(settings, access, addresses, sampler, metrics, lifecycle, health):

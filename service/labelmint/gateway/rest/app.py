@@ -58,7 +58,7 @@ from labelmint.gateway.rest.middleware import (
 )
 from labelmint.gateway.rest.problems import documented
 from labelmint.gateway.rest.streamed import Streamed
-from labelmint.gateway.sampling.access import Tokens, current_caller
+from labelmint.gateway.sampling.access import Tokens
 from labelmint.gateway.sampling.lifecycle import Lifecycle
 from labelmint.gateway.sampling.metrics import Metrics
 from labelmint.gateway.sampling.sample import Sample
@@ -128,8 +128,6 @@ def create_app(
         return found
 
     async def mint(request: Request, model: ServedModel, seed: int, query: PinnedQuery, js_map: bool = False) -> Sample:
-        if (caller := current_caller.get()) is not None:
-            caller.charge(1)
         return await sampler.sample(model, seed, query.to_sample_options(js_map))
 
     def rendered(suffix: str, encoder: Callable[[Sample], bytes], media_type: str, js_map: bool) -> Callable[..., Any]:
@@ -257,9 +255,7 @@ def create_app(
             del response.headers["content-length"]  # GET does not know it either
             return response
 
-        samples = sampler.walk(found, walk, query.count, options)
-        if (caller := current_caller.get()) is not None:
-            samples = caller.paced(samples)
+        samples = sampler.walk(found, walk, options, count=query.count)
         archive = tar.archive(lifecycle.guard(samples, walk.start))
         return Streamed(archive, "application/x-tar", caches.headers)
 
@@ -270,9 +266,8 @@ def create_app(
     )
     async def batch_get_samples(request: Request, model: ModelName, body: BatchBody) -> BatchModel:
         found = await find(request, model, body, len(body.seeds))
-        if (caller := current_caller.get()) is not None:
-            caller.charge(len(body.seeds))
-        samples = await sampler.batch(found, body.seeds, body.style_seeds, body.to_sample_options(body.include_js_map))
+        options = body.to_sample_options(body.include_js_map)
+        samples = await sampler.batch(found, body.seeds, options, style_seeds=body.style_seeds)
         return await asyncio.to_thread(batch_model, samples, body)
 
     app.get(

@@ -17,14 +17,13 @@ import logging
 import math
 import re
 import time
-from collections.abc import AsyncGenerator, Iterator, Mapping
-from contextlib import aclosing, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
 from labelmint.core.errors import LabelmintError, LimitReached, Unauthenticated, UnusableFile
-from labelmint.gateway.sampling.sample import Delivery
 
 logger = logging.getLogger(__name__)
 
@@ -84,18 +83,11 @@ class Caller:
             )
         self._take(samples)
 
-    async def paced(self, deliveries: AsyncGenerator[Delivery, None]) -> AsyncGenerator[Delivery, None]:
-        """Pass a walk through at the rate: each delivery waits until there is room for what was minted for it."""
-        rejected = 0
-        async with aclosing(deliveries):
-            async for delivery in deliveries:
-                sample = delivery.sample
-                minted = delivery.rejected_count - rejected + (sample is not None and sample.accepted)
-                rejected = delivery.rejected_count
-                while minted > 0 and (wait := self._wait_seconds()) > 0.0:
-                    await asyncio.sleep(wait)
-                self._take(minted)
-                yield delivery
+    async def pace(self, samples: int) -> None:
+        """Take samples of the rate, after the time that it takes until there are some."""
+        while samples > 0 and (wait := self._wait_seconds()) > 0.0:
+            await asyncio.sleep(wait)
+        self._take(samples)
 
     def _take(self, samples: int) -> None:
         self.samples += samples

@@ -1,4 +1,4 @@
-"""The sampling core: what both wire adapters call, and the only place where policy and Triton meet.
+"""The sampling core: what both wires call, and the only place where policy and Triton meet.
 
 Rules of this file:
 - Each seed is one Triton request; Triton's dynamic batcher makes the batches, and a sample never depends on them.
@@ -6,20 +6,18 @@ Rules of this file:
   pauses stops the walk.
 - Admission is bounded: beyond `max_in_flight` samples a request is refused, beyond `max_streams` a walk. What is
   admitted waits for a slot in its fair turn (`slots.py`), no longer than its deadline.
-- Who leaves, or whose deadline passes, waits for nothing: what waits for a slot then waits no more, and what Triton has
-  begun ends by itself, in its slot.
-- What Triton is needed for and away is held for `capacity_wait_seconds`, and counts as owed while it is.
+- A caller with a token is charged here and nowhere else: a request before anything is made for it, a walk as it goes.
+- Requests are held for `capacity_wait_seconds` while Triton is away, and count as owed meanwhile.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import AsyncGenerator, Collection, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeVar
 
 from labelmint.core.errors import InvalidRequest, Overloaded, TritonUnavailable
 from labelmint.core.policy import (
@@ -36,19 +34,17 @@ from labelmint.core.policy import (
     window_of,
 )
 from labelmint.core.served_model import ServedModel
-from labelmint.gateway.sampling.cache import SampleCache
+from labelmint.gateway.sampling.access import current_caller
+from labelmint.gateway.sampling.cache import Arrays, SampleCache
 from labelmint.gateway.sampling.catalog import Catalog
+from labelmint.gateway.sampling.inferences import Inferences
 from labelmint.gateway.sampling.metrics import Metrics
 from labelmint.gateway.sampling.sample import Delivery, Sample
-from labelmint.gateway.sampling.slots import KINDS, Claim, Party, Slots
-from labelmint.tracing import span
-from labelmint.triton.client import Array, Latents, TritonClient
+from labelmint.gateway.sampling.slots import KINDS, Party, Slots
+from labelmint.triton.client import Latents, TritonClient
 
 DEFAULT_TIMEOUT_SECONDS = 60.0  # of a request that brings no deadline
 HEARTBEAT_SECONDS = 1.0
-_RETRY_SECONDS = 1.0  # while Triton is away
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -60,6 +56,41 @@ class Limits:
     max_streams: int
     max_window: int
     capacity_wait_seconds: float
+
+
+@dataclass(frozen=True)
+class _Spec:
+    """What a sample is made from, and the outputs that are wanted of it."""
+
+    model: ServedModel
+    seed: int
+    mixing: Mixing | None
+    gate: Gate
+    outputs: tuple[str, ...]
+
+    @property
+    def key(self) -> Hashable:
+        """What tells its arrays from those of other samples."""
+        return self.model.digest, self.seed, self.mixing, self.gate.truncation_psi
+
+    def latents(self) -> Latents:
+        z_dim, num_ws, psi = self.model.z_dim, self.model.num_ws, self.gate.truncation_psi
+        latent = latent_of(self.seed, z_dim)
+        if self.mixing is None:
+            return Latents(latent, latent, num_ws, psi)
+        return Latents(latent, latent_of(self.mixing.style_seed, z_dim), self.mixing.crossover, psi)
+
+    def sample(self, arrays: Arrays) -> Sample:
+        return Sample(
+            model=self.model,
+            seed=self.seed,
+            mixing=self.mixing,
+            gate=self.gate,
+            image=arrays.get("image"),
+            labels={name: arrays[name] for name in self.model.task.label_outputs if name in arrays},
+            js_map=arrays.get("js_map"),
+            js_score=float(arrays["js_score"][0]),
+        )
 
 
 @dataclass(eq=False)
@@ -81,8 +112,20 @@ class _Pipeline:
         """How many of them the reader would take now if they were ready."""
         return self.wanted - sum(self._ready(task) for task in self.ahead)
 
-    def delivers(self, sample: Sample) -> bool:
-        return sample.accepted or self.include_rejected
+    def fill(self, tasks: Iterator[asyncio.Task[Sample]]) -> bool:
+        """Begin what may be ahead; returns whether there is anything to wait for."""
+        while len(self.ahead) < self.wanted and (task := next(tasks, None)) is not None:
+            self.ahead.append(task)
+        return self.wanted > 0 and bool(self.ahead)
+
+    def delivers(self, sample: Sample | None) -> bool:
+        return sample is not None and (sample.accepted or self.include_rejected)
+
+    def taken(self, delivered: bool) -> None:
+        """The reader has taken the first sample, or it was rejected."""
+        self.ahead.popleft()
+        if delivered and self.remaining is not None:
+            self.remaining -= 1
 
     def _ready(self, task: asyncio.Task[Sample]) -> bool:
         return task.done() and not task.cancelled() and task.exception() is None and self.delivers(task.result())
@@ -90,14 +133,14 @@ class _Pipeline:
 
 class Sampler:
     def __init__(
-        self, catalog: Catalog, triton: TritonClient, metrics: Metrics, cache: SampleCache, limits: Limits
+        self, catalog: Catalog, triton: TritonClient, metrics: Metrics, *, cache: SampleCache, limits: Limits
     ) -> None:
         self.catalog = catalog
         self._triton = triton
         self._metrics = metrics
-        self._cache = cache
         self._limits = limits
         self._slots = Slots(limits.triton_slots)
+        self._inferences = Inferences(self._slots, cache, metrics, limits.capacity_wait_seconds)
         self._admitted_samples = 0
         self._owed_before_model = 0
         self._pipelines: set[_Pipeline] = set()
@@ -111,17 +154,17 @@ class Sampler:
         return self._owed_before_model + self._admitted_samples + pipelines
 
     async def find(self, name: str, version: str, owed: int = 1) -> ServedModel:
-        """The model that a request for `owed` samples is about, held for it while Triton is away.
+        """The model that a request for `owed` samples is about; the request is held while Triton is away.
 
-        Raises ModelNotFound, TritonUnavailable or Overloaded. Who only asks what a model is counts as one sample, since
-        samples follow: a cluster without Triton gets one.
+        Raises ModelNotFound, TritonUnavailable or Overloaded. A request that only asks what a model is counts as one
+        sample, since samples follow: a cluster without Triton gets one.
         """
         limits = self._limits
         if self._owed_before_model > limits.max_in_flight + limits.max_streams * limits.max_window:
             raise Overloaded("too much waits for Triton already; try again later")
         self._owed_before_model += owed
         try:
-            return await self._held(lambda: self.catalog.get(name, version))
+            return await self._inferences.hold(lambda: self.catalog.get(name, version))
         finally:
             self._owed_before_model -= owed
 
@@ -131,14 +174,15 @@ class Sampler:
         return min(wanted, count) if count > 0 else wanted
 
     async def sample(
-        self, model: ServedModel, seed: int, options: SampleOptions, timeout_seconds: float | None = None
+        self, model: ServedModel, seed: int, options: SampleOptions, *, timeout_seconds: float | None = None
     ) -> Sample:
         """The sample of one seed; raises SampleRejected unless it is accepted or `include_rejected` is set."""
-        check_seed(seed)
-        mixing = mixing_of(model, options)
-        gate = gate_of(model, options)
+        _charge(1)
+        spec = _Spec(
+            model, check_seed(seed), mixing_of(model, options), gate_of(model, options), options.outputs(model)
+        )
         with self._admitted(1) as party:
-            sample = await self._mint(party, model, seed, mixing, gate, options, self._deadline(timeout_seconds))
+            sample = await self._make(spec, party, self._deadline(timeout_seconds))
         if not sample.accepted and not options.include_rejected:
             raise sample.rejection()
         return sample
@@ -147,21 +191,23 @@ class Sampler:
         self,
         model: ServedModel,
         seeds: Sequence[int],
-        style_seeds: Sequence[int],
         options: SampleOptions,
+        *,
+        style_seeds: Sequence[int] = (),
         timeout_seconds: float | None = None,
     ) -> list[Sample]:
         """The samples of all seeds, in order, rejected ones included: the caller looks at `accepted`.
 
         `style_seeds` is empty, or holds one for each seed.
         """
+        _charge(len(seeds))
         checked = check_batch(seeds)
         mixings = mixings_of(model, options, style_seeds, len(checked))
-        gate = gate_of(model, options)
+        gate, outputs = gate_of(model, options), options.outputs(model)
         deadline = self._deadline(timeout_seconds)
         with self._admitted(len(checked)) as party:
             tasks = [
-                asyncio.create_task(self._mint(party, model, seed, mixing, gate, options, deadline))
+                asyncio.create_task(self._make(_Spec(model, seed, mixing, gate, outputs), party, deadline))
                 for seed, mixing in zip(checked, mixings, strict=True)
             ]
             try:
@@ -174,8 +220,9 @@ class Sampler:
         self,
         model: ServedModel,
         walk: Walk,
-        count: int,
         options: SampleOptions,
+        *,
+        count: int,
         window: int = 0,
         timeout_seconds: float | None = None,
     ) -> AsyncGenerator[Delivery, None]:
@@ -187,44 +234,69 @@ class Sampler:
         """
         if count < 0:
             raise InvalidRequest("count", f"{count} is negative; give 0 for a walk without end")
-        mixing = mixing_of(model, options)
-        gate = gate_of(model, options)
-        loop = asyncio.get_running_loop()
-        deadline = None if timeout_seconds is None else loop.time() + timeout_seconds
         pipeline = _Pipeline(window_of(window, self._limits.max_window), count or None, options.include_rejected)
-        party = Party("stream")
-        seeds = walk.seeds()
-        next_seed = told_seed = walk.start
-        rejected = 0
+        tasks = self._begin(model, walk, options, timeout_seconds)
+        now = asyncio.get_running_loop().time
+        next_seed = delivered_seed = walk.start
+        rejected = unpaid = 0
         with self._registered(pipeline):
             try:
-                told_at = loop.time()
-                while pipeline.wanted > 0:
-                    while len(pipeline.ahead) < pipeline.wanted and (seed := next(seeds, None)) is not None:
-                        minting = self._mint(party, model, seed, mixing, gate, options, deadline)
-                        pipeline.ahead.append(asyncio.create_task(minting))
-                    if not pipeline.ahead:
-                        break
+                delivered_at = now()
+                while pipeline.fill(tasks):
                     first = pipeline.ahead[0]
                     if not first.done():
-                        await asyncio.wait([first], timeout=max(0.0, told_at + HEARTBEAT_SECONDS - loop.time()))
+                        await asyncio.wait([first], timeout=max(0.0, delivered_at + HEARTBEAT_SECONDS - now()))
                     done = first.done()
                     sample = first.result() if done else None
-                    delivered = sample is not None and pipeline.delivers(sample)
+                    delivers = pipeline.delivers(sample)
                     if sample is not None:
                         next_seed = sample.seed + 1
                         rejected += not sample.accepted
-                    if delivered or loop.time() - told_at >= HEARTBEAT_SECONDS:
-                        yield Delivery(sample if delivered else None, next_seed, rejected)
-                        told_seed, told_at = next_seed, loop.time()
+                        unpaid += 1
+                    if delivers or now() - delivered_at >= HEARTBEAT_SECONDS:
+                        await _pace(unpaid)
+                        yield Delivery(sample if delivers else None, next_seed, rejected)
+                        delivered_seed, delivered_at, unpaid = next_seed, now(), 0
                     if done:  # it counts as ahead until its reader has taken it
-                        pipeline.ahead.popleft()
-                    if delivered and pipeline.remaining is not None:
-                        pipeline.remaining -= 1
-                if next_seed != told_seed:
+                        pipeline.taken(delivers)
+                if next_seed != delivered_seed:
+                    await _pace(unpaid)
                     yield Delivery(None, next_seed, rejected)
             finally:
-                await _cancel(list(pipeline.ahead))
+                await _cancel(pipeline.ahead)
+
+    def _begin(
+        self, model: ServedModel, walk: Walk, options: SampleOptions, timeout_seconds: float | None
+    ) -> Iterator[asyncio.Task[Sample]]:
+        """The samples of a walk, each begun when it is asked for; raises InvalidRequest at once."""
+        mixing, gate, outputs = mixing_of(model, options), gate_of(model, options), options.outputs(model)
+        deadline = None if timeout_seconds is None else asyncio.get_running_loop().time() + timeout_seconds
+        party = Party("stream")
+        return (
+            asyncio.create_task(self._make(_Spec(model, seed, mixing, gate, outputs), party, deadline))
+            for seed in walk.seeds()
+        )
+
+    async def _make(self, spec: _Spec, party: Party, deadline: float | None) -> Sample:
+        infer = partial(self._infer, spec)
+        arrays = await self._inferences.get(spec.key, spec.outputs, infer, party=party, deadline=deadline)
+        sample = spec.sample(arrays)
+        mixed, psi = spec.mixing is not None, spec.gate.truncation_psi
+        self._metrics.judged(spec.model, psi, mixed, sample.js_score, sample.accepted)
+        return sample
+
+    async def _infer(self, spec: _Spec, timeout_seconds: float | None) -> Arrays:
+        """What Triton makes of a sample; raises ModelVersionGone where that is not, or no longer, this version's."""
+        model = spec.model
+        try:
+            arrays = await self._triton.infer(
+                model.triton_name, model.version, spec.latents(), spec.outputs, timeout_seconds, digest=model.digest
+            )
+        except TritonUnavailable:
+            await self.catalog.check_lost(model)
+            raise
+        self.catalog.check_pinned(model)
+        return arrays
 
     @contextmanager
     def _admitted(self, count: int) -> Iterator[Party]:
@@ -249,72 +321,6 @@ class Sampler:
         finally:
             self._pipelines.remove(pipeline)
 
-    async def _mint(
-        self,
-        party: Party,
-        model: ServedModel,
-        seed: int,
-        mixing: Mixing | None,
-        gate: Gate,
-        options: SampleOptions,
-        deadline: float | None,
-    ) -> Sample:
-        outputs = options.outputs(model)
-
-        async def mint(claim: Claim) -> dict[str, Array]:
-            async with AsyncExitStack() as stack:
-                with span("wait for slot"):
-                    await stack.enter_async_context(self._slots.slot(claim))
-                with self._metrics.samples_in_flight.track_inprogress():
-                    latents = _latents(model, seed, mixing, gate)
-                    seconds = None if claim.deadline is None else claim.deadline - asyncio.get_running_loop().time()
-                    return await self._infer(model, latents, outputs, seconds)
-
-        key = (model.digest, seed, mixing, gate.truncation_psi)
-        arrays = await self._cache.get(key, outputs, Claim(party, deadline), mint)
-        sample = Sample(
-            model=model,
-            seed=seed,
-            mixing=mixing,
-            gate=gate,
-            image=arrays.get("image"),
-            labels={name: arrays[name] for name in model.task.label_outputs if name in arrays},
-            js_map=arrays.get("js_map"),
-            js_score=float(arrays["js_score"][0]),
-        )
-        self._metrics.judged(model, gate.truncation_psi, mixing is not None, sample.js_score, sample.accepted)
-        return sample
-
-    async def _infer(
-        self, model: ServedModel, latents: Latents, outputs: Sequence[str], timeout_seconds: float | None
-    ) -> dict[str, Array]:
-        """What Triton makes of one sample; raises ModelVersionGone where that is not, or no longer, this version's."""
-
-        async def infer() -> dict[str, Array]:
-            try:
-                return await self._triton.infer(
-                    model.triton_name, model.version, latents, outputs, timeout_seconds, digest=model.digest
-                )
-            except TritonUnavailable:
-                await self.catalog.check_lost(model)
-                raise
-
-        arrays = await self._held(infer)
-        self.catalog.check_pinned(model)
-        return arrays
-
-    async def _held(self, call: Callable[[], Awaitable[T]]) -> T:
-        """The result of a call that needs Triton, which is tried again while Triton is away."""
-        now = asyncio.get_running_loop().time
-        end = now() + self._limits.capacity_wait_seconds
-        while True:
-            try:
-                return await call()
-            except TritonUnavailable:
-                if now() + _RETRY_SECONDS > end:
-                    raise
-            await asyncio.sleep(_RETRY_SECONDS)
-
     def _deadline(self, timeout_seconds: float | None) -> float:
         """When a request ends at the latest, on the loop's clock; nothing waits for ever."""
         if timeout_seconds is None:
@@ -322,14 +328,17 @@ class Sampler:
         return asyncio.get_running_loop().time() + timeout_seconds
 
 
-def _latents(model: ServedModel, seed: int, mixing: Mixing | None, gate: Gate) -> Latents:
-    latent = latent_of(seed, model.z_dim)
-    if mixing is None:
-        return Latents(latent, latent, model.num_ws, gate.truncation_psi)
-    return Latents(latent, latent_of(mixing.style_seed, model.z_dim), mixing.crossover, gate.truncation_psi)
+def _charge(samples: int) -> None:
+    if (caller := current_caller.get()) is not None:
+        caller.charge(samples)
 
 
-async def _cancel(tasks: Sequence[asyncio.Task[Sample]]) -> None:
+async def _pace(samples: int) -> None:
+    if (caller := current_caller.get()) is not None:
+        await caller.pace(samples)
+
+
+async def _cancel(tasks: Collection[asyncio.Task[Sample]]) -> None:
     for task in tasks:
         task.cancel()
     # The outcomes of abandoned samples are of no interest, but they must have ended.

@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Generic, Literal, TypeVar, get_args
+from typing import Generic, Literal, Protocol, TypeVar, get_args
 
 Kind = Literal["request", "stream"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -77,24 +77,10 @@ class Turns(Generic[T]):
         return sum(len(waiting) for waiting in self._rings[kind].values())
 
 
-@dataclass(eq=False)
-class Claim:
-    """One sample's claim to a slot, in the turns of `party`; after `deadline`, on the loop's clock, nobody wants it."""
+class Waiter(Protocol):
+    """What waits for a slot, in the turns of its party."""
 
     party: Party
-    deadline: float | None = None
-    granted: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
-    turns: Turns[Claim] | None = None  # in which it waits
-
-    def join(self, other: Claim) -> None:
-        """Stand also for `other`, which is for the same sample: until the later deadline, and in the turn of a request
-        where one of them is a request's."""
-        self.deadline = None if self.deadline is None or other.deadline is None else max(self.deadline, other.deadline)
-        if self.party.kind == "stream" and other.party.kind == "request":
-            if self.turns is not None:
-                self.turns.discard(self.party, self)
-                self.turns.add(other.party, self)
-            self.party = other.party
 
 
 class Slots:
@@ -102,41 +88,48 @@ class Slots:
 
     def __init__(self, capacity: int) -> None:
         self._free = capacity
-        self._turns: Turns[Claim] = Turns()
+        self._turns: Turns[Waiter] = Turns()
+        self._granted: dict[Waiter, asyncio.Future[None]] = {}  # of those who wait
 
     def depth(self, kind: Kind) -> int:
         """The number of samples of a kind that wait for a slot."""
         return self._turns.depth(kind)
 
     @asynccontextmanager
-    async def slot(self, claim: Claim) -> AsyncIterator[None]:
-        """Hold a slot, once it is the turn of the claim's party. A claim is good for one."""
+    async def slot(self, waiter: Waiter) -> AsyncIterator[None]:
+        """Hold a slot, once it is the turn of the waiter's party."""
         if self._free > 0:  # then nobody waits
             self._free -= 1
         else:
-            await self._wait(claim)
+            await self._wait(waiter)
         try:
             yield
         finally:
             self._release()
 
-    async def _wait(self, claim: Claim) -> None:
-        claim.turns = self._turns
-        self._turns.add(claim.party, claim)
+    def moved(self, waiter: Waiter, before: Party) -> None:
+        """The waiter's party was `before`: if it waits, it does so in the turns of the party that it has now."""
+        if waiter.party is not before and waiter in self._granted:
+            self._turns.discard(before, waiter)
+            self._turns.add(waiter.party, waiter)
+
+    async def _wait(self, waiter: Waiter) -> None:
+        granted = self._granted[waiter] = asyncio.get_running_loop().create_future()
+        self._turns.add(waiter.party, waiter)
         try:
-            await claim.granted
+            await granted
         except BaseException:
-            self._turns.discard(claim.party, claim)
-            if claim.granted.done() and not claim.granted.cancelled():
+            self._turns.discard(waiter.party, waiter)
+            if granted.done() and not granted.cancelled():
                 self._release()  # it was granted in the moment in which its client left
             raise
         finally:
-            claim.turns = None
+            self._granted.pop(waiter, None)
 
     def _release(self) -> None:
-        while (claim := self._turns.take()) is not None:
-            claim.turns = None
-            if not claim.granted.done():  # else it was cancelled, and its task is about to notice
-                claim.granted.set_result(None)
+        while (waiter := self._turns.take()) is not None:
+            granted = self._granted.pop(waiter)
+            if not granted.done():  # else it was cancelled, and its task is about to notice
+                granted.set_result(None)
                 return
         self._free += 1

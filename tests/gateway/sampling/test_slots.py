@@ -2,10 +2,16 @@
 
 import asyncio
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 
 import pytest
 
-from labelmint.gateway.sampling.slots import Claim, Kind, Party, Slots, Turns
+from labelmint.gateway.sampling.slots import Kind, Party, Slots, Turns
+
+
+@dataclass(eq=False)
+class Waiter:
+    party: Party
 
 
 def waiting(*samples: tuple[Party, str]) -> Turns[str]:
@@ -71,7 +77,7 @@ async def test_slots_are_bounded_and_all_come_back(kind: Kind) -> None:
 
     async def hold(party: Party) -> None:
         nonlocal holding, most
-        async with slots.slot(Claim(party)):
+        async with slots.slot(Waiter(party)):
             holding += 1
             most = max(most, holding)
             try:
@@ -90,28 +96,28 @@ async def test_slots_are_bounded_and_all_come_back(kind: Kind) -> None:
     assert most == 3 and slots.depth(kind) == 0
     async with AsyncExitStack() as stack:
         for _ in range(3):
-            await asyncio.wait_for(stack.enter_async_context(slots.slot(Claim(Party(kind)))), 5)
+            await asyncio.wait_for(stack.enter_async_context(slots.slot(Waiter(Party(kind)))), 5)
 
 
-async def test_a_request_that_joins_a_streams_sample_lends_it_its_turn() -> None:
+async def test_one_who_moves_to_a_request_waits_in_its_turn() -> None:
     slots, order = Slots(1), []
 
-    async def hold(claim: Claim, name: str) -> None:
-        async with slots.slot(claim):
+    async def hold(waiter: Waiter, name: str) -> None:
+        async with slots.slot(waiter):
             order.append(name)
 
-    ahead, joined = Party("stream"), Claim(Party("stream"), 5.0)
-    async with slots.slot(Claim(Party("request"))):
-        tasks = [asyncio.create_task(hold(Claim(ahead), "ahead")) for _ in range(9)]
-        tasks.append(asyncio.create_task(hold(joined, "joined")))
+    ahead, moving = Party("stream"), Waiter(Party("stream"))
+    async with slots.slot(Waiter(Party("request"))):
+        tasks = [asyncio.create_task(hold(Waiter(ahead), "ahead")) for _ in range(9)]
+        tasks.append(asyncio.create_task(hold(moving, "moved")))
         await asyncio.sleep(0)
-        joined.join(Claim(Party("request"), 9.0))
-        assert joined.deadline == 9.0
+        before, moving.party = moving.party, Party("request")
+        slots.moved(moving, before)
         assert (slots.depth("request"), slots.depth("stream")) == (1, 9)
-        joined.join(Claim(Party("stream"), 3.0))  # who may wait longer takes nothing from it
-        assert joined.deadline == 9.0 and slots.depth("request") == 1
-        joined.join(Claim(Party("request")))
-        assert joined.deadline is None
+        slots.moved(moving, moving.party)
+        assert (slots.depth("request"), slots.depth("stream")) == (1, 9)
     await asyncio.gather(*tasks)
-    assert "joined" in order[:2] and len(order) == 10
+    assert "moved" in order[:2] and len(order) == 10
     assert slots.depth("request") == slots.depth("stream") == 0
+    slots.moved(moving, ahead)  # it waits no more
+    assert slots.depth("request") == 0

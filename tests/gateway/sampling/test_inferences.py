@@ -1,7 +1,8 @@
-"""The gateway's memory of samples: who waits for whose minting, how long, in whose turn, and what is kept."""
+"""Samples that are being made: who waits for whose, how long, in whose turn, and what is kept."""
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -12,9 +13,10 @@ from labelmint.core.policy import SampleOptions, Walk, latent_of
 from labelmint.core.served_model import read_served_model
 from labelmint.gateway.sampling.cache import SampleCache
 from labelmint.gateway.sampling.catalog import Catalog
+from labelmint.gateway.sampling.inferences import Inferences
 from labelmint.gateway.sampling.metrics import Metrics
 from labelmint.gateway.sampling.sampler import Limits, Sampler
-from labelmint.gateway.sampling.slots import Claim, Party, Slots
+from labelmint.gateway.sampling.slots import Party, Slots
 from labelmint.triton.client import Array, Latents
 from labelmint.triton.model_config import read_config
 from tests.conftest import REPOSITORY
@@ -24,26 +26,34 @@ class Minting:
     """Arrays of one byte, made when `allowed`; `made` has what was asked for."""
 
     def __init__(self, max_bytes: int = 1000) -> None:
-        self.cache = SampleCache(max_bytes, Metrics(CollectorRegistry()))
+        metrics = Metrics(CollectorRegistry())
         self.slots = Slots(1)
+        self.inferences = Inferences(self.slots, SampleCache(max_bytes, metrics), metrics, hold_seconds=0.0)
         self.allowed = asyncio.Event()
         self.failures: list[Exception] = []
         self.made: list[tuple[str, str]] = []
 
-    def get(self, key: str, outputs: Sequence[str], claim: Claim | None = None) -> asyncio.Task[dict[str, bytes]]:
-        async def mint(claim: Claim) -> dict[str, Array]:
-            async with self.slots.slot(claim):
-                self.made.append((key, " ".join(outputs)))
-                await self.allowed.wait()
-                if self.failures:
-                    raise self.failures.pop(0)
-                return {name: np.frombuffer(name[:1].encode(), np.uint8) for name in outputs}
+    def get(
+        self, key: str, outputs: Sequence[str], party: Party | None = None, deadline: float | None = None
+    ) -> asyncio.Task[dict[str, bytes]]:
+        async def infer(_: float | None) -> dict[str, Array]:
+            self.made.append((key, " ".join(outputs)))
+            await self.allowed.wait()
+            if self.failures:
+                raise self.failures.pop(0)
+            return {name: np.frombuffer(name[:1].encode(), np.uint8) for name in outputs}
 
         async def asked() -> dict[str, bytes]:
-            arrays = await self.cache.get(key, outputs, claim or Claim(Party("request")), mint)
+            whose = party or Party("request")
+            arrays = await self.inferences.get(key, outputs, infer, party=whose, deadline=deadline)
             return {name: array.tobytes() for name, array in arrays.items()}
 
         return asyncio.create_task(asked())
+
+
+@dataclass(eq=False)
+class Waiter:
+    party: Party
 
 
 async def until_it_waits() -> None:
@@ -53,9 +63,9 @@ async def until_it_waits() -> None:
 
 async def test_who_joins_waits_no_longer_than_the_own_deadline() -> None:
     minting = Minting()
-    first = minting.get("7", ["image"], Claim(Party("stream")))
+    first = minting.get("7", ["image"], Party("stream"))
     await until_it_waits()
-    late = minting.get("7", ["image"], Claim(Party("request"), asyncio.get_running_loop().time() + 0.01))
+    late = minting.get("7", ["image"], Party("request"), asyncio.get_running_loop().time() + 0.01)
     with pytest.raises(DeadlineExceeded):
         await asyncio.wait_for(late, 30)
     assert not first.done()
@@ -67,8 +77,8 @@ async def test_a_request_that_joins_what_a_stream_has_waiting_is_next() -> None:
     minting = Minting()
     minting.allowed.set()
     stream = Party("stream")
-    async with minting.slots.slot(Claim(stream)):
-        ahead = [minting.get(str(seed), ["image"], Claim(stream)) for seed in range(20)]
+    async with minting.slots.slot(Waiter(stream)):
+        ahead = [minting.get(str(seed), ["image"], stream) for seed in range(20)]
         await until_it_waits()
         asked = minting.get("19", ["image"])
         await until_it_waits()
@@ -90,7 +100,7 @@ async def test_who_leaves_takes_nothing_from_those_who_joined() -> None:
 
 async def test_what_nobody_waits_for_is_given_up() -> None:
     minting = Minting()
-    async with minting.slots.slot(Claim(Party("request"))):
+    async with minting.slots.slot(Waiter(Party("request"))):
         both = [minting.get("7", ["image"]) for _ in range(2)]
         await until_it_waits()
         for task in both:
@@ -162,14 +172,14 @@ async def test_a_request_for_what_a_stream_has_waiting_keeps_its_deadline_and_it
     catalog = Catalog(triton, "fused")  # type: ignore[arg-type]
     catalog._models = {("faces", 1): model}
     limits = Limits(max_in_flight=10, triton_slots=1, max_streams=1, max_window=20, capacity_wait_seconds=0.0)
-    sampler = Sampler(catalog, triton, metrics, SampleCache(1 << 20, metrics), limits)  # type: ignore[arg-type]
+    sampler = Sampler(catalog, triton, metrics, cache=SampleCache(1 << 20, metrics), limits=limits)  # type: ignore[arg-type]
     options = SampleOptions(max_js=1e9)
-    walk = sampler.walk(model, Walk(0), 20, options, window=20)
+    walk = sampler.walk(model, Walk(0), options, count=20, window=20)
     reading = asyncio.create_task(anext(walk))
     while sampler._slots.depth("stream") < 19:
         await asyncio.sleep(0)
     with pytest.raises(DeadlineExceeded):  # seed 0 is in Triton, which takes longer than this one has
-        await asyncio.wait_for(sampler.sample(model, 0, options, 0.01), 30)
+        await asyncio.wait_for(sampler.sample(model, 0, options, timeout_seconds=0.01), 30)
     asked = asyncio.create_task(sampler.sample(model, 19, options))
     while not sampler._slots.depth("request"):
         await asyncio.sleep(0)

@@ -1,0 +1,58 @@
+"""What is decided about one sample on its way, by events and without an event loop."""
+
+import pytest
+
+from labelmint.gateway.sampling.inference import RETRY_SECONDS, Hold, Inference, is_over
+from labelmint.gateway.sampling.slots import Party
+
+
+def test_the_latest_deadline_bounds_the_work() -> None:
+    inference = Inference(["image"], party=Party("stream"), deadline=5.0)
+    assert inference.seconds(2.0) == 3.0
+    inference.join(Party("request"), 9.0)
+    inference.join(Party("request"), 3.0)  # one who is in a hurry takes nothing from it
+    assert inference.seconds(2.0) == 7.0
+    inference.join(Party("request"), None)
+    assert inference.seconds(2.0) is None
+    inference.join(Party("request"), 4.0)
+    assert inference.seconds(2.0) is None
+
+
+def test_a_request_lends_its_turn_to_a_stream_and_to_nobody_else() -> None:
+    stream, other, request = Party("stream"), Party("stream"), Party("request")
+    inference = Inference(["image"], party=stream, deadline=None)
+    inference.join(other, None)
+    assert inference.party is stream
+    inference.join(request, None)
+    assert inference.party is request
+    for later in (Party("request"), other):
+        inference.join(later, None)
+        assert inference.party is request
+
+
+def test_it_is_abandoned_when_the_last_one_leaves() -> None:
+    inference = Inference(["image"], party=Party("request"), deadline=None)
+    inference.join(Party("request"), None)
+    inference.leave()
+    assert not inference.abandoned
+    inference.leave()
+    assert inference.abandoned and not inference.serves(["image"])
+
+
+@pytest.mark.parametrize(("outputs", "serves"), [(["image"], True), (["image", "label"], True), (["js_map"], False)])
+def test_it_serves_who_wants_no_more_than_it_makes(outputs: list[str], serves: bool) -> None:
+    inference = Inference(["image", "label"], party=Party("request"), deadline=None)
+    assert inference.serves(outputs) is serves
+    inference.end()
+    assert not inference.serves(outputs)
+
+
+def test_a_call_is_held_as_long_as_another_attempt_fits() -> None:
+    hold = Hold(now=10.0, seconds=2.5)
+    assert hold.unavailable(10.0) == hold.unavailable(11.5) == RETRY_SECONDS
+    assert hold.unavailable(11.6) is None
+    assert Hold(now=10.0, seconds=0.0).unavailable(10.0) is None
+
+
+def test_a_deadline_is_over_at_its_moment() -> None:
+    assert [is_over(deadline, 5.0) for deadline in (None, 5.1, 5.0, 4.9)] == [False, False, True, True]
