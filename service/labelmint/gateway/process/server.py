@@ -47,7 +47,7 @@ from labelmint.gateway.process.own_triton import OwnTriton
 from labelmint.gateway.process.request_log import GrpcRequests, RestRequests
 from labelmint.gateway.process.settings import ServeSettings, unknown_variables
 from labelmint.gateway.process.tls import Tls, tls_of
-from labelmint.gateway.rest.app import MAX_BODY_BYTES, create_app
+from labelmint.gateway.rest.app import MAX_BODY_BYTES, Exposure, create_app
 from labelmint.gateway.sampling.access import Tokens
 from labelmint.gateway.sampling.cache import SampleCache
 from labelmint.gateway.sampling.catalog import Catalog
@@ -288,21 +288,16 @@ async def _doors(
 def _http_config(
     settings: ServeSettings, access: _Access, sampler: Sampler, metrics: Metrics, lifecycle: Lifecycle
 ) -> uvicorn.Config:
-    tokens, tls = access.tokens, access.tls
-    private = tokens is not None or (tls is not None and tls.client_ca is not None)
+    tls = access.tls
+    exposure = Exposure(
+        tokens=access.tokens,
+        tls=tls is not None,
+        private=access.tokens is not None or (tls is not None and tls.client_ca is not None),
+        cors_origins=tuple(settings.cors_origins),
+    )
+    app = create_app(sampler, metrics, lifecycle, version=version("labelmint"), exposure=exposure)
     return uvicorn.Config(
-        RestRequests(
-            create_app(
-                sampler,
-                metrics,
-                lifecycle,
-                version("labelmint"),
-                tokens,
-                tls is not None,
-                private,
-                settings.cors_origins,
-            )
-        ),
+        RestRequests(app),
         ssl_certfile=None if tls is None else tls.certificate,
         ssl_keyfile=None if tls is None else tls.key,
         ssl_ca_certs=None if tls is None or tls.client_ca is None else str(tls.client_ca),

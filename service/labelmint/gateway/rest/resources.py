@@ -1,0 +1,76 @@
+"""What the routes share: finding the model that a request is about, and answering from a client's cache.
+
+Rules of this file:
+- A sample is made only where the client does not hold its bytes already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any
+
+from fastapi import Header, Path, Request, Response
+from pydantic import BeforeValidator
+
+from labelmint.core.policy import SEED_END
+from labelmint.core.served_model import ServedModel
+from labelmint.gateway.rest.caching import Caching, caching_of
+from labelmint.gateway.rest.messages import PinnedQuery, VersionModel
+from labelmint.gateway.sampling.sample import Sample
+from labelmint.gateway.sampling.sampler import Sampler
+
+
+def _spelled(seed: str) -> str:
+    """A number in a path has one spelling, so that a sample has one address for caches: not 007, -0 or 7.0."""
+    if str(int(seed)) != seed:
+        raise ValueError("is spelled in another way")  # what is right is said for all seeds, in `problems.py`
+    return seed
+
+
+ModelName = Annotated[str, Path(description="Name of the model, as /v1/models lists it.", examples=["faces"])]
+Seed = Annotated[int, Path(ge=0, lt=SEED_END, description="The seed: 0 to 2^32 - 1."), BeforeValidator(_spelled)]
+IfNoneMatch = Annotated[str | None, Header(description="ETags of what the client holds.")]
+
+
+class Resources:
+    def __init__(self, sampler: Sampler, private: bool) -> None:
+        """`private`: shared caches must keep nothing."""
+        self.sampler = sampler
+        self._private = private
+
+    async def find(self, request: Request, name: str, asked: VersionModel, *, owed: int = 1) -> ServedModel:
+        """The model that a request for `owed` samples is about; from here on the metrics name it."""
+        model = await self.sampler.find(name, asked.model_version, owed)
+        request.state.model = model.name
+        return model
+
+    def caching(self, request: Request, model: ServedModel, representation: str, query: PinnedQuery) -> Caching:
+        """How the answer may be cached; an error that lasts as long may be cached in the same way."""
+        found = caching_of(model, representation, query, query.revision, self._private)
+        request.state.cache_control = found.cache_control
+        return found
+
+    async def answer(
+        self,
+        request: Request,
+        model: ServedModel,
+        seed: int,
+        query: PinnedQuery,
+        *,
+        representation: str,
+        js_map: bool,
+        if_none_match: str | None,
+        encode: Callable[[Sample, Caching], Awaitable[Any]],
+    ) -> Any:
+        """What `encode` makes of a sample, or 304 where the client holds it."""
+        caching = self.caching(request, model, representation, query)
+        if caching.held(if_none_match):
+            return not_modified(caching)
+        sample = await self.sampler.sample(model, seed, query.to_sample_options(js_map))
+        if caching.held(if_none_match, exists=True):
+            return not_modified(caching)
+        return await encode(sample, caching)
+
+
+def not_modified(caching: Caching) -> Response:
+    return Response(status_code=304, headers=caching.headers)
