@@ -16,11 +16,13 @@ import uvicorn
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 
-from labelmint.gateway.grpc.service import SampleService
-from labelmint.gateway.process import connections, server
+from labelmint.gateway.process import connections, grpc_server
 from labelmint.gateway.process.addresses import take
 from labelmint.gateway.process.connections import BoundedListener, ImpatientHttp
+from labelmint.gateway.process.grpc_server import GrpcServer
+from labelmint.gateway.process.security import Security
 from labelmint.gateway.process.settings import ServeSettings
+from labelmint.gateway.sampling.core import SamplingCore
 from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 from tests.conftest import ROOT, start_service
@@ -181,17 +183,17 @@ async def states_of(port: int) -> list[grpc.ChannelConnectivity]:
 
 async def test_an_idle_client_may_ping(monkeypatch: pytest.MonkeyPatch) -> None:
     """Time is scaled: clients ping every 10 s, the limit is 5 s."""
-    monkeypatch.setattr(server, "_MIN_PING_SECONDS", 0.1)
-    unused = SampleService(None, None, None)  # type: ignore[arg-type]
+    monkeypatch.setattr(grpc_server, "MIN_PING_SECONDS", 0.1)
+    unused = SamplingCore(None, None, None)  # type: ignore[arg-type]
     with take("127.0.0.1", 0, "--grpc-port") as taken:
-        door = server._grpc_server(ServeSettings(), None, taken, unused, HealthServicer(), [])
+        door = GrpcServer(ServeSettings(), Security(None, None), taken, core=unused, health=HealthServicer())
         await door.start()
         try:
             assert await states_of(taken.getsockname()[1]) == [grpc.ChannelConnectivity.READY]
         finally:
-            await door.stop(None)
+            await door.stop_at_once()
 
 
 def test_the_limit_of_pings_lets_those_of_every_ten_seconds_pass() -> None:
-    assert server._MIN_PING_SECONDS <= 5.0  # half of it: one may be late and the next one early
-    assert f"every {server._MIN_PING_SECONDS:g} s" in (ROOT / "docs" / "other-languages.md").read_text()
+    assert grpc_server.MIN_PING_SECONDS <= 5.0  # half of it: one may be late and the next one early
+    assert f"every {grpc_server.MIN_PING_SECONDS:g} s" in (ROOT / "docs" / "other-languages.md").read_text()

@@ -25,6 +25,7 @@ from labelmint.gateway.grpc.service import SampleService
 from labelmint.gateway.sampling.access import Tokens
 from labelmint.gateway.sampling.cache import SampleCache
 from labelmint.gateway.sampling.catalog import Catalog
+from labelmint.gateway.sampling.core import SamplingCore
 from labelmint.gateway.sampling.lifecycle import Lifecycle
 from labelmint.gateway.sampling.metrics import Metrics
 from labelmint.gateway.sampling.sample import Delivery
@@ -82,7 +83,7 @@ async def serving(
     lifecycle = Lifecycle(catalog, max_stream_seconds, False)
     server = grpc.aio.server(interceptors=[] if tokens is None else [AccessInterceptor(tokens, metrics)])
     sampler = Endless() if tokens is None else core(catalog, triton, metrics)  # tokens: the core paces
-    service = SampleService(sampler, metrics, lifecycle)  # type: ignore[arg-type]
+    service = SampleService(SamplingCore(sampler, metrics, lifecycle))  # type: ignore[arg-type]
     pb_grpc.add_SampleServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

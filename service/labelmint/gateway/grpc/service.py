@@ -24,7 +24,7 @@ from labelmint.core.errors import LabelmintError
 from labelmint.core.policy import MAX_BATCH, Walk
 from labelmint.core.served_model import ServedModel
 from labelmint.gateway.grpc.messages import copies_only, model_message, options_of, outcome_messages, sample_message
-from labelmint.gateway.sampling.lifecycle import Lifecycle
+from labelmint.gateway.sampling.core import SamplingCore
 from labelmint.gateway.sampling.metrics import UNKNOWN_MODEL, Metrics
 from labelmint.gateway.sampling.sample import Delivery
 from labelmint.gateway.sampling.sampler import HEARTBEAT_SECONDS, Sampler
@@ -44,10 +44,10 @@ MAX_MESSAGE = 1_000  # characters
 
 
 class SampleService(pb_grpc.SampleServiceServicer):
-    def __init__(self, sampler: Sampler, metrics: Metrics, lifecycle: Lifecycle) -> None:
-        self._sampler = sampler
-        self._metrics = metrics
-        self._lifecycle = lifecycle
+    def __init__(self, core: SamplingCore) -> None:
+        self._sampler = core.sampler
+        self._metrics = core.metrics
+        self._lifecycle = core.lifecycle
 
     async def GetSample(self, request: pb.GetSampleRequest, context: Context) -> pb.GetSampleResponse:
         async with _Call(self._metrics, "GetSample", context) as call:

@@ -11,6 +11,9 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 from labelmint.core.errors import CannotListen
 
@@ -40,6 +43,26 @@ def take(host: str, port: int, flag: str) -> socket.socket:
         taken.close()
         raise cannot_listen(error, host, port, flag) from error
     return taken
+
+
+@dataclass(frozen=True)
+class Listening:
+    """Where the servers are to listen: sockets that are bound and do not listen yet."""
+
+    http: socket.socket
+    grpc: socket.socket
+
+    @property
+    def ports(self) -> tuple[int, int]:
+        """Of REST and of gRPC."""
+        return self.http.getsockname()[1], self.grpc.getsockname()[1]
+
+
+@contextmanager
+def take_ports(host: str, http_port: int, grpc_port: int) -> Iterator[Listening]:
+    """Both addresses, until the end of the block; raises CannotListen."""
+    with take(host, http_port, "--http-port") as http, take(host, grpc_port, "--grpc-port") as grpc:
+        yield Listening(http, grpc)
 
 
 def cannot_listen(error: OSError, host: str, port: int, flag: str) -> CannotListen:

@@ -22,9 +22,8 @@ from labelmint.gateway.rest.routes.models import add_models
 from labelmint.gateway.rest.routes.operations import add_operations
 from labelmint.gateway.rest.routes.samples import add_batch, add_samples
 from labelmint.gateway.sampling.access import Tokens
-from labelmint.gateway.sampling.lifecycle import Lifecycle
+from labelmint.gateway.sampling.core import SamplingCore
 from labelmint.gateway.sampling.metrics import Metrics
-from labelmint.gateway.sampling.sampler import Sampler
 
 MAX_BODY_BYTES = 1 << 20  # a request is a few numbers
 
@@ -45,9 +44,7 @@ class Exposure:
     cors_origins: tuple[str, ...]
 
 
-def create_app(
-    sampler: Sampler, metrics: Metrics, lifecycle: Lifecycle, *, version: str, exposure: Exposure
-) -> ASGIApp:
+def create_app(core: SamplingCore, *, version: str, exposure: Exposure) -> ASGIApp:
     """The REST application over a sampling core."""
     app = FastAPI(
         title="labelmint",
@@ -58,16 +55,16 @@ def create_app(
     )
     problems.install(app)
     docs.install(app)
-    resources = Resources(sampler, exposure.private)
+    resources = Resources(core.sampler, exposure.private)
     add_models(app, resources)
     add_samples(app, resources)
-    add_archives(app, resources, lifecycle)
+    add_archives(app, resources, core.lifecycle)
     add_batch(app, resources)
-    add_operations(app, lifecycle, metrics)
+    add_operations(app, core.lifecycle, core.metrics)
     add_gallery(app)
     answer_head(app)
     describe(app, exposure.tokens is not None)
-    return _surrounded(app, metrics, exposure)
+    return _surrounded(app, core.metrics, exposure)
 
 
 def _surrounded(app: ASGIApp, metrics: Metrics, exposure: Exposure) -> ASGIApp:

@@ -1,0 +1,69 @@
+"""What the gateway tells the person who started it.
+
+Rules of this file:
+- It goes to stdout; where machines read the logs, it goes to the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+
+from labelmint.core.errors import LabelmintError
+from labelmint.core.served_model import ServedModel
+from labelmint.gateway.process.addresses import bracketed
+from labelmint.gateway.process.health import HEALTH_SECONDS
+from labelmint.gateway.process.settings import ServeSettings
+from labelmint.gateway.sampling.catalog import Catalog
+
+logger = logging.getLogger(__name__)
+
+
+class Announcer:
+    def __init__(self, settings: ServeSettings) -> None:
+        self._text = settings.log_format == "text"
+        self._host = settings.host
+        self._started = time.monotonic()
+
+    def say(self, text: str) -> None:
+        if self._text:
+            print(f"labelmint: {text}", flush=True)
+        else:
+            logger.info("%s", text)
+
+    async def announce(self, catalog: Catalog, stop: asyncio.Event, *, ports: tuple[int, int], tls: bool) -> None:
+        """Say what is served once it is; until then say, once, what is waited for.
+
+        `ports` are those of REST and of gRPC.
+        """
+        waiting = False
+        while not stop.is_set():
+            try:
+                await catalog.refresh_anew()
+            except LabelmintError as error:
+                if not waiting:
+                    self.say(f"listening, but not ready: {error.message}. Waiting for Triton.")
+                    waiting = True
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(stop.wait(), HEALTH_SECONDS)
+            else:
+                self._ready(catalog.known(), ports, tls)
+                return
+
+    def _ready(self, models: list[ServedModel], ports: tuple[int, int], tls: bool) -> None:
+        for model in models:
+            calibration = model.calibration
+            gate = f"gate at JS {calibration.threshold:.4g}" if calibration is not None else "not calibrated"
+            labels = f"{len(model.label_names)} {model.task.names}"
+            name = model.name if model.version == "1" else f"{model.name} version {model.version}"
+            self.say(f"{name}, {model.resolution}x{model.resolution}, {labels}, {gate}")
+        http, grpc_address = (bracketed(self._host, port) for port in ports)
+        url = f"{'https' if tls else 'http'}://{http}"
+        self.say(
+            f"ready after {time.monotonic() - self._started:.1f} s. REST {url} (docs at /docs), "
+            f"gRPC {grpc_address}. Ctrl-C stops everything."
+        )
+        if self._text:
+            print(f"  try: curl -so pair.png {url}/v1/models/{models[0].name}/samples/7/overlay.png", flush=True)
