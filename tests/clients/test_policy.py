@@ -159,7 +159,17 @@ def test_what_is_not_to_be_tried_again_is_raised() -> None:
 
 
 def walk(start: int = 0, end: int = 100, count: int = 0, shard: int = 0, shards: int = 1, digest: str = "") -> Walk:
-    return Walk(MODEL, start, end, count, shard, shards, SampleOptions(max_js=1e9), 0, digest)
+    return Walk(
+        MODEL,
+        start,
+        end_seed=end,
+        count=count,
+        shard_index=shard,
+        shard_count=shards,
+        options=SampleOptions(max_js=1e9),
+        window=0,
+        model_digest=digest,
+    )
 
 
 def message(seed: int, rejected: int = 0, digest: str = MODEL.digest) -> pb.StreamSamplesResponse:

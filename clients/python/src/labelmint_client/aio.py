@@ -11,24 +11,18 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
 
+from labelmint_client import calls
 from labelmint_client.base import BaseClient, BaseStream, HealingLog
-from labelmint_client.messages import (
-    SEED_END,
-    Model,
-    Rejection,
-    Sample,
-    SampleOptions,
-    model_of,
-    outcomes_of,
-    sample_of,
-)
+from labelmint_client.calls import Call
+from labelmint_client.messages import SEED_END, Model, Rejection, Sample, SampleOptions
 from labelmint_client.policy import Walk
-from labelmint_client.v1 import sample_service_pb2 as pb
+
+T = TypeVar("T")
 
 
 class AsyncClient(BaseClient):
@@ -51,18 +45,16 @@ class AsyncClient(BaseClient):
             await channel.close()
 
     async def list_models(self) -> list[Model]:
-        return [model_of(model) for model in (await self._call("ListModels", pb.ListModelsRequest())).models]
+        return await self._make(calls.list_models())
 
     async def get_model(self, model: str, model_version: str = "") -> Model:
-        answer = await self._call("GetModel", pb.GetModelRequest(model=model, model_version=model_version))
-        return model_of(answer.model)
+        return await self._make(calls.get_model(model, model_version))
 
     async def get_sample(
         self, model: str, seed: int, options: SampleOptions | None = None, *, model_version: str = ""
     ) -> Sample:
-        message = (options or SampleOptions()).message(await self._task(model, model_version))
-        request = pb.GetSampleRequest(model=model, seed=seed, options=message, model_version=model_version)
-        return sample_of((await self._call("GetSample", request)).sample)
+        task = await self._task(model, model_version)
+        return await self._make(calls.get_sample(model, seed, options, model_version=model_version, task=task))
 
     async def batch_get_samples(
         self,
@@ -73,11 +65,11 @@ class AsyncClient(BaseClient):
         style_seeds: Sequence[int] = (),
         model_version: str = "",
     ) -> list[Sample | Rejection]:
-        message = (options or SampleOptions()).message(await self._task(model, model_version))
-        request = pb.BatchGetSamplesRequest(
-            model=model, seeds=seeds, options=message, style_seeds=style_seeds, model_version=model_version
+        task = await self._task(model, model_version)
+        call = calls.batch_get_samples(
+            model, seeds, options, style_seeds=style_seeds, model_version=model_version, task=task
         )
-        return outcomes_of(await self._call("BatchGetSamples", request))
+        return await self._make(call)
 
     async def stream_samples(
         self,
@@ -94,7 +86,17 @@ class AsyncClient(BaseClient):
         model_digest: str = "",
     ) -> AsyncSampleStream:
         described = await self.get_model(model, model_version)
-        walk = Walk(described, start_seed, end_seed, count, shard_index, shard_count, options, window, model_digest)
+        walk = Walk(
+            described,
+            start_seed,
+            end_seed=end_seed,
+            count=count,
+            shard_index=shard_index,
+            shard_count=shard_count,
+            options=options,
+            window=window,
+            model_digest=model_digest,
+        )
         return AsyncSampleStream(self, described, walk)
 
     async def _task(self, model: str, model_version: str) -> str:
@@ -103,21 +105,21 @@ class AsyncClient(BaseClient):
             self._tasks[key] = (await self.get_model(model, model_version)).task
         return self._tasks[key]
 
-    async def _call(self, method: str, request: Any) -> Any:
+    async def _make(self, call: Call[T]) -> T:
         attempts = self._attempts()
         log = HealingLog(logging.INFO)
         while True:
             index, pause = attempts.next(time.monotonic())
             try:
                 await asyncio.sleep(pause)
-                call = getattr(self._stubs[index], method)
+                rpc = getattr(self._stubs[index], call.method)
                 seconds = attempts.remaining(time.monotonic())
-                answer = await call(request, timeout=seconds, metadata=self._connection.metadata)
+                answer = await rpc(call.request, timeout=seconds, metadata=self._connection.metadata)
                 self._endpoints.worked(index)
-                log.healed(f"{method} is answered")
-                return answer
+                log.healed(f"{call.method} is answered")
+                return call.read(answer)
             except grpc.RpcError as error:
-                log.cut(f"{method} is tried again", attempts.failed(index, error, time.monotonic()))
+                log.cut(f"{call.method} is tried again", attempts.failed(index, error, time.monotonic()))
             finally:
                 self._endpoints.give_back(index)
 

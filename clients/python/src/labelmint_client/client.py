@@ -15,23 +15,17 @@ import threading
 import time
 import weakref
 from collections.abc import Generator, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 
+from labelmint_client import calls
 from labelmint_client.base import BaseClient, BaseStream, HealingLog
-from labelmint_client.messages import (
-    SEED_END,
-    Model,
-    Rejection,
-    Sample,
-    SampleOptions,
-    model_of,
-    outcomes_of,
-    sample_of,
-)
+from labelmint_client.calls import Call
+from labelmint_client.messages import SEED_END, Model, Rejection, Sample, SampleOptions
 from labelmint_client.policy import Walk
-from labelmint_client.v1 import sample_service_pb2 as pb
+
+T = TypeVar("T")
 
 
 class Client(BaseClient):
@@ -55,20 +49,18 @@ class Client(BaseClient):
 
     def list_models(self) -> list[Model]:
         """The served models with all their versions, ordered by name and version."""
-        return [model_of(model) for model in self._call("ListModels", pb.ListModelsRequest()).models]
+        return self._make(calls.list_models())
 
     def get_model(self, model: str, model_version: str = "") -> Model:
         """What a client must know of a model; the highest version where none is named. Raises ModelNotFound."""
-        answer = self._call("GetModel", pb.GetModelRequest(model=model, model_version=model_version))
-        return model_of(answer.model)
+        return self._make(calls.get_model(model, model_version))
 
     def get_sample(
         self, model: str, seed: int, options: SampleOptions | None = None, *, model_version: str = ""
     ) -> Sample:
         """The sample of a seed, 0 to 2^32 - 1; raises SampleRejected where it is above the gate."""
-        message = (options or SampleOptions()).message(self._task(model, model_version))
-        request = pb.GetSampleRequest(model=model, seed=seed, options=message, model_version=model_version)
-        return sample_of(self._call("GetSample", request).sample)
+        task = self._task(model, model_version)
+        return self._make(calls.get_sample(model, seed, options, model_version=model_version, task=task))
 
     def batch_get_samples(
         self,
@@ -83,11 +75,11 @@ class Client(BaseClient):
 
         style_seeds: empty, or one a seed: the appearances of a style mixing with options.crossover.
         """
-        message = (options or SampleOptions()).message(self._task(model, model_version))
-        request = pb.BatchGetSamplesRequest(
-            model=model, seeds=seeds, options=message, style_seeds=style_seeds, model_version=model_version
+        task = self._task(model, model_version)
+        call = calls.batch_get_samples(
+            model, seeds, options, style_seeds=style_seeds, model_version=model_version, task=task
         )
-        return outcomes_of(self._call("BatchGetSamples", request))
+        return self._make(call)
 
     def stream_samples(
         self,
@@ -114,7 +106,17 @@ class Client(BaseClient):
         if there is one. It keeps to the version and digest that the model has now; ModelVersionGone ends it.
         """
         described = self.get_model(model, model_version)
-        walk = Walk(described, start_seed, end_seed, count, shard_index, shard_count, options, window, model_digest)
+        walk = Walk(
+            described,
+            start_seed,
+            end_seed=end_seed,
+            count=count,
+            shard_index=shard_index,
+            shard_count=shard_count,
+            options=options,
+            window=window,
+            model_digest=model_digest,
+        )
         return SampleStream(self, described, walk)
 
     def _task(self, model: str, model_version: str) -> str:
@@ -123,21 +125,21 @@ class Client(BaseClient):
             self._tasks[key] = self.get_model(model, model_version).task
         return self._tasks[key]
 
-    def _call(self, method: str, request: Any) -> Any:
+    def _make(self, call: Call[T]) -> T:
         attempts = self._attempts()
         log = HealingLog(logging.INFO)
         while True:
             index, pause = attempts.next(time.monotonic())
             try:
                 time.sleep(pause)
-                call = getattr(self._stubs[index], method)
+                rpc = getattr(self._stubs[index], call.method)
                 seconds = attempts.remaining(time.monotonic())
-                answer = call(request, timeout=seconds, metadata=self._connection.metadata)
+                answer = rpc(call.request, timeout=seconds, metadata=self._connection.metadata)
                 self._endpoints.worked(index)
-                log.healed(f"{method} is answered")
-                return answer
+                log.healed(f"{call.method} is answered")
+                return call.read(answer)
             except grpc.RpcError as error:
-                log.cut(f"{method} is tried again", attempts.failed(index, error, time.monotonic()))
+                log.cut(f"{call.method} is tried again", attempts.failed(index, error, time.monotonic()))
             finally:
                 self._endpoints.give_back(index)
 

@@ -13,7 +13,8 @@ from typing import Any
 from datasets import Array2D, Features, Image, IterableDataset, Value
 
 from labelmint_client.client import Client
-from labelmint_client.messages import SEED_END, SEGMENTATION, SampleOptions
+from labelmint_client.messages import SEED_END, SampleOptions
+from labelmint_client.tasks import task_of
 
 
 def labeled_samples(
@@ -33,10 +34,8 @@ def labeled_samples(
     with Client(endpoints, **settings) as client:
         described = client.get_model(model)
     columns = {"seed": Value("int64"), "image": Image(), "js_score": Value("float64")}
-    if described.task == SEGMENTATION:
-        columns["label"] = Image()
-    else:
-        columns["keypoints"] = Array2D((len(described.keypoint_names), 3), "float32")
+    task = task_of(described)
+    columns[task.field] = Image() if task.dtype == "uint8" else Array2D(task.shape(described), task.dtype)
 
     def walk(shards: list[int]) -> Iterator[dict[str, Any]]:
         with Client(endpoints, **settings) as client:

@@ -18,8 +18,9 @@ import numpy.typing as npt
 from labelmint_client.v1 import sample_service_pb2 as pb
 
 SEED_END = 2**32
-SEGMENTATION = "segmentation"
 
+# The tasks whose label is an image, which takes an encoding.
+_LABEL_IMAGE_TASKS = ("segmentation",)
 _ENCODINGS = {"raw": pb.ENCODING_RAW, "png": pb.ENCODING_PNG, "jpeg": pb.ENCODING_JPEG}
 
 
@@ -55,7 +56,7 @@ class SampleOptions:
 
     def message(self, task: str) -> pb.SampleOptions:
         """For a model of that task: one without a label image takes no encoding for it."""
-        has_label = task == SEGMENTATION and not self.omit_label
+        has_label = task in _LABEL_IMAGE_TASKS and not self.omit_label
         return pb.SampleOptions(
             truncation_psi=self.truncation_psi,
             max_js=self.max_js,

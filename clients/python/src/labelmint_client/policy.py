@@ -155,6 +155,7 @@ class Walk:
         self,
         model: Model,
         start_seed: int,
+        *,
         end_seed: int,
         count: int,
         shard_index: int,

@@ -13,7 +13,8 @@ from typing import Any
 import tensorflow as tf
 
 from labelmint_client.client import Client
-from labelmint_client.messages import SEED_END, SEGMENTATION, SampleOptions
+from labelmint_client.messages import SEED_END, SampleOptions
+from labelmint_client.tasks import task_of
 
 
 def labeled_samples(
@@ -34,10 +35,8 @@ def labeled_samples(
     """
     with Client(endpoints, **settings) as client:
         described = client.get_model(model)
-    side = described.resolution
-    has_label = described.task == SEGMENTATION
-    label = tf.TensorSpec((side, side), tf.uint8)
-    keypoints = tf.TensorSpec((len(described.keypoint_names), 3), tf.float32)
+    task = task_of(described)
+    target = tf.TensorSpec(task.shape(described), tf.as_dtype(task.dtype))
 
     def walk() -> Iterator[tuple[Any, Any]]:
         with (
@@ -55,7 +54,7 @@ def labeled_samples(
             ) as stream,
         ):
             for sample in stream:
-                yield sample.image, sample.label if has_label else sample.keypoints
+                yield sample.image, getattr(sample, task.field)
 
-    image = tf.TensorSpec((side, side, 3), tf.uint8)
-    return tf.data.Dataset.from_generator(walk, output_signature=(image, label if has_label else keypoints))
+    image = tf.TensorSpec((described.resolution, described.resolution, 3), tf.uint8)
+    return tf.data.Dataset.from_generator(walk, output_signature=(image, target))

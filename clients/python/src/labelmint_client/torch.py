@@ -20,6 +20,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from labelmint_client.client import Client
 from labelmint_client.messages import SEED_END, Sample, SampleOptions
 from labelmint_client.ranks import Place, is_dispatched, place_of
+from labelmint_client.tasks import target_of
 
 Item = TypeVar("Item")
 
@@ -28,10 +29,8 @@ def image_and_label(sample: Sample) -> tuple[torch.Tensor, torch.Tensor]:
     """image uint8 [3,H,W], and label int64 [H,W] as cross_entropy wants it, or keypoints float32 [K,3]."""
     assert sample.image is not None
     image = torch.from_numpy(sample.image.transpose(2, 0, 1).copy())
-    if sample.label is not None:
-        return image, torch.from_numpy(sample.label.astype(np.int64))
-    assert sample.keypoints is not None
-    return image, torch.from_numpy(sample.keypoints)
+    target = target_of(sample)
+    return image, torch.from_numpy(target.astype(np.int64) if target.dtype == np.uint8 else target)
 
 
 class LabeledSampleDataset(IterableDataset[Item]):

@@ -18,13 +18,13 @@ import pyarrow.parquet as pq
 from labelmint_client import Model
 from labelmint_client.pull.directory import Json, PullDirectory
 from labelmint_client.pull.formats import Kept, LabelMode, Written
-from labelmint_client.pull.pixels import image_png, label_png
+from labelmint_client.pull.labels import labels_of
+from labelmint_client.pull.pixels import image_png
 
 _ROW_GROUP = 100
 
 _TEXT, _INTEGER, _REAL, _TRUTH = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 _IMAGE = pa.struct([("bytes", pa.binary()), ("path", _TEXT)])
-_POINT = pa.struct([("name", _TEXT), ("x", pa.float32()), ("y", pa.float32()), ("confidence", pa.float32())])
 _EVIDENCE = {
     "model": _TEXT,
     "model_version": _TEXT,
@@ -47,8 +47,8 @@ class Writer:
     def __init__(self, directory: PullDirectory, model: Model, label_mode: LabelMode) -> None:
         self._directory = directory
         self._palette = model.palette if label_mode == "palette" else None
-        answer = {"label": _IMAGE} if model.task == "segmentation" else {"keypoints": pa.list_(_POINT)}
-        types = {"image": _IMAGE, **answer, **_EVIDENCE}
+        self._labels = labels_of(model)
+        types = {"image": _IMAGE, self._labels.COLUMN: self._labels.column_type(), **_EVIDENCE}
         features = {name: _feature(kind) for name, kind in types.items()}
         told = json.dumps({"info": {"features": features}}, sort_keys=True)
         self._schema = pa.schema(types.items(), metadata={"huggingface": told})
@@ -63,11 +63,10 @@ class Writer:
                 self._add_row(row)
 
     def add(self, written: Written) -> Kept:
-        path = f"{written.key}.png"
-        row = {**written.evidence, "image": {"bytes": image_png(written.image), "path": path}}
-        if written.label is not None:
-            row["label"] = {"bytes": label_png(written.label, self._palette), "path": path}
-        self._add_row(row)
+        image = {"bytes": image_png(written.image), "path": f"{written.key}.png"}
+        self._add_row(
+            {**written.evidence, "image": image, self._labels.COLUMN: self._labels.cell(written, self._palette)}
+        )
         return Kept()
 
     def end_shard(self, index: int) -> list[Json]:

@@ -22,6 +22,7 @@ from labelmint_client.pull.directory import Json, PullDirectory, completed, exte
 from labelmint_client.pull.errors import PullError
 from labelmint_client.pull.formats import FORMATS, LabelMode, Written, open_format
 from labelmint_client.pull.interrupts import put_off
+from labelmint_client.pull.labels import labels_of
 from labelmint_client.pull.pixels import IGNORE, written_label
 from labelmint_client.pull.readme import README, readme
 from labelmint_client.pull.samples import digests, evidence, model_json
@@ -173,9 +174,9 @@ class _Pull:
             _check_same(out, header, options)
         version = options.model_version if header is None else header["model"]["version"]
         model = self._client.get_model(options.model, version)
-        if options.ignore_js_quantile is not None and model.task != "segmentation":
+        if options.ignore_js_quantile is not None and not labels_of(model).HAS_LABEL_IMAGE:
             raise PullError(f"model {model.name!r} has task {model.task!r}: there are no label pixels to ignore")
-        if options.label_mode == "ids" and model.task != "segmentation":
+        if options.label_mode == "ids" and not labels_of(model).HAS_LABEL_IMAGE:
             raise PullError(
                 f"model {model.name!r} has task {model.task!r}: it has no label PNGs that label_mode could be for"
             )

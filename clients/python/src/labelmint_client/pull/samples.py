@@ -10,12 +10,13 @@ import hashlib
 from typing import Any
 
 from labelmint_client import Model, Sample
+from labelmint_client.pull.labels import NO_FIELDS, labels_of
 from labelmint_client.pull.pixels import Bytes
+from labelmint_client.tasks import TASKS, task_of
 
 
 def evidence(sample: Sample, model: Model) -> dict[str, Any]:
     """A sample without its pixels, ready for JSON."""
-    points = [] if sample.keypoints is None else sample.keypoints.tolist()
     return {
         "model": sample.model,
         "model_version": sample.model_version,
@@ -29,10 +30,8 @@ def evidence(sample: Sample, model: Model) -> dict[str, Any]:
         "style_seed": sample.style_seed,
         "crossover": sample.crossover,
         "group_id": sample.group_id,
-        "keypoints": [
-            {"name": name, "x": x, "y": y, "confidence": confidence}
-            for name, (x, y, confidence) in zip(model.keypoint_names if points else (), points, strict=True)
-        ],
+        **NO_FIELDS,
+        **labels_of(model).fields(sample, model),
     }
 
 
@@ -46,7 +45,8 @@ def digests(image: Bytes, label: Bytes | None) -> dict[str, str | None]:
 
 def model_json(model: Model, calibrated: bool) -> dict[str, Any]:
     """The model that samples came from; with its calibration where that decides which are accepted."""
-    names = model.class_names or model.keypoint_names
+    task = task_of(model)
+    names = getattr(model, task.names)
     colours = [f"#{bytes(colour).hex()}" for colour in model.palette]
     labels = [{"id": i, "name": name, "rgb": rgb} for i, (name, rgb) in enumerate(zip(names, colours, strict=True))]
     measured = model.calibration if calibrated else None
@@ -57,7 +57,6 @@ def model_json(model: Model, calibrated: bool) -> dict[str, Any]:
         "task": model.task,
         "resolution": model.resolution,
         "score_kind": model.score_kind,
-        "classes": labels if model.class_names else [],
-        "keypoint_classes": [] if model.class_names else labels,
+        **{each.names_field: labels if each is task else [] for each in TASKS.values()},
         "calibration": None if measured is None else {"id": measured.id, "threshold": measured.threshold},
     }

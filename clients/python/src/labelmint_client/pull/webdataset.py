@@ -2,8 +2,7 @@
 
 Rules of this file:
 - The same samples give the same bytes: no time, no owner, ustar headers.
-- The members of a sample are `image.png`, `label.npy` (segmentation) and `json`. The label is an array, because
-  WebDataset's image decoders turn a palette PNG into its colours.
+- The members of a sample are `image.png`, those of its task's labels (segmentation: `label.npy`), and `json`.
 """
 
 from __future__ import annotations
@@ -16,7 +15,8 @@ from typing import BinaryIO
 from labelmint_client import Model
 from labelmint_client.pull.directory import Json, PullDirectory
 from labelmint_client.pull.formats import Kept, LabelMode, Written
-from labelmint_client.pull.pixels import image_png, label_npy
+from labelmint_client.pull.labels import labels_of
+from labelmint_client.pull.pixels import image_png
 
 _END = b"\0" * (2 * tarfile.BLOCKSIZE)
 
@@ -26,6 +26,7 @@ class Writer:
 
     def __init__(self, directory: PullDirectory, model: Model, label_mode: LabelMode) -> None:
         self._directory = directory
+        self._labels = labels_of(model)
         self._archive: BinaryIO | None = None
 
     def reopen(self, files: list[Json], samples: int) -> None:
@@ -39,10 +40,11 @@ class Writer:
     def add(self, written: Written) -> Kept:
         if self._archive is None:
             self._archive = self._directory.aside.open("wb")
-        members = {"image.png": image_png(written.image)}
-        if written.label is not None:
-            members["label.npy"] = label_npy(written.label)
-        members["json"] = json.dumps({**written.evidence, "next_seed": written.seed + 1}, sort_keys=True).encode()
+        members = {
+            "image.png": image_png(written.image),
+            **self._labels.members(written),
+            "json": json.dumps({**written.evidence, "next_seed": written.seed + 1}, sort_keys=True).encode(),
+        }
         for suffix, data in members.items():
             header = tarfile.TarInfo(f"{written.key}.{suffix}")  # mode 0644, owner 0 without a name, time 0
             header.size = len(data)

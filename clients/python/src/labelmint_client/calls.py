@@ -1,0 +1,64 @@
+"""The requests of both clients, blocking and asyncio, and what their answers mean. Pure functions.
+
+Rules of this file:
+- A method of a client is one `Call`, made here; the clients differ only in how they make it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from labelmint_client.messages import (
+    Model,
+    Rejection,
+    Sample,
+    SampleOptions,
+    model_of,
+    outcomes_of,
+    sample_of,
+)
+from labelmint_client.v1 import sample_service_pb2 as pb
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Call(Generic[T]):
+    """An RPC by name, its request, and what its answer means."""
+
+    method: str
+    request: Any
+    read: Callable[[Any], T]
+
+
+def list_models() -> Call[list[Model]]:
+    return Call("ListModels", pb.ListModelsRequest(), lambda answer: [model_of(model) for model in answer.models])
+
+
+def get_model(model: str, model_version: str) -> Call[Model]:
+    request = pb.GetModelRequest(model=model, model_version=model_version)
+    return Call("GetModel", request, lambda answer: model_of(answer.model))
+
+
+def get_sample(model: str, seed: int, options: SampleOptions | None, *, model_version: str, task: str) -> Call[Sample]:
+    message = (options or SampleOptions()).message(task)
+    request = pb.GetSampleRequest(model=model, seed=seed, options=message, model_version=model_version)
+    return Call("GetSample", request, lambda answer: sample_of(answer.sample))
+
+
+def batch_get_samples(
+    model: str,
+    seeds: Sequence[int],
+    options: SampleOptions | None,
+    *,
+    style_seeds: Sequence[int],
+    model_version: str,
+    task: str,
+) -> Call[list[Sample | Rejection]]:
+    message = (options or SampleOptions()).message(task)
+    request = pb.BatchGetSamplesRequest(
+        model=model, seeds=seeds, options=message, style_seeds=style_seeds, model_version=model_version
+    )
+    return Call("BatchGetSamples", request, outcomes_of)

@@ -1,0 +1,93 @@
+"""How keypoints are written: a position and a confidence for each name.
+
+Rules of this file:
+- COCO gives `keypoints.json`: an annotation for each image. The box is the image, because the generator draws one
+  object that fills it. A keypoint of less than MIN_CONFIDENCE is not labelled: visibility and coordinates 0, else 2.
+- A model's left and right are the image's, COCO's the person's: `left_eye` of the model is `right_eye` in COCO.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from labelmint_client import Model, Sample
+from labelmint_client.pull.directory import Json, to_json
+from labelmint_client.pull.formats import LabelMode, Written
+from labelmint_client.pull.pixels import Bytes
+from labelmint_client.pull.sides import SIDES, of_the_person
+
+MIN_CONFIDENCE = 0.1
+
+HAS_LABEL_IMAGE = False
+NO_FIELDS: dict[str, Any] = {"keypoints": []}
+COLUMN = "keypoints"
+COCO_NOTE = SIDES
+CALLS = {
+    "webdataset": 'sample["json"]["keypoints"][0]',
+    "folder": """import json
+from pathlib import Path
+
+for path in sorted(Path("keypoints").iterdir()):
+    print(path.stem, json.loads(path.read_text())[0])""",
+    "coco": "keypoints.json",
+}
+
+
+def fields(sample: Sample, model: Model) -> dict[str, Any]:
+    assert sample.keypoints is not None, "the keypoints were left out"
+    return {
+        "keypoints": [
+            {"name": name, "x": x, "y": y, "confidence": confidence}
+            for name, (x, y, confidence) in zip(model.keypoint_names, sample.keypoints.tolist(), strict=True)
+        ]
+    }
+
+
+def members(written: Written) -> dict[str, bytes]:
+    """None: the JSON has them."""
+    return {}
+
+
+def file(written: Written, palette: Bytes | None) -> tuple[str, bytes]:
+    return f"keypoints/{written.key}.json", to_json(written.evidence["keypoints"])
+
+
+def metadata(line: Json, path: str) -> Json:
+    return {"keypoints": line["keypoints"]}
+
+
+def column_type() -> Any:
+    import pyarrow as pa
+
+    real = pa.float32()
+    return pa.list_(pa.struct([("name", pa.string()), ("x", real), ("y", real), ("confidence", real)]))
+
+
+def cell(written: Written, palette: Bytes | None) -> Any:
+    return written.evidence["keypoints"]
+
+
+def coco_annotations(written: Written, model: Model) -> list[Json]:
+    points, side = written.evidence["keypoints"], model.resolution
+    found = [point["confidence"] >= MIN_CONFIDENCE for point in points]
+    triples = [(p["x"], p["y"], 2) if here else (0, 0, 0) for p, here in zip(points, found, strict=True)]
+    return [
+        {
+            "category_id": 1,
+            "iscrowd": 0,
+            "area": side * side,
+            "bbox": [0, 0, side, side],
+            "keypoints": [value for triple in triples for value in triple],
+            "num_keypoints": sum(found),
+        }
+    ]
+
+
+def coco_files(model: Model) -> list[tuple[str, list[Json], str]]:
+    names = [of_the_person(keypoint) for keypoint in model.keypoint_names]
+    category = {"id": 1, "name": model.name, "supercategory": model.name, "keypoints": names, "skeleton": []}
+    return [("keypoints.json", [category], "")]
+
+
+def remarks(name: str, label_mode: LabelMode) -> list[str]:
+    return [f"In `keypoints.json` {SIDES}."] if name == "coco" else []

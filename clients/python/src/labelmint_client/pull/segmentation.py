@@ -1,0 +1,104 @@
+"""How the labels of segmentation are written: an image of class ids.
+
+Rules of this file:
+- COCO gives `instances.json` with polygons and `instances_rle.json` with run lengths: an annotation for each connected
+  region of a class, the same in both but for `segmentation`. Area and box are those of exactly these pixels.
+- Category ids are class ids. Class 0 is the background, which is no category; ignored pixels belong to no annotation.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from labelmint_client import Model, Sample
+from labelmint_client.pull.directory import Json
+from labelmint_client.pull.formats import LabelMode, Written
+from labelmint_client.pull.pixels import Bytes, label_npy, label_png
+
+HAS_LABEL_IMAGE = True
+NO_FIELDS: dict[str, Any] = {}
+COLUMN = "label"
+COCO_NOTE = ""
+CALLS = {
+    "webdataset": 'sample["label.npy"].shape',
+    "folder": """from pathlib import Path
+
+import numpy
+from PIL import Image
+
+for path in sorted(Path("images").iterdir()):
+    image = numpy.asarray(Image.open(path))
+    class_ids = numpy.asarray(Image.open(Path("labels", path.name)))
+    print(path.stem, image.shape, class_ids.shape, class_ids.max())""",
+    "coco": "instances.json",
+}
+_PALETTE = """The labels are palette PNGs: the palette indices are the class ids, which PIL reads. A reader that
+turns them into gray (OpenCV's IMREAD_GRAYSCALE, torchvision, PIL's convert("L")) gives the gray of the palette's
+colours, which are no class ids. `labelmint pull --label-mode ids` writes class ids as gray, for every reader."""
+_IDS = "The labels are gray PNGs: the values are the class ids. They look black, because class ids are small numbers."
+_EXACT = """`instances.json` has polygons along the edges of pixels, which pycocotools fills exactly. OpenCV's fillPoly
+draws the border too, so that its regions are up to a pixel larger; `instances_rle.json` has the same regions as run
+lengths, which are exact in every reader. Hugging Face `datasets` finds the images alone."""
+
+
+def fields(sample: Sample, model: Model) -> dict[str, Any]:
+    return {}
+
+
+def members(written: Written) -> dict[str, bytes]:
+    """An array, because WebDataset's image decoders turn a palette PNG into its colours."""
+    return {"label.npy": label_npy(_label(written))}
+
+
+def file(written: Written, palette: Bytes | None) -> tuple[str, bytes]:
+    """A palette PNG whose indices are class ids, or a gray PNG whose values they are."""
+    return f"labels/{written.key}.png", label_png(_label(written), palette)
+
+
+def metadata(line: Json, path: str) -> Json:
+    return {"label_file_name": path}
+
+
+def column_type() -> Any:
+    import pyarrow as pa
+
+    return pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def cell(written: Written, palette: Bytes | None) -> Any:
+    return {"bytes": label_png(_label(written), palette), "path": f"{written.key}.png"}
+
+
+def coco_annotations(written: Written, model: Model) -> list[Json]:
+    from labelmint_client.pull.regions import regions
+
+    return [
+        {
+            "category_id": region.class_id,
+            "iscrowd": 0,
+            "area": region.area,
+            "bbox": region.box,
+            "polygons": region.polygons,
+            "run_lengths": region.run_lengths,
+        }
+        for region in regions(_label(written), range(1, len(model.class_names)))
+    ]
+
+
+def coco_files(model: Model) -> list[tuple[str, list[Json], str]]:
+    classes = list(enumerate(model.class_names))[1:]
+    categories = [{"id": class_id, "name": label, "supercategory": model.name} for class_id, label in classes]
+    return [("instances.json", categories, "polygons"), ("instances_rle.json", categories, "run_lengths")]
+
+
+def remarks(name: str, label_mode: LabelMode) -> list[str]:
+    if name == "coco":
+        return [_EXACT]
+    if name in ("folder", "parquet"):
+        return [_IDS if label_mode == "ids" else _PALETTE]
+    return []
+
+
+def _label(written: Written) -> Bytes:
+    assert written.label is not None, "a model of segmentation has a label"
+    return written.label
