@@ -53,7 +53,7 @@ class Profile:
         return MAX_BATCH / sum(step[-1] for step in self.seconds)
 
 
-class Party(Protocol):
+class Requester(Protocol):
     """Whose samples take turns as one: a request or the streams of a training job."""
 
     def delivered(self, count: int) -> None: ...
@@ -62,13 +62,13 @@ class Party(Protocol):
 
 
 # Samples of one party, and since when they wait in a queue.
-Chunk = tuple[Party, int, float]
+Chunk = tuple[Requester, int, float]
 
 
 class Triton:
     """One replica. `finished(party, count)` is called with what leaves the second step."""
 
-    def __init__(self, env: simpy.Environment, profile: Profile, finished: Callable[[Party, int], None]) -> None:
+    def __init__(self, env: simpy.Environment, profile: Profile, finished: Callable[[Requester, int], None]) -> None:
         self._env = env
         self._profile = profile
         self._finished = finished
@@ -82,7 +82,7 @@ class Triton:
         self.queue_seconds = 0.0  # summed over the samples that left a queue
         self.compute_seconds = 0.0  # summed over the samples that left a step
 
-    def submit(self, party: Party, count: int) -> None:
+    def submit(self, party: Requester, count: int) -> None:
         self._queues[0].append((party, count, self._env.now))
         self.pending += count
         if self._running[0] is None:
@@ -94,7 +94,7 @@ class Triton:
         self._advance()
         return self._busy_seconds
 
-    def lost(self) -> list[tuple[Party, int]]:
+    def lost(self) -> list[tuple[Requester, int]]:
         """The Triton vanishes; returns what was in it."""
         self._timer += 1
         batches = [*self._queues, *(batch for batch in self._running if batch is not None)]
@@ -192,7 +192,7 @@ class Gateway:
         self._rejection = 1.0 - acceptance
         self._rejected = 0.5  # fractions of a sample carried on: no random numbers, and right on average
         self._grain = grain
-        self._waiting: dict[Party, deque[list[float]]] = {}  # turns, in their order: [count, since] each
+        self._waiting: dict[Requester, deque[list[float]]] = {}  # turns, in their order: [count, since] each
         self._tritons: deque[Triton] = deque()
         self._streams = 0
         self._in_flight = 0
@@ -237,7 +237,7 @@ class Gateway:
         """A request that was taken on has its answer."""
         self._in_flight -= count
 
-    def ask(self, party: Party, count: int) -> None:
+    def ask(self, party: Requester, count: int) -> None:
         """Samples of a request that was taken on, or of streams whose windows have room."""
         if count > 0:
             self.asked += count
@@ -252,7 +252,7 @@ class Gateway:
         if triton in self._tritons:
             self._tritons.remove(triton)
 
-    def finished(self, party: Party, count: int) -> None:
+    def finished(self, party: Requester, count: int) -> None:
         """Triton has minted samples: those that pass the gate are delivered."""
         self.minted += count
         self._free += count
@@ -267,7 +267,7 @@ class Gateway:
             party.delivered(count - again)
         self._grant()
 
-    def retry(self, party: Party, count: int) -> None:
+    def retry(self, party: Requester, count: int) -> None:
         """A Triton vanished with these in it: they keep their slots and are asked of another one, a little later."""
 
         def again(_: simpy.Event) -> None:
@@ -277,7 +277,7 @@ class Gateway:
 
         self._env.timeout(RETRY_SECONDS).callbacks.append(again)
 
-    def _wait(self, party: Party, count: int, since: float) -> None:
+    def _wait(self, party: Requester, count: int, since: float) -> None:
         self._waiting.setdefault(party, deque()).append([count, since])
 
     def _grant(self) -> None:

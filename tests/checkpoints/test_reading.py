@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from labelmint.checkpoints.opening import open_checkpoint
-from labelmint.checkpoints.stand_ins import Namespace, NumpyArray, PersistentObject
+from labelmint.checkpoints.container import open_checkpoint
+from labelmint.checkpoints.known_globals import Namespace, NumpyArray, PersistentObject
 from labelmint.checkpoints.torch_file import Tensor
 from labelmint.core.errors import UnusableFile
 from tests.checkpoints import reference

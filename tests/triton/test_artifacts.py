@@ -23,7 +23,7 @@ from labelmint.export.torchscript_export import export_torchscript
 from labelmint.triton.artifacts import check_models
 from labelmint.triton.model_config import ensembles
 from labelmint.triton.onnx_file import check_onnx
-from labelmint.triton.plain_file import Malformed, PlainFile
+from labelmint.triton.regular_file import Malformed, RegularFile
 from labelmint.triton.stored_zip import check_native
 from labelmint.triton.torchscript_file import check_torchscript
 from tests.conftest import REPOSITORY, ROOT, start_service
@@ -47,7 +47,7 @@ from tests.torture.repositories import (
     varint,
 )
 
-CHECKS: dict[str, tuple[str, Callable[[PlainFile], None]]] = {
+CHECKS: dict[str, tuple[str, Callable[[RegularFile], None]]] = {
     "onnx": (ONNX, check_onnx),
     "torchscript": (SCRIPT, check_torchscript),
     "native": (NATIVE, check_native),
@@ -82,10 +82,10 @@ def canary(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("canary") / "canary"
 
 
-def judge(check: Callable[[PlainFile], None], path: Path, data: bytes) -> str:
+def judge(check: Callable[[RegularFile], None], path: Path, data: bytes) -> str:
     """What a reader says of these bytes, "" if it takes them."""
     path.write_bytes(data)
-    with PlainFile(path, len(data)) as file:
+    with RegularFile(path, len(data)) as file:
         try:
             check(file)
         except Malformed as problem:
@@ -161,7 +161,7 @@ def test_large_weights_cost_no_time(tmp_path: Path, missing: int, said: str) -> 
         written.seek(length, os.SEEK_CUR)
         written.write(onnx.ModelProto(opset_import=[helper.make_opsetid("", 18)]).SerializeToString())
     started = time.perf_counter()
-    with PlainFile(path, 1 << 31) as file, pytest.raises(Malformed, match=said) if said else nullcontext():
+    with RegularFile(path, 1 << 31) as file, pytest.raises(Malformed, match=said) if said else nullcontext():
         check_onnx(file)
     assert time.perf_counter() - started < MAX_SECONDS
 

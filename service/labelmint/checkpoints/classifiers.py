@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from labelmint.checkpoints.container import Checkpoint, open_checkpoint
 from labelmint.checkpoints.name_table import NameTable
-from labelmint.checkpoints.opening import Checkpoint, open_checkpoint
 from labelmint.core.errors import IncompatibleWeights, InvalidRequest, UnusableFile
 from labelmint.models.annotations import LabelClasses
 from labelmint.models.generator import GeneratorSpec

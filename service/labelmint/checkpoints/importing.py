@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from labelmint.checkpoints.classifiers import import_classifiers, is_classifier
+from labelmint.checkpoints.container import Checkpoint, open_checkpoint
 from labelmint.checkpoints.generators import Imported
 from labelmint.checkpoints.name_table import holds
 from labelmint.checkpoints.nvlabs import import_nvlabs, is_nvlabs
-from labelmint.checkpoints.opening import Checkpoint, open_checkpoint
 from labelmint.checkpoints.rosinality import import_rosinality, is_rosinality
 from labelmint.checkpoints.stylegan1 import import_stylegan1, is_stylegan1
 from labelmint.core.errors import InvalidRequest, UnusableFile

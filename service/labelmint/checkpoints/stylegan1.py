@@ -19,9 +19,9 @@ from tokenize import TokenError
 
 import numpy as np
 
+from labelmint.checkpoints.container import Checkpoint
 from labelmint.checkpoints.generators import Imported, build, drawn_noise
 from labelmint.checkpoints.name_table import Floats, NameTable, check_resolution, holds, to_float32
-from labelmint.checkpoints.opening import Checkpoint
 from labelmint.core.errors import InvalidRequest, UnusableFile
 from labelmint.models.layout import MAX_RESOLUTION
 from labelmint.models.stylegan1 import StyleGAN1Spec

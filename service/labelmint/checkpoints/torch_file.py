@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from labelmint.checkpoints.known_globals import NVLABS, PLAIN, Arguments
 from labelmint.checkpoints.pickle_reader import Budget, Inert, Malformed, PickleReader, StandIn, shown
-from labelmint.checkpoints.stand_ins import NVLABS, PLAIN, Arguments
 
 ZIP_MAGIC = b"PK\x03\x04"
 _LEGACY_NUMBER = 0x1950A86A20F9469CFC6C

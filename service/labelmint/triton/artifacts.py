@@ -25,7 +25,7 @@ from labelmint.core.calibration import CALIBRATION
 from labelmint.core.errors import UnusableFile
 from labelmint.triton.model_config import model_file, read_config
 from labelmint.triton.onnx_file import MAX_ONNX_BYTES, check_onnx
-from labelmint.triton.plain_file import Malformed, PlainFile, shown
+from labelmint.triton.regular_file import Malformed, RegularFile, shown
 from labelmint.triton.stored_zip import MAX_ZIP_BYTES, check_native
 from labelmint.triton.torchscript_file import check_torchscript
 
@@ -44,7 +44,7 @@ _THREADS = re.compile("[0-9]{1,3}")
 _TEXT = re.compile(r"(?s).*")
 
 # Backend: what its file is called, how large it may be, what proves it, and the parameters that it knows.
-_BACKENDS: Mapping[str, tuple[str, int, Callable[[PlainFile], None], Mapping[str, re.Pattern[str]]]] = {
+_BACKENDS: Mapping[str, tuple[str, int, Callable[[RegularFile], None], Mapping[str, re.Pattern[str]]]] = {
     "onnxruntime": (
         ".onnx",
         MAX_ONNX_BYTES,
@@ -158,7 +158,7 @@ def _check_step(root: Path, directory: Path) -> None:
     path = directory / version / filename
     if not path.exists():
         raise UnusableFile(path, "is missing; the model needs it, export it again")
-    with PlainFile(path, max_bytes) as file:
+    with RegularFile(path, max_bytes) as file:
         try:
             check(file)
         except Malformed as problem:

@@ -21,7 +21,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from labelmint.core.errors import UnusableFile
-from labelmint.triton.plain_file import Malformed, PlainFile
+from labelmint.triton.regular_file import Malformed, RegularFile
 
 # With 255 classes and a calibration it is a tenth of this.
 MAX_CONFIG_BYTES = 256 << 10
@@ -31,7 +31,7 @@ _HASHED_BYTES = 1 << 20  # at a time
 
 def read_config(path: Path) -> pb.ModelConfig:
     """Parse a config.pbtxt; raises UnusableFile naming the file and the line."""
-    with PlainFile(path, MAX_CONFIG_BYTES) as file:
+    with RegularFile(path, MAX_CONFIG_BYTES) as file:
         try:
             text = file.read(0, file.size).decode("utf-8")
             # Readers differ in what they make of these.

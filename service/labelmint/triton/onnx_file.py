@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple, TypeAlias
 
-from labelmint.triton.plain_file import Malformed, PlainFile, shown
+from labelmint.triton.regular_file import Malformed, RegularFile, shown
 
 MAX_ONNX_BYTES = (2 << 30) - 1  # protobuf's own bound
 # A generator at 1024x1024 with its interpreter has some thousands.
@@ -60,13 +60,13 @@ class _Field(NamedTuple):
 _Take: TypeAlias = "Callable[[_Field], object]"
 
 
-def check_onnx(file: PlainFile) -> None:
+def check_onnx(file: RegularFile) -> None:
     """Raises Malformed unless the file is one that ONNX Runtime reads without looking at anything else."""
     _Walk(file).model()
 
 
 class _Walk:
-    def __init__(self, file: PlainFile) -> None:
+    def __init__(self, file: RegularFile) -> None:
         self._file = file
         self._left = MAX_FIELDS
 

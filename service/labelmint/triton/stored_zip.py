@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from labelmint.triton.plain_file import Malformed, PlainFile, shown
+from labelmint.triton.regular_file import Malformed, RegularFile, shown
 
 MAX_ZIP_BYTES = (2 << 30) - 1  # beyond it the format changes
 _MAX_DIRECTORY_BYTES = 1 << 20
@@ -36,7 +36,7 @@ _read_header: Callable[[io.BytesIO], tuple[tuple[int, ...], bool, np.dtype[Any]]
 _UNREADABLE = (ValueError, TypeError, SyntaxError, MemoryError, RecursionError, EOFError, tokenize.TokenError)
 
 
-def read_directory(file: PlainFile) -> dict[str, tuple[int, int]]:
+def read_directory(file: RegularFile) -> dict[str, tuple[int, int]]:
     """Where each entry's bytes start and how many they are; raises Malformed."""
     if file.size < _END.size or file.read(0, 4) != b"PK\x03\x04":
         raise Malformed("is no zip archive")
@@ -80,7 +80,7 @@ def read_directory(file: PlainFile) -> dict[str, tuple[int, int]]:
     return entries
 
 
-def check_native(file: PlainFile) -> None:
+def check_native(file: RegularFile) -> None:
     """Raises Malformed unless the file holds plain arrays, each as large as it says. The backend looks at the rest."""
     for name, (start, length) in read_directory(file).items():
         if not _ARRAY.fullmatch(name):

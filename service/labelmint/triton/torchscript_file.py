@@ -17,7 +17,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from labelmint.triton.plain_file import Malformed, PlainFile, shown
+from labelmint.triton.regular_file import Malformed, RegularFile, shown
 from labelmint.triton.stored_zip import read_directory
 
 # torch reads the arguments of these with care, and they do nothing but compute.
@@ -63,7 +63,7 @@ _STORAGES = {
 }
 
 
-def check_torchscript(file: PlainFile) -> None:
+def check_torchscript(file: RegularFile) -> None:
     """Raises Malformed unless torch can load the file and run it without doing anything but compute."""
     entries = read_directory(file)
     parts: dict[str, bytes] = {}

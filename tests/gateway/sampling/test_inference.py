@@ -3,36 +3,36 @@
 import pytest
 
 from labelmint.gateway.sampling.inference import RETRY_SECONDS, Hold, Inference, is_over
-from labelmint.gateway.sampling.slots import Party
+from labelmint.gateway.sampling.slots import Requester
 
 
 def test_the_latest_deadline_bounds_the_work() -> None:
-    inference = Inference(["image"], party=Party("stream"), deadline=5.0)
+    inference = Inference(["image"], requester=Requester("stream"), deadline=5.0)
     assert inference.seconds(2.0) == 3.0
-    inference.join(Party("request"), 9.0)
-    inference.join(Party("request"), 3.0)  # one who is in a hurry takes nothing from it
+    inference.join(Requester("request"), 9.0)
+    inference.join(Requester("request"), 3.0)  # one who is in a hurry takes nothing from it
     assert inference.seconds(2.0) == 7.0
-    inference.join(Party("request"), None)
+    inference.join(Requester("request"), None)
     assert inference.seconds(2.0) is None
-    inference.join(Party("request"), 4.0)
+    inference.join(Requester("request"), 4.0)
     assert inference.seconds(2.0) is None
 
 
 def test_a_request_lends_its_turn_to_a_stream_and_to_nobody_else() -> None:
-    stream, other, request = Party("stream"), Party("stream"), Party("request")
-    inference = Inference(["image"], party=stream, deadline=None)
+    stream, other, request = Requester("stream"), Requester("stream"), Requester("request")
+    inference = Inference(["image"], requester=stream, deadline=None)
     inference.join(other, None)
-    assert inference.party is stream
+    assert inference.requester is stream
     inference.join(request, None)
-    assert inference.party is request
-    for later in (Party("request"), other):
+    assert inference.requester is request
+    for later in (Requester("request"), other):
         inference.join(later, None)
-        assert inference.party is request
+        assert inference.requester is request
 
 
 def test_it_is_abandoned_when_the_last_one_leaves() -> None:
-    inference = Inference(["image"], party=Party("request"), deadline=None)
-    inference.join(Party("request"), None)
+    inference = Inference(["image"], requester=Requester("request"), deadline=None)
+    inference.join(Requester("request"), None)
     inference.leave()
     assert not inference.abandoned
     inference.leave()
@@ -41,7 +41,7 @@ def test_it_is_abandoned_when_the_last_one_leaves() -> None:
 
 @pytest.mark.parametrize(("outputs", "serves"), [(["image"], True), (["image", "label"], True), (["js_map"], False)])
 def test_it_serves_who_wants_no_more_than_it_makes(outputs: list[str], serves: bool) -> None:
-    inference = Inference(["image", "label"], party=Party("request"), deadline=None)
+    inference = Inference(["image", "label"], requester=Requester("request"), deadline=None)
     assert inference.serves(outputs) is serves
     inference.end()
     assert not inference.serves(outputs)

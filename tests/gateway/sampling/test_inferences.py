@@ -16,7 +16,7 @@ from labelmint.gateway.sampling.catalog import Catalog
 from labelmint.gateway.sampling.inferences import Inferences
 from labelmint.gateway.sampling.metrics import Metrics
 from labelmint.gateway.sampling.sampler import Limits, Sampler
-from labelmint.gateway.sampling.slots import Party, Slots
+from labelmint.gateway.sampling.slots import Requester, Slots
 from labelmint.triton.client import Array, Latents
 from labelmint.triton.model_config import read_config
 from tests.conftest import REPOSITORY
@@ -34,7 +34,7 @@ class Minting:
         self.made: list[tuple[str, str]] = []
 
     def get(
-        self, key: str, outputs: Sequence[str], party: Party | None = None, deadline: float | None = None
+        self, key: str, outputs: Sequence[str], requester: Requester | None = None, deadline: float | None = None
     ) -> asyncio.Task[dict[str, bytes]]:
         async def infer(_: float | None) -> dict[str, Array]:
             self.made.append((key, " ".join(outputs)))
@@ -44,8 +44,8 @@ class Minting:
             return {name: np.frombuffer(name[:1].encode(), np.uint8) for name in outputs}
 
         async def asked() -> dict[str, bytes]:
-            whose = party or Party("request")
-            arrays = await self.inferences.get(key, outputs, infer, party=whose, deadline=deadline)
+            whose = requester or Requester("request")
+            arrays = await self.inferences.get(key, outputs, infer, requester=whose, deadline=deadline)
             return {name: array.tobytes() for name, array in arrays.items()}
 
         return asyncio.create_task(asked())
@@ -53,7 +53,7 @@ class Minting:
 
 @dataclass(eq=False)
 class Waiter:
-    party: Party
+    requester: Requester
 
 
 async def until_it_waits() -> None:
@@ -63,9 +63,9 @@ async def until_it_waits() -> None:
 
 async def test_who_joins_waits_no_longer_than_the_own_deadline() -> None:
     minting = Minting()
-    first = minting.get("7", ["image"], Party("stream"))
+    first = minting.get("7", ["image"], Requester("stream"))
     await until_it_waits()
-    late = minting.get("7", ["image"], Party("request"), asyncio.get_running_loop().time() + 0.01)
+    late = minting.get("7", ["image"], Requester("request"), asyncio.get_running_loop().time() + 0.01)
     with pytest.raises(DeadlineExceeded):
         await asyncio.wait_for(late, 30)
     assert not first.done()
@@ -76,7 +76,7 @@ async def test_who_joins_waits_no_longer_than_the_own_deadline() -> None:
 async def test_a_request_that_joins_what_a_stream_has_waiting_is_next() -> None:
     minting = Minting()
     minting.allowed.set()
-    stream = Party("stream")
+    stream = Requester("stream")
     async with minting.slots.slot(Waiter(stream)):
         ahead = [minting.get(str(seed), ["image"], stream) for seed in range(20)]
         await until_it_waits()
@@ -100,7 +100,7 @@ async def test_who_leaves_takes_nothing_from_those_who_joined() -> None:
 
 async def test_what_nobody_waits_for_is_given_up() -> None:
     minting = Minting()
-    async with minting.slots.slot(Waiter(Party("request"))):
+    async with minting.slots.slot(Waiter(Requester("request"))):
         both = [minting.get("7", ["image"]) for _ in range(2)]
         await until_it_waits()
         for task in both:

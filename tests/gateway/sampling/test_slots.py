@@ -6,19 +6,19 @@ from dataclasses import dataclass
 
 import pytest
 
-from labelmint.gateway.sampling.slots import Kind, Party, Slots, Turns
+from labelmint.gateway.sampling.slots import Kind, Requester, Slots, Turns
 
 
 @dataclass(eq=False)
 class Waiter:
-    party: Party
+    requester: Requester
 
 
-def waiting(*samples: tuple[Party, str]) -> Turns[str]:
+def waiting(*samples: tuple[Requester, str]) -> Turns[str]:
     turns: Turns[str] = Turns()
-    for party, items in samples:
+    for requester, items in samples:
         for item in items:
-            turns.add(party, item)
+            turns.add(requester, item)
     return turns
 
 
@@ -27,42 +27,42 @@ def drained(turns: Turns[str]) -> str:
 
 
 def test_streams_take_turns_whatever_each_has_waiting() -> None:
-    greedy, modest, late = (Party("stream") for _ in range(3))
+    greedy, modest, late = (Requester("stream") for _ in range(3))
     assert drained(waiting((greedy, "aaaaaa"), (modest, "bb"), (late, "c"))) == "abcabaaaa"
 
 
 def test_a_request_passes_all_waiting_samples_of_streams() -> None:
-    turns = waiting(*((Party("stream"), "s" * 50) for _ in range(4)))
+    turns = waiting(*((Requester("stream"), "s" * 50) for _ in range(4)))
     assert [turns.take() for _ in range(10)] == ["s"] * 10
-    turns.add(Party("request"), "r")
+    turns.add(Requester("request"), "r")
     assert turns.take() == "r"
 
 
 def test_a_flood_of_requests_leaves_streams_every_second_turn() -> None:
-    turns = waiting((Party("stream"), "ssss"), *((Party("request"), "r") for _ in range(6)))
+    turns = waiting((Requester("stream"), "ssss"), *((Requester("request"), "r") for _ in range(6)))
     assert drained(turns) == "rsrsrsrsrr"
 
 
 def test_a_large_batch_does_not_hold_up_a_single_request() -> None:
-    assert drained(waiting((Party("request"), "b" * 64), (Party("request"), "r")))[:3] == "brb"
+    assert drained(waiting((Requester("request"), "b" * 64), (Requester("request"), "r")))[:3] == "brb"
 
 
 def test_a_large_batch_ends_however_many_requests_come_after_it() -> None:
-    turns = waiting((Party("request"), "b" * 64), *((Party("request"), "r") for _ in range(60)))
+    turns = waiting((Requester("request"), "b" * 64), *((Requester("request"), "r") for _ in range(60)))
     taken = ""
     while "b" * 64 not in taken.replace("r", ""):
         taken += turns.take() or "nothing"
-        turns.add(Party("request"), "r")  # before the batch has its next turn there is another one
+        turns.add(Requester("request"), "r")  # before the batch has its next turn there is another one
     assert len(taken) <= 2 * 64 and taken.startswith("brbr")
 
 
 def test_a_single_request_waits_two_rounds_at_most_beside_a_batch() -> None:
-    singles = [(Party("request"), name) for name in "rrrrrrrrrrx"]
-    assert drained(waiting((Party("request"), "b" * 64), *singles)).index("x") <= 2 * 12
+    singles = [(Requester("request"), name) for name in "rrrrrrrrrrx"]
+    assert drained(waiting((Requester("request"), "b" * 64), *singles)).index("x") <= 2 * 12
 
 
 def test_nothing_waits_after_it_was_discarded() -> None:
-    gone, stays = Party("request"), Party("request")
+    gone, stays = Requester("request"), Requester("request")
     turns = waiting((gone, "xy"), (stays, "z"))
     turns.discard(gone, "x")
     turns.discard(gone, "y")
@@ -75,9 +75,9 @@ def test_nothing_waits_after_it_was_discarded() -> None:
 async def test_slots_are_bounded_and_all_come_back(kind: Kind) -> None:
     slots, holding, most = Slots(3), 0, 0
 
-    async def hold(party: Party) -> None:
+    async def hold(requester: Requester) -> None:
         nonlocal holding, most
-        async with slots.slot(Waiter(party)):
+        async with slots.slot(Waiter(requester)):
             holding += 1
             most = max(most, holding)
             try:
@@ -85,7 +85,7 @@ async def test_slots_are_bounded_and_all_come_back(kind: Kind) -> None:
             finally:
                 holding -= 1
 
-    tasks = [asyncio.create_task(hold(Party(kind))) for _ in range(40)]
+    tasks = [asyncio.create_task(hold(Requester(kind))) for _ in range(40)]
     await asyncio.sleep(0)
     assert slots.depth(kind) == 37
     for index, task in enumerate(tasks):  # leaves at every stage: waiting, just granted, holding, done
@@ -96,7 +96,7 @@ async def test_slots_are_bounded_and_all_come_back(kind: Kind) -> None:
     assert most == 3 and slots.depth(kind) == 0
     async with AsyncExitStack() as stack:
         for _ in range(3):
-            await asyncio.wait_for(stack.enter_async_context(slots.slot(Waiter(Party(kind)))), 5)
+            await asyncio.wait_for(stack.enter_async_context(slots.slot(Waiter(Requester(kind)))), 5)
 
 
 async def test_one_who_moves_to_a_request_waits_in_its_turn() -> None:
@@ -106,15 +106,15 @@ async def test_one_who_moves_to_a_request_waits_in_its_turn() -> None:
         async with slots.slot(waiter):
             order.append(name)
 
-    ahead, moving = Party("stream"), Waiter(Party("stream"))
-    async with slots.slot(Waiter(Party("request"))):
+    ahead, moving = Requester("stream"), Waiter(Requester("stream"))
+    async with slots.slot(Waiter(Requester("request"))):
         tasks = [asyncio.create_task(hold(Waiter(ahead), "ahead")) for _ in range(9)]
         tasks.append(asyncio.create_task(hold(moving, "moved")))
         await asyncio.sleep(0)
-        before, moving.party = moving.party, Party("request")
+        before, moving.requester = moving.requester, Requester("request")
         slots.moved(moving, before)
         assert (slots.depth("request"), slots.depth("stream")) == (1, 9)
-        slots.moved(moving, moving.party)
+        slots.moved(moving, moving.requester)
         assert (slots.depth("request"), slots.depth("stream")) == (1, 9)
     await asyncio.gather(*tasks)
     assert "moved" in order[:2] and len(order) == 10

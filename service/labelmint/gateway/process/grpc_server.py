@@ -19,9 +19,9 @@ from labelmint.gateway.grpc.access import AccessInterceptor
 from labelmint.gateway.grpc.parsing import ParsingInterceptor
 from labelmint.gateway.grpc.reflection import add_reflection
 from labelmint.gateway.grpc.service import SERVICE_NAME, SampleService
+from labelmint.gateway.process.access_log import GrpcAccessLog
 from labelmint.gateway.process.addresses import bracketed, cannot_listen
 from labelmint.gateway.process.connections import grpc_options
-from labelmint.gateway.process.request_log import GrpcRequests
 from labelmint.gateway.process.security import Security
 from labelmint.gateway.process.settings import ServeSettings
 from labelmint.gateway.rest.app import MAX_BODY_BYTES
@@ -48,7 +48,7 @@ class GrpcServer:
     ) -> None:
         """`taken` is bound to the address. Raises CannotListen."""
         self._grace_seconds = settings.grace_seconds
-        self._requests = GrpcRequests()
+        self._requests = GrpcAccessLog()
         interceptors: list[grpc.aio.ServerInterceptor] = [self._requests]
         if security.tokens is not None:
             interceptors.append(AccessInterceptor(security.tokens, core.metrics))

@@ -18,6 +18,7 @@ from grpc_health.v1._async import HealthServicer
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
 from labelmint.core.errors import LabelmintError
+from labelmint.gateway.process.access_log import RestAccessLog
 from labelmint.gateway.process.addresses import Listening, take_ports
 from labelmint.gateway.process.announcing import Announcer
 from labelmint.gateway.process.background import running
@@ -29,7 +30,6 @@ from labelmint.gateway.process.http_server import HttpServer
 from labelmint.gateway.process.logs import configure_logging
 from labelmint.gateway.process.memory import give_back
 from labelmint.gateway.process.own_triton import OwnTriton
-from labelmint.gateway.process.request_log import RestRequests
 from labelmint.gateway.process.security import Security
 from labelmint.gateway.process.settings import ServeSettings, unknown_variables
 from labelmint.gateway.process.signals import Signals
@@ -139,7 +139,7 @@ async def _servers(
         cors_origins=tuple(settings.cors_origins),
     )
     app = create_app(core, version=version("labelmint"), exposure=exposure)
-    http_server = HttpServer(settings, security.tls, listening.http, RestRequests(app))
+    http_server = HttpServer(settings, security.tls, listening.http, RestAccessLog(app))
     grpc_server = GrpcServer(settings, security, listening.grpc, core=core, health=health)
     await grpc_server.start()
     try:

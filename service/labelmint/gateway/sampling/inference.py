@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from labelmint.gateway.sampling.slots import Party
+from labelmint.gateway.sampling.slots import Requester
 
 RETRY_SECONDS = 1.0
 
@@ -29,10 +29,10 @@ class Hold:
 
 
 class Inference:
-    """One sample of which `outputs` are wanted, in the turns of `party`, until `deadline` (None: for ever)."""
+    """One sample of which `outputs` are wanted, in the turns of `requester`, until `deadline` (None: for ever)."""
 
-    def __init__(self, outputs: Collection[str], *, party: Party, deadline: float | None) -> None:
-        self.party = party
+    def __init__(self, outputs: Collection[str], *, requester: Requester, deadline: float | None) -> None:
+        self.requester = requester
         self._outputs = frozenset(outputs)
         self._deadline = deadline
         self._waiting = 1
@@ -47,12 +47,12 @@ class Inference:
         """Whether one who wants these outputs may join."""
         return self._outputs.issuperset(outputs) and not self._ended and not self.abandoned
 
-    def join(self, party: Party, deadline: float | None) -> None:
+    def join(self, requester: Requester, deadline: float | None) -> None:
         """One more waits for it."""
         self._waiting += 1
         self._deadline = None if self._deadline is None or deadline is None else max(self._deadline, deadline)
-        if self.party.kind == "stream" and party.kind == "request":
-            self.party = party
+        if self.requester.kind == "stream" and requester.kind == "request":
+            self.requester = requester
 
     def leave(self) -> None:
         """One who waited has its answer or has gone."""

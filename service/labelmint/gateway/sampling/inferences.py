@@ -19,7 +19,7 @@ from labelmint.core.errors import DeadlineExceeded, LabelmintError, TritonUnavai
 from labelmint.gateway.sampling.cache import Arrays, SampleCache
 from labelmint.gateway.sampling.inference import Hold, Inference, is_over
 from labelmint.gateway.sampling.metrics import Metrics
-from labelmint.gateway.sampling.slots import Party, Slots
+from labelmint.gateway.sampling.slots import Requester, Slots
 from labelmint.tracing import span
 
 T = TypeVar("T")
@@ -44,7 +44,7 @@ class Inferences:
         self._running: dict[Hashable, list[_Running]] = {}
 
     async def get(
-        self, key: Hashable, outputs: Collection[str], infer: Infer, *, party: Party, deadline: float | None
+        self, key: Hashable, outputs: Collection[str], infer: Infer, *, requester: Requester, deadline: float | None
     ) -> Arrays:
         """The arrays of a sample that `outputs` names, from the cache or else from `infer`, which makes just those.
 
@@ -54,8 +54,8 @@ class Inferences:
             if (kept := self._cache.get(key, outputs)) is not None:
                 self._metrics.cache_hits.inc()
                 return kept
-            joined = self._join(key, outputs, party=party, deadline=deadline)
-            running = joined or self._begin(key, outputs, infer, party=party, deadline=deadline)
+            joined = self._join(key, outputs, requester=requester, deadline=deadline)
+            running = joined or self._begin(key, outputs, infer, requester=requester, deadline=deadline)
             try:
                 arrays = await self._wait(key, running, deadline)
             except DeadlineExceeded:
@@ -78,20 +78,20 @@ class Inferences:
             await asyncio.sleep(pause)
 
     def _join(
-        self, key: Hashable, outputs: Collection[str], *, party: Party, deadline: float | None
+        self, key: Hashable, outputs: Collection[str], *, requester: Requester, deadline: float | None
     ) -> _Running | None:
         for running in self._running.get(key, ()):
             if running.inference.serves(outputs):
-                before = running.inference.party
-                running.inference.join(party, deadline)
+                before = running.inference.requester
+                running.inference.join(requester, deadline)
                 self._slots.moved(running.inference, before)
                 return running
         return None
 
     def _begin(
-        self, key: Hashable, outputs: Collection[str], infer: Infer, *, party: Party, deadline: float | None
+        self, key: Hashable, outputs: Collection[str], infer: Infer, *, requester: Requester, deadline: float | None
     ) -> _Running:
-        inference = Inference(outputs, party=party, deadline=deadline)
+        inference = Inference(outputs, requester=requester, deadline=deadline)
         task = asyncio.create_task(self._run(key, inference, infer))
         task.add_done_callback(lambda task: task.cancelled() or task.exception())  # nobody may be left to hear it
         running = _Running(inference, task)

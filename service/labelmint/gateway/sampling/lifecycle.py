@@ -36,7 +36,7 @@ class Lifecycle:
         self._max_stream_seconds = max_stream_seconds
         self._draining = False
         self._closed = False
-        self._streams: set[_Breakable] = set()
+        self._streams: set[_Interruptible] = set()
 
     def drain(self) -> None:
         """From now on not ready."""
@@ -46,7 +46,7 @@ class Lifecycle:
         """From now on streams end with ServerDraining."""
         self._closed = True
         for stream in self._streams:
-            stream.break_off(ServerDraining())
+            stream.interrupt(ServerDraining())
 
     async def check_ready(self) -> None:
         """Raises ServerDraining once the end has begun, and TritonUnavailable while what is asked would fail for it."""
@@ -64,18 +64,18 @@ class Lifecycle:
         `next_seed` is where to resume before the first message. Every LabelmintError that ends the stream carries
         where to resume as metadata.
         """
-        breakable = _Breakable()
+        interruptible = _Interruptible()
         expiry: asyncio.TimerHandle | None = None
         if self._max_stream_seconds:
             expired = StreamExpired(self._max_stream_seconds)
-            expiry = asyncio.get_running_loop().call_later(self._max_stream_seconds, breakable.break_off, expired)
+            expiry = asyncio.get_running_loop().call_later(self._max_stream_seconds, interruptible.interrupt, expired)
         if self._closed:
-            breakable.break_off(ServerDraining())
-        self._streams.add(breakable)
+            interruptible.interrupt(ServerDraining())
+        self._streams.add(interruptible)
         try:
             while True:
                 try:
-                    message = await breakable.wait(stream.__anext__)
+                    message = await interruptible.wait(stream.__anext__)
                 except StopAsyncIteration:
                     return
                 next_seed = message.next_seed
@@ -83,13 +83,13 @@ class Lifecycle:
         except LabelmintError as error:
             raise error.with_metadata(next_seed=str(next_seed)) from error
         finally:
-            self._streams.remove(breakable)
+            self._streams.remove(interruptible)
             if expiry is not None:
                 expiry.cancel()
             await stream.aclose()
 
 
-class _Breakable:
+class _Interruptible:
     """The steps of a stream, which somebody else may break off with an error; without a task for each message."""
 
     def __init__(self) -> None:
@@ -98,7 +98,7 @@ class _Breakable:
         self._cancelled = False
         self._last = False
 
-    def break_off(self, error: LabelmintError) -> None:
+    def interrupt(self, error: LabelmintError) -> None:
         """Let `wait` raise `error`: the one that is waiting, or else one of the next two."""
         self._error = self._error or error
         self._cancel()

@@ -40,7 +40,7 @@ from labelmint.gateway.sampling.catalog import Catalog
 from labelmint.gateway.sampling.inferences import Inferences
 from labelmint.gateway.sampling.metrics import Metrics
 from labelmint.gateway.sampling.sample import Delivery, Sample
-from labelmint.gateway.sampling.slots import KINDS, Party, Slots
+from labelmint.gateway.sampling.slots import KINDS, Requester, Slots
 from labelmint.triton.client import Latents, TritonClient
 
 DEFAULT_TIMEOUT_SECONDS = 60.0  # of a request that brings no deadline
@@ -181,8 +181,8 @@ class Sampler:
         spec = _Spec(
             model, check_seed(seed), mixing_of(model, options), gate_of(model, options), options.outputs(model)
         )
-        with self._admitted(1) as party:
-            sample = await self._make(spec, party, self._deadline(timeout_seconds))
+        with self._admitted(1) as requester:
+            sample = await self._make(spec, requester, self._deadline(timeout_seconds))
         if not sample.accepted and not options.include_rejected:
             raise sample.rejection()
         return sample
@@ -205,9 +205,9 @@ class Sampler:
         mixings = mixings_of(model, options, style_seeds, len(checked))
         gate, outputs = gate_of(model, options), options.outputs(model)
         deadline = self._deadline(timeout_seconds)
-        with self._admitted(len(checked)) as party:
+        with self._admitted(len(checked)) as requester:
             tasks = [
-                asyncio.create_task(self._make(_Spec(model, seed, mixing, gate, outputs), party, deadline))
+                asyncio.create_task(self._make(_Spec(model, seed, mixing, gate, outputs), requester, deadline))
                 for seed, mixing in zip(checked, mixings, strict=True)
             ]
             try:
@@ -271,15 +271,15 @@ class Sampler:
         """The samples of a walk, each begun when it is asked for; raises InvalidRequest at once."""
         mixing, gate, outputs = mixing_of(model, options), gate_of(model, options), options.outputs(model)
         deadline = None if timeout_seconds is None else asyncio.get_running_loop().time() + timeout_seconds
-        party = Party("stream")
+        requester = Requester("stream")
         return (
-            asyncio.create_task(self._make(_Spec(model, seed, mixing, gate, outputs), party, deadline))
+            asyncio.create_task(self._make(_Spec(model, seed, mixing, gate, outputs), requester, deadline))
             for seed in walk.seeds()
         )
 
-    async def _make(self, spec: _Spec, party: Party, deadline: float | None) -> Sample:
+    async def _make(self, spec: _Spec, requester: Requester, deadline: float | None) -> Sample:
         infer = partial(self._infer, spec)
-        arrays = await self._inferences.get(spec.key, spec.outputs, infer, party=party, deadline=deadline)
+        arrays = await self._inferences.get(spec.key, spec.outputs, infer, requester=requester, deadline=deadline)
         sample = spec.sample(arrays)
         mixed, psi = spec.mixing is not None, spec.gate.truncation_psi
         self._metrics.judged(spec.model, psi, mixed, sample.js_score, sample.accepted)
@@ -299,14 +299,14 @@ class Sampler:
         return arrays
 
     @contextmanager
-    def _admitted(self, count: int) -> Iterator[Party]:
+    def _admitted(self, count: int) -> Iterator[Requester]:
         """Take `count` places or raise Overloaded; a batch larger than the limit is admitted when it is alone."""
         admitted, limit = self._admitted_samples, self._limits.max_in_flight
         if admitted > 0 and admitted + count > limit:
             raise Overloaded(f"{admitted} samples are in flight and the limit is {limit}; try again in a second")
         self._admitted_samples += count
         try:
-            yield Party("request")
+            yield Requester("request")
         finally:
             self._admitted_samples -= count
 

@@ -4,7 +4,7 @@ Rules of this file:
 - Triton holds few samples and the others wait here, where those of a client that leaves are gone at once: what Triton
   has begun is never called off (`triton/client.py` says why), and keeps its slot until it is answered.
 - Requests and streams take turns when both wait: a request passes all samples that streams have waiting, and a flood
-  of requests leaves streams half of the slots. Within each kind the parties take turns, one sample a turn.
+  of requests leaves streams half of the slots. Within each kind the requesters take turns, one sample a turn.
 - Every second turn of requests is the oldest one's: a large batch ends, however many requests come after it.
 - `Turns` decides and does no I/O; `Slots` adds the waiting.
 """
@@ -27,7 +27,7 @@ _numbers: Callable[[], int] = count().__next__
 
 
 @dataclass(frozen=True, eq=False)
-class Party:
+class Requester:
     """Whose samples take turns as one: a request, be it a batch, or a stream."""
 
     kind: Kind
@@ -38,36 +38,36 @@ class Turns(Generic[T]):
     """What waits, and what is next."""
 
     def __init__(self) -> None:
-        # A dict keeps its order: the first party has the next turn and then goes to the end.
-        self._rings: dict[Kind, dict[Party, deque[T]]] = {kind: {} for kind in KINDS}
+        # A dict keeps its order: the first requester has the next turn and then goes to the end.
+        self._rings: dict[Kind, dict[Requester, deque[T]]] = {kind: {} for kind in KINDS}
         self._last: Kind = "stream"
         self._oldest_is_next = True  # of the requests
 
-    def add(self, party: Party, item: T) -> None:
-        self._rings[party.kind].setdefault(party, deque()).append(item)
+    def add(self, requester: Requester, item: T) -> None:
+        self._rings[requester.kind].setdefault(requester, deque()).append(item)
 
-    def discard(self, party: Party, item: T) -> None:
+    def discard(self, requester: Requester, item: T) -> None:
         """Forget an item, if it still waits."""
-        waiting = self._rings[party.kind].get(party, deque())
+        waiting = self._rings[requester.kind].get(requester, deque())
         if item in waiting:
             waiting.remove(item)
             if not waiting:
-                del self._rings[party.kind][party]
+                del self._rings[requester.kind][requester]
 
     def take(self) -> T | None:
         """The next item, which waits no longer; None when nothing waits."""
         for kind in sorted(KINDS, key=lambda kind: kind == self._last):
             ring = self._rings[kind]
             if ring:
-                party = next(iter(ring))
+                requester = next(iter(ring))
                 if kind == "request":
                     if self._oldest_is_next:
-                        party = min(ring, key=lambda party: party.number)
+                        requester = min(ring, key=lambda requester: requester.number)
                     self._oldest_is_next = not self._oldest_is_next
-                waiting = ring.pop(party)
+                waiting = ring.pop(requester)
                 item = waiting.popleft()
                 if waiting:
-                    ring[party] = waiting
+                    ring[requester] = waiting
                 self._last = kind
                 return item
         return None
@@ -78,9 +78,9 @@ class Turns(Generic[T]):
 
 
 class Waiter(Protocol):
-    """What waits for a slot, in the turns of its party."""
+    """What waits for a slot, in the turns of its requester."""
 
-    party: Party
+    requester: Requester
 
 
 class Slots:
@@ -97,7 +97,7 @@ class Slots:
 
     @asynccontextmanager
     async def slot(self, waiter: Waiter) -> AsyncIterator[None]:
-        """Hold a slot, once it is the turn of the waiter's party."""
+        """Hold a slot, once it is the turn of the waiter's requester."""
         if self._free > 0:  # then nobody waits
             self._free -= 1
         else:
@@ -107,19 +107,19 @@ class Slots:
         finally:
             self._release()
 
-    def moved(self, waiter: Waiter, before: Party) -> None:
-        """The waiter's party was `before`: if it waits, it does so in the turns of the party that it has now."""
-        if waiter.party is not before and waiter in self._granted:
+    def moved(self, waiter: Waiter, before: Requester) -> None:
+        """The waiter's requester was `before`: where it waits, it now waits in the turns of the new one."""
+        if waiter.requester is not before and waiter in self._granted:
             self._turns.discard(before, waiter)
-            self._turns.add(waiter.party, waiter)
+            self._turns.add(waiter.requester, waiter)
 
     async def _wait(self, waiter: Waiter) -> None:
         granted = self._granted[waiter] = asyncio.get_running_loop().create_future()
-        self._turns.add(waiter.party, waiter)
+        self._turns.add(waiter.requester, waiter)
         try:
             await granted
         except BaseException:
-            self._turns.discard(waiter.party, waiter)
+            self._turns.discard(waiter.requester, waiter)
             if granted.done() and not granted.cancelled():
                 self._release()  # it was granted in the moment in which its client left
             raise

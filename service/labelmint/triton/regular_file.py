@@ -23,7 +23,7 @@ class Malformed(ValueError):
     """The content of a file is not what it should be."""
 
 
-class PlainFile:
+class RegularFile:
     """A regular file of a known `size`, open for reading; a context manager."""
 
     def __init__(self, path: Path, max_bytes: int) -> None:
@@ -46,7 +46,7 @@ class PlainFile:
             raise UnusableFile(path, problem)
         self._start, self._window = 0, b""
 
-    def __enter__(self) -> PlainFile:
+    def __enter__(self) -> RegularFile:
         return self
 
     def __exit__(

@@ -49,7 +49,7 @@ class _Request:
         self._end_span(outcome, failed)
 
 
-class RestRequests:
+class RestAccessLog:
     """ASGI application around the REST application."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -81,7 +81,7 @@ class RestRequests:
             request.end(level, outcome, outcome.startswith("5"), path=path, **told, **_caller())
 
 
-class GrpcRequests(grpc.aio.ServerInterceptor):
+class GrpcAccessLog(grpc.aio.ServerInterceptor):
     """Interceptor around all gRPC services. `in_flight` counts calls of SampleService."""
 
     def __init__(self) -> None:
