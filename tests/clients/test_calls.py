@@ -305,34 +305,36 @@ FORKED_ASYNCIO = """
 import asyncio, os, sys
 from labelmint_client import AsyncClient, SampleOptions
 
-async def begin():
-    client = AsyncClient(sys.argv[1])
-    stream = await client.stream_samples("tiny", options=SampleOptions(max_js=float(sys.argv[2])))
-    await anext(stream)
-    if os.fork() == 0:
-        return client, stream
-    assert os.wait()[1] == 0
-    await anext(stream)
-    await client.close()
-    sys.exit(0)
-
 async def use(call):
     try:
         await call()
     except RuntimeError as error:
         print(error)
 
-client, stream = asyncio.run(begin())
-for call in (client.list_models, lambda: anext(stream), lambda: anext(stream), client.close):
-    asyncio.run(use(call))
-sys.stdout.flush()
-os._exit(0)
+async def run():
+    client = AsyncClient(sys.argv[1])
+    stream = await client.stream_samples("tiny", options=SampleOptions(max_js=float(sys.argv[2])))
+    await anext(stream)
+    if os.fork() == 0:
+        for call in (client.list_models, lambda: anext(stream), lambda: anext(stream), client.close):
+            await use(call)
+        sys.stdout.flush()
+        os._exit(0)
+    status = os.wait()[1]
+    assert status == 0, status
+    await anext(stream)
+    await client.close()
+
+asyncio.run(run())
 """
 
 
 def test_an_asyncio_client_that_came_through_a_fork_says_so(gateway: Service, options: SampleOptions) -> None:
+    """gRPC's support of forks is for blocking calls only: it starts threads in the child, which then crash now and then
+    (docs/training.md). Without them the child lives, whatever it uses, and it runs no event loop of gRPC's."""
     command = [sys.executable, "-c", FORKED_ASYNCIO, gateway.grpc, repr(options.max_js)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    environment = {**os.environ, "GRPC_ENABLE_FORK_SUPPORT": "0"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) == 3 and all("make a client in each process" in line for line in lines)

@@ -224,8 +224,16 @@ async def test_an_archive_ends_at_the_age_of_connections(faces_triton: TritonSer
     service = await start(tmp_path / "serve.log", faces_triton, "--max-connection-age-seconds", "1.5")
     try:
         async with httpx.AsyncClient(base_url=service.http, timeout=60.0) as http:
-            with pytest.raises(httpx.RemoteProtocolError, match="incomplete"):
-                await http.get(TAR, params={"count": 100_000, **LOOSE})
+            for _ in range(20):
+                try:
+                    answer = await http.get(TAR, params={"count": 100_000, **LOOSE})
+                except httpx.RemoteProtocolError as error:
+                    assert "incomplete" in str(error)
+                    break
+                # On a busy machine it may be that old before its first sample.
+                assert answer.status_code == 503 and answer.json()["reason"] == "STREAM_EXPIRED"
+            else:
+                raise AssertionError("no archive began")
         assert "was broken off: " in service.log.read_text()
     finally:
         assert await asyncio.to_thread(service.stop) == 0
