@@ -112,7 +112,7 @@ def tiny_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository with version 1 of `tiny`. Copy it before changing it."""
     # Here and not above: most tests need no torch, and that file needs this one.
     from labelmint.export.repository import export_repository
-    from tests.gateway.conftest import tiny_weights
+    from tests.support.models import tiny_weights
 
     repository = tmp_path_factory.mktemp("tiny") / "repository"
     export_repository(repository, "tiny", *tiny_weights())

@@ -10,8 +10,7 @@ import pytest
 from PIL import Image
 
 from labelmint.models.annotations import LabelClasses, write_masks
-from tests.checkpoints.test_nvlabs import reference_of_the_vectors
-from tests.checkpoints.writers import write_nvlabs
+from tests.checkpoints.writers import reference_of_the_vectors, write_nvlabs
 from tests.conftest import ROOT, start_service
 
 PAGE = (ROOT / "docs" / "your-generator.md").read_text()

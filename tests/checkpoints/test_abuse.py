@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from labelmint.models.store import save_interpreter
-from tests.gateway.conftest import tiny_weights
+from tests.support.models import tiny_weights
 from tests.torture import files, pickle_fuzz
 
 

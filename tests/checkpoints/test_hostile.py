@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from tests.checkpoints import reference
+from tests.checkpoints.damage import DAMAGE
 from tests.checkpoints.hostile import CASES
-from tests.checkpoints.test_nvlabs import DAMAGE
 from tests.checkpoints.writers import nvlabs_bytes, write_nvlabs
 from tests.conftest import ROOT
 

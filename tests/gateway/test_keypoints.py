@@ -28,9 +28,7 @@ from labelmint.triton.model_config import ensembles, is_fused
 from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 from tests.conftest import REPOSITORY, Service, start_service
-from tests.gateway.test_grpc import LOOSE, info_of
-from tests.gateway.test_rest import LOOSE as LOOSE_QUERY
-from tests.gateway.test_rest import problem
+from tests.support.wire import LOOSE, LOOSE_QUERY, info_of, problem
 
 TINY = "marks"
 NAMES = ("crown", "chin", "cheek")

@@ -12,8 +12,8 @@ from PIL import Image
 
 from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
-from tests.gateway.conftest import Gateway
-from tests.gateway.test_grpc import info_of
+from tests.support.gateways import Gateway
+from tests.support.wire import info_of
 
 ALL = pb.SampleOptions(max_js=1e9, image_encoding=pb.ENCODING_RAW, label_encoding=pb.ENCODING_RAW, include_js_map=True)
 NONE = pb.SampleOptions(max_js=0)
