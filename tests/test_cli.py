@@ -17,6 +17,9 @@ from labelmint.cli import Labelmint, Serve
 from tests.conftest import ROOT
 from tests.support.commands import run
 
+pytestmark = pytest.mark.unit
+
+
 FREE_PORTS = ("--http-port", "0", "--grpc-port", "0")
 
 

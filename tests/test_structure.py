@@ -1,9 +1,13 @@
 """Imports never run against the flow of the design, and serving never needs torch."""
 
+import pytest
 import ast
 import subprocess
 import sys
 from pathlib import Path
+
+pytestmark = pytest.mark.unit
+
 
 PACKAGE = Path(__file__).parent.parent / "service" / "labelmint"
 

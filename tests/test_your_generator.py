@@ -13,6 +13,9 @@ from labelmint.models.annotations import LabelClasses, write_masks
 from tests.checkpoints.writers import reference_of_the_vectors, write_nvlabs
 from tests.conftest import ROOT, start_service
 
+pytestmark = [pytest.mark.triton, pytest.mark.torch]
+
+
 PAGE = (ROOT / "docs" / "your-generator.md").read_text()
 STEPS = re.findall(r"```sh\n(labelmint .*?)```\n\n```text\n(.*?)```", PAGE, re.DOTALL)
 CLASSES = LabelClasses(("dark", "bright"), ((0, 0, 0), (255, 255, 255)))

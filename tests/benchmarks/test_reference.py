@@ -7,6 +7,8 @@ from reference import ReferenceInterpreter
 
 from tests.support.interpreters import features, interpreter
 
+pytestmark = pytest.mark.torch
+
 
 @pytest.mark.parametrize("score_kind", ["sum", "top10_mean"])
 @torch.no_grad()

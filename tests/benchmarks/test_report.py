@@ -1,10 +1,13 @@
 """The page of benchmarks says what their results say."""
 
+import pytest
 import json
 import subprocess
 import sys
 
 from tests.conftest import ROOT
+
+pytestmark = pytest.mark.unit
 
 
 def page_of(script: str) -> str:

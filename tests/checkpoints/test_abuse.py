@@ -1,5 +1,6 @@
 """The attacks of tests/torture on files, briefly; `make torture` runs them at full length."""
 
+import pytest
 from pathlib import Path
 
 import torch
@@ -7,6 +8,8 @@ import torch
 from labelmint.models.store import save_interpreter
 from tests.support.models import tiny_weights
 from tests.torture import files, pickle_fuzz
+
+pytestmark = pytest.mark.torch
 
 
 def test_crafted_weights_and_annotations_are_refused(tmp_path: Path) -> None:

@@ -22,6 +22,9 @@ from tests.checkpoints.hostile import CASES
 from tests.checkpoints.writers import nvlabs_bytes, write_nvlabs
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.torch
+
+
 CHILD = ROOT / "tests" / "checkpoints" / "import_watched.py"
 FLIPS = 120
 CUTS = 60

@@ -13,6 +13,8 @@ from tests.checkpoints import reference
 from tests.checkpoints.writers import write_nvlabs
 from tests.support.commands import run
 
+pytestmark = pytest.mark.torch
+
 
 @pytest.fixture
 def network(tmp_path: Path) -> Path:

@@ -17,6 +17,9 @@ from tests.checkpoints.conftest import Vectors, distance, draw, vectors
 from tests.checkpoints.damage import DAMAGE
 from tests.checkpoints.writers import reference_of_the_vectors, write_nvlabs
 
+pytestmark = pytest.mark.torch
+
+
 IMAGE_TOLERANCE = 1e-5
 FEATURE_TOLERANCE = 5e-5
 Import = Callable[..., Generator]

@@ -1,5 +1,6 @@
 """The curl cookbook from top to bottom in one shell, command by command, against a live service."""
 
+import pytest
 from __future__ import annotations
 
 import json
@@ -13,6 +14,9 @@ from PIL import Image
 
 from labelmint_client import Client
 from tests.conftest import ROOT, Service, need_program
+
+pytestmark = pytest.mark.triton
+
 
 PAGE = (ROOT / "clients" / "curl" / "README.md").read_text()
 MARK = "-- next --"

@@ -24,6 +24,8 @@ from tests.conftest import Service, start_service
 from tests.support.models import tiny_weights
 from tests.support.processes import triton_pid
 
+pytestmark = [pytest.mark.triton, pytest.mark.torch]
+
 
 def port_of(service: Service) -> str:
     return service.grpc.rpartition(":")[2]

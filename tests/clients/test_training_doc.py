@@ -1,5 +1,6 @@
 """The ten lines of docs/training.md and the client's README, run as they stand but for the address and the steps."""
 
+import pytest
 import re
 import subprocess
 import sys
@@ -7,6 +8,8 @@ from pathlib import Path
 
 from labelmint_client import Client
 from tests.conftest import ROOT, Service
+
+pytestmark = pytest.mark.triton
 
 
 def run(script: str, service: Service, tmp_path: Path, steps: str = "") -> list[str]:

@@ -27,6 +27,8 @@ from labelmint.core.policy import (
 from labelmint.core.task import KEYPOINTS
 from tests.support.served import CALIBRATION, MODEL
 
+pytestmark = pytest.mark.unit
+
 
 def test_latent_is_the_official_one() -> None:
     latent = latent_of(7, 64)

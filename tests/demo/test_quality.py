@@ -1,5 +1,6 @@
 """The bars that the demo must keep, on fewer seeds than the model card's and with the same yardstick."""
 
+import pytest
 import json
 
 import torch
@@ -13,6 +14,9 @@ from labelmint.models.draw import draw
 from labelmint.models.store import load_generator, load_interpreter
 from labelmint.triton.model_config import ensembles
 from tests.conftest import REPOSITORY, ROOT
+
+pytestmark = pytest.mark.torch
+
 
 WEIGHTS = ROOT / "service" / "labelmint" / "demo" / "weights"
 SEEDS = range(EVALUATION_SEED + 50_000, EVALUATION_SEED + 50_048)

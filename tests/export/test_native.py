@@ -23,6 +23,9 @@ from labelmint.triton.model_config import check_artifacts, ensembles, read_confi
 from tests.conftest import need_program
 from tests.support.models import files, random_interpreter, small
 
+pytestmark = pytest.mark.torch
+
+
 NATIVE = "tiny_style_interpreter"
 
 Exported = Callable[[str], Path]  # the fixture `small_repository`

@@ -23,6 +23,9 @@ from labelmint.triton.model_config import check_artifacts, ensembles, read_confi
 from tests.conftest import REPOSITORY, ROOT
 from tests.support.models import files, small
 
+pytestmark = pytest.mark.torch
+
+
 WEIGHTS = ROOT / "service" / "labelmint" / "demo" / "weights"
 INTERPRETERS = {"faces": "interpreter.safetensors", "faces_keypoints": "keypoints.safetensors"}
 STEPS = [

@@ -30,6 +30,9 @@ from tests.conftest import ROOT
 from tests.support.models import files, random_interpreter, small
 from tests.support.processes import refused_start
 
+pytestmark = [pytest.mark.triton, pytest.mark.torch]
+
+
 Exported = Callable[[str], Path]  # the fixture `small_repository`
 SMALL = {"z_dim": 8, "w_dim": 8, "mapping_layers": 2, "resolution": 16, "channels": {4: 4, 8: 4, 16: 4}}
 

@@ -13,6 +13,8 @@ from tests.support.wire import info_of
 from tests.torture import grpc_bytes, grpc_messages, http_bytes
 from tests.torture.outcome import Outcome, Watch
 
+pytestmark = [pytest.mark.triton, pytest.mark.torch]
+
 
 def check(outcomes: list[Outcome]) -> None:
     for outcome in outcomes:

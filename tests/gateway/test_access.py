@@ -33,6 +33,9 @@ from tests.support.running import start_before
 from tests.support.wire import LOOSE, info_of
 from tests.torture.doors import Door, routes, without_a_token, without_connecting
 
+pytestmark = pytest.mark.triton
+
+
 TOKEN, SLOW_TOKEN, METERED_TOKEN = "t0ken-of-the-training-job", "t0ken-of-a-slow-caller", "t0ken-of-a-metered-caller"
 WRONG, WITHDRAWN = "t0ken-that-nobody-has", "t0ken-of-one-who-left"
 SAMPLE = "/v1/models/faces/samples/7"

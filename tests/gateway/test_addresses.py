@@ -21,6 +21,9 @@ from tests.conftest import REPOSITORY, start_service
 from tests.support.gateways import Gateway, StartGateway
 from tests.support.processes import refused_start
 
+pytestmark = [pytest.mark.triton, pytest.mark.torch]
+
+
 DEAD_PROXY = "http://name:secret@127.0.0.1:9"
 ORIGIN = "https://app.example"
 

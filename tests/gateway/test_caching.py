@@ -16,6 +16,9 @@ from tests.support.gateways import minted
 from tests.support.running import start_before
 from tests.support.wire import RAW
 
+pytestmark = pytest.mark.triton
+
+
 SAMPLE = "/v1/models/faces/samples/7"
 FORMS = ("", ".npz", "/image.png", "/label.png", "/overlay.png", "/uncertainty.png")
 TAR = "/v1/models/faces/samples.tar?count=2"

@@ -33,6 +33,9 @@ from tests.support.gateways import Gateway
 from tests.support.names import Names
 from tests.support.wire import health_of, info_of, pause_of
 
+pytestmark = [pytest.mark.triton, pytest.mark.torch]
+
+
 ALL = pb.SampleOptions(max_js=1e9, omit_image=True)
 DEMAND = "labelmint_demand_samples"
 SECONDS = 120  # for what must happen, on any machine

@@ -28,6 +28,9 @@ from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 from tests.conftest import ROOT, start_service
 from tests.support.processes import refused_start, triton_pid, wait_for
 
+pytestmark = [pytest.mark.triton, pytest.mark.torch]
+
+
 Status = health_pb2.HealthCheckResponse
 ASKED = health_pb2.HealthCheckRequest()
 REQUEST = pb.GetSampleRequest(model="tiny", seed=7, options=pb.SampleOptions(max_js=1e9))

@@ -19,6 +19,9 @@ from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 from tests.conftest import Service
 from tests.support.wire import LOOSE, RAW, info_of
 
+pytestmark = pytest.mark.triton
+
+
 Stub = pb_grpc.SampleServiceStub
 
 

@@ -18,6 +18,9 @@ from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 from tests.conftest import start_service
 from tests.support.wire import RAW
 
+pytestmark = pytest.mark.triton
+
+
 SEED = 7
 Stub = pb_grpc.SampleServiceStub
 

@@ -30,6 +30,9 @@ from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 from tests.conftest import REPOSITORY, Service, start_service
 from tests.support.wire import LOOSE, LOOSE_QUERY, info_of, problem
 
+pytestmark = [pytest.mark.triton, pytest.mark.torch]
+
+
 TINY = "marks"
 NAMES = ("crown", "chin", "cheek")
 COMMITTED = [

@@ -20,6 +20,9 @@ from tests.conftest import REPOSITORY, start_service
 from tests.support.processes import alive, descendants, refused_start, triton_pid, wait_for
 from tests.support.wire import health_of, pause_of
 
+pytestmark = pytest.mark.triton
+
+
 SAMPLE = "/v1/models/faces/samples/7.npz?max_js=1e9"
 
 

@@ -13,6 +13,9 @@ from labelmint.v1 import sample_service_pb2 as pb
 from tests.support.gateways import Gateway, StartGateway, inferences
 from tests.support.wire import info_of, pause_of, problem
 
+pytestmark = [pytest.mark.triton, pytest.mark.torch]
+
+
 ANY = pb.SampleOptions(max_js=1e9)
 SLOTS = 4  # of narrow_gateway
 WAITING = 'labelmint_queue_depth_samples{kind="request"}'

@@ -20,6 +20,9 @@ from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 from tests.support.wire import LOOSE_QUERY as LOOSE
 from tests.support.wire import RAW, info_of, problem
 
+pytestmark = pytest.mark.triton
+
+
 CROSSOVER = 7
 NUM_WS = 12
 NUM_CLASSES = 12

@@ -18,6 +18,9 @@ from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 from tests.conftest import ROOT, need_program, start_service
 from tests.support.wire import RAW
 
+pytestmark = pytest.mark.triton
+
+
 SEEDS = range(16)  # a whole batch of the demo
 
 

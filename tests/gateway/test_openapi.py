@@ -1,11 +1,14 @@
 """The OpenAPI document is exact: schemathesis holds a real service to it, with all its checks."""
 
+import pytest
 from pathlib import Path
 
 import httpx
 
 from tests.conftest import Service
 from tests.torture.openapi import explore
+
+pytestmark = pytest.mark.triton
 
 
 def test_schemathesis_finds_nothing(service: Service, http: httpx.Client, tmp_path: Path) -> None:

@@ -25,6 +25,8 @@ from tests.conftest import start_service
 from tests.support.names import Names
 from tests.support.running import Running
 
+pytestmark = [pytest.mark.triton, pytest.mark.torch]
+
 
 class CountingTriton(grpc.GenericRpcHandler):
     """A Triton with version 1 of `tiny`, and `more` that is alike, which counts what it is asked."""

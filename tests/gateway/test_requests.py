@@ -28,6 +28,9 @@ from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 from tests.conftest import Service, start_service
 from tests.support.processes import refused_start, wait_for
 
+pytestmark = [pytest.mark.triton, pytest.mark.torch]
+
+
 SAMPLE = "/v1/models/tiny/samples/7"
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 TRACEPARENT = f"00-{TRACE}-{PARENT}-01"

@@ -12,6 +12,9 @@ from PIL import Image
 from tests.support.wire import LOOSE_QUERY as LOOSE
 from tests.support.wire import problem
 
+pytestmark = pytest.mark.triton
+
+
 SAMPLE = "/v1/models/faces/samples/7"
 
 

@@ -28,6 +28,9 @@ from tests.conftest import start_service
 from tests.support.gateways import inferences
 from tests.support.running import Running, read
 
+pytestmark = [pytest.mark.triton, pytest.mark.torch]
+
+
 LATENT = np.zeros((1, 8), np.float32)
 LATENTS = Latents(LATENT, LATENT, 6, 1.0)
 

@@ -16,6 +16,9 @@ from labelmint.gateway.process.own_triton import OwnTriton
 from labelmint.triton.model_config import ensembles, model_digest, read_config, write_config
 from tests.conftest import REPOSITORY
 
+pytestmark = pytest.mark.torch
+
+
 FACES = ensembles(REPOSITORY)["faces"]
 NAMES = json.loads(FACES.parameters["class_names"].string_value)
 PALETTE = json.loads(FACES.parameters["palette"].string_value)

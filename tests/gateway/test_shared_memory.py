@@ -24,6 +24,9 @@ from tests.conftest import start_service
 from tests.support.models import export_small, tiny_weights
 from tests.support.processes import refused_start, triton_pid, wait_for
 
+pytestmark = [pytest.mark.triton, pytest.mark.torch]
+
+
 ALL = pb.SampleOptions(max_js=1e9)
 
 

@@ -15,6 +15,9 @@ from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 from tests.support.gateways import Gateway
 from tests.support.wire import info_of
 
+pytestmark = [pytest.mark.triton, pytest.mark.torch]
+
+
 ALL = pb.SampleOptions(max_js=1e9, image_encoding=pb.ENCODING_RAW, label_encoding=pb.ENCODING_RAW, include_js_map=True)
 NONE = pb.SampleOptions(max_js=0)
 

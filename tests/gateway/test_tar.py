@@ -20,6 +20,9 @@ from tests.conftest import REPOSITORY, Service
 from tests.support.gateways import minted
 from tests.support.running import start_before
 
+pytestmark = pytest.mark.triton
+
+
 TAR = "/v1/models/faces/samples.tar"
 LOOSE = {"max_js": 1e9}
 

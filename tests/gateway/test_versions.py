@@ -28,6 +28,9 @@ from tests.support.repositories import copy_model
 from tests.support.running import Running, read
 from tests.support.wire import info_of
 
+pytestmark = [pytest.mark.triton, pytest.mark.torch]
+
+
 ALL = pb.SampleOptions(max_js=1e9, image_encoding=pb.ENCODING_RAW, label_encoding=pb.ENCODING_RAW, include_js_map=True)
 SAMPLES = "/v1/models/tiny/samples"
 

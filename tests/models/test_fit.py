@@ -29,6 +29,9 @@ from labelmint.models.stylegan2 import StyleGAN2Spec
 from tests.support.interpreters import SPEC as INTERPRETER_SPEC
 from tests.support.interpreters import upsampled
 
+pytestmark = [pytest.mark.triton, pytest.mark.torch]
+
+
 SPEC = StyleGAN2Spec(z_dim=8, w_dim=8, mapping_layers=2, resolution=32, channels={4: 8, 8: 8, 16: 8, 32: 8})
 SETTINGS = FitSettings(pixels_per_image=512, steps=300, batch=64)
 CLASSES = LabelClasses(("dark", "bright"), ((0, 0, 0), (255, 255, 255)))

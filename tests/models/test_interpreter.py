@@ -18,6 +18,8 @@ from labelmint.models.interpreter import (
 )
 from tests.support.interpreters import CHANNELS, SPEC, features, interpreter, upsampled
 
+pytestmark = pytest.mark.torch
+
 
 @torch.no_grad()
 def naive(built: StyleInterpreter, maps: dict[int, torch.Tensor]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

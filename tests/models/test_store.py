@@ -15,6 +15,9 @@ from tests.conftest import ROOT
 from tests.support.interpreters import interpreter
 from tests.torture.files import generator_file
 
+pytestmark = pytest.mark.torch
+
+
 SPEC = StyleGAN2Spec(z_dim=8, w_dim=8, mapping_layers=2, resolution=16, channels={4: 8, 8: 8, 16: 4})
 
 

@@ -1,8 +1,11 @@
 """A short flood: what comes is answered or refused; the figures are for `make torture` to judge."""
 
+import pytest
 from pathlib import Path
 
 from tests.torture.floods import flood
+
+pytestmark = [pytest.mark.triton, pytest.mark.torch]
 
 
 async def test_a_flood_is_answered_or_refused(tmp_path: Path) -> None:

@@ -1,9 +1,12 @@
 """A few of the clients that leave; `make torture` has tens of thousands."""
 
+import pytest
 from pathlib import Path
 
 from tests.conftest import start_service
 from tests.torture.leavers import leave
+
+pytestmark = [pytest.mark.triton, pytest.mark.torch]
 
 
 async def test_who_leaves_does_not_end_triton(tmp_path: Path, tiny_repository: Path) -> None:

@@ -47,6 +47,9 @@ from tests.torture.repositories import (
     varint,
 )
 
+pytestmark = [pytest.mark.triton, pytest.mark.torch]
+
+
 CHECKS: dict[str, tuple[str, Callable[[RegularFile], None]]] = {
     "onnx": (ONNX, check_onnx),
     "torchscript": (SCRIPT, check_torchscript),

@@ -23,6 +23,8 @@ from tests.support.inference import OUTPUTS, latents, statistics
 from tests.support.models import small
 from tests.support.repositories import HOLD_SECONDS, hold
 
+pytestmark = [pytest.mark.triton, pytest.mark.torch]
+
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -1,5 +1,6 @@
 """A child that ends with its parent, started without running anything of ours between fork and exec."""
 
+import pytest
 import ast
 import os
 import signal
@@ -10,6 +11,9 @@ from pathlib import Path
 
 from labelmint.triton.server import DIE_WITH_PARENT
 from tests.support.processes import running
+
+pytestmark = pytest.mark.unit
+
 
 PACKAGE = Path(__file__).parent.parent.parent / "service" / "labelmint"
 START = (sys.executable, "-I", "-S", str(DIE_WITH_PARENT))

@@ -19,6 +19,9 @@ from tests.support.inference import OUTPUTS, ask, latents, refused
 from tests.support.models import random_interpreter, small
 from tests.support.processes import refused_start
 
+pytestmark = [pytest.mark.triton, pytest.mark.torch]
+
+
 POINTS = ("image", "keypoints", "confidence", "js_map", "js_score")
 OUTPUTS_OF = {"tiny": OUTPUTS, "native": OUTPUTS, "one_thread": OUTPUTS, "points": POINTS, "native_points": POINTS}
 

@@ -23,6 +23,9 @@ from labelmint.triton.server import TritonServer, wait_until_ready
 from tests.support.inference import OUTPUTS, ask, latents, refused, statistics
 from tests.support.models import small
 
+pytestmark = [pytest.mark.triton, pytest.mark.torch]
+
+
 # The same weights: as ONNX, as TorchScript, and as TorchScript whose configuration lets Triton batch the requests.
 ENSEMBLES = ("tiny", "scripted", "batched")
 

@@ -15,6 +15,9 @@ from labelmint.triton.server import TritonServer
 from tests.conftest import REPOSITORY
 from tests.support.processes import running
 
+pytestmark = pytest.mark.triton
+
+
 LEAVES_A_PROCESS = """
 import subprocess, sys
 print(subprocess.Popen(["sleep", "1000"]).pid, flush=True)

@@ -1,5 +1,6 @@
 """docs/pulling.md from top to bottom in one directory: each command and each script, against a live service."""
 
+import pytest
 import os
 import re
 import subprocess
@@ -7,6 +8,9 @@ import sys
 from pathlib import Path
 
 from tests.conftest import ROOT, Service
+
+pytestmark = pytest.mark.triton
+
 
 PAGE = (ROOT / "docs" / "pulling.md").read_text()
 

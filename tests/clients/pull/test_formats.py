@@ -24,6 +24,9 @@ from labelmint_client.pull.formats import FORMATS
 from labelmint_client.pull.keypoints import MIN_CONFIDENCE
 from tests.conftest import ROOT, Service, need_program
 
+pytestmark = pytest.mark.triton
+
+
 COUNT = 5
 
 

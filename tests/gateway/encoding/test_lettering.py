@@ -18,6 +18,9 @@ from labelmint.gateway.encoding.people import overlay_png
 from labelmint.gateway.sampling.sample import Sample
 from tests.support.served import MODEL
 
+pytestmark = pytest.mark.unit
+
+
 # matplotlib brings DejaVu, which has Cyrillic, Arabic and a few emoji, and no Chinese.
 DEJAVU = str(Path(matplotlib.get_data_path()) / "fonts" / "ttf")
 Machine = Callable[..., None]

@@ -11,6 +11,8 @@ from labelmint.gateway.encoding.people import MAX_JS, heat_colours, overlay_png,
 from labelmint.gateway.sampling.sample import Sample
 from tests.support.samples import marked, segmented
 
+pytestmark = pytest.mark.unit
+
 
 @pytest.fixture
 def sample() -> Sample:

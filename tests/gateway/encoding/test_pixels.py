@@ -11,6 +11,8 @@ from labelmint.gateway.sampling.sample import Sample
 from tests.support.samples import segmented
 from tests.support.served import MODEL
 
+pytestmark = pytest.mark.unit
+
 
 @pytest.fixture
 def sample() -> Sample:

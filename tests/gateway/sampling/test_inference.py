@@ -5,6 +5,8 @@ import pytest
 from labelmint.gateway.sampling.inference import RETRY_SECONDS, Hold, Inference, is_over
 from labelmint.gateway.sampling.slots import Requester
 
+pytestmark = pytest.mark.unit
+
 
 def test_the_latest_deadline_bounds_the_work() -> None:
     inference = Inference(["image"], requester=Requester("stream"), deadline=5.0)

@@ -21,6 +21,8 @@ from labelmint.triton.client import Array, Latents
 from labelmint.triton.model_config import read_config
 from tests.conftest import REPOSITORY
 
+pytestmark = pytest.mark.unit
+
 
 class Minting:
     """Arrays of one byte, made when `allowed`; `made` has what was asked for."""

@@ -13,6 +13,8 @@ from labelmint.gateway.sampling.catalog import Catalog
 from labelmint.gateway.sampling.lifecycle import Lifecycle
 from labelmint.triton.client import TritonClient
 
+pytestmark = pytest.mark.unit
+
 
 @dataclass
 class Step:

@@ -8,6 +8,8 @@ import pytest
 
 from labelmint.gateway.sampling.slots import Kind, Requester, Slots, Turns
 
+pytestmark = pytest.mark.unit
+
 
 @dataclass(eq=False)
 class Waiter:
