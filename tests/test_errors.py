@@ -1,7 +1,7 @@
 """The error tree: each class carries its wire status, once."""
 
-import pytest
 import grpc
+import pytest
 
 from labelmint.core import errors
 from labelmint.core.errors import LabelmintError

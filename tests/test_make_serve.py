@@ -13,6 +13,9 @@ import pytest
 from tests.conftest import READY, ROOT, need_program
 from tests.support.processes import alive, descendants, wait_for
 
+pytestmark = pytest.mark.triton
+
+
 INSTALL_SECONDS = 900
 
 

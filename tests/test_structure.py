@@ -1,10 +1,11 @@
 """Imports never run against the flow of the design, and serving never needs torch."""
 
-import pytest
 import ast
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 pytestmark = pytest.mark.unit
 

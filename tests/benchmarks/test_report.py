@@ -1,9 +1,10 @@
 """The page of benchmarks says what their results say."""
 
-import pytest
 import json
 import subprocess
 import sys
+
+import pytest
 
 from tests.conftest import ROOT
 

@@ -1,8 +1,8 @@
 """The attacks of tests/torture on files, briefly; `make torture` runs them at full length."""
 
-import pytest
 from pathlib import Path
 
+import pytest
 import torch
 
 from labelmint.models.store import save_interpreter

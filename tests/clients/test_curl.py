@@ -1,6 +1,5 @@
 """The curl cookbook from top to bottom in one shell, command by command, against a live service."""
 
-import pytest
 from __future__ import annotations
 
 import json
@@ -10,6 +9,7 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from labelmint_client import Client

@@ -1,10 +1,11 @@
 """The ten lines of docs/training.md and the client's README, run as they stand but for the address and the steps."""
 
-import pytest
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from labelmint_client import Client
 from tests.conftest import ROOT, Service

@@ -1,8 +1,8 @@
 """The bars that the demo must keep, on fewer seeds than the model card's and with the same yardstick."""
 
-import pytest
 import json
 
+import pytest
 import torch
 
 from labelmint.core.calibration import Calibration

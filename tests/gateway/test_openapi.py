@@ -1,9 +1,9 @@
 """The OpenAPI document is exact: schemathesis holds a real service to it, with all its checks."""
 
-import pytest
 from pathlib import Path
 
 import httpx
+import pytest
 
 from tests.conftest import Service
 from tests.torture.openapi import explore

@@ -1,7 +1,8 @@
 """A short walk through each kind of fault; `make torture` goes the long way."""
 
-import pytest
 from pathlib import Path
+
+import pytest
 
 from labelmint_client import SampleOptions
 from tests.clients.conftest import StartGateway

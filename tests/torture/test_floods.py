@@ -1,7 +1,8 @@
 """A short flood: what comes is answered or refused; the figures are for `make torture` to judge."""
 
-import pytest
 from pathlib import Path
+
+import pytest
 
 from tests.torture.floods import flood
 

@@ -1,7 +1,8 @@
 """A few of the clients that leave; `make torture` has tens of thousands."""
 
-import pytest
 from pathlib import Path
+
+import pytest
 
 from tests.conftest import start_service
 from tests.torture.leavers import leave

@@ -1,6 +1,5 @@
 """A child that ends with its parent, started without running anything of ours between fork and exec."""
 
-import pytest
 import ast
 import os
 import signal
@@ -8,6 +7,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+import pytest
 
 from labelmint.triton.server import DIE_WITH_PARENT
 from tests.support.processes import running

@@ -1,11 +1,12 @@
 """docs/pulling.md from top to bottom in one directory: each command and each script, against a live service."""
 
-import pytest
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from tests.conftest import ROOT, Service
 
