@@ -235,7 +235,7 @@ def test_a_calibration_of_another_model_is_refused() -> None:
     """The digest says what was measured; a threshold is never applied to something else."""
     config = ensembles(REPOSITORY)["faces"]
     config.parameters["model_digest"].string_value = "0" * 64
-    with pytest.raises(MalformedModel, match="measured on a model of another digest"):
+    with pytest.raises(MalformedModel, match="measured on a model with a different digest"):
         read_served_model(config, "1")
 
 
