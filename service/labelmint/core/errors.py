@@ -8,7 +8,7 @@ Rules of this file:
 
     LabelmintError
     |- InvalidRequest          the request cannot be fulfilled; names the field
-    |  `- Uncalibrated         the request needs a gate that was not calibrated
+    |  `- Uncalibrated         the model was not calibrated for the gate that these options need
     |- ModelNotFound           there is no model of that name, or no such version of it
     |- ModelVersionGone        the version that a request or a stream began with is no longer served
     |- SampleRejected          the sample exists, but its JS score is above the threshold of the gate
@@ -229,7 +229,7 @@ class DeadlineExceeded(LabelmintError):
     title = "Deadline exceeded"
 
     def __init__(self) -> None:
-        super().__init__("the sample was not ready within the deadline; allow more time or send fewer requests at once")
+        super().__init__("the sample was not ready within the deadline; allow more time or request fewer samples")
 
 
 class InferenceFailed(LabelmintError):
