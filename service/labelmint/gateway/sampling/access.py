@@ -221,7 +221,7 @@ def _limits(path: Path, where: str, fields: list[str]) -> TokenLimits:
         number = float(value) if re.fullmatch(r"[0-9]+(\.[0-9]+)?", value) else 0.0
         if key not in ("samples_per_second", "concurrency") or key in values or number <= 0.0:
             raise UnusableFile(
-                path, f"{where} after the hash only samples_per_second=N and concurrency=N may follow, once each, above 0"
+                path, f"{where} after the hash come only samples_per_second=N and concurrency=N, once each, above 0"
             )
         if key == "concurrency" and number != int(number):
             raise UnusableFile(path, f"{where} concurrency must be a whole number")
