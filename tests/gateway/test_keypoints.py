@@ -243,5 +243,5 @@ def test_a_threshold_is_a_number() -> None:
     config = ensembles(REPOSITORY)["faces"]
     calibration = json.loads(config.parameters["calibration"].string_value)
     config.parameters["calibration"].string_value = json.dumps({**calibration, "threshold": float("nan")})
-    with pytest.raises(MalformedModel, match="threshold is finite"):
+    with pytest.raises(MalformedModel, match="threshold must be finite"):
         read_served_model(config, "1")
