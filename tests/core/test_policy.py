@@ -1,4 +1,4 @@
-"""The gateway's decisions: pure functions, fed with values, compared with values."""
+"""Tests of the gateway's decisions, which are pure functions."""
 
 import math
 from dataclasses import replace

@@ -284,7 +284,7 @@ async def test_a_changed_file_holds_and_a_broken_one_does_not(locked: Locked) ->
     fresh = "t0ken-that-was-added"
 
     def complaints() -> int:
-        return log.read_text().count("the tokens stay as they were")
+        return log.read_text().count("keeping the previous tokens")
 
     @asynccontextmanager
     async def complained() -> AsyncIterator[bool]:
@@ -477,14 +477,14 @@ def test_unusable_certificates_are_named(certificates: Certificates, tmp_path: P
     [
         ("", "holds no token"),
         ("# only words\n", "holds no token"),
-        ("training\n", "line 1: holds no two fields"),
+        ("training\n", "line 1: must have at least two fields"),
         (f"training {TOKEN}\n", "line 1: the second field is not a SHA-256"),
         (line("a/b", TOKEN), "line 1: the name"),
         (line("a", TOKEN) + line("a", WRONG), "line 2: repeats"),
         (line("a", TOKEN) + line("b", TOKEN), "line 2: repeats"),
         (line("a", TOKEN, "rate=1"), "line 1: after the hash"),
         (line("a", TOKEN, "concurrency=0"), "line 1: after the hash"),
-        (line("a", TOKEN, "concurrency=1.5"), "line 1: concurrency is a whole number"),
+        (line("a", TOKEN, "concurrency=1.5"), "line 1: concurrency must be a whole number"),
         (line("a", TOKEN, "concurrency=1 concurrency=2"), "line 1: after the hash"),
         (line("a", TOKEN, "samples_per_second=inf"), "line 1: after the hash"),
     ],

@@ -1,4 +1,4 @@
-"""The NumPy archive of a sample, read back."""
+"""The NumPy archive of a sample, read back with NumPy."""
 
 import io
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Encodings for machines, read back with real readers."""
+"""The machine-readable image encodings, read back with Pillow."""
 
 import io
 
