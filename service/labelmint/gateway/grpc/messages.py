@@ -45,7 +45,7 @@ def options_of(model: ServedModel, options: pb.SampleOptions) -> SampleOptions:
             raise InvalidRequest("options.label_encoding", "a label has class ids, which JPEG would change; use PNG")
     for part in ("image", "label"):
         if getattr(options, f"omit_{part}") and getattr(options, f"{part}_encoding") != pb.ENCODING_UNSPECIFIED:
-            raise InvalidRequest(f"options.{part}_encoding", f"there is no {part} with omit_{part}; leave it unset")
+            raise InvalidRequest(f"options.{part}_encoding", f"leave it unset with omit_{part}: there is nothing to encode")
     gate = options.WhichOneof("gate")
     return SampleOptions(
         truncation_psi=options.truncation_psi if options.HasField("truncation_psi") else None,

@@ -31,8 +31,8 @@ def add_archives(app: FastAPI, resources: Resources, lifecycle: Lifecycle) -> No
         description=(
             "The members of each accepted sample, in order: `SEED.image.png`, `SEED.label.npy` (class ids; not for "
             "keypoint models) and `SEED.json`. `shard_index` and `shard_count` select disjoint archives of `count` "
-            "samples each. To continue with another archive, start at `next_seed` of the last JSON. If the archive fails "
-            "midway, the connection closes without the end of the body."
+            "samples each. To continue with another archive, start at `next_seed` of the last JSON. If the archive "
+            "fails midway, the connection closes without the end of the body."
         ),
         response_class=Response,
     )
