@@ -1,8 +1,8 @@
 """Conversion of gRPC messages: request options to policy options, samples and models to response messages.
 
 Rules of this file:
-- Functions return the fields of a message as a dict, and the caller builds the outermost message in one step. A nested
-  message that is built first has its pixels copied once more for each message around it.
+- Samples are returned as dicts of fields, and the caller builds the outermost message in one step. A nested message
+  that is built first has its pixels copied once more for each message around it.
 - Nothing here waits, and nothing here decides whether a sample is accepted.
 """
 
@@ -45,7 +45,7 @@ def options_of(model: ServedModel, options: pb.SampleOptions) -> SampleOptions:
             raise InvalidRequest("options.label_encoding", "a label has class ids, which JPEG would change; use PNG")
     for part in ("image", "label"):
         if getattr(options, f"omit_{part}") and getattr(options, f"{part}_encoding") != pb.ENCODING_UNSPECIFIED:
-            raise InvalidRequest(f"options.{part}_encoding", f"leave it unset with omit_{part}: there is nothing to encode")
+            raise InvalidRequest(f"options.{part}_encoding", f"omit_{part} leaves nothing to encode; leave it unset")
     gate = options.WhichOneof("gate")
     return SampleOptions(
         truncation_psi=options.truncation_psi if options.HasField("truncation_psi") else None,
