@@ -145,8 +145,8 @@ async def test_jpeg_is_the_image_nearly(gateway: Gateway) -> None:
     ("options", "field", "problem"),
     [
         ({"label_encoding": pb.ENCODING_JPEG}, "label_encoding", "class ids, which JPEG would change"),
-        ({"omit_image": True, "image_encoding": pb.ENCODING_PNG}, "image_encoding", "none with omit_image"),
-        ({"omit_label": True, "label_encoding": pb.ENCODING_RAW}, "label_encoding", "none with omit_label"),
+        ({"omit_image": True, "image_encoding": pb.ENCODING_PNG}, "image_encoding", "omit_image leaves nothing"),
+        ({"omit_label": True, "label_encoding": pb.ENCODING_RAW}, "label_encoding", "omit_label leaves nothing"),
     ],
 )
 async def test_encodings_of_what_cannot_be_encoded(

@@ -79,7 +79,7 @@ def test_what_is_missing_is_said_once(machine: Machine, caplog: pytest.LogCaptur
     overlay("background", "眉毛")
     (record,) = caplog.records
     assert record.getMessage() == (
-        "no font here has U+773C, of a class or keypoint: pictures spell it out; "
+        "no installed font has U+773C, used in a class or keypoint name; pictures show its code point; "
         "install fonts (apt install fonts-dejavu-core fonts-unifont)"
     )
 
