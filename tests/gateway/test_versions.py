@@ -308,7 +308,7 @@ async def test_a_spoiled_weight_is_not_served_after_a_crash(running: Running, se
         await running.sample(7)
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
     log = running.service.log.read_text()
-    assert log.count("tiny is not served until it is whole and SIGHUP comes") == 1
+    assert log.count("tiny is not served; repair it and send SIGHUP") == 1
     assert "names another model digest than its steps have: a file is damaged" in log and "Traceback" not in log
     weights.write_bytes(whole)
     await running.reload([("other", "1"), ("tiny", "1")])

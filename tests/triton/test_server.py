@@ -84,7 +84,7 @@ async def test_the_watch_over_triton_does_not_end_in_silence(
     triton.supervise(Metrics(registry), catalog_of(triton))
     while not registry.get_sample_value("labelmint_triton_restarts_total"):
         await asyncio.sleep(0.1)
-    assert caplog.text.count("the watch over Triton failed") == 1 and "nobody thought of this" in caplog.text
+    assert caplog.text.count("the supervision of Triton failed") == 1 and "nobody thought of this" in caplog.text
     await triton.stop()
 
 
