@@ -262,7 +262,7 @@ def _hand_over(arguments: list[str]) -> NoReturn:
         if error.name != "labelmint_client":
             raise
         _fail(
-            f"`{arguments[0]}` belongs to the client; run `pip install './clients/python[pull]'` in a clone of labelmint"
+            f"`{arguments[0]}` is a client command; run `pip install './clients/python[pull]'` in a clone of labelmint"
         )
     cli.main(arguments)
 

@@ -44,7 +44,7 @@ ERROR = """print('\x1b[0;31mE1128 02:00:00.000001 77 a.cc:1] "out of luck"\x1b[m
     ("number", "more", "said"),
     [
         (9, "", "Triton was killed by SIGKILL"),
-        (9, ERROR, "Triton was killed by SIGKILL. Its last error: out of luck; --triton-log FILE keeps the rest"),
+        (9, ERROR, "Triton was killed by SIGKILL. Its last error: out of luck; --triton-log FILE keeps the whole log"),
         (35, "", "Triton was killed by signal 35"),
         (0, "", "Triton ended with exit code 0"),
     ],
