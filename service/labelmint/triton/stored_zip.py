@@ -24,7 +24,7 @@ from labelmint.triton.regular_file import Malformed, RegularFile, shown
 
 MAX_ZIP_BYTES = (2 << 30) - 1  # above this, the format changes
 _MAX_DIRECTORY_BYTES = 1 << 20
-_ENTRY = struct.Struct("<4s4xHHHHIIIHHHHHII")  # an entry of the directory, from its signature to the offset of its data
+_ENTRY = struct.Struct("<4s4xHHHHIIIHHHHHII")  # an entry of the directory, from its signature to the entry's offset
 _HEADER = struct.Struct("<4s2xHHHHIIIHH")
 _END = struct.Struct("<4sHHHHIIH")
 _ARRAY = re.compile(r"(projection_[1-9]\d{0,4}|bias[123]|weight[23]|task|score_kind)\.npy")

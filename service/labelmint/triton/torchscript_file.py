@@ -1,4 +1,4 @@
-"""Checks that a TorchScript archive is a traced graph as labelmint exports it: tensors, and operators that only compute.
+"""Checks that a TorchScript archive is a traced graph as labelmint exports it: tensors and operators that only compute.
 
 Rules of this file:
 - TorchScript is a language. torch runs its code, not Python, but the language has operators that write and map files
