@@ -94,8 +94,8 @@ def test_wrong_values_are_named() -> None:
 @pytest.mark.parametrize(
     ("task", "option", "said"),
     [
-        ("keypoints", ("--mask-format", "png"), "mask_format has no use for --task keypoints"),
-        ("segmentation", ("--keypoint-format", "coco"), "keypoint_format has no use for --task segmentation"),
+        ("keypoints", ("--mask-format", "png"), "mask_format does not apply to --task keypoints"),
+        ("segmentation", ("--keypoint-format", "coco"), "keypoint_format does not apply to --task segmentation"),
     ],
 )
 def test_fit_refuses_the_format_of_the_other_task(task: str, option: tuple[str, str], said: str) -> None:
@@ -128,9 +128,10 @@ def test_a_misspelt_variable_is_named() -> None:
     variables = {"LABELMINT_MODEL_REPOSITRY": "/one", "LABELMINT_HTTP_PORT": "0", "LABELMINT_GRPC_PORT": "0"}
     done = run("serve", "--model-repository", "/nonexistent", PATH="", **variables, **of_kubernetes)
     assert (
-        "LABELMINT_MODEL_REPOSITRY is no setting and has no effect; is LABELMINT_MODEL_REPOSITORY meant?" in done.stderr
+        "LABELMINT_MODEL_REPOSITRY is not a setting and has no effect; is LABELMINT_MODEL_REPOSITORY meant?"
+        in done.stderr
     )
-    assert done.stderr.count("is no setting") == 1
+    assert done.stderr.count("is not a setting") == 1
 
 
 def test_flags_win_over_the_environment_and_that_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,8 +152,8 @@ def test_flags_win_over_the_environment_and_that_over_the_file(tmp_path: Path, m
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("max_steams = 2", "sets 'max_steams', which is no setting; is max_streams meant?"),
-        ("max_streams = ", "is no TOML file"),
+        ("max_steams = 2", "sets 'max_steams', which is not a setting; is max_streams meant?"),
+        ("max_streams = ", "is not a TOML file"),
         ("max_streams = 0", "max_streams: Input should be greater than or equal to 1"),
         (None, "cannot be read: No such file or directory"),
     ],

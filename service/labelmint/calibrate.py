@@ -1,9 +1,9 @@
 """Measures the JS scores of a served pipeline and writes the calibration into the repository.
 
 Rules of this file:
-- Scores come from the real Triton through the same client and seed policy as the gateway's.
-- The fused and the staged ensemble compute the same function of the same weights (a test compares them), so both
-  receive the calibration that was measured on the fused one.
+- The scores come from a real Triton, through the same client and seed policy as in the gateway.
+- Only the fused ensemble is measured, and the staged one gets the same calibration. Both compute the same function of
+  the same weights; a test compares them.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ async def calibrate_repository(
 ) -> Calibration:
     """Serve a version of `model`, measure `count` seeds from `first_seed` on, write and return the calibration.
 
-    Raises InvalidRequest for fewer than `MIN_SEEDS` seeds, UnusableFile for a model that gives no numbers.
+    Raises InvalidRequest for fewer than `MIN_SEEDS` seeds, and UnusableFile for a model whose scores are not finite.
     """
     if count < MIN_SEEDS:
         raise InvalidRequest(
-            "count", f"a calibration takes at least {MIN_SEEDS} seeds; --preview measures fewer and writes nothing"
+            "count", f"a calibration needs at least {MIN_SEEDS} seeds; --preview measures fewer and writes nothing"
         )
     served, scores = await measure_scores(
         repository, model, _seeds(first_seed, count), truncation_psi=truncation_psi, version=version
@@ -69,7 +69,7 @@ async def calibrate_repository(
 async def preview(
     repository: Path, model: str, first_seed: int, *, count: int, truncation_psi: float, version: int
 ) -> str:
-    """What a person wants to know of the scores, in two lines: no gate, and nothing of it is kept."""
+    """Measure scores and return their quantiles as two lines of text; set no gate and write nothing."""
     seeds = _seeds(first_seed, count)
     _, scores = await measure_scores(repository, model, seeds, truncation_psi=truncation_psi, version=version)
     levels = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
@@ -87,7 +87,7 @@ def _seeds(first: int, count: int) -> range:
 async def measure_scores(
     repository: Path, model: str, seeds: range, *, truncation_psi: float, version: int
 ) -> tuple[ServedModel, list[float]]:
-    """Serve a version of `model` and measure its scores, in nats, in the order of the seeds; writes nothing."""
+    """Serve a version of `model` and return its scores, in nats, in the order of the seeds; write nothing."""
     async with serving(repository, model, version) as (client, served):
         scores = await measure(
             client,
@@ -101,7 +101,7 @@ async def measure_scores(
     if wrong := [seed for seed, score in zip(seeds, scores, strict=True) if not math.isfinite(score)]:
         raise UnusableFile(
             repository / served.triton_name,
-            f"gives JS scores that are no numbers, for {len(wrong)} of {len(seeds)} seeds, the first one {wrong[0]}: "
+            f"returns JS scores that are not finite, for {len(wrong)} of {len(seeds)} seeds, the first one {wrong[0]}: "
             "its weights are damaged or too large; nothing was written",
         )
     return served, scores
@@ -109,7 +109,7 @@ async def measure_scores(
 
 @asynccontextmanager
 async def serving(repository: Path, model: str, version: int = 1) -> AsyncIterator[tuple[TritonClient, ServedModel]]:
-    """A Triton of our own with one fused ensemble of the repository."""
+    """Run a child Triton with one fused ensemble of the repository until the end of the block."""
     fused = {name: config for name, config in ensembles(repository).items() if is_fused(config)}
     name = base_name(model, version)
     if name not in fused or fused[name].parameters["model"].string_value != model:
@@ -141,7 +141,7 @@ async def measure(
     reduce: Callable[[int, dict[str, Array]], T],
     title: str,
 ) -> list[T]:
-    """Run the ensemble for every seed and keep what `reduce` makes of the arrays, in the order of the seeds."""
+    """Run the ensemble for every seed; return the results of `reduce` for its arrays, in the order of the seeds."""
     ordered = list(seeds)
     bar = tqdm(total=len(ordered), desc=title, unit="seed")
     slots = asyncio.Semaphore(CONCURRENCY)

@@ -1,9 +1,9 @@
-"""The command-line program `labelmint`: one subcommand a verb, each importing only what it needs.
+"""The command-line program `labelmint`: one subcommand per task, each importing only the modules that it needs.
 
 Rules of this file:
-- `serve` and `calibrate` must work where torch is not installed; the others say so when it is missing.
-- `pull` and `verify` are the client's, which has a command line of its own.
-- Every option is a field with its help; every failure that a user can mend is one line on stderr and exit code 2.
+- `serve` and `calibrate` must work without torch. The other commands report it if torch is missing.
+- `pull` and `verify` belong to the Python client, which has its own command line.
+- Every option is a field with its help. Every failure that a user can fix is one line on stderr and exit code 2.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from labelmint.core.task import TASKS, TaskName
 from labelmint.gateway.process.settings import ServeSettings
 
 _EXPORT_MODULES = ("torch", "onnx", "onnxruntime", "onnxscript", "pycocotools", "safetensors")
-# What is missing tells which extra brings it, and what for.
+# A missing module, the extra that installs it, and its purpose.
 _EXTRAS = dict.fromkeys(_EXPORT_MODULES, ("export", "this command needs torch and onnx"))
 _EXTRAS["opentelemetry"] = ("tracing", "traces need OpenTelemetry")
 _CLIENT_COMMANDS = ("pull", "verify")
 
-# High seeds are kept for annotation and calibration, so that the samples that people ask for first are unseen ones.
+# Annotation and calibration use high seeds. The low seeds, which people request first, are then unseen samples.
 ANNOTATION_SEED = 4_000_000_000
 CALIBRATION_SEED = 4_100_000_000
 
 
 class Serve(ServeSettings):
-    """Start Triton on a model repository, and the gateway before it, until Ctrl-C."""
+    """Start Triton on a model repository, and the gateway in front of it, until Ctrl-C."""
 
     async def cli_cmd(self) -> None:
         from labelmint.gateway.process.server import serve
@@ -66,10 +66,10 @@ class Synth(BaseModel):
 
 
 class Fit(BaseModel):
-    """Train the Style Interpreter on annotated images. The same command goes on after an interruption."""
+    """Train the Style Interpreter on annotated images. After an interruption, the same command resumes."""
 
     generator: Annotated[Path, Field(description="generator weights (safetensors)")]
-    annotations: Annotated[Path, Field(description="directory of `synth`, annotated (docs/annotating.md)")]
+    annotations: Annotated[Path, Field(description="annotated directory from `synth` (docs/annotating.md)")]
     out: Annotated[CliPositionalArg[Path], Field(description="file for the interpreter weights (safetensors)")]
     layout: Annotated[
         Literal["paper", "editgan-stylegan2", "release-stylegan1"], Field(description="feature layout")
@@ -78,13 +78,13 @@ class Fit(BaseModel):
     task: Annotated[TaskName, Field(description="what to learn")] = "segmentation"
     mask_format: Annotated[Literal["png", "labelme", "coco"], Field(description="format of the masks")] = "png"
     keypoint_format: Annotated[Literal["csv", "coco"], Field(description="format of the keypoints")] = "csv"
-    steps: Annotated[int, Field(ge=1, description="training steps; a few hundred are enough for a try-out")] = 4000
+    steps: Annotated[int, Field(ge=1, description="training steps; a few hundred are enough for a trial")] = 4000
 
     @model_validator(mode="after")
     def _no_format_of_the_other_task(self) -> Fit:
         for name, task in TASKS.items():
             if name != self.task and task.annotation_option in self.model_fields_set:
-                raise ValueError(f"{task.annotation_option} has no use for --task {self.task}")
+                raise ValueError(f"{task.annotation_option} does not apply to --task {self.task}")
         return self
 
     def cli_cmd(self) -> None:
@@ -104,20 +104,20 @@ class Fit(BaseModel):
 
 
 class Export(BaseModel):
-    """Export a generator and its interpreter to a model repository that Triton serves."""
+    """Export a generator and its interpreter to a model repository for Triton."""
 
     generator: Annotated[Path, Field(description="generator weights (safetensors)")]
     interpreter: Annotated[Path, Field(description="interpreter weights (safetensors)")]
-    model: Annotated[CliPositionalArg[str], Field(description="name to serve it by", pattern=r"^[a-z][a-z0-9_]*$")]
+    model: Annotated[CliPositionalArg[str], Field(description="name of the served model", pattern=r"^[a-z][a-z0-9_]*$")]
     model_repository: Annotated[Path, Field(description="directory of the repository")] = Path("model_repository")
     score_kind: Annotated[Literal["sum", "top10_mean"], Field(description="image score")] = "sum"
     format: Annotated[
         Literal["onnx", "torchscript", "native"],
-        Field(description="what the steps are written as; native: the interpreter for our kernel, on CPUs only"),
+        Field(description="format of the steps; native: the interpreter for labelmint's C kernel, on CPUs only"),
     ] = "onnx"
 
     version: Annotated[
-        int, Field(ge=1, lt=2**31, description="version to write; one that exists is replaced, the others stay")
+        int, Field(ge=1, lt=2**31, description="version to write; an existing one is replaced, the others stay")
     ] = 1
 
     def cli_cmd(self) -> None:
@@ -135,17 +135,19 @@ class Export(BaseModel):
 
 
 class Import(BaseModel):
-    """Turn another project's weights into ours. No code in them is run."""
+    """Convert another project's weights to labelmint's format. No code in them is run."""
 
-    source: Annotated[CliPositionalArg[Path], Field(description="file to import; for classifiers their directory")]
+    source: Annotated[CliPositionalArg[Path], Field(description="file to import; for classifiers, their directory")]
     out: Annotated[CliPositionalArg[Path], Field(description="file to write (safetensors)")]
     format: Annotated[
         Literal["auto", "nvlabs-stylegan2", "rosinality-stylegan2", "stylegan1", "datasetgan-classifiers"],
-        Field(description="format of the source; auto tells it from the content"),
+        Field(description="format of the source; auto: detected from the content"),
     ] = "auto"
-    class_index: Annotated[int | None, Field(description="class to draw, of a conditional generator")] = None
+    class_index: Annotated[int | None, Field(description="class to generate with a conditional generator")] = None
     average_latent: Annotated[Path | None, Field(description="average latent of a StyleGAN1 (npy)")] = None
-    generator: Annotated[Path | None, Field(description="imported generator that the classifiers read")] = None
+    generator: Annotated[Path | None, Field(description="imported generator whose features the classifiers read")] = (
+        None
+    )
     layout: Annotated[
         Literal["paper", "release-stylegan1", "editgan-stylegan2"] | None,
         Field(description="feature layout of the classifiers"),
@@ -166,7 +168,7 @@ class Calibrate(BaseModel):
     model_repository: Annotated[Path, Field(description="directory of the repository")] = Path("model_repository")
     version: Annotated[int, Field(ge=1, lt=2**31, description="version of the model")] = 1
     count: Annotated[int, Field(ge=1, description="number of seeds to measure, at least 1000 for a gate")] = 2000
-    preview: Annotated[bool, Field(description="only print quantiles of the scores, of any number of seeds")] = False
+    preview: Annotated[bool, Field(description="only print quantiles of the scores, for any number of seeds")] = False
     first_seed: Annotated[int, Field(ge=0, lt=2**32, description="first of the consecutive seeds")] = CALIBRATION_SEED
     truncation_psi: Annotated[float, Field(ge=0, le=2, description="truncation to calibrate for")] = 1.0
 
@@ -191,15 +193,15 @@ class Calibrate(BaseModel):
 
 
 class Pull(BaseModel):
-    """Write accepted samples to a directory, as a data set."""
+    """Write accepted samples to a directory as a data set."""
 
 
 class Verify(BaseModel):
-    """Check a pulled directory, against a live service if wanted."""
+    """Check a pulled directory, optionally against a live service."""
 
 
 class Labelmint(BaseSettings):
-    """Training data that a model makes for itself: image-label pairs from a frozen StyleGAN, on demand."""
+    """Serves training data on demand: image-label pairs that a frozen StyleGAN generates."""
 
     model_config = SettingsConfigDict(
         cli_prog_name="labelmint",
@@ -210,16 +212,16 @@ class Labelmint(BaseSettings):
         cli_avoid_json=True,
     )
 
-    version: Annotated[CliToggleFlag[bool], Field(description="print the version and end")] = False
+    version: Annotated[CliToggleFlag[bool], Field(description="print the version and exit")] = False
     serve: Annotated[CliSubCommand[Serve], Field(description="start Triton and the gateway, until Ctrl-C")]
-    import_: Annotated[CliSubCommand[Import], Field(alias="import", description="turn other weights into ours")]
+    import_: Annotated[CliSubCommand[Import], Field(alias="import", description="convert another project's weights")]
     synth: Annotated[CliSubCommand[Synth], Field(description="write generated images for a person to annotate")]
     fit: Annotated[CliSubCommand[Fit], Field(description="train the Style Interpreter on annotated images")]
     export: Annotated[CliSubCommand[Export], Field(description="write a model repository that Triton serves")]
     calibrate: Annotated[CliSubCommand[Calibrate], Field(description="measure JS scores and set the gate")]
-    # Listed in the help; their arguments never come here.
-    pull: Annotated[CliSubCommand[Pull], Field(description="write accepted samples to a directory, as a data set")]
-    verify: Annotated[CliSubCommand[Verify], Field(description="check such a directory, against a service if wanted")]
+    # Listed for the help only; `main` hands their arguments to the client.
+    pull: Annotated[CliSubCommand[Pull], Field(description="write accepted samples to a directory as a data set")]
+    verify: Annotated[CliSubCommand[Verify], Field(description="check such a directory, optionally against a service")]
 
     def cli_cmd(self) -> None:
         if self.version:
@@ -254,18 +256,20 @@ def main() -> None:
 
 
 def _hand_over(arguments: list[str]) -> NoReturn:
-    """The client runs its command; it says itself what else it misses."""
+    """Let the client run its command. The client itself reports other missing packages."""
     try:
         from labelmint_client import cli
     except ModuleNotFoundError as error:
         if error.name != "labelmint_client":
             raise
-        _fail(f"`{arguments[0]}` is the client's; run `pip install './clients/python[pull]'` in a clone of labelmint")
+        _fail(
+            f"`{arguments[0]}` is a client command; run `pip install './clients/python[pull]'` in a clone of labelmint"
+        )
     cli.main(arguments)
 
 
 def _said(entry: ErrorDetails) -> str:
-    """What is wrong with an option; a rule over several of them names them itself."""
+    """The message for an invalid option. A rule about several options names them in its own message."""
     where = ".".join(map(str, entry["loc"][1:]))
     return f"{where}: {entry['msg']}" if where else entry["msg"].removeprefix("Value error, ")
 

@@ -136,7 +136,7 @@ def test_a_damaged_file_is_refused_before_triton_starts(tmp_path: Path, small_re
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
-    assert "a file is damaged or was exchanged" in refused_start("--model-repository", str(tmp_path))
+    assert "a file is damaged or was replaced" in refused_start("--model-repository", str(tmp_path))
     file.rename(file.with_name("model.onnx"))
     with pytest.raises(UnusableFile, match=r"model\.pt is missing"):
         check_artifacts(tmp_path, ensembles(tmp_path)["tiny"])

@@ -445,7 +445,7 @@ def test_an_open_gateway_stays_on_its_machine(host: str) -> None:
 
 
 def test_a_host_that_is_none() -> None:
-    assert "is no address" in refused_start("--host", "no.such.host.invalid")
+    assert "is not an address" in refused_start("--host", "no.such.host.invalid")
 
 
 async def test_insecure_is_said_in_as_many_words(faces_triton: TritonServer, tmp_path: Path) -> None:

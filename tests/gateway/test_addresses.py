@@ -92,7 +92,7 @@ def test_what_cannot_be_listened_on_is_named_for_what_it_is() -> None:
         with pytest.raises(CannotListen, match=said) as told:
             take(host, 0, "--http-port")
         assert bracketed(host, 0) in told.value.message
-    with pytest.raises(CannotListen, match="is no address"):
+    with pytest.raises(CannotListen, match="is not an address"):
         take("no such host", 0, "--http-port")
 
 

@@ -89,7 +89,7 @@ def test_a_crowd_at_the_doors_takes_nothing_from_who_is_inside(tmp_path: Path, t
                     assert stub.GetSample(REQUEST) == before
             assert http.get("/readyz").status_code == 200
         said = service.log.read_text()
-        assert said.count(f"the REST door has its {MOST} connections") == 1
+        assert said.count(f"the REST server has its limit of {MOST} connections") == 1
         assert "Too many open files" not in said and "Traceback" not in said
     finally:
         assert service.stop() == 0
@@ -97,7 +97,7 @@ def test_a_crowd_at_the_doors_takes_nothing_from_who_is_inside(tmp_path: Path, t
 
 def test_too_few_descriptors_are_named() -> None:
     said = refused_start("--max-connections", str(MOST), under=limited(NEEDED - 1))
-    assert f"may have {NEEDED - 1} files open" in said and f"take {NEEDED}" in said
+    assert f"may open {NEEDED - 1} files" in said and f"need {NEEDED}" in said
 
 
 def test_the_listener_counts_what_is_open() -> None:

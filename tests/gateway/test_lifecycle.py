@@ -143,7 +143,7 @@ def test_damaged_repositories_are_named(tmp_path: Path, copy: Path) -> None:
     spoiled = bytearray(data)
     spoiled[len(data) // 2] ^= 1  # amid a weight
     model.write_bytes(spoiled)
-    assert "a file is damaged or was exchanged" in refused_start("--model-repository", str(copy))
+    assert "a file is damaged or was replaced" in refused_start("--model-repository", str(copy))
     model.unlink()
     assert f"{model} is missing" in refused_start("--model-repository", str(copy))
     config = copy / "faces" / "config.pbtxt"

@@ -140,7 +140,7 @@ def test_a_model_that_gives_no_numbers_is_not_calibrated(tiny_copy: Path) -> Non
     done = calibrate(tiny_copy, "--preview", "--count", "3")
     (said,) = [line for line in done.stderr.splitlines() if line.startswith("labelmint: ")]
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "tiny gives JS scores that are no numbers, for 3 of 3 seeds, the first one 4100000000: its weights" in said
+    assert "tiny returns JS scores that are not finite, for 3 of 3 seeds, the first one 4100000000: its weights" in said
     assert path.read_bytes() == before
 
 
@@ -149,7 +149,7 @@ def test_a_try_out_is_no_calibration(tiny_copy: Path) -> None:
     before = path.read_bytes()
     few = calibrate(tiny_copy, "--count", "999")
     assert few.returncode == 2 and few.stderr == (
-        "labelmint: count: a calibration takes at least 1000 seeds; --preview measures fewer and writes nothing\n"
+        "labelmint: count: a calibration needs at least 1000 seeds; --preview measures fewer and writes nothing\n"
     )
     done = calibrate(tiny_copy, "--count", "4", "--preview")
     assert done.returncode == 0, done.stderr

@@ -253,8 +253,8 @@ async def test_a_spoiled_weight_is_not_served_after_a_crash(running: Running, se
         await running.sample(7)
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
     log = running.service.log.read_text()
-    assert log.count("tiny is not served until it is whole and SIGHUP comes") == 1
-    assert "names another model digest than its steps have: a file is damaged" in log and "Traceback" not in log
+    assert log.count("tiny is not served; repair it and send SIGHUP") == 1
+    assert "has a model digest that does not match its steps: a file is damaged" in log and "Traceback" not in log
     weights.write_bytes(whole)
     await running.reload([("other", "1"), ("tiny", "1")])
     assert await running.sample(7) == first
@@ -294,7 +294,7 @@ async def test_what_changes_while_it_is_read_is_not_loaded(tmp_path: Path, secon
     own = OwnTriton(repository, "fused", None, "")
     checked = own._read_model("tiny")
     spoil(repository / "tiny_style_interpreter" / "1" / "model.onnx")
-    with pytest.raises(UnusableFile, match="names another model digest"):
+    with pytest.raises(UnusableFile, match="has a model digest that does not match"):
         await own._load(None, "tiny", checked)  # type: ignore[arg-type]
     exchange(second, repository)
     with pytest.raises(UnusableFile, match="changed while it was read"):

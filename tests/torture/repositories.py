@@ -257,9 +257,9 @@ def varint(number: int) -> bytes:
     return data + bytes([number])
 
 
-RUNS = "is nothing that an export writes, and Triton may run it; remove it"
-FIELD = "which our own Triton is not told; remove it"
-LINK = "is a link out of the repository; put what it leads to in its place"
+RUNS = "is not part of an export, and Triton may run it; remove it"
+FIELD = "which the gateway's own Triton does not support; remove it"
+LINK = "is a link out of the repository; replace it with a copy of its target"
 DIMS = 'model_warmup { name: "w" batch_size: 1 inputs { key: "latent" value { data_type: TYPE_FP32 dims: 8 %s } } }\n'
 ENVIRONMENT = parameter("EXECUTION_ENV_PATH", "$$TRITON_MODEL_DIRECTORY/env.tar.gz")
 TERABYTES = npy("{'descr': '<f4', 'fortran_order': False, 'shape': (1099511627776,)}\n", bytes(64))
@@ -276,7 +276,7 @@ ATTACKS: dict[str, tuple[str, Change, str]] = {
     "library of a backend of its own": (
         "onnx",
         also(put(f"{STEP}/libtriton_mine.so", library), configured(lambda c: setattr(c, "backend", "mine"))),
-        "names the backend 'mine'; served are those of onnxruntime",
+        "names the backend 'mine'; supported backends: onnxruntime",
     ),
     "library that a runtime names": (
         "onnx",
@@ -337,7 +337,7 @@ ATTACKS: dict[str, tuple[str, Change, str]] = {
     "file name that is absolute": (
         "onnx",
         add('default_model_filename: "/etc/passwd"\n'),
-        "has default_model_filename '/etc/passwd', which is no name of a .onnx file",
+        "has default_model_filename '/etc/passwd', which is not the name of a .onnx file",
     ),
     "file name that leads out": (
         "onnx",
@@ -399,7 +399,7 @@ ATTACKS: dict[str, tuple[str, Change, str]] = {
     "parameter of a wrong value": (
         "onnx",
         configured(lambda c: c.parameters["enable_mem_pattern"].MergeFrom(pb.ModelParameter(string_value="2 or so"))),
-        "has the parameter enable_mem_pattern '2 or so', which is none of its values",
+        "has the parameter enable_mem_pattern '2 or so', which is not one of its values",
     ),
     "a billion threads": (
         "onnx",
@@ -456,12 +456,12 @@ ATTACKS: dict[str, tuple[str, Change, str]] = {
     "warm-up of another size": (
         "onnx",
         configured(lambda c: c.model_warmup[0].inputs["latent"].dims.append(1 << 29)),
-        "has a model_warmup that is not of the model's inputs",
+        "has a model_warmup that does not match the model's inputs",
     ),
     "warm-up of a large batch": (
         "onnx",
         configured(lambda c: setattr(c.model_warmup[0], "batch_size", 1000)),
-        "has a model_warmup that is not of the model's inputs",
+        "has a model_warmup that does not match the model's inputs",
     ),
     "all versions": (
         "onnx",
@@ -472,7 +472,7 @@ ATTACKS: dict[str, tuple[str, Change, str]] = {
     "step that leads out": (
         "onnx",
         configured(lambda c: setattr(c.ensemble_scheduling.step[0], "model_name", "../../etc"), "tiny"),
-        "holds or names a model '../../etc', which is no name that an export gives",
+        "holds or names a model '../../etc', which is not a name that an export gives",
     ),
     "step that is an ensemble": (
         "onnx",
@@ -519,13 +519,17 @@ ATTACKS: dict[str, tuple[str, Change, str]] = {
     "configuration that is a pipe": (
         "onnx",
         replaced(f"{STEP}/config.pbtxt", os.mkfifo),
-        "is not a plain file; remove it",
+        "is not a regular file; remove it",
     ),
-    "configuration that is a directory": ("onnx", replaced(f"{STEP}/config.pbtxt", Path.mkdir), "is not a plain file"),
+    "configuration that is a directory": (
+        "onnx",
+        replaced(f"{STEP}/config.pbtxt", Path.mkdir),
+        "is not a regular file",
+    ),
     "configuration that is a device": (
         "onnx",
         replaced(f"{STEP}/config.pbtxt", lambda path: path.symlink_to("/dev/zero")),
-        "is not a plain file",
+        "is not a regular file",
     ),
     "configuration that links out": ("onnx", linked("tiny/config.pbtxt", "{outside}/{name}"), LINK),
     "configuration that links to itself": ("onnx", linked(f"{STEP}/config.pbtxt", "config.pbtxt"), "cannot be opened"),
@@ -544,7 +548,7 @@ ATTACKS: dict[str, tuple[str, Change, str]] = {
     "file of an odd name": (
         "onnx",
         put(f"{STEP}/1/a\nb", b""),
-        "holds 'a\\nb', which is nothing that an export writes",
+        "holds 'a\\nb', which is not part of an export",
     ),
     "version that is no number": ("onnx", put(f"{STEP}/v2/model.onnx", b""), RUNS),
     "version of odd digits": ("onnx", put(f"{STEP}/\uff12/model.onnx", b""), RUNS),
@@ -558,7 +562,7 @@ ATTACKS: dict[str, tuple[str, Change, str]] = {
     "tensor of a file beside": (
         "onnx",
         also(put(f"{STEP}/1/weights", bytes(64)), external("weights")),
-        "is nothing that an export writes|whose values lie in another file",
+        "is not part of an export|whose values lie in another file",
     ),
     "tensor that lies elsewhere by a large number": (
         "onnx",
@@ -621,24 +625,28 @@ ATTACKS: dict[str, tuple[str, Change, str]] = {
     "tensor of 2^62": ("onnx", initializer(dims=[1 << 62]), "declares the sizes [4611686018427387904] for the tensor"),
     "tensor of negative size": ("onnx", initializer(dims=[-1]), "declares the sizes"),
     "tensor of few bytes": ("onnx", initializer(raw_data=b"\0"), "declares .* bytes for the tensor .* and holds 1"),
-    "tensor of texts": ("onnx", initializer(data_type=8), "of the types [8], not of one that it can be of"),
-    "tensor of numbers": ("onnx", initializer(float_data=[1.0]), "has a tensor whose values are no raw bytes"),
+    "tensor of texts": ("onnx", initializer(data_type=8), "with the types [8], not with one supported type"),
+    "tensor of numbers": ("onnx", initializer(float_data=[1.0]), "has a tensor whose values are not raw bytes"),
     "output of 2^62": (
         "onnx",
         graph(lambda m: setattr(m.graph.output[0].type.tensor_type.shape.dim[1], "dim_value", 1 << 62)),
         "declares the sizes",
     ),
-    "no ONNX at all": ("onnx", put(ONNX, b"#!/bin/sh\ntouch canary\n"), "no field|no export has|cut off"),
-    "file of nothing": ("onnx", put(ONNX, b""), "has 0 graphs, not one: it is cut off or no ONNX file"),
-    "file of zeros": ("onnx", replaced(ONNX, sparse((1 << 31) - 1)), "has at byte 0 what is no field of ONNX"),
+    "no ONNX at all": ("onnx", put(ONNX, b"#!/bin/sh\ntouch canary\n"), "no valid ONNX field|no export has|cut off"),
+    "file of nothing": ("onnx", put(ONNX, b""), "has 0 graphs, not one: it is cut off or not an ONNX file"),
+    "file of zeros": ("onnx", replaced(ONNX, sparse((1 << 31) - 1)), "has no valid ONNX field at byte 0"),
     "file of four gigabytes": ("onnx", replaced(ONNX, sparse(4 << 30)), "has 4294967296 bytes; at most 2147483647"),
     "file cut in half": ("onnx", content(ONNX, lambda data: data[: len(data) // 2]), "is cut off"),
     "file cut by a byte": ("onnx", content(ONNX, lambda data: data[:-1]), "is cut off"),
-    "file with a tail": ("onnx", content(ONNX, lambda data: data + b"\x7fELF"), "no export has|cut off|no field"),
+    "file with a tail": (
+        "onnx",
+        content(ONNX, lambda data: data + b"\x7fELF"),
+        "no export has|cut off|no valid ONNX field",
+    ),
     "file of two graphs": ("onnx", content(ONNX, lambda data: data + b"\x3a\x00"), "has 2 graphs, not one"),
     "file of millions of fields": ("onnx", put(ONNX, b"\x08\x00" * (50 << 20)), "has more than 200000 fields"),
     "number without end": ("onnx", put(ONNX, b"\x08" + b"\xff" * 100), "within a number"),
-    "group": ("onnx", content(ONNX, lambda data: b"\x0b\x0c" + data), "what is no field of ONNX"),
+    "group": ("onnx", content(ONNX, lambda data: b"\x0b\x0c" + data), "has no valid ONNX field at byte"),
     "pickle in place of ONNX": (
         "onnx",
         put(ONNX, b"\x80\x02cos\nsystem\nX\x04\0\0\0trueR."),
@@ -681,7 +689,7 @@ ATTACKS: dict[str, tuple[str, Change, str]] = {
     "gadget in data.pkl": (
         "torchscript",
         entry(DATA, b"\x80\x02cos\nsystem\nX\x04\0\0\0trueR."),
-        "its data.pkl is another one",
+        "its data.pkl differs",
     ),
     "gadget in constants.pkl": (
         "torchscript",
@@ -707,7 +715,7 @@ ATTACKS: dict[str, tuple[str, Change, str]] = {
     "constants that laugh": (
         "torchscript",
         entry(CONSTANTS, b"\x80\x02(tq\0" + b"".join(b"(" + b"h\0" * 9 + b"tq\0" for _ in range(200)) + b"."),
-        "has constants that are no tensors",
+        "has constants that are not tensors",
     ),
     "constants that end early": ("torchscript", entry(CONSTANTS, b"\x80\x02("), "has a constants.pkl that is damaged"),
     "archive that is compressed": (
@@ -715,11 +723,15 @@ ATTACKS: dict[str, tuple[str, Change, str]] = {
         rewritten(SCRIPT, lambda entries: None, zipfile.ZIP_DEFLATED),
         "compressed or encrypted, which no export does",
     ),
-    "archive with a name twice": ("torchscript", content(SCRIPT, twice), "twice, or not behind the one before it"),
+    "archive with a name twice": (
+        "torchscript",
+        content(SCRIPT, twice),
+        "twice, or not directly after the one before it",
+    ),
     "archive behind another file": (
         "torchscript",
         content(SCRIPT, lambda data: b"\x7fELF" + data),
-        "is no zip archive",
+        "is not a zip archive",
     ),
     "archive with a comment": ("torchscript", content(SCRIPT, lambda data: data + b"x"), "is cut off or damaged"),
     "archive that is cut off": ("torchscript", content(SCRIPT, lambda data: data[:-1]), "is cut off or damaged"),

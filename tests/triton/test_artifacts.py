@@ -180,7 +180,7 @@ def test_serve_ends_with_one_line(sources: dict[str, Path], tmp_path: Path, cana
     repository = build(SINGING[0], sources, tmp_path, canary)
     said = refused_start("--model-repository", str(repository))
     assert said == (
-        f"labelmint: {repository / STEP}/1/libtriton_onnxruntime.so is nothing that an export writes, and Triton may "
+        f"labelmint: {repository / STEP}/1/libtriton_onnxruntime.so is not part of an export, and Triton may "
         "run it; remove it\n"
     )
     assert not canary.exists()
@@ -195,7 +195,7 @@ def test_a_running_gateway_looks_again(copy: Path, tmp_path: Path, canary: Path)
         service.process.send_signal(signal.SIGHUP)
         wait_for(lambda: "was not read again, nothing changes" in service.log.read_text())
         os.kill(triton_pid(service), signal.SIGKILL)
-        wait_for(lambda: service.log.read_text().count("libtriton_onnxruntime.so is nothing that an export writes") > 1)
+        wait_for(lambda: service.log.read_text().count("libtriton_onnxruntime.so is not part of an export") > 1)
     finally:
         assert service.stop() == 0
     assert not canary.exists()

@@ -47,7 +47,7 @@ ERROR = """print('\x1b[0;31mE1128 02:00:00.000001 77 a.cc:1] "out of luck"\x1b[m
     ("number", "more", "said"),
     [
         (9, "", "Triton was killed by SIGKILL"),
-        (9, ERROR, "Triton was killed by SIGKILL. Its last error: out of luck; --triton-log FILE keeps the rest"),
+        (9, ERROR, "Triton was killed by SIGKILL. Its last error: out of luck; --triton-log FILE keeps the whole log"),
         (35, "", "Triton was killed by signal 35"),
         (0, "", "Triton ended with exit code 0"),
     ],
@@ -87,7 +87,7 @@ async def test_the_watch_over_triton_does_not_end_in_silence(
     triton.supervise(Metrics(registry), catalog_of(triton))
     while not registry.get_sample_value("labelmint_triton_restarts_total"):
         await asyncio.sleep(0.1)
-    assert caplog.text.count("the watch over Triton failed") == 1 and "nobody thought of this" in caplog.text
+    assert caplog.text.count("the supervision of Triton failed") == 1 and "nobody thought of this" in caplog.text
     await triton.stop()
 
 

@@ -1,10 +1,11 @@
-"""The addresses behind the name of a Triton, so that each Triton is told apart from the others of that name.
+"""Resolves a gRPC target to the addresses of its Tritons, which lets the client treat each Triton separately.
 
 Rules of this file:
-- A target is what gRPC takes. Where it names a host (HOST:PORT, dns:///HOST:PORT) the system's resolver is asked, again
-  and again; a list (ipv4:A:PORT,B:PORT) is its addresses; any other is one address, which gRPC resolves.
-- Nobody waits for a name that was resolved once: the addresses it had hold until others are told.
-- What a proxy of the environment would carry stays one address too: the proxy resolves the name.
+- A target has the form that gRPC accepts. If it names a host (HOST:PORT, dns:///HOST:PORT), the system resolver looks
+  the host up again and again. A list (ipv4:A:PORT,B:PORT) stands for its addresses. Any other target is one address,
+  which gRPC resolves.
+- Once a name was resolved, no caller waits for a lookup. The known addresses stay valid until a lookup returns others.
+- A target behind a proxy of the environment is one address as well, because the proxy resolves the name.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ _LIST = re.compile(r"ipv[46]:(?P<addresses>[^/].*)")
 
 
 class Addresses:
-    """What `target` stands for."""
+    """The addresses of `target`."""
 
     def __init__(self, target: str) -> None:
-        self.failure = f"the name in {target} is not resolved"
+        self.failure = f"the name in {target} is not resolved yet"
         self._target = target
         self._host, self._port = "", 0
         self._known: tuple[str, ...] = (target,)
@@ -42,18 +43,18 @@ class Addresses:
                 self._host, self._port, self._known = host, int(named["port"]), ()
 
     def options(self, address: str) -> list[tuple[str, Any]]:
-        """gRPC's options for a connection to one of the addresses."""
+        """Return gRPC's options for a connection to one of the addresses."""
         if self._host:
-            # The proxy was decided upon by the name; to no proxy would the address mean what the name does.
+            # The host name already decided that no proxy is used. gRPC must not decide again by the bare address.
             return [("grpc.enable_http_proxy", 0), ("grpc.default_authority", f"{self._host}:{self._port}")]
         return [("grpc.enable_http_proxy", int(is_proxied(address)))]
 
     def doubt(self) -> None:
-        """An address did not answer: resolve the name again when somebody asks next."""
+        """After an address did not answer: let the next call of `now` resolve the name again."""
         self._due = float("-inf")
 
     async def now(self) -> tuple[str, ...]:
-        """The addresses as gRPC takes them; none, and `failure` says why, where the name never had any."""
+        """Return the addresses in gRPC's form. Empty if the name was never resolved; `failure` then says why."""
         if self._host and time.monotonic() >= self._due and (self._resolving is None or self._resolving.done()):
             self._due = time.monotonic() + _RESOLVE_SECONDS
             self._resolving = asyncio.create_task(self._resolve())

@@ -1,12 +1,12 @@
-"""Decides whether our own Triton may load a model directory: only what `labelmint export` writes is let in.
+"""Decides whether the child Triton may load a model directory: it accepts only what `labelmint export` writes.
 
 Rules of this file:
-- Triton runs what it finds: a library or a model.py beside a model, an environment that a parameter names, an agent of
-  the repository. So everything is an allow list here, of files, fields, parameters and their ranges; what is not in it
-  is refused, harmless or not, in one line that says which and what to do.
-- Nothing is read through a link that leads out of the repository; the repository itself may be one.
-- A file's content is proved by the reader of its format.
-- A Triton of somebody else's is not asked about: it belongs to who runs it.
+- Triton runs code that it finds: a library or a model.py next to a model, an environment that a parameter names, an
+  agent of the repository. So this file has allow lists of files, fields, parameters and their ranges. Anything else is
+  refused, even if it is harmless. The error is one line that says what is refused and what to do.
+- Nothing is read through a link that leads out of the repository. The repository itself may be a link.
+- The reader of a file's format checks the file's content.
+- The models of an external Triton (--triton-url) are not checked; its operator is responsible for them.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from labelmint.triton.regular_file import Malformed, RegularFile, shown
 from labelmint.triton.stored_zip import MAX_ZIP_BYTES, check_native
 from labelmint.triton.torchscript_file import check_torchscript
 
-# A model's directory is named by it, and so is what Triton is told to load; `*` would mean all.
+# The name of a model and its directory. Triton gets it in --load-model, where `*` would mean all models.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,199}")
 _VERSION = re.compile(r"[1-9][0-9]{0,9}")
 MAX_BATCH = 1024
-# Of one tensor of one sample; features at 1024x1024 have a tenth of it.
+# Of one tensor of one sample. Feature maps at 1024x1024 have a tenth of it.
 MAX_TENSOR_BYTES = 1 << 31
 
 _Range = tuple[int, int]
@@ -43,7 +43,7 @@ _BOOLEAN = re.compile("true|false|0|1", re.IGNORECASE)
 _THREADS = re.compile("[0-9]{1,3}")
 _TEXT = re.compile(r"(?s).*")
 
-# Backend: what its file is called, how large it may be, what proves it, and the parameters that it knows.
+# Backend: suffix of its file, largest size, function that checks the file, and allowed parameters.
 _BACKENDS: Mapping[str, tuple[str, int, Callable[[RegularFile], None], Mapping[str, re.Pattern[str]]]] = {
     "onnxruntime": (
         ".onnx",
@@ -70,7 +70,7 @@ _BACKENDS: Mapping[str, tuple[str, int, Callable[[RegularFile], None], Mapping[s
     ),
     "labelmint": (".npz", MAX_ZIP_BYTES, check_native, {"intra_op_thread_count": _THREADS}),
 }
-# What an ensemble says of itself; the gateway reads it, Triton does not.
+# Parameters that describe an ensemble; the gateway reads them, Triton does not.
 _DESCRIBED = dict.fromkeys(
     (
         *("model", "pipeline", "task", "model_digest", "layout", "num_heads", "num_ws", "score_kind"),
@@ -78,7 +78,7 @@ _DESCRIBED = dict.fromkeys(
     ),
     _TEXT,
 )
-# Fields of a configuration and, of numbers, their range. Texts are looked at below, where they name anything.
+# Allowed fields of a configuration, and the range of numbers. Texts that name something are checked below.
 _TENSORS: Mapping[str, _Range] = {
     f"{side}.{field}": limits
     for side in ("input", "output")
@@ -106,7 +106,7 @@ _STEP_FIELDS: Mapping[str, _Range] = {
     "instance_group.count": (1, 64),
     "instance_group.kind": _ANY,
     "instance_group.gpus": (0, 1024),
-    **dict.fromkeys(("dynamic_batching", "dynamic_batching.default_queue_policy"), _ANY),  # where they are empty
+    **dict.fromkeys(("dynamic_batching", "dynamic_batching.default_queue_policy"), _ANY),  # allowed as empty messages
     "dynamic_batching.preferred_batch_size": (1, MAX_BATCH),
     "dynamic_batching.max_queue_delay_microseconds": _MICROSECONDS,
     "dynamic_batching.default_queue_policy.timeout_action": _ANY,
@@ -124,7 +124,7 @@ _ITEM_BYTES = {pb.TYPE_FP32: 4, pb.TYPE_INT32: 4, pb.TYPE_UINT8: 1}
 
 
 def check_models(repository: Path, ensembles: Iterable[str]) -> None:
-    """Raises UnusableFile unless these ensembles, and the steps that they name, are as `labelmint export` writes."""
+    """Raises UnusableFile unless these ensembles and their steps are as `labelmint export` writes them."""
     try:
         root = Path(os.path.realpath(repository, strict=True))
     except OSError as error:
@@ -135,7 +135,7 @@ def check_models(repository: Path, ensembles: Iterable[str]) -> None:
         config = _config(root, directory)
         _check_config(directory, config, _ENSEMBLE_FIELDS, _DESCRIBED)
         if config.platform != "ensemble":
-            raise _refused(directory, f"is an ensemble of the platform {shown(config.platform)}")
+            raise _refused(directory, f"is an ensemble with the platform {shown(config.platform)}")
         _check_files(root, directory, {".gitkeep"})
         steps |= {step.model_name: None for step in config.ensemble_scheduling.step}
     for name in steps:
@@ -146,13 +146,15 @@ def _check_step(root: Path, directory: Path) -> None:
     config = _config(root, directory)
     if config.backend not in _BACKENDS:
         raise _refused(
-            directory, f"names the backend {shown(config.backend)}; served are those of {', '.join(_BACKENDS)}"
+            directory, f"names the backend {shown(config.backend)}; supported backends: {', '.join(_BACKENDS)}"
         )
     suffix, max_bytes, check, parameters = _BACKENDS[config.backend]
     _check_config(directory, config, _STEP_FIELDS, parameters)
     filename = model_file(config)
     if not _NAME.fullmatch(filename.removesuffix(suffix)) or not filename.endswith(suffix):
-        raise _refused(directory, f"has default_model_filename {shown(filename)}, which is no name of a {suffix} file")
+        raise _refused(
+            directory, f"has default_model_filename {shown(filename)}, which is not the name of a {suffix} file"
+        )
     _check_warmup(directory, config)
     version = _check_files(root, directory, {filename})
     path = directory / version / filename
@@ -167,7 +169,9 @@ def _check_step(root: Path, directory: Path) -> None:
 
 def _directory(root: Path, repository: Path, name: str) -> Path:
     if not _NAME.fullmatch(name):
-        raise UnusableFile(repository, f"holds or names a model {shown(name)}, which is no name that an export gives")
+        raise UnusableFile(
+            repository, f"holds or names a model {shown(name)}, which is not a name that an export gives"
+        )
     directory = repository / name
     if not _is(stat.S_ISDIR, root, directory):
         raise UnusableFile(directory, "is not a directory; export the model again")
@@ -177,22 +181,23 @@ def _directory(root: Path, repository: Path, name: str) -> Path:
 def _config(root: Path, directory: Path) -> pb.ModelConfig:
     path = directory / "config.pbtxt"
     if path.exists() and not _is(stat.S_ISREG, root, path):
-        raise UnusableFile(path, "is not a plain file; remove it, and export the model again")
+        raise UnusableFile(path, "is not a regular file; remove it and export the model again")
     return read_config(path)
 
 
 def _check_files(root: Path, directory: Path, wanted: set[str]) -> str:
-    """The version of a model whose directory holds nothing but its configuration and one version of `wanted`."""
+    """Return the version of a model. Its directory must have only the configuration and one version with `wanted`."""
     version = ""
     for name in _names(directory):
         path = directory / name
         if name == "config.pbtxt":
-            continue  # read already
+            continue  # already read
         if not _VERSION.fullmatch(name) or not _is(stat.S_ISDIR, root, path):
             raise _foreign(path)
         if version:
             raise UnusableFile(
-                directory, "holds several version directories; `labelmint export --version` writes models of its own"
+                directory,
+                "holds several version directories; `labelmint export --version` writes a separate model per version",
             )
         version = name
         for inner in _names(path):
@@ -213,11 +218,11 @@ def _names(directory: Path) -> Iterator[str]:
 
 
 def _is(kind: Callable[[int], bool], root: Path, path: Path) -> bool:
-    """Whether `path` is of that kind; raises UnusableFile for a link that leads out of the repository."""
+    """Whether `path` has that file type. Raises UnusableFile for a link that leads out of the repository."""
     try:
         real = Path(os.path.realpath(path, strict=True))
         if not real.is_relative_to(root):
-            raise UnusableFile(path, "is a link out of the repository; put what it leads to in its place")
+            raise UnusableFile(path, "is a link out of the repository; replace it with a copy of its target")
         return kind(real.stat().st_mode)
     except OSError as error:
         raise UnusableFile(path, f"cannot be read: {error.strerror}; export the model again") from error
@@ -226,8 +231,8 @@ def _is(kind: Callable[[int], bool], root: Path, path: Path) -> bool:
 def _foreign(path: Path) -> UnusableFile:
     name = shown(path.name)
     if path.name.isprintable():
-        return UnusableFile(path, "is nothing that an export writes, and Triton may run it; remove it")
-    return UnusableFile(path.parent, f"holds {name}, which is nothing that an export writes; remove it")
+        return UnusableFile(path, "is not part of an export, and Triton may run it; remove it")
+    return UnusableFile(path.parent, f"holds {name}, which is not part of an export; remove it")
 
 
 def _refused(directory: Path, problem: str) -> UnusableFile:
@@ -241,8 +246,8 @@ def _check_config(
         if path not in fields:
             raise UnusableFile(
                 directory / "config.pbtxt",
-                f"has the field {path}, which our own Triton is not told; remove it, or serve the repository with "
-                "a Triton of yours (--triton-url)",
+                f"has the field {path}, which the gateway's own Triton does not support; remove it, or serve the "
+                "repository with a Triton that you start (--triton-url)",
             )
         low, high = fields[path]
         if isinstance(value, int) and not low <= value <= high:
@@ -252,13 +257,13 @@ def _check_config(
         if key not in parameters:
             raise UnusableFile(
                 directory / "config.pbtxt",
-                f"has the parameter {shown(key)}, which our own Triton is not told; remove it, or serve the repository "
-                "with a Triton of yours (--triton-url)",
+                f"has the parameter {shown(key)}, which the gateway's own Triton does not support; remove it, or serve "
+                "the repository with a Triton that you start (--triton-url)",
             )
         if not parameters[key].fullmatch(text):
-            raise _refused(directory, f"has the parameter {key} {shown(text)}, which is none of its values")
+            raise _refused(directory, f"has the parameter {key} {shown(text)}, which is not one of its values")
     if config.name != directory.name:
-        raise _refused(directory, f"names the model {shown(config.name)}, not as its directory is called")
+        raise _refused(directory, f"names the model {shown(config.name)}, which is not the name of its directory")
     sides = (config.input, config.output, config.instance_group, config.ensemble_scheduling.step, config.model_warmup)
     if any(len(side) > _MAX_REPEATED for side in sides):
         raise _refused(directory, f"has more than {_MAX_REPEATED} inputs, outputs, steps or instance groups")
@@ -269,16 +274,16 @@ def _check_config(
 
 
 def _check_warmup(directory: Path, config: pb.ModelConfig) -> None:
-    """Triton makes what a warm-up declares: it is as large as a batch of the model's inputs, not more."""
+    """Triton allocates the tensors that a warm-up declares. They may be a batch of the model's inputs, not more."""
     inputs = {tensor.name: (tensor.data_type, list(tensor.dims)) for tensor in config.input}
     for warmup in config.model_warmup:
         given = {name: (entry.data_type, list(entry.dims)) for name, entry in warmup.inputs.items()}
         if given != inputs or warmup.batch_size > max(1, config.max_batch_size):
-            raise _refused(directory, "has a model_warmup that is not of the model's inputs")
+            raise _refused(directory, "has a model_warmup that does not match the model's inputs")
 
 
 def _leaves(message: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    """The fields that are set, by their path; of a map, its values. Not the parameters."""
+    """Yield path and value of each field that is set, and the values of maps. Leaves out the parameters."""
     for field, value in message.ListFields():
         path = f"{prefix}{field.name}"
         if path == "parameters":
@@ -298,5 +303,5 @@ def _leaves(message: Any, prefix: str) -> Iterator[tuple[str, Any]]:
 
 def _of_message(message: Any, path: str) -> Iterator[tuple[str, Any]]:
     found = list(_leaves(message, f"{path}."))
-    # An empty message may mean something, as `sequence_batching {}` does.
+    # An empty message can have an effect, as `sequence_batching {}` does, so it is yielded too.
     yield from found or ((path, None),)

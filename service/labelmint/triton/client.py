@@ -1,17 +1,20 @@
-"""The gateway's Triton client: latents in, arrays out, and the one place where Triton's errors are translated.
+"""The gateway's Triton client: it sends latents, returns arrays, and translates all errors of Triton.
 
 Rules of this file:
-- It knows tensors, not policy: no seeds, gates or models beyond their Triton names.
-- It speaks through tritonclient's messages and stub, without its InferenceServerClient: a request built anew for each
-  sample costs ten times what it costs to copy one and to fill in the tensors.
-- Every gRPC error becomes a LabelmintError here; the cause is kept. A test goes through all gRPC codes.
-- Triton 2.51 answers UNAVAILABLE for a full queue and for a queue timeout; only the text tells them from an outage.
-- A sample that Triton has begun is never called off, neither by a deadline nor by a client that left: Triton 2.51 ends
-  with SIGSEGV, and with it the work of all others, when a call is cancelled in the moment in which it is answered
-  (triton-inference-server/server#7368 and #8034; mended upstream by #8078). One cancelled call in 20,000 does it.
-- A name may have many addresses, each a Triton with models of its own (`triton/addresses.py`). What any of them has is
-  offered; a call goes to those that have its model with its digest, in turn, and from one that refuses to the next.
-- Behind one address may be several Tritons too (a balancer): a refusal there is asked again over a new connection.
+- It handles tensors, not policy: it knows no seeds and no gates, and models only by their Triton names.
+- It uses tritonclient's messages and stub, but not its InferenceServerClient. Building a new request for each sample
+  costs ten times as much as copying a template and filling in the tensors.
+- Every gRPC error becomes a LabelmintError here, with the gRPC error as its cause. A test covers all gRPC codes.
+- Triton 2.51 answers UNAVAILABLE for a full queue and for a queue timeout. Only the text distinguishes these from an
+  outage.
+- A sample that Triton has begun is never cancelled, neither at a deadline nor when a client disconnects. If a call is
+  cancelled at the moment of its response, Triton 2.51 ends with SIGSEGV, and all its other work is lost
+  (triton-inference-server/server#7368 and #8034; fixed upstream by #8078). One cancelled call in 20,000 causes this.
+- A name may have many addresses, each a Triton with its own models (`triton/addresses.py`). The client offers the
+  models of all of them. It sends calls in turn to the Tritons that have the model with its digest, and retries a
+  call that one refuses at the next.
+- One address may also stand for several Tritons behind a load balancer. The client retries a refusal there over a new
+  connection, which may reach another Triton.
 """
 
 from __future__ import annotations
@@ -54,37 +57,37 @@ Key: TypeAlias = tuple[str, str]  # a model's name in Triton, and the version
 _QUEUE_FULL = ("exceeds maximum queue size",)
 _QUEUE_TIMEOUT = ("request timeout expired",)
 _NO_SHARED_MEMORY = ("shared memory pool size", "shared memory key")
-# Arrays of a whole batch of large images come in one message.
+# One message may carry the arrays of a whole batch of large images.
 _CHANNEL_OPTIONS = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
-    # For names that gRPC resolves: they are looked up again when a connection ends.
+    # For names that gRPC resolves: it looks them up again when a connection ends.
     ("grpc.lb_policy_name", "round_robin"),
     ("grpc.dns_min_time_between_resolutions_ms", 5_000),
-    # A new connection is one: gRPC would share the old one.
+    # A new channel must open a new connection; by default gRPC would share the old one.
     ("grpc.use_local_subchannel_pool", 1),
-    # A Triton that comes back is found within two seconds, not two minutes; one that froze is noticed.
+    # Reconnect to a Triton that comes back within two seconds, not two minutes; keepalive detects a frozen one.
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 2_000),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
 ]
-# A sample that takes longer is given up, whatever that does to Triton; one that froze is noticed by the keepalive.
+# A sample that takes longer is cancelled, despite the risk for Triton. Keepalive detects a frozen Triton sooner.
 _HUNG_SECONDS = 600.0
-# A look at what a Triton has ends after it. One that is late is not waited for when another one has answered.
+# Timeout for reading a Triton's models. After _LATE_SECONDS, a late Triton is not waited for if another one answered.
 _LOOK_SECONDS = 5.0
 _LATE_SECONDS = 1.0
-# So often is something asked for behind an address that has it, and says that it does not.
+# Attempts at an address if a Triton there lacks a model that the address reported.
 _TRIES = 5
-# What Triton has when the client is closed may be answered for so long.
+# When the client closes, Triton may respond to running calls for this long.
 _CLOSING_SECONDS = 5.0
-# Large models are read, compiled and warmed up.
+# Triton reads, compiles and warms up large models.
 LOAD_TIMEOUT_SECONDS = 180.0
 
 
 @dataclass(frozen=True)
 class Latents:
-    """What an ensemble takes for one sample: float32 [1,z_dim] twice, then two numbers."""
+    """The inputs of an ensemble for one sample: float32 [1,z_dim] twice, then two numbers."""
 
     latent: npt.NDArray[np.float32]
     style_latent: npt.NDArray[np.float32]
@@ -93,20 +96,20 @@ class Latents:
 
 
 class _Triton:
-    """One connection to the Triton at an address, and what that Triton has ready as far as it told."""
+    """One connection to the Triton at an address, and the ready models that this Triton last reported."""
 
     def __init__(self, address: str, options: Sequence[tuple[str, Any]], configs: Mapping[Key, Config] | None) -> None:
         self.address = address
-        self.configs = configs  # as last told; None: never
-        self.failure: grpc.aio.AioRpcError | None = None  # of the last look that ended
-        self.doubtful = False  # it refused or is late: the others go first
-        self.turn = 0  # the smallest is next
+        self.configs = configs  # as last reported; None: never reported
+        self.failure: grpc.aio.AioRpcError | None = None  # of the last finished look
+        self.doubtful = False  # it refused a call or is late; the others are tried first
+        self.turn = 0  # the Triton with the smallest value is next
         self.channel = grpc.aio.insecure_channel(address, options=[*_CHANNEL_OPTIONS, *options])
         self.stub = service_pb2_grpc.GRPCInferenceServiceStub(self.channel)
         self.looking: asyncio.Task[None] | None = None
 
     def look(self) -> asyncio.Task[None]:
-        """Have it tell `configs`, or else `failure`; one question at a time."""
+        """Update `configs` or `failure` from Triton. Only one such look runs at a time."""
         if self.looking is None or self.looking.done():
             self.looking = asyncio.create_task(self._look())
         return self.looking
@@ -126,7 +129,7 @@ class _Triton:
         return {key: config for key, config in zip(ready, configs, strict=True) if config is not None}
 
     async def _config(self, key: Key, end: float) -> Config | None:
-        """None where it has gone since the index was told."""
+        """Return the model's configuration, or None if the model is gone since the index was read."""
         request = pb.ModelConfigRequest(name=key[0], version=key[1])
         for _ in range(_TRIES):
             try:
@@ -137,13 +140,13 @@ class _Triton:
         return None
 
     def had(self, model: str, version: str, digest: str) -> bool:
-        """Whether it had that model ready when it last answered; any digest where it is ""."""
+        """Whether the model was ready when this Triton last answered; digest "" matches any digest."""
         config = (self.configs or {}).get((model, version))
         return config is not None and digest in ("", digest_of(config))
 
     def may_have(self, model: str, version: str, digest: str) -> bool:
-        """Whether it may be asked for that model; only with digest "" also where that is not known."""
-        # Once a connection broke another Triton may answer at the address. One that hangs still has what it had.
+        """Whether to try this Triton for the model. If its models are unknown, only for digest ""."""
+        # After a broken connection, another Triton may answer at the address. A hanging one still has its models.
         broken = self.failure is not None and self.failure.code() is not grpc.StatusCode.DEADLINE_EXCEEDED
         if self.configs is None or broken:
             return not digest
@@ -151,30 +154,30 @@ class _Triton:
 
 
 class TritonClient:
-    """Talks gRPC to the Tritons of one name. Safe for concurrent use within one event loop.
+    """Calls the Tritons of one name over gRPC. Safe for concurrent use within one event loop.
 
-    `url` is a target as gRPC takes it.
+    `url` is a gRPC target.
     """
 
     def __init__(self, url: str) -> None:
         self.url = url
         self._addresses = Addresses(url)
         self._tritons: dict[str, _Triton] = {}  # by address
-        # With those in which something may still run though a new connection took their place.
+        # Also the replaced connections, in which calls may still run.
         self._connected: WeakSet[_Triton] = WeakSet()
-        # Addresses that answered last, and those that did before.
+        # Addresses that answered the last look, and those that answered before and are away now.
         self._answered: set[str] = set()
         self._away: set[str] = set()
         self._turn = 0
 
     async def close(self) -> None:
-        """Give what Triton has begun a moment to end, then let go of it."""
+        """Wait a moment for running calls to end, then close all connections."""
         if looks := [look for triton in list(self._connected) if (look := triton.looking) is not None]:
-            await asyncio.wait(looks)  # they end within _LOOK_SECONDS
+            await asyncio.wait(looks)  # each ends within _LOOK_SECONDS
         await asyncio.gather(*(triton.channel.close(_CLOSING_SECONDS) for triton in list(self._connected)))
 
     async def is_ready(self, model: str) -> bool:
-        """Whether Triton answers and has the model ready; False instead of an error when it does not answer."""
+        """Whether Triton answers and has the model ready. False, not an error, if it does not answer."""
         await self._follow()
         for triton in self._in_turn(model, "", "")[:1]:
             self._take_turn(triton)
@@ -185,10 +188,11 @@ class TritonClient:
         return False
 
     async def model_configs(self) -> dict[Key, dict[str, Config]]:
-        """The configurations of all ready models, by (name, version): what each Triton has, by its address.
+        """Return the configurations of all ready models: by (name, version), then by the address of the Triton.
 
-        Raises TritonUnavailable where no Triton answers. A Triton that is late counts with what it had; its failure
-        starts with a new connection: gRPC itself asks for the addresses of a name that had none after two minutes only.
+        Raises TritonUnavailable if no Triton answers. A late Triton counts with the models that it last reported. After
+        a failure the client makes a new connection, because gRPC itself would look up a name that had no addresses only
+        after two minutes.
         """
         await self._follow()
         tritons = list(self._tritons.values())
@@ -218,12 +222,12 @@ class TritonClient:
         return found
 
     def may_return(self, model: str, version: str, digest: str) -> bool:
-        """Whether a Triton that had that model is away by now, and nobody can tell whether it still has it."""
+        """Whether a Triton that had the model does not answer now, so that it may still have it."""
         tritons = self._tritons.values()
         return any(triton.failure is not None and triton.had(model, version, digest) for triton in tritons)
 
     async def load(self, model: str) -> None:
-        """Have Triton load a model, or take over what changed of it; raises TritonUnavailable with Triton's words."""
+        """Let Triton load a model, or reload a changed one. Raises TritonUnavailable with Triton's message."""
         request = pb.RepositoryModelLoadRequest(model_name=model)
         await self._follow()
         try:
@@ -233,7 +237,7 @@ class TritonClient:
             raise TritonUnavailable(f"Triton could not load {model!r}: {error.details()}") from error
 
     async def unload(self, model: str) -> None:
-        """Have Triton unload an ensemble with its steps, once what runs in it has ended."""
+        """Let Triton unload an ensemble and its steps once their running requests have ended."""
         request = pb.RepositoryModelUnloadRequest(model_name=model)
         request.parameters["unload_dependents"].bool_param = True
         await self._follow()
@@ -253,17 +257,17 @@ class TritonClient:
         *,
         digest: str = "",
     ) -> dict[str, Array]:
-        """Run an ensemble for one sample; arrays without the batch dimension, by output name.
+        """Run an ensemble for one sample. Return arrays without the batch dimension, by output name.
 
-        Only a Triton whose model has that `digest` is asked, any where it is "". What one refuses, or cannot end, is
-        asked of the others: a sample is the same wherever it is made.
+        Only Tritons whose model has this `digest` are called; with "", any of them. If one refuses the call or ends
+        during it, the next one is called: every Triton generates the same sample.
 
-        After `timeout_seconds` it is dropped from a queue of Triton's whose policy allows that; the call itself lasts
-        until Triton answers. So does a task that is cancelled meanwhile: who must go at once lets it end by itself.
+        After `timeout_seconds`, Triton drops the request from a queue whose policy allows that. The call itself lasts
+        until Triton responds, even if its task is cancelled. A caller that cannot wait must leave the task running.
         """
         request = pb.ModelInferRequest()
         request.CopyFrom(_template(model, version, tuple(outputs), latents.latent.shape[1]))
-        request.id = tracing.request_id()  # what Triton says of it carries the id
+        request.id = tracing.request_id()  # Triton's messages about the request carry the id
         if timeout_seconds is not None:
             request.parameters["timeout"].int64_param = max(1, int(timeout_seconds * 1e6))  # microseconds
         numbers = np.array(latents.crossover, "<i4"), np.array(latents.truncation_psi, "<f4")
@@ -308,7 +312,7 @@ class TritonClient:
         raise failure from cause
 
     def _in_turn(self, model: str, version: str, digest: str) -> list[_Triton]:
-        """The Tritons that may have a model, the next one first."""
+        """Return the Tritons that may have a model, in the order in which to try them."""
         able = [triton for triton in self._tritons.values() if not version or triton.may_have(model, version, digest)]
         return sorted(able, key=lambda triton: (triton.doubtful, triton.turn))
 
@@ -317,7 +321,7 @@ class TritonClient:
         triton.turn = self._turn
 
     async def _follow(self) -> None:
-        """Let the connections be those to the addresses that the name has now."""
+        """Update the connections to the addresses that the name has now."""
         found = await self._addresses.now()
         if set(found) != self._tritons.keys():
             self._answered.intersection_update(found)
@@ -330,13 +334,13 @@ class TritonClient:
         return triton
 
     def _renew(self, triton: _Triton) -> None:
-        """Connect anew, unless somebody did; what is in flight holds the old connection, and ends in it."""
+        """Replace a connection unless that happened already. Running calls keep the old one and end in it."""
         if self._tritons.get(triton.address) is triton:
             renewed = self._tritons[triton.address] = self._connect(triton.address, triton.configs)
             renewed.failure, renewed.doubtful, renewed.turn = triton.failure, triton.doubtful, triton.turn
 
     def _tell_changes(self, tritons: Sequence[_Triton]) -> None:
-        """Log once when one of several Tritons goes away or comes back; who calls logs when all are."""
+        """Log once when one of several Tritons goes away or comes back. The caller logs when all are away."""
         for triton in tritons:
             address = triton.address
             if triton.failure is not None and address in self._answered:
@@ -352,7 +356,7 @@ class TritonClient:
                         logger.warning("Triton at %s is back", address)
 
     def _unavailable(self, error: grpc.aio.AioRpcError) -> LabelmintError:
-        if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:  # no sample was asked for: Triton itself hangs
+        if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:  # this call requested no sample, so Triton itself hangs
             return TritonUnavailable(f"Triton at {self.url} does not answer; try again later{proxy_advice(self.url)}")
         translated = translate(error)
         if isinstance(translated, TritonUnavailable):
@@ -361,17 +365,17 @@ class TritonClient:
 
 
 def digest_of(config: Config) -> str:
-    """The digest of a labelmint ensemble; "" of any other model."""
+    """Return the digest of a labelmint ensemble; "" for any other model."""
     return config.parameters["model_digest"].string_value if "model_digest" in config.parameters else ""
 
 
 def _is_missing(error: grpc.aio.AioRpcError) -> bool:
-    """Whether a Triton answered that it does not have what it is asked for."""
+    """Whether Triton responded that it does not have the requested model."""
     return error.code() is grpc.StatusCode.NOT_FOUND or "unknown model" in (error.details() or "").lower()
 
 
 async def _to_its_end(call: Awaitable[T]) -> T:
-    """The outcome of a call; a task that is cancelled meanwhile is so once the call has ended."""
+    """Return the result of a call. If the task is cancelled meanwhile, the cancellation waits until the call ends."""
     answering = asyncio.ensure_future(call)
     try:
         return await asyncio.shield(answering)
@@ -382,7 +386,7 @@ async def _to_its_end(call: Awaitable[T]) -> T:
 
 @lru_cache(maxsize=256)
 def _template(model: str, version: str, outputs: tuple[str, ...], z_dim: int) -> pb.ModelInferRequest:
-    """What the requests for one sample of a model have in common: all but the tensors' contents, id and timeout."""
+    """Return the common part of a model's requests: all but the tensors' contents, the id and the timeout."""
     inputs = {
         "latent": ("FP32", z_dim),
         "style_latent": ("FP32", z_dim),
@@ -398,7 +402,7 @@ def _template(model: str, version: str, outputs: tuple[str, ...], z_dim: int) ->
 
 
 def translate(error: grpc.aio.AioRpcError) -> LabelmintError:
-    """The LabelmintError that says the same as an error of the call to Triton; what an operator must mend is logged."""
+    """Translate a gRPC error of Triton to a LabelmintError. Log the problems that an operator must fix."""
     code, message = error.code(), error.details() or ""
     lowered = message.lower()
     if any(text in lowered for text in _QUEUE_FULL):
@@ -408,9 +412,9 @@ def translate(error: grpc.aio.AioRpcError) -> LabelmintError:
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return Overloaded(f"Triton is overloaded: {message}")
     if any(text in lowered for text in _NO_SHARED_MEMORY):
-        logger.error("Triton's shared memory is full, /dev/shm (Docker: --shm-size): %s", message)
+        logger.error("Triton's shared memory is full; enlarge /dev/shm (Docker: --shm-size): %s", message)
         return TritonUnavailable("Triton's shared memory is full; try again later")
-    # NOT_FOUND and "not ready" mean that the model left Triton after the gateway had seen it.
+    # NOT_FOUND and "not ready" mean that Triton lost the model after the gateway had seen it.
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.CANCELLED):
         return TritonUnavailable(f"Triton does not answer or has no such model ready ({message}); try again later")
     logger.error("Triton failed to run the model: %s", message)

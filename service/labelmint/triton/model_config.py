@@ -1,12 +1,14 @@
-"""Reads and writes config.pbtxt: Triton's own ModelConfig message in text form.
+"""Reads and writes config.pbtxt: Triton's ModelConfig message in text form.
 
 Rules of this file:
-- The same message gives the same bytes: maps are written in key order.
-- A file is written aside and renamed; what is read is plain, of a bounded size, and text.
-- The model digest and the names of versions are defined here, since both the exporter that writes them and the server
-  that checks them need them.
-- A version is a set of Triton models of its own. Triton's version directories share one configuration, so that an
-  ensemble's steps, digest and calibration could not differ between them. Each has one, named by the version.
+- The same message always yields the same bytes, because maps are written in key order.
+- A file is written under a temporary name and renamed. A file is read only if it is a regular text file of bounded
+  size.
+- The model digest and the names of versions are defined here, because both the exporter that writes them and the
+  gateway that checks them need them.
+- Each version of a model is a separate set of Triton models. Triton's version directories share one configuration, so
+  an ensemble's steps, digest and calibration could not differ between them. Each Triton model therefore has one
+  version directory, named after the version.
 """
 
 from __future__ import annotations
@@ -23,18 +25,18 @@ from tritonclient.grpc import model_config_pb2 as pb
 from labelmint.core.errors import UnusableFile
 from labelmint.triton.regular_file import Malformed, RegularFile
 
-# With 255 classes and a calibration it is a tenth of this.
+# A configuration with 255 classes and a calibration is a tenth of this.
 MAX_CONFIG_BYTES = 256 << 10
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _HASHED_BYTES = 1 << 20  # at a time
 
 
 def read_config(path: Path) -> pb.ModelConfig:
-    """Parse a config.pbtxt; raises UnusableFile naming the file and the line."""
+    """Parse a config.pbtxt. Raises UnusableFile, which names the file and the line."""
     with RegularFile(path, MAX_CONFIG_BYTES) as file:
         try:
             text = file.read(0, file.size).decode("utf-8")
-            # Readers differ in what they make of these.
+            # Parsers interpret these differently.
             if found := _CONTROL.search(text):
                 raise Malformed(f"it has the control character {found[0]!r}")
             return text_format.Parse(text, pb.ModelConfig())
@@ -51,7 +53,7 @@ def write_config(path: Path, config: pb.ModelConfig) -> None:
 
 
 def ensembles(repository: Path) -> dict[str, pb.ModelConfig]:
-    """The labelmint ensembles of a repository on disk, by Triton model name."""
+    """Return the labelmint ensembles of a repository on disk, by Triton model name."""
     if not repository.is_dir():
         raise UnusableFile(repository, "is not a directory; give the model repository that `labelmint export` wrote")
     found = {}
@@ -66,17 +68,18 @@ def ensembles(repository: Path) -> dict[str, pb.ModelConfig]:
 
 
 def base_name(model: str, version: int) -> str:
-    """The fused ensemble's name in Triton, and the start of the names of its steps and of the staged ensemble."""
+    """Return the fused ensemble's name in Triton: the prefix for the names of its steps and the staged ensemble."""
     return model if version == 1 else f"{model}_v{version}"
 
 
 def version_of(directory: Path) -> int:
-    """The version of a model directory; raises UnusableFile unless it holds exactly one."""
+    """Return the version of a model directory. Raises UnusableFile unless it has exactly one."""
     found = [entry.name for entry in directory.iterdir() if entry.name.isdecimal()]
     if len(found) != 1:
         raise UnusableFile(
             directory,
-            f"holds {len(found)} version directories, not one; `labelmint export --version` writes models of its own",
+            f"holds {len(found)} version directories, not one; "
+            "`labelmint export --version` writes a separate model per version",
         )
     return int(found[0])
 
@@ -86,14 +89,14 @@ def is_fused(config: pb.ModelConfig) -> bool:
 
 
 def model_file(config: pb.ModelConfig) -> str:
-    """The name of a step's file: what its config says, or else its backend's default."""
-    # Every other backend that can run an exported step reads ONNX, and calls the file so.
+    """Return the name of a step's file: from its configuration, or else its backend's default."""
+    # All other backends that can run an exported step read ONNX and use this name.
     default = {"pytorch": "model.pt", "labelmint": "interpreter.npz"}.get(config.backend, "model.onnx")
     return config.default_model_filename or default
 
 
 def model_digest(artifacts: Iterable[tuple[str, bytes]]) -> str:
-    """SHA-256 over the steps' names and files in order: with a seed and options it names a sample for ever."""
+    """SHA-256 over the steps' names and files, in order. With a seed and options, it identifies a sample for ever."""
     return _digest((name, hashlib.sha256(data).hexdigest()) for name, data in artifacts)
 
 
@@ -113,7 +116,7 @@ def _sha256(path: Path) -> str:
 
 
 def check_artifacts(repository: Path, config: pb.ModelConfig) -> None:
-    """Raises UnusableFile unless the ensemble's steps are the files that its digest was taken over."""
+    """Raises UnusableFile unless the ensemble's digest was computed from the files of its steps."""
     version = version_of(repository / config.name)
     prefix = f"{base_name(config.parameters['model'].string_value, version)}_"
     artifacts = []
@@ -126,5 +129,5 @@ def check_artifacts(repository: Path, config: pb.ModelConfig) -> None:
     if _digest(artifacts) != config.parameters["model_digest"].string_value:
         raise UnusableFile(
             repository / config.name / "config.pbtxt",
-            "names another model digest than its steps have: a file is damaged or was exchanged; export it again",
+            "has a model digest that does not match its steps: a file is damaged or was replaced; export it again",
         )

@@ -1,11 +1,11 @@
-"""Proves that an ONNX file is whole, self-contained and of standard operators, without the onnx package.
+"""Checks that an ONNX file is complete, self-contained and uses only standard operators, without the onnx package.
 
 Rules of this file:
-- The wire format of protobuf is walked field by field; only fields that `labelmint export` writes may be there. What is
-  unknown is refused, not skipped: a reader that knows more than this one would make something of it.
-- Every length is held to that of the message around it, every tensor's declared size to its bytes. A message that the
-  format would merge from several parts may appear once.
-- What holds the weights is stepped over, not read, and the number of fields is bounded: time is bounded for any file.
+- The check walks protobuf's wire format field by field and allows only fields that `labelmint export` writes. Unknown
+  fields are refused, not skipped, because another reader might know them and act on them.
+- Every length must fit into the message around it, and every tensor's declared size must match its bytes. A message
+  that protobuf would merge from several parts may appear only once.
+- Weights are skipped, not read, and the number of fields is limited. The time is therefore bounded for any file.
 
 Source: onnx.proto (IR version 8) and protobuf's description of its encoding.
 """
@@ -18,20 +18,20 @@ from typing import NamedTuple, TypeAlias
 
 from labelmint.triton.regular_file import Malformed, RegularFile, shown
 
-MAX_ONNX_BYTES = (2 << 30) - 1  # protobuf's own bound
-# A generator at 1024x1024 with its interpreter has some thousands.
+MAX_ONNX_BYTES = (2 << 30) - 1  # protobuf's limit
+# A generator at 1024x1024 with its interpreter has some thousands of fields.
 MAX_FIELDS = 200_000
 DOMAINS = (b"", b"ai.onnx")
 _MAX_DEPTH = 4  # of graphs within the attributes of nodes
-_MAX_NAME_BYTES = 1 << 16  # also of an attribute's text
+_MAX_NAME_BYTES = 1 << 16  # also the limit of an attribute's text
 _MAX_DIMENSIONS = 8
 _MAX_ELEMENTS = 1 << 40
-# TensorProto.DataType: bytes of an element, of the types whose elements are whole bytes.
+# TensorProto.DataType: bytes per element, for the types whose elements are whole bytes.
 _ITEM_BYTES = {1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 12: 4, 13: 8, 16: 2}
 
-_SMALL_BYTES = 4096  # of a message that is read at once
-_HEAD_BYTES = 15  # of a tag and the longest number
-# What else a message may have, and what it is to be called.
+_SMALL_BYTES = 4096  # messages up to this size are read at once
+_HEAD_BYTES = 15  # a tag and the longest number
+# Fields that the format allows and this check refuses, with their names for the error.
 _NOT_IN_MODEL = {14: "metadata_props", 20: "training_info", 25: "functions of its own"}
 _NOT_IN_GRAPH = {13: "value_info", 14: "quantization_annotation", 15: "sparse initializers", 16: "metadata_props"}
 _NOT_IN_NODE = {8: "overload", 9: "metadata_props"}
@@ -40,7 +40,7 @@ _NOT_IN_ATTRIBUTE = {
     **dict.fromkeys((22, 23), "sparse tensors"),
 }
 _NOT_IN_TENSOR = {
-    **dict.fromkeys((4, 5, 6, 7, 10, 11), "a tensor whose values are no raw bytes"),
+    **dict.fromkeys((4, 5, 6, 7, 10, 11), "a tensor whose values are not raw bytes"),
     **dict.fromkeys((13, 14), "a tensor whose values lie in another file"),
     **{3: "a tensor in parts", 16: "metadata_props"},
 }
@@ -48,7 +48,7 @@ _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 
 
 class _Field(NamedTuple):
-    """A number (`value`), or the bytes from `start` to `end`."""
+    """A field: a number (`value`), or the bytes from `start` to `end`."""
 
     number: int
     kind: int
@@ -61,7 +61,7 @@ _Take: TypeAlias = "Callable[[_Field], object]"
 
 
 def check_onnx(file: RegularFile) -> None:
-    """Raises Malformed unless the file is one that ONNX Runtime reads without looking at anything else."""
+    """Raises Malformed unless ONNX Runtime can load the file without reading any other file."""
     _Walk(file).model()
 
 
@@ -83,9 +83,9 @@ class _Walk:
         }
         self._message("the model", 0, self._file.size, known, _NOT_IN_MODEL)
         if len(graphs) != 1:
-            raise Malformed(f"has {len(graphs)} graphs, not one: it is cut off or no ONNX file")
+            raise Malformed(f"has {len(graphs)} graphs, not one: it is cut off or not an ONNX file")
         if not domains:
-            raise Malformed("names no set of operators: it is cut off or no ONNX file")
+            raise Malformed("names no operator set: it is cut off or not an ONNX file")
         self._graph(graphs[0], 0)
 
     def _operator_set(self, outer: _Field) -> bytes:
@@ -101,7 +101,7 @@ class _Walk:
     def _domain(self, field: _Field) -> bytes:
         domain = self._text(field)
         if domain not in DOMAINS:
-            raise Malformed(f"uses operators of the domain {shown(domain)}, which are no standard ones")
+            raise Malformed(f"uses operators of the domain {shown(domain)}, which are not standard operators")
         return domain
 
     def _graph(self, outer: _Field, depth: int) -> None:
@@ -169,13 +169,13 @@ class _Walk:
         }
         self._message("a tensor", outer.start, outer.end, known, _NOT_IN_TENSOR, packed=(1,))
         if len(types) != 1 or types[0] not in _ITEM_BYTES:
-            raise Malformed(f"has the tensor {shown(name)} of the types {types[:3]}, not of one that it can be of")
+            raise Malformed(f"has the tensor {shown(name)} with the types {types[:3]}, not with one supported type")
         declared = _ITEM_BYTES[types[0]] * _elements(name, dims)
         if len(raw) > 1 or sum(raw) != declared:
             raise Malformed(f"declares {declared} bytes for the tensor {shown(name)} and holds {sum(raw)}")
 
     def _value(self, outer: _Field) -> None:
-        """An input or output of the graph: a tensor, whose shape is looked at for its sizes."""
+        """Check an input or output of the graph: it must be a tensor whose sizes are in range."""
         dims: list[int] = []
 
         def dimension(field: _Field) -> None:
@@ -215,8 +215,10 @@ class _Walk:
         others: Mapping[int, str] | None = None,
         packed: tuple[int, ...] = (),
     ) -> None:
-        """Walk a message: `known` has the kind of each field that may be there and what takes it, `others` names some
-        that may not; of `packed` ones, lists of numbers may also be one block."""
+        """Walk a message. `known` maps each allowed field to its kind and handler; `others` names some refused fields.
+
+        The numbers of a `packed` field may also come as one block.
+        """
         for field in self._fields(start, end):
             if others and field.number in others:
                 raise Malformed(f"has {others[field.number]}, which no export has")
@@ -236,7 +238,7 @@ class _Walk:
             self._count()
             at = start - first
             head = small[at : at + _HEAD_BYTES] if small else read(start, min(_HEAD_BYTES, end - start))
-            if len(head) > 1 and head[0] < 0x80 and head[1] < 0x80:  # nearly always
+            if len(head) > 1 and head[0] < 0x80 and head[1] < 0x80:  # the usual case
                 tag, value, used = head[0], head[1], 2
             else:
                 tag, used = _varint(head, 0, 5)
@@ -250,20 +252,20 @@ class _Walk:
                 length = {_FIXED32: 4, _FIXED64: 8}.get(kind, -1)
                 used = 1 if value >= 0 else used
             if number == 0 or length < 0:
-                raise Malformed(f"has at byte {start} what is no field of ONNX")
+                raise Malformed(f"has no valid ONNX field at byte {start}")
             start += used
             if start + length > end:
                 raise Malformed(
-                    f"is cut off or damaged: a field needs {length} bytes at {start}, and {end - start} are there"
+                    f"is cut off or damaged: a field needs {length} bytes at {start}, but only {end - start} are there"
                 )
             yield _Field(number, kind, value, start, start + length)
             start += length
 
     def _numbers(self, field: _Field, kind: int | None) -> Iterator[int]:
-        """The numbers of a packed list; floats are only counted."""
+        """Yield the numbers of a packed list. For floats, only check the length of the list."""
         if kind == _FIXED32:
             if (field.end - field.start) % 4:
-                raise Malformed("has a list of floats that is no whole number of them")
+                raise Malformed("has a list of floats whose length is not a multiple of 4 bytes")
             return
         start = field.start
         while start < field.end:
@@ -279,11 +281,11 @@ class _Walk:
 
 
 def _nothing(_: _Field) -> None:
-    """For fields that may hold anything."""
+    """The handler of fields that may have any content."""
 
 
 def _varint(data: bytes, start: int, longest: int) -> tuple[int, int]:
-    """A number of at most `longest` bytes, and where it ends."""
+    """Return a number of at most `longest` bytes, and the position after it."""
     value = 0
     for index, byte in enumerate(data[start : start + longest]):
         value |= (byte & 0x7F) << (7 * index)
@@ -293,7 +295,7 @@ def _varint(data: bytes, start: int, longest: int) -> tuple[int, int]:
 
 
 def _elements(name: bytes, dims: list[int]) -> int:
-    """Of a tensor; raises Malformed where it is too large to be meant, or negative (which is above 2^63 here)."""
+    """Return a tensor's number of elements. Raises Malformed for a size too large or negative (here above 2^63)."""
     count = math.prod(dims) if len(dims) <= _MAX_DIMENSIONS else _MAX_ELEMENTS + 1
     if max(count, *dims, 0) > _MAX_ELEMENTS:
         raise Malformed(f"declares the sizes {dims[:_MAX_DIMENSIONS]} for the tensor {shown(name)}")

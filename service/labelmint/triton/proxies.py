@@ -1,8 +1,8 @@
-"""Which proxy of the environment gRPC goes through, as gRPC's core decides it.
+"""Determines the proxy from the environment that gRPC uses, by the same rules as gRPC's core.
 
 Rules of this file:
-- This machine is reached directly: no proxy leads to its loopback addresses.
-- What is said of a proxy leaves out the name and password that its URL may hold.
+- Loopback addresses are reached directly, because a proxy cannot reach this machine's loopback.
+- A message about a proxy leaves out the user name and password that its URL may contain.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from __future__ import annotations
 import ipaddress
 import os
 
-_PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")  # the first that is set; gRPC reads lower case only
+_PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")  # the first that is set counts; gRPC reads lower case only
 _EXCEPTIONS = ("no_grpc_proxy", "no_proxy")
 
 
 def is_proxied(target: str) -> bool:
-    """Whether gRPC goes through a proxy to HOST:PORT."""
+    """Whether gRPC connects to HOST:PORT through a proxy."""
     host = _host(target)
     exceptions = next((os.environ[name] for name in _EXCEPTIONS if os.environ.get(name)), "")
     direct = any(each and host.endswith(each) for each in map(str.strip, exceptions.split(",")))
@@ -23,11 +23,11 @@ def is_proxied(target: str) -> bool:
 
 
 def proxy_advice(target: str) -> str:
-    """What an error of a connection to HOST:PORT has to add; "" where no proxy lies between."""
+    """Return what to add to a connection error of HOST:PORT; "" if gRPC uses no proxy."""
     if (variable := _variable()) is None or not is_proxied(target):
         return ""
     shown = os.environ[variable].rpartition("@")[2].rpartition("://")[2]
-    return f"; the way goes through the proxy {shown} ({variable}): to go past it, set no_proxy={_host(target)}"
+    return f"; the connection uses the proxy {shown} ({variable}): to go past it, set no_proxy={_host(target)}"
 
 
 def _variable() -> str | None:
@@ -35,7 +35,7 @@ def _variable() -> str | None:
 
 
 def _is_loopback(host: str) -> bool:
-    """By the name alone."""
+    """Decide by the name, without resolving it."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -1,10 +1,10 @@
-"""Files that others wrote: opened only where they are plain, read only within their size.
+"""Reads untrusted files: opens only regular files of a bounded size and reads only within that size.
 
 Rules of this file:
-- A pipe, a device or a directory is never waited for: it is opened without blocking, and what it is comes first.
-- Memory is one window, whatever the file's size; nothing is mapped, since a mapped file that somebody cuts off ends the
-  process that reads it.
-- `Malformed` says what is wrong with the content, without the file's name; who opened the file adds it.
+- Opening never blocks on a pipe or a device: the file is opened non-blocking, and its type is checked before a read.
+- A read needs one window of memory, whatever the file's size. No file is mapped into memory: if someone truncates a
+  mapped file, the process that reads it is killed.
+- `Malformed` describes what is wrong with the content, without the file's name. The code that opened the file adds it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class RegularFile:
         self.size = status.st_size
         problem = ""
         if not stat.S_ISREG(status.st_mode):
-            problem = "is not a plain file; remove it"
+            problem = "is not a regular file; remove it"
         elif self.size > max_bytes:
             problem = f"has {self.size} bytes; at most {max_bytes} are read"
         if problem:
@@ -55,9 +55,9 @@ class RegularFile:
         os.close(self._descriptor)
 
     def read(self, start: int, length: int) -> bytes:
-        """Exactly these bytes; raises Malformed where the file does not have them."""
+        """Return exactly these bytes. Raises Malformed if the file does not have them."""
         if start < 0 or length < 0 or start + length > self.size:
-            raise Malformed(f"is cut off: it ends at {self.size}, bytes {start} to {start + length} are needed")
+            raise Malformed(f"is cut off: it ends at {self.size}, but bytes {start} to {start + length} are needed")
         offset = start - self._start
         if offset < 0 or offset + length > len(self._window):
             wanted = max(length, min(_WINDOW_BYTES, self.size - start))
@@ -75,6 +75,6 @@ class RegularFile:
 
 
 def shown(text: str | bytes) -> str:
-    """A hostile name for a message: quoted, of bounded length, without control characters."""
+    """Make an untrusted name safe for a message: quoted, of bounded length, without control characters."""
     text = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
     return repr(text if len(text) <= 60 else text[:60] + "...")

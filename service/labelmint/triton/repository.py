@@ -1,7 +1,7 @@
-"""A model of a repository on disk, read only where it is whole.
+"""Reads a model of a repository on disk after it has checked that the model is intact.
 
 Rules of this file:
-- Our own Triton loads nothing that was not read here: structure, artifacts and configuration are checked first.
+- The child Triton loads only models that passed this check of structure, artifacts and configuration.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from labelmint.triton.model_config import check_artifacts, read_config, version_
 
 
 def read_whole_model(repository: Path, name: str, calibrated: bool = True) -> ServedModel:
-    """An ensemble on disk that our own Triton may load; without its calibration where that is not wanted.
+    """Read an ensemble that the child Triton may load; with `calibrated` False, without its calibration.
 
-    Raises UnusableFile unless an export wrote it and its steps are the files that its digest names.
+    Raises UnusableFile unless an export wrote the ensemble and its steps match its digest.
     """
     check_models(repository, [name])
     path = repository / name / "config.pbtxt"

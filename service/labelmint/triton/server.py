@@ -1,11 +1,11 @@
 """Runs the `tritonserver` of the nvidia-pytriton wheel as a child process.
 
 Rules of this file:
-- The wheel's files stay untouched: the backend directory is a copy in the `Workplace` of the run (Triton refuses a
-  backend library that is a link out of its directory). No path of the user's is told to Triton, links to them are.
-- The child loads what it is told to: who starts it has the models checked before (`artifacts`).
-- The child listens on loopback only, in a process group of its own, and dies with this process.
-- What Triton says on its way up is kept: a start that fails tells the user why, in one line of Triton's words.
+- The wheel's files stay unchanged. The backend directory is a copy in the run's `Workplace`, because Triton refuses a
+  backend library that is a link out of its directory. Triton never gets a user's path, only links to it.
+- The child loads every model that it is given. The code that starts it must check the models before (`artifacts`).
+- The child listens on loopback only, runs in its own process group, and ends when this process ends.
+- The last lines of Triton's log are kept. When a start fails, the error quotes Triton's reason in one line.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ from labelmint.triton.workplace import Workplace
 logger = logging.getLogger(__name__)
 
 BACKENDS = Path(__file__).parent / "backends"
-KERNEL = Path(interpreter.__file__).parent  # of the `labelmint` backend, which finds it under the name below
+KERNEL = Path(interpreter.__file__).parent  # the `labelmint` backend imports it under the name below
 KERNEL_NAME = "labelmint_kernel"
 DIE_WITH_PARENT = Path(__file__).parent / "die_with_parent.py"
-REPOSITORY = "repository"  # its name for Triton
+REPOSITORY = "repository"  # the name of the link that Triton gets
 EXIT_TIMEOUT_SECONDS = 20
 START_TIMEOUT_SECONDS = 180.0
 _POLL_SECONDS = 0.1
 _LOG_LINES = 400
-# Triton's own, and the last words of a C++ program that an exception ends.
+# Triton's error lines, and the last line of a C++ program that ends by an exception.
 _ERROR = re.compile(r'E[01]\d{3} \S+ +\d+ \S+\] "?(.*?)"?$|\s*what\(\): +(.*)$')
 _COLOURS = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
-# What Triton calls errors wherever there is no GPU.
+# Triton logs these as errors on every machine without a GPU.
 _NO_GPU = ("CudaDriverHelper", "CUDA driver version")
 
 
@@ -58,21 +58,21 @@ class TritonServer:
     def __init__(
         self, repository: Path, models: Sequence[str], log_path: Path | None = None, traces_url: str = ""
     ) -> None:
-        """Serve `models` (Triton names; an ensemble brings its steps) of `repository`: those that a start loads.
+        """Each start loads `models` of `repository`. They are Triton names; an ensemble includes its steps.
 
-        `log_path` receives Triton's whole log; without it only the last lines are kept for error messages.
-        `traces_url` receives Triton's spans of the requests that bring a trace, over OTLP/HTTP.
+        `log_path` receives Triton's whole log. Without it, only the last lines are kept, for error messages.
+        `traces_url` receives Triton's spans of requests with a trace, over OTLP/HTTP.
         """
         self.models = tuple(models)
         self._repository = repository
         self._log_path = log_path
         self._traces_url = traces_url
         self._process: asyncio.subprocess.Process | None = None
-        self._group: int | None = None  # of processes, to be killed
+        self._group: int | None = None  # the process group to kill
         self._reader: asyncio.Task[None] | None = None
         self._lines: deque[str] = deque(maxlen=_LOG_LINES)
-        self._workplace: Workplace | None = None  # from a start to the end of all its processes
-        # Chosen once, so that clients find the child again after it was started again.
+        self._workplace: Workplace | None = None  # exists from a start until all processes of the run ended
+        # Chosen once: clients reach the child at the same ports after a restart.
         self._grpc_port, self._metrics_port = _free_ports(2)
         self.grpc_url = f"127.0.0.1:{self._grpc_port}"
         self.metrics_url = f"http://127.0.0.1:{self._metrics_port}/metrics"
@@ -86,11 +86,11 @@ class TritonServer:
         return self._process.pid if self._process is not None else None
 
     async def start(self) -> None:
-        """Launch the process; readiness is asked over gRPC by the caller.
+        """Launch the process. The caller checks readiness over gRPC.
 
-        Raises InsufficientResources where the models could not hand on their tensors.
+        Raises InsufficientResources if the shared memory is too small for the models' tensors.
         """
-        self.kill()  # what is left of the last process
+        self.kill()  # ends what is left of the last run
         self.check_room(self.models)
         self._lines.clear()
         root = _wheel_root()
@@ -109,13 +109,13 @@ class TritonServer:
             "--disable-auto-complete-config",
             "--grpc-address=127.0.0.1",
             f"--grpc-port={self._grpc_port}",
-            "--allow-http=false",  # all that we ask goes over gRPC
+            "--allow-http=false",  # the gateway uses only gRPC
             "--metrics-address=127.0.0.1",
             f"--metrics-port={self._metrics_port}",
             f"--exit-timeout-secs={EXIT_TIMEOUT_SECONDS}",
             *self._tracing(),
             f"--backend-config=python,shm-region-prefix-name={workplace.shared_memory}",
-            # A cold disk or a busy machine takes longer than the usual 30 s to read a model process's libraries.
+            # On a cold disk or a busy machine, a model process reads its libraries for more than the default 30 s.
             f"--backend-config=python,stub-timeout-seconds={START_TIMEOUT_SECONDS:.0f}",
         ]
         log = self._open_log()
@@ -125,45 +125,45 @@ class TritonServer:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
-            limit=1 << 20,  # bytes of the longest line; a longer one would end the reading
+            limit=1 << 20,  # bytes of the longest line; a longer one would end the reading of the log
             start_new_session=True,
         )
         self._group = self._process.pid
         self._reader = asyncio.create_task(self._read_log(self._process, log))
 
     def check_room(self, models: Iterable[str]) -> None:
-        """Raises InsufficientResources unless these models fit into the shared memory beside what others hold of it."""
+        """Raises InsufficientResources unless the free shared memory is enough for these models."""
         check_room(self._repository, models, "" if self._workplace is None else self._workplace.shared_memory)
 
     async def wait(self) -> int:
         """Wait until the child ends; returns its exit code."""
         assert self._process is not None
-        # Python before 3.12.5 waits for the end of its output too, which a model process that outlived it keeps open.
+        # Python before 3.12.5 also waits for the end of the output, and a surviving model process keeps that open.
         while self._process.returncode is None:
             await asyncio.sleep(_POLL_SECONDS)
         return self._process.returncode
 
     async def explain_end(self) -> str:
-        """How a child has ended and, where its log says an error, that; after its last lines were read."""
+        """Read the last lines of the log; return how the child ended, with an error from its log if there is one."""
         assert self._process is not None and self._reader is not None
-        # A model process that outlived the child keeps the pipe open.
+        # A model process that outlives the child keeps the pipe open, so this wait has a limit.
         await asyncio.wait([self._reader], timeout=1.0)
         code = self._process.returncode
         assert code is not None
         if code > 0:
             return f"Triton ended with exit code {code}. It said: {self.explain()}"
-        # Somebody else's doing: what it said last has nothing to do with it, unless it is an error.
+        # Something outside ended Triton. Its last log line is unrelated, unless it is an error.
         said = f". Its last error: {self._quoted(errors[-1:])}" if (errors := self._errors()) else ""
         return f"Triton {f'was killed by {_signal_name(-code)}' if code else 'ended with exit code 0'}{said}"
 
     def with_own_paths(self, said: str) -> str:
-        """Triton's words, with the repository called as the user calls it."""
+        """Return a message of Triton with the repository's path as the user gave it."""
         if self._workplace is None:
             return said
         return said.replace(str(self._workplace.path / REPOSITORY), str(self._repository))
 
     def explain(self) -> str:
-        """In one line what Triton's log says is wrong: why a model failed, or its first error, or its last line."""
+        """Return one line of Triton's log: why a model failed to load, or the first error, or the last line."""
         errors = self._errors()
         failed = [error for error in errors if error.startswith("failed to load")]
         said = failed or errors[:1] or [line for line in self._lines if line.strip()][-1:]
@@ -174,13 +174,13 @@ class TritonServer:
         return [error for error in errors if not any(text in error for text in _NO_GPU)]
 
     def _quoted(self, said: Sequence[str]) -> str:
-        more = f"; and {len(said) - 1} models more" if len(said) > 1 else ""
-        where = "" if self._log_path is not None else "; --triton-log FILE keeps the rest"
-        # Triton writes the lines of a message in one, and a Python backend adds where in its code it failed.
+        more = f"; and {len(said) - 1} more models" if len(said) > 1 else ""
+        where = "" if self._log_path is not None else "; --triton-log FILE keeps the whole log"
+        # Triton joins the lines of a message with a literal \n. A Python backend adds lines that say where it failed.
         return self.with_own_paths(said[0].partition("\\n")[0]) + more + where
 
     async def stop(self) -> None:
-        """SIGTERM, wait for the exit timeout, then SIGKILL to the whole group; leaves no file behind."""
+        """Send SIGTERM, wait for the exit timeout, then SIGKILL the whole group. Leaves no file behind."""
         if self._process is not None:
             if self._process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
@@ -193,8 +193,8 @@ class TritonServer:
             await self._reader
 
     def kill(self) -> None:
-        """End the child and its processes at once, whatever they do; leaves no file behind."""
-        # Model processes of a killed server outlive it; the group is theirs too. Once: later its number is another's.
+        """Kill the child and its processes at once. Leaves no file behind."""
+        # Model processes outlive a killed server but are in its group. Kill once: the group's number may be reused.
         group, self._group = self._group, None
         if group is not None:
             with contextlib.suppress(ProcessLookupError):
@@ -222,7 +222,7 @@ class TritonServer:
             raise UnusableFile(self._log_path, f"cannot be written: {error.strerror}") from error
 
     async def _read_log(self, process: asyncio.subprocess.Process, log: BinaryIO | None) -> None:
-        """Read to the end whatever happens to the file: a full pipe would stop Triton."""
+        """Read the pipe to its end even if the file cannot be written: a full pipe would block Triton."""
         assert process.stdout is not None
         async for raw in process.stdout:
             self._lines.append(_COLOURS.sub("", raw.decode("utf-8", "replace")).rstrip())
@@ -238,9 +238,9 @@ class TritonServer:
 
 
 async def wait_until_ready(server: TritonServer, stop: asyncio.Event | None = None) -> None:
-    """Return when all models that it has by then are ready, or `stop` is set.
+    """Return when all current `models` of the server are ready, or `stop` is set.
 
-    Raises TritonUnavailable with Triton's own words.
+    Raises TritonUnavailable with Triton's own message.
     """
     client = TritonClient(server.grpc_url)
     deadline = time.monotonic() + START_TIMEOUT_SECONDS
@@ -276,9 +276,10 @@ def _wheel_root() -> Path:
 
 
 def _backend_directory(root: Path, directory: Path) -> Path:
-    """Copies of the wheel's Python backend, its stub for this Python, and our backends.
+    """Copy the wheel's Python backend, its stub for this Python version, and labelmint's backends.
 
-    What our backends share goes into the Python backend's folder: all Python-based backends have it on their path.
+    Code that labelmint's backends share goes into the Python backend's folder, which is on the path of all Python-based
+    backends.
     """
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     triton = root / "pytriton" / "tritonserver"
@@ -298,14 +299,14 @@ def _backend_directory(root: Path, directory: Path) -> Path:
 
 
 def _environment(libraries: Path) -> dict[str, str]:
-    """The child's environment: the wheel's libraries, this Python's library and this environment's packages."""
+    """Return the child's environment: with the wheel's libraries, this Python's library and its packages."""
     environment = dict(os.environ)
     directories = [str(libraries)]
     library = sysconfig.get_config_var("LIBDIR")
     if library and sysconfig.get_config_var("Py_ENABLE_SHARED"):
         directories.append(library)
     environment["LD_LIBRARY_PATH"] = os.pathsep.join([*directories, *filter(None, [os.environ.get("LD_LIBRARY_PATH")])])
-    # The stub ignores PYTHONPATH; it takes the environment of the first python3 on the PATH.
+    # The stub ignores PYTHONPATH. It uses the environment of the first python3 on the PATH.
     bin_directory = str(Path(sys.executable).absolute().parent)
     environment["PATH"] = os.pathsep.join([bin_directory, os.environ.get("PATH", os.defpath)])
     environment["PYTHONDONTWRITEBYTECODE"] = "1"
@@ -313,9 +314,9 @@ def _environment(libraries: Path) -> dict[str, str]:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports of which the kernel gives none to an outgoing connection: while Triton is away nobody takes them by chance.
+    """Return free ports that the kernel gives to no outgoing connection. They thus stay free while Triton restarts.
 
-    Without such ports, any that are free.
+    If there are none, return any free ports.
     """
     first_outgoing = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     ours = range(first_outgoing * 2 // 3, first_outgoing)

@@ -1,9 +1,9 @@
-"""Zip archives as `labelmint export` writes them, and the weights of the `labelmint` backend that lie in one.
+"""Checks zip archives as `labelmint export` writes them, and the weights of the `labelmint` backend in such an archive.
 
 Rules of this file:
-- Entries are stored, not compressed, and lie one behind the other from the first byte to the directory: nothing is
-  hidden between them, nothing is larger than the file, and no two readers see different entries.
-- The directory is held to a size before it is read, and each entry's own header to what the directory says of it.
+- Entries must be stored, not compressed, and lie directly one after another from the first byte to the directory. Then
+  nothing is hidden between them, nothing is larger than the file, and all readers see the same entries.
+- The size of the directory is checked before it is read. The header of each entry must agree with the directory.
 
 Source: APPNOTE.TXT 4.3 of PKWARE, and numpy's description of the .npy format.
 """
@@ -22,24 +22,24 @@ import numpy as np
 
 from labelmint.triton.regular_file import Malformed, RegularFile, shown
 
-MAX_ZIP_BYTES = (2 << 30) - 1  # beyond it the format changes
+MAX_ZIP_BYTES = (2 << 30) - 1  # above this, the format changes
 _MAX_DIRECTORY_BYTES = 1 << 20
-_ENTRY = struct.Struct("<4s4xHHHHIIIHHHHHII")  # of the directory, from its signature to the entry's offset
+_ENTRY = struct.Struct("<4s4xHHHHIIIHHHHHII")  # an entry of the directory, from its signature to the entry's offset
 _HEADER = struct.Struct("<4s2xHHHHIIIHH")
 _END = struct.Struct("<4sHHHHIIH")
 _ARRAY = re.compile(r"(projection_[1-9]\d{0,4}|bias[123]|weight[23]|task|score_kind)\.npy")
 _ARRAY_HEADER_BYTES = 256
-# numpy gives these no types.
+# numpy has no type annotations for these.
 _read_magic: Callable[[io.BytesIO], tuple[int, int]] = np.lib.format.read_magic
 _read_header: Callable[[io.BytesIO], tuple[tuple[int, ...], bool, np.dtype[Any]]] = np.lib.format.read_array_header_1_0
-# What numpy raises over the header of an array.
+# numpy raises these for a malformed header of an array.
 _UNREADABLE = (ValueError, TypeError, SyntaxError, MemoryError, RecursionError, EOFError, tokenize.TokenError)
 
 
 def read_directory(file: RegularFile) -> dict[str, tuple[int, int]]:
-    """Where each entry's bytes start and how many they are; raises Malformed."""
+    """Return the start and length of each entry's bytes, by name. Raises Malformed."""
     if file.size < _END.size or file.read(0, 4) != b"PK\x03\x04":
-        raise Malformed("is no zip archive")
+        raise Malformed("is not a zip archive")
     end = file.size - _END.size
     signature, disk, first_disk, here, count, size, offset, comment = _END.unpack(file.read(end, _END.size))
     if (signature, disk, first_disk, here, comment) != (b"PK\x05\x06", 0, 0, count, 0) or offset + size != end:
@@ -62,7 +62,7 @@ def read_directory(file: RegularFile) -> dict[str, tuple[int, int]]:
         if flags or method or packed != length:
             raise Malformed(f"has the entry {shown(name)} compressed or encrypted, which no export does")
         if start != expected or name in entries:
-            raise Malformed(f"has the entry {shown(name)} twice, or not behind the one before it")
+            raise Malformed(f"has the entry {shown(name)} twice, or not directly after the one before it")
         header = (b"PK\x03\x04", flags, method, time, date, crc, packed, length, name_bytes, 0)
         data = start + _HEADER.size + name_bytes
         expected = data + length
@@ -81,7 +81,7 @@ def read_directory(file: RegularFile) -> dict[str, tuple[int, int]]:
 
 
 def check_native(file: RegularFile) -> None:
-    """Raises Malformed unless the file holds plain arrays, each as large as it says. The backend looks at the rest."""
+    """Raises Malformed unless the file has plain arrays of the declared sizes. The backend checks the rest."""
     for name, (start, length) in read_directory(file).items():
         if not _ARRAY.fullmatch(name):
             raise Malformed(f"has the entry {shown(name)}, which no export has")

@@ -1,12 +1,12 @@
-"""Proves that a TorchScript archive is a traced graph of ours: tensors, and operators that only compute.
+"""Checks that a TorchScript archive is a traced graph as labelmint exports it: tensors and operators that only compute.
 
 Rules of this file:
-- TorchScript is a language. Its code is torch's own and never Python's, but it has operators that write and map files
-  (`save`, `from_file`), classes that load libraries, and operators that trust their arguments. So each word of the code
-  must be known: straight lines of assignments, over the operators of OPERATORS.
-- torch reads pickles by a machine of its own, which knows torch's classes and believes declared sizes. So each
-  instruction and each name of a pickle must be known, and each tensor lies within its storage's bytes.
-- What `labelmint export` writes is all that is let in; scripted modules are not.
+- TorchScript is a language. torch runs its code, not Python, but the language has operators that write and map files
+  (`save`, `from_file`), classes that load libraries, and operators that do not check their arguments. So each token of
+  the code must be known: only sequences of assignments that use the operators of OPERATORS are allowed.
+- torch reads pickles with its own unpickler, which knows torch's classes and trusts declared sizes. So each instruction
+  and each name of a pickle must be known, and each tensor must lie within the bytes of its storage.
+- Only what `labelmint export` writes is accepted. Scripted modules are refused.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 from labelmint.triton.regular_file import Malformed, RegularFile, shown
 from labelmint.triton.stored_zip import read_directory
 
-# torch reads the arguments of these with care, and they do nothing but compute.
+# torch checks the arguments of these operators, and they only compute.
 OPERATORS = frozenset(
     """
     _convolution abs adaptive_avg_pool2d add addmm amax amin arange argmax argmin avg_pool2d baddbmm batch_norm bmm cat
@@ -35,7 +35,7 @@ OPERATORS = frozenset(
     """.split()  # noqa: SIM905
 )
 _CALLABLE = frozenset(("annotate", "float", "forward", "int", "return"))
-# Words that mean more than a variable does, in the language or in torch's reader of it.
+# Names with a special meaning in the language or in torch's parser; none of them is a variable.
 _RESERVED = frozenset(
     """and as assert async await break class continue del elif else except finally for from global if import in is
     lambda nonlocal not or pass raise try while with yield CONSTANTS __torch__ ops torch getattr setattr hasattr fork
@@ -49,9 +49,9 @@ _TOKEN = re.compile(
 _HEAD = "class PlaceholderModule(Module):\n"
 _MAX_NESTING = 50
 _MODULE = "__torch__.PlaceholderModule"
-# What a traced function is wrapped in: a module with one attribute, `training`.
+# The module around a traced function, with one attribute, `training`.
 _MODULE_PICKLE = b"\x80\x02c__torch__\nPlaceholderModule\nq\x00)\x81}(X\x08\x00\x00\x00trainingq\x01\x88ubq\x02."
-# Ten times what a generator at 1024x1024 has; both are read word by word.
+# Ten times the size for a generator at 1024x1024. Both files are checked token by token.
 _MAX_CODE_BYTES = 1 << 20
 _MAX_PICKLE_BYTES = 1 << 18
 _STORAGES = {
@@ -64,7 +64,7 @@ _STORAGES = {
 
 
 def check_torchscript(file: RegularFile) -> None:
-    """Raises Malformed unless torch can load the file and run it without doing anything but compute."""
+    """Raises Malformed unless torch can load and run the file and it only computes."""
     entries = read_directory(file)
     parts: dict[str, bytes] = {}
     for name, limit in (
@@ -76,9 +76,9 @@ def check_torchscript(file: RegularFile) -> None:
             raise Malformed(f"has no {name}, or one that no export has")
         parts[name] = file.read(start, length)
     if parts["data.pkl"] != _MODULE_PICKLE:
-        raise Malformed("is no traced function of ours: its data.pkl is another one")
+        raise Malformed("is not a traced function as labelmint exports it: its data.pkl differs")
     if not re.fullmatch(rb"\d{1,3}\n", parts["version"]) or parts["byteorder"] != b"little":
-        raise Malformed("has a version or an order of bytes that no export has")
+        raise Malformed("has a version or a byte order that no export has")
     check_code(parts["code/__torch__.py"])
     used = _storages(parts["constants.pkl"])
     found = {name.removeprefix("archive/constants/"): length for name, (_, length) in entries.items()}
@@ -88,7 +88,7 @@ def check_torchscript(file: RegularFile) -> None:
 
 
 def check_code(code: bytes) -> None:
-    """Raises Malformed at the first word that is not one of a traced function's."""
+    """Raises Malformed at the first token that no traced function has."""
     try:
         text = code.decode("ascii")
     except UnicodeDecodeError:
@@ -109,7 +109,7 @@ def check_code(code: bytes) -> None:
         elif token == "(":
             _check_call(before, kind)
         elif kind == match.lastgroup == "text":
-            raise Malformed("has code that no trace has: texts without anything between them")
+            raise Malformed("has code that no trace has: strings with nothing between them")
         nesting += (token in ("(", "[")) - (token in (")", "]"))
         if nesting > _MAX_NESTING:
             raise Malformed(f"has code that nests deeper than {_MAX_NESTING}")
@@ -125,19 +125,19 @@ def _check_name(name: str) -> None:
         "__torch__": name == _MODULE,
     }
     if not (known.get(root, False) if rest else root not in _RESERVED):
-        raise Malformed(f"uses {shown(name)}, which no trace of ours may; with a generator that needs it, use ONNX")
+        raise Malformed(f"uses {shown(name)}, which no trace may use; if the generator needs it, export it to ONNX")
 
 
 def _check_call(before: str, kind: str) -> None:
-    """What stands before a parenthesis that opens: an operator, or nothing that could be called."""
+    """Check the token before an opening parenthesis: an allowed operator, or a token that cannot be called."""
     if before in (")", "]") or kind in ("text", "number"):
         raise Malformed(f"has code that no trace has: a call of what comes before {shown(before)}")
     if kind == "name" and before not in _CALLABLE and not before.startswith(("torch.", "ops.")):
-        raise Malformed(f"calls {shown(before)}, which no trace of ours may; with a generator that needs it, use ONNX")
+        raise Malformed(f"calls {shown(before)}, which no trace may call; if the generator needs it, export it to ONNX")
 
 
 class _Global(str):
-    """The name of a class or function; never looked up."""
+    """The name of a class or function. It is never imported."""
 
 
 @dataclass(frozen=True)
@@ -146,15 +146,15 @@ class _Storage:
 
 
 class _Tensor:
-    """One that lies within its storage."""
+    """A tensor that lies within its storage."""
 
 
 class _Hooks:
-    """An empty OrderedDict."""
+    """An empty OrderedDict: the backward hooks of a tensor."""
 
 
 def _storages(pickle: bytes) -> dict[str, int]:
-    """The storages that the tensors of constants.pkl need, key to bytes, by a machine that knows nothing else."""
+    """Return the storages that the tensors of constants.pkl need, key to bytes. Refuse any other content."""
     machine = _Machine()
     try:
         for opcode, argument, _ in pickletools.genops(pickle):
@@ -165,7 +165,7 @@ def _storages(pickle: bytes) -> dict[str, int]:
         raise Malformed(f"has a constants.pkl that is damaged: {str(error)[:100]}") from None
     (value,) = machine.stack if len(machine.stack) == 1 else (None,)
     if not isinstance(value, tuple) or not all(isinstance(item, _Tensor) for item in value):
-        raise Malformed("has constants that are no tensors")
+        raise Malformed("has constants that are not tensors")
     return machine.storages
 
 
@@ -203,7 +203,7 @@ class _Machine:
             raise Malformed(f"has a constants.pkl with the instruction {name}, which no export has")
 
     def _storage(self, value: Any) -> _Storage:
-        """Of ("storage", class, key, device, elements)."""
+        """Make a storage from ("storage", class, key, device, elements)."""
         word, kind, key, device, count = value
         if not isinstance(kind, _Global) or kind not in _STORAGES or (word, device) != ("storage", "cpu"):
             raise Malformed("has a storage of a kind or device that no export has")

@@ -1,10 +1,10 @@
-"""The directory of a run of our own Triton, in which it finds everything under names that a shell reads as they are.
+"""The temporary directory for a run of the child Triton, in which every path is safe for a shell.
 
 Rules of this file:
-- Triton's Python backend starts each model process through a shell and quotes nothing: a blank in a path cuts it, and
-  `$(...)` in one is run. So no path of the user's reaches Triton; symbolic links of ours lead there.
-- The owner holds a lock on the directory as long as it lives, however it ends. Who starts later removes what has no
-  owner any more, with the shared memory that is named after it; of this user's only.
+- Triton's Python backend starts each model process through a shell and quotes nothing. A blank would split a path, and
+  `$(...)` in one would be run. So Triton never gets a user's path; it gets symbolic links in this directory.
+- The owner process keeps a lock on the directory while it lives, and the system releases the lock however it ends. A
+  later start removes directories without an owner and the shared memory named after them, but only this user's.
 """
 
 from __future__ import annotations
@@ -22,41 +22,41 @@ from labelmint.core.errors import InsufficientResources
 from labelmint.triton.shared_memory import SHARED_MEMORY
 
 PREFIX = "labelmint-triton-"
-_OWNED = re.compile(PREFIX + "([a-z0-9_]{8})")  # as mkdtemp names them
+_OWNED = re.compile(PREFIX + "([a-z0-9_]{8})")  # the names that mkdtemp chooses
 _LOCK = "owner.lock"
 _USUAL = ("/tmp", "/var/tmp")
 _PLAIN = re.compile(r"[A-Za-z0-9/._+@-]+")
 
 
 class Workplace:
-    """`path` is the directory; the names of its shared memory begin with `shared_memory`."""
+    """`path` is the directory. The names of the run's shared memory begin with `shared_memory`."""
 
     def __init__(self) -> None:
-        """Raises InsufficientResources where no temporary directory can be used."""
+        """Create the directory. Raises InsufficientResources if no temporary directory is usable."""
         base = _base()
         _sweep(base)
         self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))
         self.shared_memory = _shared_memory_of(self.path)
-        # Locked before it has its name: a lock that can be taken has no owner.
+        # The file is locked before it gets its name: if another process can lock the named file, the owner has ended.
         aside = self.path / f".{_LOCK}"
         self._lock = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         os.replace(aside, self.path / _LOCK)
 
     def link(self, name: str, target: Path) -> Path:
-        """The path, of plain characters, at which `target` is found."""
+        """Link to `target`; return the path of the link, which is safe for a shell."""
         path = self.path / name
         path.symlink_to(target.absolute())
         return path
 
     def remove(self) -> None:
-        """With its shared memory; no process may be left that uses them."""
+        """Remove the directory and its shared memory. No process may still use them."""
         _remove(self.path)
         os.close(self._lock)
 
 
 def _base() -> Path:
-    """The temporary directory or, where programs may not run in it or its path is not plain, a usual one."""
+    """Return the temporary directory, or a usual one if that forbids programs or its path is not shell-safe."""
     preferred = tempfile.gettempdir()
     for candidate in map(Path, (preferred, *_USUAL)):
         with contextlib.suppress(OSError):
@@ -64,13 +64,13 @@ def _base() -> Path:
             if _PLAIN.fullmatch(str(candidate)) and runs and os.access(candidate, os.R_OK | os.W_OK | os.X_OK):
                 return candidate
     raise InsufficientResources(
-        "our own Triton needs a temporary directory in which programs may run, with a path of letters, digits and "
-        f"`/._+@-` alone; {preferred!r} is not one, nor is {' or '.join(_USUAL)}: set TMPDIR"
+        "the gateway's own Triton needs a temporary directory that allows programs to run and whose path has only "
+        f"letters, digits and `/._+@-`; {preferred!r} is not one, nor is {' or '.join(_USUAL)}: set TMPDIR"
     )
 
 
 def _sweep(base: Path) -> None:
-    """Remove what killed owners left. What cannot be removed stays: it keeps nobody from starting."""
+    """Remove the directories of killed owners. Those that cannot be removed stay, since they prevent no start."""
     for path in [entry for entry in base.iterdir() if _OWNED.fullmatch(entry.name)]:
         with contextlib.suppress(OSError):  # it has an owner, or no lock yet
             _remove_abandoned(path)

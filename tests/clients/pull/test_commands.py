@@ -146,7 +146,7 @@ def test_help_and_what_is_missing(tmp_path: Path) -> None:
     )
     for missing, program, said in (
         ("PIL", "labelmint_client", f"PIL is missing; {INSTALL}"),
-        ("labelmint_client", "labelmint", f"`verify` is the client's; {INSTALL}"),
+        ("labelmint_client", "labelmint", f"`verify` is a client command; {INSTALL}"),
     ):
         command = [sys.executable, "-c", script.format(missing, program)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, cwd=tmp_path)

@@ -1,10 +1,10 @@
-"""Around every request on either wire: its id, its span, and one line in the log when it is over.
+"""The access log of REST and gRPC: each request gets an id and a trace span, and one log line when it ends.
 
 Rules of this file:
-- The id comes back with every answer as `x-request-id`: a response header in REST, trailing metadata in gRPC.
-- A request is over with the last byte of its answer; a stream is one request.
-- What the probes and the metrics ask is logged at level debug.
-- `status` is a number on either wire, HTTP's or gRPC's; gRPC's name of it is `code`.
+- Every response carries the request id as `x-request-id`: a response header in REST, trailing metadata in gRPC.
+- A request ends with the last byte of its response. A stream is one request.
+- Requests for health checks and metrics are logged at level debug.
+- `status` is a number for both protocols, HTTP's or gRPC's. For gRPC, `code` is the name of that number.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ logger = logging.getLogger(__name__)
 
 REQUEST_ID_HEADER = "x-request-id"
 _PROBES = (ALIVE_PATH, READY_PATH, "/metrics")
-_MAX_PATH = 200  # characters of a path that are logged
+_MAX_PATH = 200  # logged characters of a path or a model name
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
-# What says that the server failed, not its caller.
+# These codes say that the server failed, not the client.
 _SERVER_CODES = ("UNKNOWN", "INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNIMPLEMENTED", "DEADLINE_EXCEEDED")
 
 
@@ -43,14 +43,14 @@ class _Request:
         self.id = tracing.request_id()
 
     def end(self, level: int, outcome: str, failed: bool, /, **fields: Any) -> None:
-        """`outcome` goes to the trace, `fields` to the log."""
+        """Record `outcome` in the trace and `fields` in the log."""
         seconds = round(time.perf_counter() - self._started, 6)
         logger.log(level, "request", extra={"fields": {**self._fields, **fields, "seconds": seconds}})
         self._end_span(outcome, failed)
 
 
 class RestAccessLog:
-    """ASGI application around the REST application."""
+    """An ASGI application that wraps the REST application."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -76,13 +76,15 @@ class RestAccessLog:
         finally:
             path = scope["raw_path"].decode("latin-1")[:_MAX_PATH]
             level = logging.DEBUG if path in _PROBES else logging.INFO
-            outcome = str(scope.get("state", {}).get("outcome", status))  # a client that left, an answer that broke off
+            outcome = str(
+                scope.get("state", {}).get("outcome", status)
+            )  # set for a client that left or a response that broke off
             told = {"status": int(outcome)} if outcome.isdecimal() else {"outcome": outcome, "status": status}
             request.end(level, outcome, outcome.startswith("5"), path=path, **told, **_caller())
 
 
 class GrpcAccessLog(grpc.aio.ServerInterceptor):
-    """Interceptor around all gRPC services. `in_flight` counts calls of SampleService."""
+    """An interceptor for all gRPC services; it logs and counts (`in_flight`) the calls of SampleService only."""
 
     def __init__(self) -> None:
         self.in_flight = 0
@@ -146,6 +148,6 @@ class GrpcAccessLog(grpc.aio.ServerInterceptor):
 
 
 def _caller() -> dict[str, str]:
-    """Whose token it was; nothing where none is asked for, or none was known."""
+    """The caller whose token the request carried; empty without authentication or for an unknown token."""
     caller = current_caller.get()
     return {} if caller is None else {"caller": caller.name}

@@ -1,9 +1,9 @@
-"""The two addresses that we listen on: taken before anything else is started, for IPv4 and IPv6.
+"""Binds the addresses of the REST and gRPC servers, over IPv4 or IPv6, before anything else starts.
 
 Rules of this file:
-- A port is taken without listening at it: until the door opens, a connection is refused and does not hang.
-- Both doors listen on one address; a host with several is its first IPv4 one.
-- What is refused is named for what it is: the port is in use, the host is not this machine's, a right is missing.
+- A socket is bound first and listens later. Until its server starts, a connection is refused instead of hanging.
+- Both servers listen on the same host address. For a host with several addresses, this is its first IPv4 address.
+- An error names its cause: the port is in use, the host is not an address of this machine, or a permission is missing.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from labelmint.core.errors import CannotListen
 
 
 def bracketed(host: str, port: int) -> str:
-    """HOST:PORT as URLs and gRPC write it."""
+    """HOST:PORT as URLs and gRPC write it, with an IPv6 host in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def take(host: str, port: int, flag: str) -> socket.socket:
-    """A socket bound to the address; 0 is any free port. `flag` chooses the port. Raises CannotListen."""
+    """Return a socket bound to the address; port 0 is any free port. Raises CannotListen, which names `flag`."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
-        raise CannotListen(f"--host {host!r} is no address: {getattr(error, 'strerror', error)}") from error
+        raise CannotListen(f"--host {host!r} is not an address: {getattr(error, 'strerror', error)}") from error
     family, kind, protocol, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
     try:
         taken = socket.socket(family, kind, protocol)
@@ -37,7 +37,7 @@ def take(host: str, port: int, flag: str) -> socket.socket:
     try:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
-            taken.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)  # `::` is IPv4 too, as gRPC has it
+            taken.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)  # `::` accepts IPv4 too, as in gRPC
         taken.bind(address)
     except OSError as error:
         taken.close()
@@ -47,20 +47,20 @@ def take(host: str, port: int, flag: str) -> socket.socket:
 
 @dataclass(frozen=True)
 class Listening:
-    """Where the servers are to listen: sockets that are bound and do not listen yet."""
+    """The sockets of the two servers: bound, but not listening yet."""
 
     http: socket.socket
     grpc: socket.socket
 
     @property
     def ports(self) -> tuple[int, int]:
-        """Of REST and of gRPC."""
+        """The ports of REST and gRPC."""
         return self.http.getsockname()[1], self.grpc.getsockname()[1]
 
 
 @contextmanager
 def take_ports(host: str, http_port: int, grpc_port: int) -> Iterator[Listening]:
-    """Both addresses, until the end of the block; raises CannotListen."""
+    """Bind both ports and close them at the end of the block. Raises CannotListen."""
     with take(host, http_port, "--http-port") as http, take(host, grpc_port, "--grpc-port") as grpc:
         yield Listening(http, grpc)
 
@@ -72,5 +72,5 @@ def cannot_listen(error: OSError, host: str, port: int, flag: str) -> CannotList
     if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
         return CannotListen(f"{where}: this machine has no such address; choose one with --host")
     if error.errno in (errno.EACCES, errno.EPERM):
-        return CannotListen(f"{where}: that takes more rights than this process has; choose a port with {flag}")
+        return CannotListen(f"{where}: this process has no permission for it; choose a port with {flag}")
     return CannotListen(f"{where}: {os.strerror(error.errno or 0)}")

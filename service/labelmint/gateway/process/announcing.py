@@ -1,7 +1,7 @@
-"""What the gateway tells the person who started it.
+"""Reports the gateway's progress, such as "starting" and "ready", to the person who started it.
 
 Rules of this file:
-- It goes to stdout; where machines read the logs, it goes to the log.
+- With text logs a report goes to stdout. With JSON logs it goes to the log, because machines read it there.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class Announcer:
             logger.info("%s", text)
 
     async def announce(self, catalog: Catalog, stop: asyncio.Event, *, ports: tuple[int, int], tls: bool) -> None:
-        """Say what is served once it is; until then say, once, what is waited for.
+        """Report the served models as soon as Triton is ready; report once that the gateway waits for Triton.
 
-        `ports` are those of REST and of gRPC.
+        `ports` are the ports of REST and gRPC.
         """
         waiting = False
         while not stop.is_set():

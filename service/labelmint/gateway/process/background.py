@@ -1,7 +1,7 @@
-"""Tasks that run beside the servers as long as the process serves.
+"""Background tasks that run while the servers run.
 
 Rules of this file:
-- A task that fails is logged at once, and does not take the others with it.
+- The failure of a task is logged at once, and the other tasks go on.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ logger = logging.getLogger(__name__)
 
 @contextlib.asynccontextmanager
 async def running(task: asyncio.Task[None]) -> AsyncIterator[None]:
-    """Until the end of the block; one that fails before is logged at once."""
+    """Let `task` run until the end of the block, then cancel it. If it fails earlier, log that at once."""
 
     def ended(task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("a part of the gateway has failed, the others go on", exc_info=error)
+            logger.error("a background task of the gateway failed; the others go on", exc_info=error)
 
     task.add_done_callback(ended)
     try:

@@ -1,11 +1,12 @@
-"""Connections are bounded at both doors, so that there are always file descriptors for Triton, its log and the models.
+"""Limits the connections of both servers, which keeps file descriptors free for Triton, its log and the models.
 
 Rules of this file:
-- Beyond the bound the REST connection that was idle longest makes room; where none is idle, the new one is closed as
-  it comes. gRPC closes the new one; its core does so by itself.
-- Half a request does not hold its place for ever: what is not whole in time loses its connection.
-- asyncio must not run out of descriptors: it then logs a traceback for every place of its backlog, thousands a second
-  (python/cpython#151615), and the gateway does little else.
+- At the limit, the REST server closes the connection that was idle longest and accepts the new one. If no connection
+  is idle, it closes the new one. gRPC's core closes the new one by itself.
+- A client must send a whole request in time, or the server closes the connection. An incomplete request would
+  otherwise occupy its connection for ever.
+- asyncio must not run out of descriptors. It would log a traceback for every entry of its backlog, thousands a second
+  (python/cpython#151615), and the gateway would do little else.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ from labelmint.core.errors import InsufficientResources
 
 logger = logging.getLogger(__name__)
 
-# From the connection, or from the first byte of a later request, to the last one of its body; the TLS handshake of
-# either door has a time of its own.
+# From the start of the connection, or from the first byte of a later request, to the last byte of the request's body.
+# The TLS handshake has a time limit of its own in both servers.
 REQUEST_SECONDS = 30.0
-# Beside the connections: our own Triton has 69 with two models, this process 20.
+# In addition to the connections: the child Triton uses 69 with two models, this process 20.
 _OTHER_DESCRIPTORS = 224
 _TOLD_SECONDS = 60.0
 
@@ -42,22 +43,22 @@ def grpc_options(max_connections: int) -> list[tuple[str, int]]:
 
 
 def grant_descriptors(max_connections: int) -> None:
-    """Raise this process's limit to what it may need; raises InsufficientResources where that is not allowed."""
+    """Raise this process's limit of open files to its need. Raises InsufficientResources if that is not allowed."""
     needed = _OTHER_DESCRIPTORS + 2 * max_connections
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < needed:
         if hard != resource.RLIM_INFINITY and hard < needed:
             raise InsufficientResources(
-                f"this process may have {hard} files open, and {max_connections} connections at each door take "
-                f"{needed}: raise the limit (ulimit -n) or lower --max-connections"
+                f"this process may open {hard} files, but {max_connections} connections at each of the two servers "
+                f"need {needed}: raise the limit (ulimit -n) or lower --max-connections"
             )
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 class BoundedListener(socket.socket):
-    """Takes the place of a listening socket and accepts no more than `most` connections at a time.
+    """Replaces a listening socket and keeps at most `most` accepted connections open at a time.
 
-    `make_room` ends one that nobody uses, if there is one, and tells whether it did.
+    `make_room` closes an idle connection, if there is one, and returns whether it did.
     """
 
     def __init__(self, listener: socket.socket, most: int, make_room: Callable[[], bool] = lambda: False) -> None:
@@ -68,7 +69,7 @@ class BoundedListener(socket.socket):
         self._told = float("-inf")
 
     def accept(self) -> tuple[socket.socket, Any]:
-        """Raises ConnectionAbortedError for one too many, which asyncio takes as one that went by itself."""
+        """Raises ConnectionAbortedError beyond the limit; asyncio treats it as a connection that the client ended."""
         connection, address = super().accept()
         if len(self._accepted) >= self._most:
             self._accepted = weakref.WeakSet(each for each in self._accepted if each.fileno() >= 0)
@@ -76,20 +77,20 @@ class BoundedListener(socket.socket):
             connection.close()
             if time.monotonic() - self._told > _TOLD_SECONDS:
                 self._told = time.monotonic()
-                logger.warning("the REST door has its %d connections; others are closed", self._most)
+                logger.warning("the REST server has its limit of %d connections; new ones are closed", self._most)
             raise ConnectionAbortedError
-        # asyncio does this only where the listener's protocol is spelt out, which uvicorn's is not. Without it the
-        # second write of an answer waits for the client's delayed acknowledgement of the first: 40 ms.
+        # asyncio sets this only if the listener names its protocol, which uvicorn's does not. Without it, the second
+        # write of a response waits 40 ms for the client's delayed acknowledgement of the first.
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._accepted.add(connection)
         return connection, address
 
 
 class ImpatientHttp(H11Protocol):
-    """uvicorn's HTTP/1.1, which by itself waits for a request for ever."""
+    """uvicorn's HTTP/1.1 protocol with a time limit for requests; uvicorn's own waits for a request for ever."""
 
     _limit: asyncio.TimerHandle | None = None
-    idle_since: float | None = None  # kept for a next request, by the loop's clock
+    idle_since: float | None = None  # since when it waits for the next request, by the loop's clock
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -105,7 +106,7 @@ class ImpatientHttp(H11Protocol):
 
     def on_response_complete(self) -> None:
         self.idle_since = self.loop.time()
-        super().on_response_complete()  # which may begin the next one
+        super().on_response_complete()  # this may begin the next request
         if self.cycle is not None and not self.cycle.response_complete:
             self.idle_since = None
 
@@ -120,7 +121,7 @@ class ImpatientHttp(H11Protocol):
 
 
 def make_room(connections: Iterable[Any]) -> bool:
-    """End the REST connection that was idle longest: keeping it is a courtesy, and another one wants its place."""
+    """Close the REST connection that was idle longest; return False if none is idle."""
     idle = [each for each in connections if each.idle_since is not None and not each.transport.is_closing()]
     if not idle:
         return False

@@ -1,7 +1,7 @@
-"""The check that a gateway which other machines can reach asks its callers for something.
+"""Checks that a gateway which other machines can reach requires authentication.
 
 Rules of this file:
-- An address is judged by what it resolves to, so that a name of this machine is treated as its loopback address is.
+- The check looks at the addresses that a host name resolves to. A name of the loopback address thus counts as loopback.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from labelmint.gateway.process.settings import ServeSettings
 
 
 def check_exposure(settings: ServeSettings) -> None:
-    """Raises Exposed where anyone could ask from outside this machine and nobody said that they may."""
+    """Raises Exposed if clients on other machines need no authentication and the settings do not allow that."""
     restricted = settings.tokens_file is not None or settings.tls_client_ca is not None
     if restricted or settings.insecure:
         return
     try:
         addresses = {str(entry[4][0]) for entry in socket.getaddrinfo(settings.host, None)}
     except socket.gaierror as error:
-        raise Exposed(f"--host {settings.host!r} is no address: {error.strerror}") from error
+        raise Exposed(f"--host {settings.host!r} is not an address: {error.strerror}") from error
     if not all(ipaddress.ip_address(address.split("%")[0]).is_loopback for address in addresses):
         raise Exposed(
-            f"--host {settings.host} can be reached from other machines, and anyone there could ask: give "
-            "--tokens-file (or --tls-client-ca), or say --insecure if that is what you want"
+            f"--host {settings.host} can be reached from other machines, and anyone there could send requests: "
+            "set --tokens-file (or --tls-client-ca), or pass --insecure if you want this"
         )

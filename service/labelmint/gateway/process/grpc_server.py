@@ -1,8 +1,8 @@
-"""The gRPC server: its services, limits and port, and its orderly end.
+"""The gRPC server: its services, limits, port and graceful shutdown.
 
 Rules of this file:
-- Interceptors run from the outermost inwards: the access log, authentication, parsing.
-- The port was bound before; here the server begins to listen at it.
+- Interceptors run in this order, outermost first: access log, authentication, parsing.
+- The caller has bound the port before; this file makes the server listen on it.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from labelmint.gateway.rest.app import MAX_BODY_BYTES
 from labelmint.gateway.sampling.core import SamplingCore
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 
-# Clients usually ping every 10 s; a ping may be late, and the next one then comes early.
+# Clients usually ping every 10 s. After a late ping, the next one comes early.
 MIN_PING_SECONDS = 5.0
-# Calls of other services (a client that watches our health) and the last answers on their way, once ours are over.
+# After SampleService's calls ended: time for calls of other services (a health watch) and for the last responses.
 _LAST_SECONDS = 1.0
-# After the age of connections a stream may run as long again before it ends by itself; this comes on top.
+# A stream may run on for the maximum age after its connection reached that age. This time is added on top.
 _CONNECTION_SLACK_SECONDS = 10.0
 
 
@@ -46,7 +46,7 @@ class GrpcServer:
         core: SamplingCore,
         health: HealthServicer,
     ) -> None:
-        """`taken` is bound to the address. Raises CannotListen."""
+        """`taken` is a socket bound to the address. Raises CannotListen."""
         self._grace_seconds = settings.grace_seconds
         self._requests = GrpcAccessLog()
         interceptors: list[grpc.aio.ServerInterceptor] = [self._requests]
@@ -63,7 +63,7 @@ class GrpcServer:
                 self._server.add_insecure_port(bracketed(host, port))
             else:
                 self._server.add_secure_port(bracketed(host, port), security.tls.credentials())
-        except RuntimeError as error:  # another process listens there since
+        except RuntimeError as error:  # another process has started to listen there
             in_use = OSError(errno.EADDRINUSE, str(error))
             raise cannot_listen(in_use, settings.host, settings.grpc_port, "--grpc-port") from error
 
@@ -74,8 +74,10 @@ class GrpcServer:
         await self._server.stop(None)
 
     async def stop(self) -> None:
-        """Take nothing new, and let what runs end within the grace; a client that only watches our health is not
-        waited for."""
+        """Accept no new calls and let running calls finish within the grace period.
+
+        It does not wait for clients that only watch the health service.
+        """
         stopping = asyncio.create_task(self._server.stop(self._grace_seconds))
         while self._requests.in_flight and not stopping.done():
             await asyncio.sleep(0.02)
@@ -88,13 +90,13 @@ def _options(settings: ServeSettings) -> list[tuple[str, int]]:
         ("grpc.max_receive_message_length", MAX_BODY_BYTES),
         ("grpc.so_reuseport", 0),
         *grpc_options(settings.max_connections),
-        # Clients may ask whether we are there, while a slow reader holds up its stream and when they have no call open.
-        # By gRPC's own limits, five minutes and two hours, they would be cut off.
+        # Clients may send keepalive pings while a slow reader blocks its stream, and while they have no open call.
+        # With gRPC's default limits, five minutes and two hours, gRPC would close their connections.
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", int(1000 * MIN_PING_SECONDS)),
     ]
     if settings.max_connection_age_seconds:
-        # gRPC cuts what is open after the age and the grace; our streams end by themselves before that.
+        # gRPC cuts open calls after the age and the grace. The streams end by themselves before that.
         age = settings.max_connection_age_seconds
         options.append(("grpc.max_connection_age_ms", int(1000 * age)))
         options.append(("grpc.max_connection_age_grace_ms", int(1000 * (age + _CONNECTION_SLACK_SECONDS))))

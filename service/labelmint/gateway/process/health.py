@@ -1,7 +1,7 @@
-"""The service grpc.health.v1, which follows the readiness of the gateway.
+"""The gRPC health check (grpc.health.v1), which follows the readiness of the gateway.
 
 Rules of this file:
-- Readiness is asked once a second, whoever watches.
+- Readiness is checked once a second, independent of the number of clients that watch it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ HEALTH_SECONDS = 1.0
 
 @contextlib.asynccontextmanager
 async def health_service(lifecycle: Lifecycle) -> AsyncIterator[HealthServicer]:
-    """grpc.health.v1, which follows our readiness."""
+    """Serve grpc.health.v1 from the readiness of `lifecycle` until the end of the block."""
     health = HealthServicer()
     services = ("", SERVICE_NAME)
     for service in services:
@@ -40,7 +40,7 @@ async def health_service(lifecycle: Lifecycle) -> AsyncIterator[HealthServicer]:
             except Exception as error:
                 status = health_pb2.HealthCheckResponse.NOT_SERVING  # type: ignore[assignment]
                 if not isinstance(error, LabelmintError):
-                    logger.exception("the readiness of Triton could not be asked")
+                    logger.exception("the readiness check failed")
             for service in services:
                 await health.set(service, status)
             await asyncio.sleep(HEALTH_SECONDS)

@@ -1,8 +1,8 @@
 """The HTTP server: uvicorn with the REST application, its TLS and its limits.
 
 Rules of this file:
-- Signals belong to the process, not to uvicorn.
-- The port was bound before; here the server begins to listen at it.
+- The process handles signals; uvicorn does not.
+- The caller has bound the port before; this file makes the server listen on it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from labelmint.gateway.process.tls import Tls
 
 class HttpServer:
     def __init__(self, settings: ServeSettings, tls: Tls | None, taken: socket.socket, app: ASGIApp) -> None:
-        """`taken` is bound to the address."""
+        """`taken` is a socket bound to the address."""
         self._settings = settings
         self._server = _Uvicorn(_config(settings, tls, app))
         connections = self._server.server_state.connections
@@ -35,14 +35,14 @@ class HttpServer:
         """Raises CannotListen."""
         try:
             self._listener.listen()
-        except OSError as error:  # another process listens there since
+        except OSError as error:  # another process has started to listen there
             raise cannot_listen(error, self._settings.host, self._settings.http_port, "--http-port") from error
         self._serving = asyncio.create_task(self._server.serve(sockets=[self._listener]))
         while not self._server.started and not self._serving.done():
             await asyncio.sleep(0.01)
 
     async def stop(self) -> None:
-        """Take nothing new, and let what runs end within the grace."""
+        """Accept no new requests and let running requests finish within the grace period."""
         assert self._serving is not None, "it was not started"
         self._server.should_exit = True
         await self._serving
@@ -50,7 +50,7 @@ class HttpServer:
 
 
 class _Uvicorn(uvicorn.Server):
-    """uvicorn without signal handlers of its own."""
+    """uvicorn without its own signal handlers."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

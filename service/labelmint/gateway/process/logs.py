@@ -1,10 +1,10 @@
-"""How the gateway logs: standard logging with one formatter, for people or as one JSON object a line.
+"""The gateway's logging: Python's standard logging with one formatter, as text for people or one JSON object per line.
 
 Rules of this file:
-- A record that is made for a request carries the request's id, and its trace where there is one.
-- What is nobody's fault is no error: a client that leaves before its answer could be sent is told of by the line about
-  its request.
-- Fields of a record are given as `extra={"fields": {...}}`; a caller's text can break no line of either format.
+- A record written during a request carries the request id, and the trace id if there is one.
+- A client that disconnects before its response is sent is not an error. The access log line of its request reports it.
+- Code passes the fields of a record as `extra={"fields": {...}}`. A client's text in a field cannot break a line in
+  either format.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from labelmint import tracing
 
 
 def configure_logging(log_format: str, log_level: str) -> None:
-    """Log to stderr in the format "text" or "json", from the level on."""
+    """Log to stderr in the format "text" or "json", records of `log_level` and above."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Formatter(log_format))
     handler.addFilter(_is_ours)
@@ -58,9 +58,9 @@ class Formatter(logging.Formatter):
 
 
 def _is_ours(record: logging.LogRecord) -> bool:
-    """False for gRPC's traceback of an answer that it could not send: the client had gone, or its deadline had passed.
+    """Return False for gRPC's traceback of a response that it could not send to a client that left or timed out.
 
-    gRPC drops such an answer by itself once it has heard of that; in the moment before it calls it an error.
+    gRPC drops such a response silently once it knows that the client is gone. Shortly before, it logs an error instead.
     """
     error = record.exc_info[1] if record.exc_info else None
     return not (record.name.startswith("grpc.") and isinstance(error, grpc.aio.InternalError))

@@ -1,13 +1,13 @@
-"""The gateway's own Triton: started on a checked repository, started again when it dies, told what changed on disk.
+"""The gateway's child Triton: starts it on a checked repository, restarts it when it ends, and reloads its models.
 
 Rules of this file:
-- Only whole models are served: an ensemble whose steps are not the files that its digest names is refused.
-- Before each start and each load the models are checked on disk, structure and digests. One that is not whole is left
-  out of a new start, and the others are served.
-- `reload` makes Triton serve what the repository holds now. New versions come beside the old ones; a version that was
-  exchanged in place is withdrawn first, so that no answer under its old digest comes from the new files. So is one that
-  a new start finds exchanged.
-- What cannot be read changes nothing.
+- Only intact models are served. An ensemble is refused if its digest was not computed from the files of its steps.
+- Before each start and each load, the structure and digests of the models are checked on disk. A restart leaves out
+  a damaged model and serves the others.
+- `reload` makes Triton serve the current content of the repository. New versions are served next to the old ones. A
+  version whose files were replaced is withdrawn first, and so is one that a restart finds replaced. Otherwise a
+  response under the old digest could come from the new files.
+- If `reload` cannot read the repository, it changes nothing.
 """
 
 from __future__ import annotations
@@ -35,24 +35,24 @@ _RESTART_PAUSES_SECONDS = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 
 @dataclass(frozen=True)
 class _OnDisk:
-    """What tells whether an ensemble changed: its configuration, and its steps (digest and configurations)."""
+    """The state of an ensemble, to detect changes: its configuration, and its steps (digest and configurations)."""
 
     config: bytes
     steps: tuple[str | bytes, ...]
 
 
 class OwnTriton:
-    """A child Triton with all ensembles of one pipeline of a repository."""
+    """A child Triton that serves all ensembles of one pipeline of a repository."""
 
     def __init__(self, repository: Path, pipeline: str, log: Path | None, otlp_endpoint: str) -> None:
-        """Raises UnusableFile unless the repository holds whole models of that pipeline.
+        """Raises UnusableFile if the repository has no model of that pipeline, or a damaged one.
 
-        Triton sends its part of each trace to the OTLP/HTTP receiver at `otlp_endpoint`, if there is one.
+        Triton sends its spans of each trace to the OTLP/HTTP receiver at `otlp_endpoint`, unless that is "".
         """
         self._repository = repository
         self._pipeline = pipeline
         self._loaded = self._read_repository()
-        self._wanted = dict(self._loaded)  # what a new start serves, as it was last served
+        self._wanted = dict(self._loaded)  # the models that a restart serves, in the state that was served last
         self._server = TritonServer(
             repository, list(self._loaded), log, traces_url(otlp_endpoint) if otlp_endpoint else ""
         )
@@ -65,16 +65,16 @@ class OwnTriton:
 
     @property
     def models(self) -> tuple[str, ...]:
-        """Triton's names of the ensembles."""
+        """The ensembles by their names in Triton."""
         return self._server.models
 
     async def start(self, stop: asyncio.Event) -> None:
-        """Return when all models are ready, or `stop` is set; raises TritonUnavailable with Triton's own words."""
-        await self._server.start()  # checked by `_read_repository`
+        """Start Triton; return when all models are ready or `stop` is set. Raises TritonUnavailable."""
+        await self._server.start()  # `_read_repository` has checked the models
         await wait_until_ready(self._server, stop)
 
     def supervise(self, metrics: Metrics, catalog: Catalog) -> None:
-        """From now on start Triton again, after growing pauses, whenever it ends."""
+        """From now on, restart Triton whenever it ends, after growing pauses."""
         self._supervisor = asyncio.create_task(self._keep_running(metrics, catalog))
 
     async def stop(self) -> None:
@@ -84,11 +84,11 @@ class OwnTriton:
         await self._server.stop()
 
     def kill(self) -> None:
-        """End it at once."""
+        """End Triton at once."""
         self._server.kill()
 
     async def reload(self, client: TritonClient, catalog: Catalog) -> None:
-        """Load what is new in the repository, unload what is gone, take over what changed; failures go to the log."""
+        """Load new models of the repository, unload removed ones and reload changed ones. Failures are logged."""
         async with self._reloading:
             try:
                 found = await asyncio.to_thread(self._read_repository)
@@ -114,7 +114,7 @@ class OwnTriton:
 
     async def _load(self, client: TritonClient, name: str, checked: _OnDisk) -> None:
         if await asyncio.to_thread(self._read_model, name) != checked:
-            raise UnusableFile(self._repository / name, "changed while it was read; send SIGHUP once it is whole")
+            raise UnusableFile(self._repository / name, "changed while it was read; send SIGHUP once it is complete")
         await client.load(name)
 
     async def _told(self, call: Awaitable[None]) -> bool:
@@ -136,7 +136,7 @@ class OwnTriton:
         return found
 
     def _read_model(self, name: str) -> _OnDisk:
-        """Raises UnusableFile unless an export wrote it and its steps are the files that its digest names."""
+        """Raises UnusableFile unless an export wrote the model and its steps match its digest."""
         model = read_whole_model(self._repository, name)
         path = self._repository / name / "config.pbtxt"
         config = read_config(path)
@@ -144,7 +144,7 @@ class OwnTriton:
         return _OnDisk(path.read_bytes(), (model.digest, *(step.read_bytes() for step in steps)))
 
     def _read_wanted(self) -> dict[str, _OnDisk]:
-        """Those of the wanted models that are whole; raises UnusableFile or OSError where none is."""
+        """Return the intact ones of the wanted models. Raises UnusableFile or OSError if there are none."""
         whole: dict[str, _OnDisk] = {}
         problems: dict[str, Exception] = {}
         for name in self._wanted:
@@ -155,7 +155,7 @@ class OwnTriton:
         if not whole:
             raise next(iter(problems.values()))
         for name, problem in problems.items():
-            logger.error("%s is not served until it is whole and SIGHUP comes: %s", name, problem)
+            logger.error("%s is not served; repair it and send SIGHUP: %s", name, problem)
         return whole
 
     async def _keep_running(self, metrics: Metrics, catalog: Catalog) -> None:
@@ -163,7 +163,7 @@ class OwnTriton:
             try:
                 await self._restart_whenever_it_ends(metrics, catalog)
             except Exception:
-                logger.exception("the watch over Triton failed; it begins anew")
+                logger.exception("the supervision of Triton failed; it starts again")
                 await asyncio.sleep(_RESTART_PAUSES_SECONDS[0])
 
     async def _restart_whenever_it_ends(self, metrics: Metrics, catalog: Catalog) -> None:
@@ -183,7 +183,7 @@ class OwnTriton:
                 problem = await self._start_again(catalog)
 
     async def _start_again(self, catalog: Catalog) -> str:
-        """What kept Triton from it; "" when it is ready."""
+        """Start Triton again and wait until it is ready. Return what prevented that, or "" on success."""
         try:
             async with self._reloading:
                 whole = await asyncio.to_thread(self._read_wanted)
@@ -197,7 +197,7 @@ class OwnTriton:
             problem = str(error)
         except Exception:
             logger.exception("Triton could not be started")
-            problem = "see above"
+            problem = "see the error above"
         else:
             return ""
         self._server.kill()  # it may hang

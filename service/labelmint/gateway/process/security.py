@@ -1,7 +1,7 @@
-"""Who may ask, and under which certificate, as the settings say it.
+"""The authentication and TLS that the settings configure.
 
 Rules of this file:
-- All files are read and checked before anything is started.
+- All files are read and checked before anything starts. A bad file then stops the start with its error.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from labelmint.gateway.sampling.access import Tokens
 
 @dataclass(frozen=True)
 class Security:
-    """`tokens` is None where anyone may ask, `tls` where connections are not encrypted."""
+    """`tokens` is None if clients need no token; `tls` is None if connections are not encrypted."""
 
     tokens: Tokens | None
     tls: Tls | None
 
     @classmethod
     def of(cls, settings: ServeSettings) -> Security:
-        """Raises UnusableFile."""
+        """Read and check the files that `settings` name. Raises UnusableFile."""
         tls = tls_of(settings)
         if tls is not None:
             tls.check()
@@ -30,5 +30,5 @@ class Security:
 
     @property
     def private(self) -> bool:
-        """Whether answers are for authenticated clients only, so that shared caches must keep nothing."""
+        """Whether only authenticated clients get responses. Shared caches must not store them then."""
         return self.tokens is not None or (self.tls is not None and self.tls.client_ca is not None)

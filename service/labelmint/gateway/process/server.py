@@ -1,9 +1,10 @@
-"""The gateway process: our own Triton, the gRPC server and the HTTP server over one sampling core, in one event loop.
+"""The gateway process: a child Triton, the gRPC server and the HTTP server over one sampling core, in one event loop.
 
 Rules of this file:
-- Order up: ports, Triton, servers, readiness. Order down: readiness, a pause in which load balancers see it, servers,
-  Triton. Nothing outlives the process.
-- Ready means that requests are answered or held, and that the end has not begun; alive, that the process answers.
+- Startup order: ports, Triton, servers, readiness. Shutdown order: readiness, a pause in which load balancers notice
+  that, servers, Triton. Nothing outlives the process.
+- Ready means that the gateway answers requests or keeps them waiting for Triton, and that no shutdown has begun. Alive
+  means that the process answers.
 """
 
 from __future__ import annotations
@@ -48,9 +49,9 @@ logger = logging.getLogger(__name__)
 
 
 async def serve(settings: ServeSettings) -> None:
-    """Serve until SIGINT or SIGTERM; raises LabelmintError when it cannot start.
+    """Serve until SIGINT or SIGTERM. Raises LabelmintError if the gateway cannot start.
 
-    SIGHUP reads the models again. A second SIGINT or SIGTERM ends the process at once.
+    On SIGHUP it reads the models again. A second SIGINT or SIGTERM ends the process at once.
     """
     configure_logging(settings.log_format, settings.log_level)
     check_exposure(settings)
@@ -91,7 +92,7 @@ async def serve(settings: ServeSettings) -> None:
 async def _own_triton(
     settings: ServeSettings, stack: contextlib.AsyncExitStack, announcer: Announcer, signals: Signals
 ) -> OwnTriton | None:
-    """A child Triton, ready unless a signal asked for the end; None where the settings name another one."""
+    """Start a child Triton and wait until it is ready or a signal stops it; None if the settings name another."""
     if settings.triton_url:
         return None
     own = OwnTriton(settings.model_repository, settings.pipeline, settings.triton_log, settings.otlp_endpoint)
@@ -131,7 +132,7 @@ async def _servers(
     core: SamplingCore,
     health: HealthServicer,
 ) -> AsyncIterator[None]:
-    """Both servers listen. They are stopped side by side, so that the grace passes once."""
+    """Run both servers until the end of the block. They stop concurrently, so the grace period passes once."""
     exposure = Exposure(
         tokens=security.tokens,
         tls=security.tls is not None,
@@ -156,7 +157,7 @@ async def _servers(
 def _following(
     asked: asyncio.Event, own: OwnTriton | None, client: TritonClient, catalog: Catalog
 ) -> contextlib.AbstractAsyncContextManager[None]:
-    """Whenever asked, our own Triton follows the repository; what another one has is only looked at again."""
+    """On each `asked`, reload the child Triton from its repository; of any other Triton, only read the models again."""
 
     async def follow() -> None:
         while True:

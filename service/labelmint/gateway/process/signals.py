@@ -1,8 +1,9 @@
-"""What the signals of the process ask for: to stop, to read the models again, to exit at once.
+"""Signal handling: stop, read the models again, or exit at once.
 
 Rules of this file:
-- The first SIGINT or SIGTERM asks for an orderly end, the second one exits.
-- A terminal that is closed sends SIGHUP, as an operator does who wants the models read again; the two are told apart.
+- The first SIGINT or SIGTERM starts a graceful shutdown. The second one exits at once.
+- SIGHUP has two meanings, which are told apart: an operator sends it to have the models read again, and the system
+  sends it when the terminal closes.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from collections.abc import Callable
 
 
 class Signals:
-    """What signals ask for. `at_once` is called before the process exits because the end was asked for twice."""
+    """Turns signals into events. `at_once` is called before a second SIGINT or SIGTERM exits the process."""
 
     def __init__(self) -> None:
         self.stop = asyncio.Event()
         self.reload = asyncio.Event()
         self.at_once: Callable[[], None] = lambda: None
-        # A terminal that is closed sends SIGHUP too; who serves from there wants the end.
+        # If the gateway was started in a terminal, SIGHUP from the closing terminal means stop.
         self._had_terminal = os.isatty(0)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):

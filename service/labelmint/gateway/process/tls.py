@@ -1,8 +1,9 @@
-"""Certificates for both doors.
+"""The TLS certificates of the REST and gRPC servers.
 
 Rules of this file:
-- The files are read and checked once, at start, before a port is opened; a renewed certificate takes a restart.
-- Both doors show the same certificate and ask for the same client certificates; TLS 1.2 is the oldest spoken.
+- The files are read and checked once, at start, before a server listens. A renewed certificate needs a restart.
+- Both servers present the same certificate and accept the same client certificates. The oldest accepted version is
+  TLS 1.2.
 """
 
 from __future__ import annotations
@@ -19,19 +20,19 @@ from labelmint.gateway.process.settings import ServeSettings
 
 @dataclass(frozen=True)
 class Tls:
-    """The files of a certificate, its key and, for mutual TLS, the authorities of the clients."""
+    """The files of a certificate, its key and, for mutual TLS, the authorities that sign client certificates."""
 
     certificate: Path
     key: Path
     client_ca: Path | None
 
     def check(self) -> None:
-        """Raises UnusableFile; the doors' own words of a bad file would not say which."""
+        """Raises UnusableFile, which names the bad file; the servers' own errors would not."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         for path in (self.certificate, self.key):
             _read(path)
         try:
-            # A password is never asked for: nobody is there to type it.
+            # An empty password: OpenSSL must not prompt for one, because nobody is there to type it.
             context.load_cert_chain(self.certificate, self.key, password="")
         except (ssl.SSLError, ValueError) as error:
             raise UnusableFile(
@@ -45,7 +46,7 @@ class Tls:
                 raise UnusableFile(self.client_ca, f"holds no PEM certificates ({error})") from error
 
     def credentials(self) -> grpc.ServerCredentials:
-        """For the gRPC door."""
+        """The credentials of the gRPC server."""
         return grpc.ssl_server_credentials(
             [(_read(self.key), _read(self.certificate))],
             root_certificates=None if self.client_ca is None else _read(self.client_ca),
@@ -54,7 +55,7 @@ class Tls:
 
 
 def tls_of(settings: ServeSettings) -> Tls | None:
-    """None where the doors speak plain text."""
+    """Return None if the settings have no certificate; connections are then not encrypted."""
     if settings.tls_certificate is None or settings.tls_key is None:
         return None
     return Tls(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
