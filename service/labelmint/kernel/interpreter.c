@@ -384,7 +384,7 @@ typedef struct {
     ptrdiff_t channel; /* stride between channels */
 } Pair;
 
-/* Sum all lower levels and the bias at `m->tile` pixels of an output row, for one head, into slivers [h1 padded][SLIVER].
+/* Sum all lower levels and the bias at `m->tile` pixels of an output row, for one head: slivers [h1 padded][SLIVER].
 
 Each step runs for GROUP channels before the next step begins. Otherwise a load that spans two stores of the previous
 step would wait for them. */
@@ -667,8 +667,8 @@ static void *work_of(void *argument) {
     return NULL;
 }
 
-/* Label one sample from the features [C_r][r][r] of each level. Writes the JS divergence js [R][R] in nats and, depending
-on the task, label [R][R] or keypoints [K][2] as (x, y) with confidence [K]. */
+/* Label one sample from the features [C_r][r][r] of each level. Writes the JS divergence js [R][R] in nats and, by the
+task, label [R][R] or keypoints [K][2] as (x, y) with confidence [K]. */
 void interpreter_run(Interpreter *m, const float *const *features, uint8_t *label, float *keypoints, float *confidence,
                      float *js) {
     m->features = features;
@@ -787,7 +787,7 @@ static void plan(Interpreter *m) {
     }
 }
 
-/* Create an interpreter with the levels 4, 8, ..., R, which have `channels[i]` channels each. The weights are row-major:
+/* Create an interpreter with the levels 4, 8, ..., R, of `channels[i]` channels each. The weights are row-major:
 projections [N*h1][C_r], weight2 [N][h2][h1], weight3 [N][K][h2]. They are copied. Returns NULL if there is no memory. */
 Interpreter *interpreter_new(int keypoints, int num_levels, const int *channels, int heads, int hidden1, int hidden2, int classes,
                              const float *const *projections, const float *bias1, const float *weight2, const float *bias2,
