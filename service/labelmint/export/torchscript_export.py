@@ -67,7 +67,7 @@ def export_torchscript(step: Step) -> ExportedStep:
 
 
 def configure(config: pb.ModelConfig) -> None:
-    """Change a step's config.pbtxt so that a seed gives the same bytes in each `pytorch` backend, native or labelmint's."""
+    """Set a step's config.pbtxt so that a seed always gives the same bytes, with the native backend or labelmint's."""
     config.backend = "pytorch"
     config.ClearField("dynamic_batching")
     config.parameters["DISABLE_OPTIMIZED_EXECUTION"].string_value = "true"
