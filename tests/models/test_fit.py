@@ -154,7 +154,7 @@ def test_masks_of_another_generator_are_refused(tmp_path: Path, generator: Gener
     write_masks(annotations, CLASSES, {seed: bright(generator, seed) for seed in range(2)})
     assert list(read_masks(annotations).images) == [0, 1]
     image_path(annotations, 1).write_bytes(image_path(annotations, 0).read_bytes())
-    with pytest.raises(UnusableFile, match=r"0000000001.png is not the image of seed 1 from .*; annotate images"):
+    with pytest.raises(UnusableFile, match=r"0000000001.png is not the image that .* makes for seed 1"):
         fit_files(weights, annotations, tmp_path / "out.safetensors", layout="paper", heads=2)
     assert not (tmp_path / "out.safetensors").exists()
 

@@ -55,7 +55,7 @@ class InterpreterSpec:
         # These resolutions alone set the size of the interpolation matrices, one per level; no tensor in a file does.
         if not 8 <= self.resolution <= MAX_RESOLUTION or max(self.channels, default=0) > self.resolution:
             raise ValueError(
-                f"an image has 8 to {MAX_RESOLUTION} pixels per side and its features at most as many, "
+                f"an image has 8 to {MAX_RESOLUTION} pixels per side and features of at most as many, "
                 f"not {self.resolution} and {sorted(self.channels)[-1:]}"
             )
         if odd := [r for r in self.channels if r < 4 or r & (r - 1)]:

@@ -83,7 +83,7 @@ class Checkpoint:
                 signal.raise_signal(self._came[0])
 
     def keep(self, state: Callable[[], Mapping[str, Any]]) -> None:
-        """Call this after each step. It saves every CHECKPOINT_SECONDS, and after a signal, which it then raises."""
+        """Call this after each step. It saves every CHECKPOINT_SECONDS, and after a signal, which it raises as KeyboardInterrupt."""
         if not self._came and time.monotonic() - self._saved < CHECKPOINT_SECONDS:
             return
         save_state(self._path, {"inputs": self._inputs, "state": state()})
