@@ -1,4 +1,4 @@
-"""Generates a generator's images and features by seed, one at a time, as the served model does.
+"""Generates the images and features of seeds, one at a time, as the served model does.
 
 Rules of this file:
 - The latent of a seed comes from the gateway's policy, so an annotated image is the image that is served for the seed.

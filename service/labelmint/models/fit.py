@@ -96,7 +96,7 @@ def fit_files(
         if drawn.shape != image.shape or int(np.abs(drawn.astype(int) - image).max()) > 1:
             raise UnusableFile(
                 image_path(annotations, seed),
-                f"is not the image that {generator_path} makes for seed {seed}; annotate images of the generator to fit",
+                f"is not the image that {generator_path} makes for seed {seed}; annotate images of this generator",
             )
 
     generator_sha256 = sha256_of(generator_path)

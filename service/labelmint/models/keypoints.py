@@ -24,7 +24,7 @@ from labelmint.models.interpreter import StyleInterpreter, interleave
 
 # Standard deviation of a target's Gaussian, as a fraction of the image's side: 2 pixels at 128.
 SIGMA = 1.0 / 64.0
-# A pixel with more heat than this belongs to a keypoint's region, of about three standard deviations.
+# A pixel with more heat than this is in a keypoint's region: within about three standard deviations.
 NEAR = 0.01
 
 
@@ -118,7 +118,7 @@ def read(directory: Path, annotation_format: str) -> AnnotatedDataset:
 
 
 def settings(resolution: int) -> dict[str, Any]:
-    """Sample the few pixels near a keypoint first, and fill up with the others."""
+    """Few pixels are near a keypoint, so every region gets the same share of the samples, whatever its area."""
     return {"pixels_per_image": resolution**2 // 8, "class_power": 0.0}
 
 

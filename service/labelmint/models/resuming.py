@@ -3,7 +3,7 @@
 Rules of this file:
 - The file is written under a temporary name and renamed. So a run that dies leaves a complete checkpoint or none.
 - A checkpoint belongs to the inputs of its run. A run with other inputs refuses it and says which inputs differ.
-- SIGINT and SIGTERM wait for the end of a step, because a run cannot resume from the middle of one.
+- SIGINT and SIGTERM take effect at the end of a step, because a run cannot resume from the middle of one.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Checkpoint:
                 signal.raise_signal(self._came[0])
 
     def keep(self, state: Callable[[], Mapping[str, Any]]) -> None:
-        """Call this after each step. It saves every CHECKPOINT_SECONDS, and after a signal, which it raises as KeyboardInterrupt."""
+        """Call this after each step. It saves every CHECKPOINT_SECONDS, and before it raises a signal that came."""
         if not self._came and time.monotonic() - self._saved < CHECKPOINT_SECONDS:
             return
         save_state(self._path, {"inputs": self._inputs, "state": state()})
