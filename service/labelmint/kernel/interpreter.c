@@ -788,7 +788,7 @@ static void plan(Interpreter *m) {
 }
 
 /* Create an interpreter with the levels 4, 8, ..., R, of `channels[i]` channels each. The weights are row-major:
-projections [N*h1][C_r], weight2 [N][h2][h1], weight3 [N][K][h2]. They are copied. Returns NULL if there is no memory. */
+projections [N*h1][C_r], weight2 [N][h2][h1], weight3 [N][K][h2]. They are copied. NULL if there is no memory. */
 Interpreter *interpreter_new(int keypoints, int num_levels, const int *channels, int heads, int hidden1, int hidden2, int classes,
                              const float *const *projections, const float *bias1, const float *weight2, const float *bias2,
                              const float *weight3, const float *bias3, int threads) {
