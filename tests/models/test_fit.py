@@ -157,7 +157,7 @@ def test_masks_of_another_generator_are_refused(tmp_path: Path, generator: Gener
     write_masks(annotations, CLASSES, {seed: bright(generator, seed) for seed in range(2)})
     assert list(read_masks(annotations).images) == [0, 1]
     image_path(annotations, 1).write_bytes(image_path(annotations, 0).read_bytes())
-    with pytest.raises(UnusableFile, match=r"0000000001.png is not what .* draws for seed 1"):
+    with pytest.raises(UnusableFile, match=r"0000000001.png is not the image that .* makes for seed 1"):
         fit_files(weights, annotations, tmp_path / "out.safetensors", layout="paper", heads=2)
     assert not (tmp_path / "out.safetensors").exists()
 
@@ -242,14 +242,14 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path, files: tuple[Pat
         with pytest.raises(OSError):
             fit_files(weights, annotations, out, layout="paper", heads=2, steps=3)
     kept = checkpoint.read_bytes()
-    with pytest.raises(UnusableFile, match="checkpoint was begun with other options; run that again, or remove it"):
+    with pytest.raises(UnusableFile, match="is from a run with other options; repeat that run, or remove it"):
         fit_files(weights, annotations, out, layout="paper", heads=2, steps=4)
     write_masks(annotations, CLASSES, {seed: 1 - bright(generator, seed) for seed in range(4)})
-    with pytest.raises(UnusableFile, match="begun with other annotations;"):
+    with pytest.raises(UnusableFile, match="a run with other annotations;"):
         fit_files(weights, annotations, out, layout="paper", heads=2, steps=3)
-    with pytest.raises(UnusableFile, match="begun with other annotations and other options;"):
+    with pytest.raises(UnusableFile, match="a run with other annotations and other options;"):
         fit_files(weights, annotations, out, layout="paper", heads=3, steps=3)
     assert checkpoint.read_bytes() == kept
     checkpoint.write_bytes(kept[:100])
-    with pytest.raises(UnusableFile, match="is not a whole checkpoint; remove it to begin anew"):
+    with pytest.raises(UnusableFile, match="is not a complete checkpoint; remove it to start again"):
         fit_files(weights, annotations, out, layout="paper", heads=2, steps=3)

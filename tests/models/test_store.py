@@ -97,10 +97,10 @@ def test_wrong_files_are_named(tmp_path: Path, generator: Generator) -> None:
 @pytest.mark.parametrize(
     ("spec", "problem"),
     [
-        ({"z_dim": 10**10}, "lacks the tensor|has an unexpected tensor|of which nothing can be built"),
-        ({"channels": {"4": 10**10, "8": 10**10}}, "lacks the tensor|has an unexpected tensor|nothing can be built"),
+        ({"z_dim": 10**10}, "lacks the tensor|has an unexpected tensor|from which no network can be built"),
+        ({"channels": {"4": 10**10, "8": 10**10}}, "lacks the tensor|has an unexpected tensor|no network can be built"),
         ({"mapping_layers": 10**9}, "1 to 64 layers"),
-        ({"z_dim": -1}, "of which nothing can be built"),
+        ({"z_dim": -1}, "from which no network can be built"),
     ],
 )
 def test_declared_sizes_take_no_memory_until_they_are_true(
@@ -115,14 +115,14 @@ def test_declared_sizes_take_no_memory_until_they_are_true(
 @pytest.mark.parametrize(
     ("spec", "problem"),
     [
-        ({"resolution": 1 << 40}, "8 to 4096 pixels a side"),
+        ({"resolution": 1 << 40}, "8 to 4096 pixels per side"),
         ({"channels": {"4": 10**10}}, "has an unexpected tensor|of shape|lacks the tensor"),
         ({"channels": {str(1 << 40): 4}}, "features of at most as many"),
-        ({"channels": {str(r): 4 for r in range(1, 2000)}, "resolution": 4096}, "4, 8, 16, ... pixels a side, not 1"),
-        ({"num_heads": 10**15}, "of shape|of which nothing can be built"),
-        ({"hidden": [10**12, 10**12]}, "of shape|of which nothing can be built"),
-        ({"hidden": [float("inf"), 1]}, "of which nothing can be built"),
-        ({"channels": {"4": float("inf")}}, "of which nothing can be built"),
+        ({"channels": {str(r): 4 for r in range(1, 2000)}, "resolution": 4096}, "4, 8, 16, ... pixels per side, not 1"),
+        ({"num_heads": 10**15}, "of shape|from which no network can be built"),
+        ({"hidden": [10**12, 10**12]}, "of shape|from which no network can be built"),
+        ({"hidden": [float("inf"), 1]}, "from which no network can be built"),
+        ({"channels": {"4": float("inf")}}, "from which no network can be built"),
     ],
 )
 def test_an_interpreter_declares_no_more_than_it_has(tmp_path: Path, spec: dict[str, object], problem: str) -> None:

@@ -1,8 +1,8 @@
-"""What every export format is held to: the file answers what the torch module answers, alone and in a batch.
+"""The check of every export format: a file must return what the torch module returns, at batch 1 and in larger batches.
 
 Rules of this file:
-- The bars are the same for all formats, and a file that misses one is not kept.
-- A format gives a function that runs its file; nothing here knows what the file is.
+- The tolerances are the same for all formats. An export that exceeds one fails, and its file is not kept.
+- Each format passes a function that runs its file, so this file does not depend on any format.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from labelmint.export.modules import Step, example_inputs
 
-# Largest difference to torch that is float rounding and not a mistake, relative to the tensor's largest value.
+# The largest difference to torch that counts as float rounding, relative to the tensor's largest value.
 TOLERANCE = 2e-5
 LABEL_AGREEMENT = 0.9999
 
@@ -34,9 +34,10 @@ class ExportedStep:
 
 
 def compare(step: Step, run: Callable[[Sequence[Tensor]], Sequence[Array]]) -> dict[str, float]:
-    """Run the file at batch 1 and, if it is served in batches, 3 against torch: largest relative difference per output.
+    """Compare the file with torch at batch 1 and, if it is served in batches, at batch 3.
 
-    `run` takes the inputs in the step's order and gives its outputs. Raises RuntimeError beyond a bar.
+    `run` takes the inputs in the step's order and returns its outputs. Returns the largest relative difference of each
+    output. Raises RuntimeError if one exceeds its tolerance.
     """
     difference = dict.fromkeys((spec.name for spec in step.outputs), 0.0)
     for size in (1, 3) if step.max_batch > 1 else (1,):
@@ -54,7 +55,7 @@ def _difference(name: str, want: Array, got: Array) -> float:
         raise RuntimeError(f"{name}: exported {got.dtype}{got.shape}, torch {want.dtype}{want.shape}")
     if want.dtype == np.uint8:
         disagreement = float((want != got).mean())
-        # An image may differ by the rounding of a value at a step of uint8; a label or vote hardly ever.
+        # Rounding may move an image value by one step of uint8; it hardly ever changes a label or vote.
         if name == "image" and int(np.abs(want.astype(int) - got).max()) <= 1 and disagreement < 1e-3:
             return disagreement
         if 1.0 - disagreement < LABEL_AGREEMENT:

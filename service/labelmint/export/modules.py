@@ -1,8 +1,8 @@
-"""The Triton steps as torch modules: the tensor contract of the model repository, one class a step.
+"""The Triton steps as torch modules: the tensor contract of the model repository, one class per step.
 
 Rules of this file:
-- Input and output names and their order are the contract; `repository.py` writes them into config.pbtxt from here.
-- The steps only rearrange; all mathematics is in `labelmint.models`.
+- The names and the order of inputs and outputs are the contract; `repository.py` writes them into config.pbtxt.
+- The steps only rearrange tensors; all mathematics is in `labelmint.models`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from labelmint.models.generator import Generator, to_uint8
 from labelmint.models.interpreter import StyleInterpreter
 
 MAX_BATCH_SIZE = 16
-# Triton copies the tensors between steps several times; a step's batch is bounded by what one copy may weigh.
+# Triton copies the tensors between steps several times, so this bounds the size of one copy of a step's batch.
 MAX_BATCH_BYTES = 384 << 20
 _DTYPES: Mapping[DType, torch.dtype] = {"uint8": torch.uint8, "float32": torch.float32}
 
@@ -45,7 +45,7 @@ class Step(nn.Module):
 
     @property
     def max_batch(self) -> int:
-        """How many samples the step is served with at once, at most."""
+        """The largest batch that the step is served with."""
         heaviest = max(sum(spec.bytes for spec in side) for side in (self.inputs, self.outputs))
         return max(1, min(MAX_BATCH_SIZE, MAX_BATCH_BYTES // heaviest))
 
@@ -64,7 +64,7 @@ def feature_tensors(interpreter: StyleInterpreter) -> tuple[TensorSpec, ...]:
 
 
 def label_outputs(interpreter: StyleInterpreter) -> tuple[TensorSpec, ...]:
-    """What leaves the pipeline beside the image: the label of the task, and its uncertainty."""
+    """The outputs of the pipeline other than the image: the label of the task, and its uncertainty."""
     spec = interpreter.spec
     return tuple(
         TensorSpec(output.name, _DTYPES[output.dtype], output.dims(spec.resolution, spec.num_classes))
@@ -147,12 +147,15 @@ class UncertaintyStep(Step):
 
 
 def _rows_and_channels(statistic: Tensor) -> Tensor:
-    """Exchange them: the contract has [B,K,R,R], the interpreter [B,R,K,R]. What has no channels, [B,R,R], stays."""
+    """Exchange rows and channels: the contract has [B,K,R,R], the interpreter [B,R,K,R].
+
+    A statistic without channels, [B,R,R], stays as it is.
+    """
     return statistic.transpose(1, 2) if statistic.dim() == 4 else statistic
 
 
 def example_inputs(step: Step, batch: int, seed: int = 0) -> tuple[Tensor, ...]:
-    """Random but plausible inputs of a step, for tracing and comparing."""
+    """Return random but plausible inputs of a step, for tracing and comparison."""
     rng = torch.Generator().manual_seed(seed)
     tensors = []
     for spec in step.inputs:

@@ -1,11 +1,11 @@
-"""Writes the style interpreter as weights for the kernel of Triton's `labelmint` backend; the other steps as ONNX.
+"""Writes the style interpreter as weights for the kernel of Triton's `labelmint` backend, and the other steps as ONNX.
 
 Rules of this file:
-- The file is the plain arrays of `labelmint.kernel.interpreter.check_weights`: the kernel is the backend's.
-- The very kernel that serves is compared with torch before the file is kept, so an export needs a C compiler.
-- The same weights give the same bytes: the arrays are stored in one order, with fixed times.
-- `configure` leaves out Triton's batcher: samples run one by one on all cores, and one that is done need not wait for
-  those that came with it.
+- The file has only the plain arrays of `labelmint.kernel.interpreter.check_weights`; the kernel is part of the backend.
+- The export compares the serving kernel with torch before the file is kept, so it needs a C compiler.
+- The same weights give the same bytes: the arrays are stored in a fixed order, with fixed timestamps.
+- `configure` leaves out Triton's batcher. Samples run one by one on all cores anyway, and without a batch a finished
+  sample does not wait for the others.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from labelmint.export.onnx_export import export_onnx
 from labelmint.kernel.interpreter import Interpreter, UnusableWeights, check_weights
 from labelmint.models.interpreter import StyleInterpreter
 
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time a zip entry can bear
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest timestamp that a zip entry can have
 
 
 def export_native(step: Step) -> ExportedStep:
-    """The step as ONNX unless it is the style interpreter: that one as the kernel's weights.
+    """Export the style interpreter as the kernel's weights, and any other step as ONNX.
 
     Raises IncompatibleWeights for an interpreter that the kernel cannot run, KernelUnavailable without a compiler, and
-    RuntimeError when the kernel's answers are not torch's.
+    RuntimeError if the kernel's results differ from torch's.
     """
     if not isinstance(step, StyleInterpreterStep):
         return export_onnx(step)
@@ -47,13 +47,13 @@ def export_native(step: Step) -> ExportedStep:
 
 
 def configure(config: pb.ModelConfig) -> None:
-    """What the config.pbtxt of the style interpreter's step needs."""
+    """Change the config.pbtxt of the style interpreter's step to serve this format."""
     config.backend = "labelmint"
     config.ClearField("dynamic_batching")
 
 
 def weights_file(interpreter: StyleInterpreter) -> bytes:
-    """The interpreter as the file that the kernel reads; raises IncompatibleWeights for one that it cannot run."""
+    """Return the file that the kernel reads. Raises IncompatibleWeights if the kernel cannot run the interpreter."""
     arrays = _arrays(interpreter)
     try:
         check_weights(arrays)

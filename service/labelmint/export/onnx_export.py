@@ -1,8 +1,9 @@
-"""Writes one Triton step as an ONNX file that was compared with torch before it is kept.
+"""Writes one Triton step as an ONNX file and compares it with torch before it is kept.
 
 Rules of this file:
-- Standard operators only, opset 18 and IR version 8, so that the ONNX Runtime of older containers loads it.
-- The batch dimension must be symbolic in the file; the exporter can fix it silently, so it is asserted.
+- The file uses standard operators only, opset 18 and IR version 8, so that the ONNX Runtime of older containers loads
+  it.
+- The batch dimension must be symbolic in the file. The exporter can fix it silently, so this file checks it.
 - The same weights give the same bytes: names, traces and tool versions are removed.
 """
 
@@ -21,7 +22,7 @@ from torch import Tensor
 from labelmint.export.comparison import Array, ExportedStep, compare
 from labelmint.export.modules import Step, example_inputs
 
-# torch names every operator of optional packages that are not there; that is no news to an exporting user.
+# torch logs every operator of optional packages that are not installed; this does not help a user who exports.
 logging.getLogger("torch.onnx._internal.exporter").setLevel(logging.ERROR)
 
 OPSET = 18
@@ -29,7 +30,7 @@ IR_VERSION = 8
 
 
 def export_onnx(step: Step) -> ExportedStep:
-    """Trace, clean, check and compare; raises RuntimeError when the file would not equal the torch module."""
+    """Trace, clean, check and compare the step. Raises RuntimeError if the file would differ from the torch module."""
     step.eval()
     arguments = example_inputs(step, batch=2)
     batch = torch.export.Dim("batch", min=1, max=64)
@@ -61,7 +62,7 @@ def export_onnx(step: Step) -> ExportedStep:
 
 
 def _clean(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Drop what names the machine or the tool, and the intermediate shapes that nobody reads."""
+    """Remove everything that names the machine or the tool, and the intermediate shapes, which nothing reads."""
     model.ir_version = IR_VERSION
     model.producer_name = "labelmint"
     model.producer_version = ""
@@ -86,7 +87,7 @@ def _assert_contract(model: onnx.ModelProto, step: Step) -> None:
         raise RuntimeError(f"non-standard operator domains in the export: {sorted(domains)}")
     for side, specs in ((model.graph.input, step.inputs), (model.graph.output, step.outputs)):
         if [value.name for value in side] != [spec.name for spec in specs]:
-            raise RuntimeError(f"exported tensors {[value.name for value in side]} are not the contract's")
+            raise RuntimeError(f"exported tensors {[value.name for value in side]} do not match the contract")
         for value, spec in zip(side, specs, strict=True):
             dims = value.type.tensor_type.shape.dim
             if not dims[0].dim_param:

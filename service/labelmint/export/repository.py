@@ -1,9 +1,10 @@
 """Writes a model repository that Triton serves: the files of the steps, config.pbtxt files, calibration.
 
 Rules of this file:
-- config.pbtxt is the text form of Triton's own ModelConfig message; nothing is pasted together as strings.
-- The ensemble's `parameters` carry all that a client must know; the gateway has no model table of its own.
-- A model directory is written aside, whole, and renamed; writing the same weights twice gives the same bytes.
+- config.pbtxt is the text form of Triton's own ModelConfig message; it is never built by concatenating strings.
+- The ensemble's `parameters` carry everything that a client must know, because the gateway has no model table.
+- A model directory is first written completely under a temporary name and then renamed. Writing the same weights twice
+  gives the same bytes.
 """
 
 from __future__ import annotations
@@ -75,11 +76,10 @@ def export_repository(
 ) -> dict[str, dict[str, float]]:
     """Write `<model>`, `<model>_staged` and their steps into `repository`; from version 2 on `<model>_v2` and so on.
 
-    The staged pipeline is left out where one sample's `hidden` tensor is larger than `MAX_BATCH_BYTES`.
-    Each step is written in a format of `FORMATS`. Returns, per step, the largest difference of each output between the
-    file and torch. Raises IncompatibleWeights when the interpreter was not trained on this generator's features, and
-    UnusableFile when the name is that of another model's version. A calibration is kept if the artifacts did not
-    change.
+    The staged pipeline is left out if one sample's `hidden` tensor is larger than `MAX_BATCH_BYTES`. `file_format` is a
+    key of `FORMATS`. An existing calibration is kept if the artifacts did not change. Returns, per step, the largest
+    difference of each output between the file and torch. Raises IncompatibleWeights if the interpreter does not fit the
+    generator, and UnusableFile if the name belongs to a version of another model.
     """
     _check_belong_together(generator, interpreter)
     base = base_name(model, version)
@@ -103,7 +103,7 @@ def export_repository(
         _describe(config, model, pipeline, digest, generator, interpreter)
         _keep_calibration(repository / name / "config.pbtxt", config)
         write_model(repository, config, version, None)
-    if "staged" not in pipelines:  # what an earlier, smaller export of the same name left would be another model's
+    if "staged" not in pipelines:  # an earlier, smaller export may have left a staged pipeline with other weights
         for name in (f"{base}_staged", *(f"{base}_{step}" for step in STAGED if step not in wanted)):
             shutil.rmtree(repository / name, ignore_errors=True)
     return differences
@@ -122,7 +122,7 @@ def _check_belong_together(generator: Generator, interpreter: StyleInterpreter) 
         )
     if spec.resolution != generator.spec.resolution:
         raise IncompatibleWeights(
-            f"the interpreter labels {spec.resolution}x{spec.resolution} pixels, the generator draws "
+            f"the interpreter labels {spec.resolution}x{spec.resolution} pixels, but the generator's images have "
             f"{generator.spec.resolution}x{generator.spec.resolution}"
         )
 
@@ -134,14 +134,14 @@ def _check_name_is_free(directory: Path, model: str) -> None:
 
 
 def step_config(name: str, step: Step, file_format: str) -> pb.ModelConfig:
-    """How Triton serves a step as the model `name`, from a file of that format."""
+    """Return the configuration with which Triton serves a step as the model `name`, from a file of that format."""
     config = pb.ModelConfig(name=name, backend="onnxruntime", max_batch_size=step.max_batch)
     _add_tensors(config, step.inputs, step.outputs)
     config.version_policy.latest.num_versions = 1
     config.instance_group.add(count=1)
-    # Without a policy of the queue: with a timeout or a largest size, Triton prepares no batch while the model is busy.
-    # It then sees a request that came meanwhile only at the next request or after half a second, and sees fewer and
-    # fewer over days (triton-inference-server/server#8870). The gateway's slots bound the queue.
+    # No queue policy is set: with a timeout or a maximum queue size, Triton prepares no batch while the model is busy.
+    # It then notices a request that arrived meanwhile only at the next request or after half a second, and notices
+    # fewer and fewer over days (triton-inference-server/server#8870). The gateway's slots bound the queue instead.
     config.dynamic_batching.SetInParent()
     warmup = config.model_warmup.add(name="zeros", batch_size=1)
     for spec in step.inputs:
@@ -154,7 +154,8 @@ def step_config(name: str, step: Step, file_format: str) -> pb.ModelConfig:
     elif file_format == "native" and isinstance(step, StyleInterpreterStep):
         native_export.configure(config)
     else:
-        # A block planned for all tensors lies beside what the first run left in the arena: twice the memory, no gain.
+        # A memory pattern allocates one block for all tensors in addition to the arena of the first run: twice the
+        # memory, and no gain.
         config.parameters["enable_mem_pattern"].string_value = "0"
     return config
 
@@ -220,19 +221,19 @@ def _keep_calibration(path: Path, config: pb.ModelConfig) -> None:
 
 
 def write_model(repository: Path, config: pb.ModelConfig, version: int, data: bytes | None) -> None:
-    """Write a model's directory, in place of what was there; `data` is a step's file, None for an ensemble."""
+    """Write a model's directory, replacing an existing one. `data` is a step's file, or None for an ensemble."""
     final = repository / config.name
     aside = repository / f".{config.name}.part"
     shutil.rmtree(aside, ignore_errors=True)
     directory = aside / str(version)
     directory.mkdir(parents=True)
     if data is None:
-        # Triton wants a version directory even of an ensemble, and git keeps no empty ones.
+        # Triton requires a version directory even for an ensemble, and git does not store empty directories.
         (directory / ".gitkeep").touch()
     else:
         (directory / model_file(config)).write_bytes(data)
     write_config(aside / "config.pbtxt", config)
-    # A directory cannot replace one that is not empty: the old one steps aside, and goes when the new one stands.
+    # A rename cannot replace a directory that is not empty. So the old one is renamed first, and removed at the end.
     old = repository / f".{config.name}.old"
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
@@ -250,7 +251,7 @@ def export_files(
     file_format: str,
     version: int,
 ) -> None:
-    """`labelmint export`: read both weights, write the repository, print the differences to torch."""
+    """`labelmint export`: read both weight files, write the repository, and print the differences to torch."""
     loaded = load_interpreter(interpreter, score_kind)
     differences = export_repository(repository, model, load_generator(generator), loaded, file_format, version)
     base = base_name(model, version)
@@ -258,4 +259,4 @@ def export_files(
         worst = max(outputs, key=lambda name: outputs[name])
         print(f"{base}_{step}: differs from torch by at most {outputs[worst]:.1e} ({worst})")
     if "uncertainty" not in differences:
-        print(f"{base}_staged: left out, a sample's hidden tensor alone has {hidden_tensor(loaded).bytes >> 20} MiB")
+        print(f"{base}_staged: left out, because one hidden tensor alone has {hidden_tensor(loaded).bytes >> 20} MiB")

@@ -1,19 +1,19 @@
-"""Writes one Triton step as a TorchScript file that was compared with torch before it is kept.
+"""Writes one Triton step as a TorchScript file and compares it with torch before it is kept.
 
 Rules of this file:
-- The step is traced as a function with the weights as its constants. Constants move to the device that a server loads
-  the file on; a device that the trace has written down would not, so operators that only make constants (`arange` and
+- The step is traced as a function with the weights as its constants. Constants move to the device on which a server
+  loads the file, but a device that the trace recorded does not. So operators that only make constants (`arange` and
   the like) are folded, and no device may be left in the graph.
-- NVIDIA's libtorch backend finds inputs by the names of forward's arguments, which are the contract's. Outputs have no
-  names in TorchScript: those that are not called NAME__INDEX are taken in the order of config.pbtxt, which is that of
-  the step. So the tensor contract holds as it stands, and the ensembles translate nothing.
-- A seed is an identity, but libtorch's convolutions sum in another order at batch 1 than at batch 2 (measured on the
-  CPU: the features differ in their last bits), and its fusing executor may change kernels once a model is warm.
-  `configure` therefore leaves out Triton's batcher, which puts the seeds of several requests into one batch, and asks
-  for the graph as it was traced. (A batcher that prefers batches of one sleeps between them: measured with Triton 2.51,
-  a queued request waits up to half a second for an idle model.)
+- NVIDIA's libtorch backend finds inputs by the names of forward's arguments, which are the names of the contract.
+  Outputs have no names in TorchScript: the backend takes those that are not called NAME__INDEX in the order of
+  config.pbtxt, which is the order of the step. So the tensor contract holds, and the ensembles need no translation.
+- A seed must always give the same bytes. But libtorch's convolutions sum in a different order at batch 1 than at
+  batch 2 (measured on the CPU: the features differ in their last bits), and its fusing executor may change kernels once
+  a model is warm. `configure` therefore leaves out Triton's batcher, which puts the seeds of several requests into one
+  batch, and asks for the graph as it was traced. (A batcher that prefers batches of one is not an alternative, because
+  it sleeps between them: measured with Triton 2.51, a queued request waits up to half a second for an idle model.)
 - The same weights give the same bytes: source positions, which name the exporting machine, are left out of the archive.
-- Every warning of the tracer is an error, save the one that is understood.
+- Every warning of the tracer is an error, except those whose cause is known to be harmless.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from tritonclient.grpc import model_config_pb2 as pb
 from labelmint.export.comparison import Array, ExportedStep, compare
 from labelmint.export.modules import Step, example_inputs
 
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time a zip entry can bear
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest timestamp that a zip entry can have
 
 
 def export_torchscript(step: Step) -> ExportedStep:
-    """Trace, fold, clean, check and compare; raises RuntimeError when the file would not equal the torch module."""
+    """Trace, fold, clean, check and compare the step. Raises RuntimeError if the file would differ from torch."""
     step.eval()
-    frozen = deepcopy(step).requires_grad_(False)  # the tracer takes no other tensors as constants
+    frozen = deepcopy(step).requires_grad_(False)  # the tracer accepts only such tensors as constants
 
     def forward(*tensors: Tensor) -> tuple[Tensor, ...]:
         return frozen(*tensors)
 
-    # The tracer names forward's arguments by this signature, also those of a step that takes any number of tensors.
+    # The tracer names forward's arguments by this signature, even if the step takes any number of tensors.
     forward.__signature__ = inspect.Signature(
         [inspect.Parameter(spec.name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for spec in step.inputs]
     )
@@ -67,7 +67,7 @@ def export_torchscript(step: Step) -> ExportedStep:
 
 
 def configure(config: pb.ModelConfig) -> None:
-    """What the config.pbtxt of a step needs so that the native `pytorch` backend, and ours, keep a seed's identity."""
+    """Set a step's config.pbtxt so that a seed always gives the same bytes, with the native backend or labelmint's."""
     config.backend = "pytorch"
     config.ClearField("dynamic_batching")
     config.parameters["DISABLE_OPTIMIZED_EXECUTION"].string_value = "true"
@@ -78,19 +78,19 @@ def _known_warnings() -> Iterator[None]:
     tracer = torch.jit.TracerWarning
     with warnings.catch_warnings():
         warnings.simplefilter("error", tracer)
-        # The taps of a FIR filter are the same in every call: they are meant to be constants.
+        # The taps of a FIR filter are the same in every call, so they may be constants.
         warnings.filterwarnings("ignore", "torch.tensor results are registered as constants", tracer)
-        # `to_uint8` asks whether the image is gray, which the weights have settled.
+        # `to_uint8` tests whether the image is gray, which depends on the weights only.
         warnings.filterwarnings(
             "ignore", "Converting a tensor to a Python boolean", tracer, "labelmint.models.generator"
         )
-        # TorchScript is what Triton's libtorch backend reads; what is to follow it is another format.
+        # TorchScript is the format that Triton's libtorch backend reads; its successor is a different format.
         warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", DeprecationWarning)
         yield
 
 
 def _clean(archive: bytes) -> bytes:
-    """The archive without source positions and the hash over them, with fixed times."""
+    """Return the archive without source positions and the hash over them, and with fixed timestamps."""
     cleaned = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(archive)) as old, zipfile.ZipFile(cleaned, "w", zipfile.ZIP_STORED) as new:
         for name in old.namelist():
@@ -102,7 +102,7 @@ def _clean(archive: bytes) -> bytes:
 def _assert_contract(loaded: torch.jit.ScriptModule, step: Step) -> None:
     names = [argument.name for argument in loaded.forward.schema.arguments[1:]]
     if names != [spec.name for spec in step.inputs]:
-        raise RuntimeError(f"the arguments of the traced function, {names}, are not the contract's")
+        raise RuntimeError(f"the arguments of the traced function, {names}, do not match the contract")
     devices = [node for node in loaded.graph.findAllNodes("prim::Constant") if "Device" in str(node.output().type())]
     if devices:
         raise RuntimeError(f"the trace fixed a device: {devices[0]}")

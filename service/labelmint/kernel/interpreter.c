@@ -1,29 +1,31 @@
-/* The Style Interpreter for CPUs: from a generator's feature maps to labels and JS uncertainty, tile by tile.
+/* The Style Interpreter for CPUs: computes labels and JS uncertainty from a generator's feature maps, tile by tile.
 
 Rules of this file:
-- The mathematics is that of `labelmint.models.interpreter`; here is only another order of doing it.
-- Vectors run along pixels and every sum over channels, heads or classes runs in one order, each addition on its own.
-  So a pixel's result depends on neither the width of a vector, nor the tile, the batch or the number of threads.
-- What a call needs is allocated by `interpreter_new`; an interpreter serves one call at a time.
-- A feature or sum that is not a number makes the JS divergence of its pixels NaN, as in torch, so that every gate
-  rejects the sample. Comparisons are written so that NaN passes through; the label there means nothing.
+- The mathematics is that of `labelmint.models.interpreter`; only the order of the computation differs.
+- Vectors run along pixels. Every sum over channels, heads or classes runs in one order, one addition at a time. So a
+  pixel's result does not depend on the vector width, the tile, the batch or the number of threads.
+- `interpreter_new` allocates all memory that a call needs. An interpreter serves one call at a time.
+- A feature or sum that is NaN makes the JS divergence of its pixels NaN, as in torch, so that every gate rejects the
+  sample. Comparisons are written so that NaN passes through; the label of such a pixel means nothing.
 - Subnormal numbers count as zero: processors take some 70 times as long for them, and no label depends on them.
-- Vector extensions of GCC and Clang, no intrinsics: one source for AVX2, AVX-512, NEON and what comes.
+- The code uses the vector extensions of GCC and Clang and no intrinsics, so one source serves AVX2, AVX-512, NEON and
+  later instruction sets.
 
-Names: R output resolution; r a level, from 4 to R; N heads; h1, h2 their hidden widths; K classes. A sliver is SLIVER
-pixels beside each other, all channels together: [channel][SLIVER]. A panel is ROWS output channels of a weight matrix:
-[input channel][ROWS].
+Names: R is the output resolution; r a level, from 4 to R; N the number of heads; h1, h2 their hidden widths; K the
+number of classes. A sliver is SLIVER adjacent pixels with all their channels: [channel][SLIVER]. A panel is ROWS output
+channels of a weight matrix: [input channel][ROWS].
 
-How a sample is made:
+How a sample is labelled:
 1. Each level r < R is projected to the N * h1 hidden units at its own resolution.
 2. The sum of the levels below `base` is a piecewise bilinear function whose knots are the edges between the pixels of
-   level `base`: it is kept as its values there.
-3. For each output row, the levels from `base` on are interpolated vertically and added one after the other: the sum
-   of the levels up to r is linear between the edges of the pixels of level 2r, so one step from edges to edges adds a
-   level exactly, in two additions a value.
-4. Level R is projected onto that sum, in registers; ReLU, the two small layers, softmax and the sums over the heads
-   follow while a sliver is in the first cache.
-Only a window of rows is kept of the large levels. Tasks are drawn by the threads in one order; see `Phase`. */
+   level `base`. Only its values at these edges are stored.
+3. For each output row, the levels from `base` on are interpolated vertically and added one after the other. The sum of
+   the levels up to r is linear between the edges of the pixels of level 2r. So one step from the edges of a level to
+   those of the next adds a level exactly, with two additions per value.
+4. Level R is projected onto that sum, in registers. ReLU, the two small layers, softmax and the sums over the heads
+   follow while the sliver is in the L1 cache.
+Of the large levels, only a window of rows is stored. The threads take the tasks in a fixed order, in phases; see
+`Interpreter`. */
 
 #define _GNU_SOURCE
 #include <math.h>
@@ -43,7 +45,7 @@ Only a window of rows is kept of the large levels. Tasks are drawn by the thread
 #define LANES 4
 #endif
 #endif
-/* Where there are 32 registers, four vectors a channel; else two. */
+/* Four vectors per channel if the processor has 32 vector registers, else two. */
 #ifndef VECTORS
 #if defined(__AVX512F__) || defined(__aarch64__)
 #define VECTORS 4
@@ -55,8 +57,8 @@ Only a window of rows is kept of the large levels. Tasks are drawn by the thread
 #define ROWS 4
 #endif
 #define SLIVER (LANES * VECTORS)
-#define DEPTH 256 /* channels whose sliver and panels stay in the first cache */
-#define WHOLE 64  /* levels up to this resolution are kept whole */
+#define DEPTH 256 /* channels whose sliver and panels stay in the L1 cache */
+#define WHOLE 64  /* levels up to this resolution are stored completely */
 #define BASE 32
 #ifndef TILE
 #define TILE 128
@@ -84,7 +86,7 @@ INLINE vec at_most(vec x, float bound) { return choose(x >= bound, all(bound), x
 
 /* ---- elementary functions ------------------------------------------------------------------------------------- */
 
-/* exp(x) for x <= 0, relative error below 2e-7; below -87, that of -87; of NaN, NaN. */
+/* exp(x) for x <= 0, relative error below 2e-7. Returns exp(-87) for x below -87, and NaN for NaN. */
 INLINE vec exponential(vec x) {
     x = at_least(x, -87.0f);
     const vec shift = all(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer */
@@ -131,7 +133,7 @@ INLINE vec logarithm(vec x) {
 
 enum { FROM_ZERO, ONTO, ONTO_RELU };
 
-/* A panel times a sliver, onto [ROWS][SLIVER] with `stride` between the rows. */
+/* Multiply a panel by a sliver. Write to, or add to, `out` [ROWS][SLIVER], with `stride` between its rows. */
 INLINE void multiply(const float *panel, const float *sliver, int depth, float *out, ptrdiff_t stride, int how) {
     vec sum[ROWS][VECTORS];
     UNROLL for (int i = 0; i < ROWS; i++) {
@@ -167,7 +169,7 @@ __attribute__((noinline)) static void multiply_relu(const float *p, const float 
 
 static int padded(int rows) { return (rows + ROWS - 1) / ROWS * ROWS; }
 
-/* A row-major [rows][depth] matrix as panels; the last one is filled with zeros. */
+/* Pack a row-major [rows][depth] matrix into panels; the last one is padded with zeros. */
 static void pack_weights(const float *weights, int rows, int depth, float *panels) {
     for (int first = 0; first < rows; first += ROWS) {
         for (int k = 0; k < depth; k++) {
@@ -176,7 +178,7 @@ static void pack_weights(const float *weights, int rows, int depth, float *panel
     }
 }
 
-/* `count` pixels of planes [depth][plane] as slivers; the last one is filled with zeros. */
+/* Pack `count` pixels of planes [depth][plane] into slivers; the last one is padded with zeros. */
 static void pack_pixels(const float *planes, ptrdiff_t plane, int depth, int count, float *slivers) {
     int whole = count / SLIVER, rest = count % SLIVER;
     for (int k = 0; k < depth; k++, planes += plane) {
@@ -192,9 +194,9 @@ static void pack_pixels(const float *planes, ptrdiff_t plane, int depth, int cou
 
 typedef struct {
     int size, channels;
-    int kept;         /* rows of the window; all, where it is as large */
+    int kept;         /* rows of the window; `size` if all rows are stored */
     float *weights;   /* panels, [N][h1 padded][channels] */
-    float *projected; /* [kept][N][h1 padded][size]; not for R */
+    float *projected; /* [kept][N][h1 padded][size]; unused for level R */
 } Level;
 
 typedef struct {
@@ -204,40 +206,40 @@ typedef struct {
     int first, count; /* pixels */
 } Task;
 
-/* The hottest pixel of a tile. */
+/* The pixel of a tile with the highest heat. */
 typedef struct {
     float heat; /* times N */
     int pixel;
 } Peak;
 
-/* What one thread works with. */
+/* The working memory of one thread. */
 typedef struct {
     float *pixels;     /* packed features */
     float *hidden;     /* slivers [h1 padded][SLIVER] of one head */
     float *hidden2;    /* [h2 padded][SLIVER] */
     float *logits;     /* [K padded][SLIVER] */
-    float *statistics; /* of each sliver */
-    float *lines[3];   /* rows of edges and of a level while they are interpolated */
+    float *statistics; /* [2K+1][SLIVER] of each sliver */
+    float *lines[3];   /* rows of edges and of a level during interpolation */
 } Scratch;
 
 typedef struct {
-    int keypoints; /* the task, or else segmentation */
+    int keypoints; /* 1 for the task keypoints, 0 for segmentation */
     int heads, hidden1, hidden2, classes, padded1, padded2, padded3;
     int num_levels, resolution, tile, base, threads;
     Level levels[MAX_LEVELS];
     float *bias1, *weights2, *bias2, *weights3, *bias3;
     float *edges;     /* [base+1][N][h1 padded][edge_stride] */
     int edge_stride;
-    Peak *peaks; /* [tiles, row by row][K], of keypoints */
+    Peak *peaks; /* [tiles, row by row][K], for keypoints only */
     Scratch *scratch;
 
-    /* Phases follow each other; one may begin when all but the phase before it have ended. */
+    /* Phases run in order. A phase may overlap the previous one, but starts only after all earlier ones. */
     Task *tasks;
     int num_tasks, num_phases;
-    int *phase_tasks; /* how many each has */
-    int *left;        /* of them not yet done */
+    int *phase_tasks; /* number of tasks of each phase */
+    int *left;        /* of these, the number not yet done */
 
-    /* The call that is under way. */
+    /* The current call. */
     const float *const *features;
     uint8_t *label;
     float *js;
@@ -257,7 +259,7 @@ static void project(Interpreter *m, const Task *task, Scratch *scratch) {
     int slivers = (task->count + SLIVER - 1) / SLIVER;
     pack_pixels(m->features[task->which] + task->first, (ptrdiff_t)r * r, depth, task->count, scratch->pixels);
     ptrdiff_t row_stride = (ptrdiff_t)m->heads * rows * r;
-    /* A sliver of a small level has several rows: it is made aside. */
+    /* A sliver of a small level covers several rows, so it is computed in `hidden` and then copied row by row. */
     int aside = r < SLIVER;
     int step = aside || depth < DEPTH ? depth : DEPTH;
     for (int head = 0; head < m->heads; head++) {
@@ -290,7 +292,7 @@ static void project(Interpreter *m, const Task *task, Scratch *scratch) {
     }
 }
 
-/* a + t * (b - a), `count` values; writes whole vectors. */
+/* a + t * (b - a) for `count` values; writes whole vectors. */
 INLINE void blend(const float *a, const float *b, float t, int count, float *out) {
     for (int i = 0; i < count; i += LANES) {
         vec x = load(a + i), y = load(b + i);
@@ -298,7 +300,7 @@ INLINE void blend(const float *a, const float *b, float t, int count, float *out
     }
 }
 
-/* Ask for `count` values to be brought into the caches. */
+/* Prefetch `count` values into the caches. */
 INLINE void fetch(const float *from, int count) {
     for (int i = 0; i < count; i += 16) __builtin_prefetch(from + i);
 }
@@ -316,7 +318,7 @@ INLINE void interleave(vec even, vec odd, vec *first, vec *second) {
     *second = __builtin_shuffle(even, odd, high);
 }
 
-/* From the edges e[0..n] of n pixels and their values q[-1..n] to the 2n+1 edges of the next level. */
+/* Compute the 2n+1 edges of the next level from the edges e[0..n] of n pixels and the pixel values q[-1..n]. */
 INLINE void widen(const float *e, const float *q, int n, float *out) {
     for (int i = 0; i < n; i += LANES) {
         vec edge = load(e + i), pixel = load(q + i);
@@ -327,10 +329,10 @@ INLINE void widen(const float *e, const float *q, int n, float *out) {
         store(out + 2 * i, first);
         store(out + 2 * i + LANES, second);
     }
-    out[2 * n] = e[n] + 0.5f * (q[n - 1] + q[n]); /* halving is exact: no other rounding than in a vector */
+    out[2 * n] = e[n] + 0.5f * (q[n - 1] + q[n]); /* halving is exact, so this rounds as the vectors do */
 }
 
-/* The same, but to the centres of the 2n pixels of the next level, into slivers `stride` apart. */
+/* Like `widen`, but for the centres of the 2n pixels of the next level; writes slivers that are `stride` apart. */
 INLINE void finish(const float *e, const float *q, int n, float *out, ptrdiff_t stride) {
     for (int i = 0; i < n; i += LANES) {
         vec edge = load(e + i), next = load(e + i + 1), pixel = load(q + i);
@@ -344,14 +346,14 @@ INLINE void finish(const float *e, const float *q, int n, float *out, ptrdiff_t 
     }
 }
 
-/* The sum of the levels below `base` and the bias, at the edges of the pixels of level `base`, of one head. */
+/* Compute, for one head, the sum of the bias and the levels below `base` at the edges of the pixels of level `base`. */
 static void make_edges(Interpreter *m, const Task *task, Scratch *scratch) {
     int base = m->base, rows = m->padded1;
     ptrdiff_t edge_row = (ptrdiff_t)m->heads * rows * m->edge_stride;
     float *e = scratch->lines[0] + LANES, *q = scratch->lines[1] + LANES;
     for (int c = 0; c < rows; c++) {
         ptrdiff_t channel = (ptrdiff_t)task->which * rows + c;
-        /* Grids of every level share the memory of the last one; rows are made from the last to the first. */
+        /* The grids of all levels share the memory of the last one, so rows are computed from the last to the first. */
         float *grid = m->edges + channel * m->edge_stride;
         for (int y = 0; y <= 4; y++) {
             for (int x = 0; x <= 4; x++) grid[y * edge_row + x] = m->bias1[channel];
@@ -375,16 +377,17 @@ static void make_edges(Interpreter *m, const Task *task, Scratch *scratch) {
     }
 }
 
-/* What an output row is made of at one level: two rows and the weight of the second. */
+/* The input of an output row at one level: two rows and the weight of the second. */
 typedef struct {
     const float *a, *b;
     float t;
-    ptrdiff_t channel; /* from channel to channel */
+    ptrdiff_t channel; /* stride between channels */
 } Pair;
 
-/* All lower levels and the bias at `m->tile` pixels of an output row, for one head: slivers [h1 padded][SLIVER].
+/* Sum all lower levels and the bias at `m->tile` pixels of an output row, for one head: slivers [h1 padded][SLIVER].
 
-GROUP channels take each step together: a load that spans two stores of the step before must not wait for them. */
+Each step runs for GROUP channels before the next step begins. Otherwise a load that spans two stores of the previous
+step would wait for them. */
 static void interpolate(const Interpreter *m, const Pair *pairs, int first_level, int head, int x0, Scratch *scratch) {
     int rows = m->padded1, last = m->num_levels - 1;
     ptrdiff_t stride = (ptrdiff_t)rows * SLIVER, line = m->tile / 2 + 4 * LANES;
@@ -425,8 +428,9 @@ static void interpolate(const Interpreter *m, const Pair *pairs, int first_level
     }
 }
 
-/* What a head says of a sliver, outputs [K padded][SLIVER], is added to the sliver's statistics [2K+1][SLIVER]: K mean
-probabilities, K votes (of keypoints: mean heats), and the mean entropy, all still times N. */
+/* Add a head's outputs [K padded][SLIVER] for a sliver to the sliver's statistics [2K+1][SLIVER]: K mean probabilities,
+K votes (mean heats for keypoints), and the mean entropy. All of them are sums over the heads, that is, N times the
+mean. */
 INLINE void add_votes(float *outputs, int classes, float *statistics) {
     UNROLL for (int j = 0; j < VECTORS; j++) {
         float *logits = outputs + j * LANES, *mean = statistics + j * LANES, *votes = mean + classes * SLIVER;
@@ -435,7 +439,7 @@ INLINE void add_votes(float *outputs, int classes, float *statistics) {
         ivec best = {0};
         for (int k = 1; k < classes; k++) {
             vec x = load(logits + k * SLIVER);
-            ivec above = x > top; /* so that of equals the smallest id stays */
+            ivec above = x > top; /* strict, so that the smallest id wins a tie */
             top = choose(above, x, top);
             best = (above & k) | (~above & best);
         }
@@ -485,13 +489,13 @@ INLINE void divergence(const Interpreter *m, const float *statistics, float *js)
             if (m->keypoints) mixture += surprise(1.0f - p);
         }
         vec entropy = load(mean + 2 * m->classes * SLIVER);
-        vec finite = entropy - entropy; /* 0, or NaN where a logit overflowed: no difference of infinities may pass for 0 */
-        /* Rounding can fall a hair below zero. */
+        vec finite = entropy - entropy; /* NaN where a logit overflowed, so that js is not 0 there; else 0 */
+        /* Rounding can make the difference slightly negative. */
         store(js + j * LANES, at_least(mixture - entropy * share + finite, 0.0f));
     }
 }
 
-/* The class with the most votes, the smallest id of equals. */
+/* The class with the most votes; the smallest id wins a tie. */
 INLINE void elect(const float *votes, int classes, int count, uint8_t *label) {
     for (int i = 0; i < count; i++) {
         int best = 0;
@@ -502,10 +506,10 @@ INLINE void elect(const float *votes, int classes, int count, uint8_t *label) {
     }
 }
 
-/* Whether a heat goes before the hottest so far; NaN is the hottest, as in torch, and of equals the first stays. */
+/* Whether a heat replaces the maximum so far. NaN counts as the maximum, as in torch; the first one wins a tie. */
 INLINE int hotter(float heat, float hottest) { return heat > hottest || (heat != heat && hottest == hottest); }
 
-/* The hottest of `count` pixels, the first of which is `pixel`, for each keypoint, if it is hotter than `peaks`. */
+/* For each keypoint, update `peaks` with the hottest of `count` pixels, of which `pixel` is the first. */
 INLINE void seek(const float *heats, int classes, int count, int pixel, Peak *peaks) {
     for (int k = 0; k < classes; k++) {
         for (int i = 0; i < count; i++) {
@@ -605,7 +609,7 @@ static void label_tile(Interpreter *m, const Task *task, Scratch *scratch) {
 
 /* ---- threads ---------------------------------------------------------------------------------------------------- */
 
-/* Let the thread take subnormal numbers for zero; returns what `restore_subnormals` takes to undo it. */
+/* Make this thread treat subnormal numbers as zero. Returns the state for `restore_subnormals`. */
 static uint64_t flush_subnormals(void) {
     uint64_t before = 0;
 #if defined(__SSE__)
@@ -629,7 +633,7 @@ static void restore_subnormals(uint64_t before) {
 }
 
 static void work(Interpreter *m, Scratch *scratch) {
-    uint64_t control = flush_subnormals(); /* the calling thread's own arithmetic stays as it was */
+    uint64_t control = flush_subnormals(); /* restored below: the calling thread keeps its own mode */
     pthread_mutex_lock(&m->mutex);
     while (m->next < m->num_tasks) {
         const Task *task = &m->tasks[m->next++];
@@ -663,8 +667,8 @@ static void *work_of(void *argument) {
     return NULL;
 }
 
-/* Read one sample: features [C_r][r][r] of each level, to the JS divergence js [R][R] in nats and, by the task, to label
-[R][R] or to keypoints [K][2] as (x, y) and confidence [K]. */
+/* Label one sample from the features [C_r][r][r] of each level. Writes the JS divergence js [R][R] in nats and, by the
+task, label [R][R] or keypoints [K][2] as (x, y) with confidence [K]. */
 void interpreter_run(Interpreter *m, const float *const *features, uint8_t *label, float *keypoints, float *confidence,
                      float *js) {
     m->features = features;
@@ -678,14 +682,14 @@ void interpreter_run(Interpreter *m, const float *const *features, uint8_t *labe
     int started = 1;
     for (; started < m->threads; started++) {
         workers[started] = (Worker){m, &m->scratch[started]};
-        /* Those that cannot be had are not needed: the tasks are done by the others. */
+        /* If a thread cannot be created, the others do its tasks. */
         if (pthread_create(&threads[started], NULL, work_of, &workers[started]) != 0) break;
     }
     work(m, &m->scratch[0]);
     for (int i = 1; i < started; i++) pthread_join(threads[i], NULL);
     for (int k = 0; m->keypoints && k < m->classes; k++) {
         Peak best = m->peaks[k];
-        for (int i = 1; i < m->resolution * (m->resolution / m->tile); i++) { /* row by row: the first of equals stays */
+        for (int i = 1; i < m->resolution * (m->resolution / m->tile); i++) { /* row by row: the first wins a tie */
             if (hotter(m->peaks[i * m->classes + k].heat, best.heat)) best = m->peaks[i * m->classes + k];
         }
         keypoints[2 * k] = (float)(best.pixel % m->resolution);
@@ -694,9 +698,9 @@ void interpreter_run(Interpreter *m, const float *const *features, uint8_t *labe
     }
 }
 
-/* ---- making one ------------------------------------------------------------------------------------------------- */
+/* ---- creation --------------------------------------------------------------------------------------------------- */
 
-/* Zeroed floats with room for a vector more at both ends; NULL when there is no memory. */
+/* Allocate zeroed floats with 2 * SLIVER spare floats before and after them; NULL if there is no memory. */
 static float *floats(Interpreter *m, size_t count) {
     size_t size = (count + 4 * SLIVER) * sizeof(float);
     size = (size + 4095) / 4096 * 4096;
@@ -726,7 +730,7 @@ void interpreter_free(Interpreter *m) {
     free(m);
 }
 
-/* Rows of a level that the output rows before `end` read: the number of rows from the top. */
+/* The number of rows of a level, from the top, that the output rows before `end` read. */
 static int rows_until(const Interpreter *m, const Level *level, int end) {
     double position = (end - 0.5) * level->size / m->resolution - 0.5;
     int last = (position < 0.0 ? 0 : (int)position) + 1;
@@ -751,7 +755,7 @@ static void project_rows(Interpreter *m, int l, int first, int end) {
     }
 }
 
-/* All tasks in the order in which they are drawn; the first time they are only counted. */
+/* List all tasks in the order in which the threads take them. The first call only counts them. */
 static void plan(Interpreter *m) {
     int last = m->num_levels - 1, strips = m->resolution / STRIP;
     m->num_tasks = m->num_phases = 0;
@@ -783,8 +787,8 @@ static void plan(Interpreter *m) {
     }
 }
 
-/* An interpreter of levels 4, 8, ..., R with `channels` each, whose weights are row-major: projections [N*h1][C_r],
-weight2 [N][h2][h1], weight3 [N][K][h2]; NULL when there is no memory. The weights are copied. */
+/* Create an interpreter with the levels 4, 8, ..., R, of `channels[i]` channels each. The weights are row-major:
+projections [N*h1][C_r], weight2 [N][h2][h1], weight3 [N][K][h2]. They are copied. NULL if there is no memory. */
 Interpreter *interpreter_new(int keypoints, int num_levels, const int *channels, int heads, int hidden1, int hidden2, int classes,
                              const float *const *projections, const float *bias1, const float *weight2, const float *bias2,
                              const float *weight3, const float *bias3, int threads) {
@@ -821,7 +825,7 @@ Interpreter *interpreter_new(int keypoints, int num_levels, const int *channels,
         if (pixels * channels[l] > packed) packed = pixels * channels[l];
         if (top) break;
         level->kept = level->size;
-        if (level->size > WHOLE) { /* three strips are under way at a time */
+        if (level->size > WHOLE) { /* three strips are in progress at a time */
             int most = 0;
             for (int s = 0; s < m->resolution / STRIP; s++) {
                 int end = (s + 3) * STRIP < m->resolution ? (s + 3) * STRIP : m->resolution;
@@ -876,5 +880,5 @@ no_memory:
     return NULL;
 }
 
-/* Bytes that it holds: weights, windows and what the threads work with. */
+/* The number of bytes allocated for weights, windows and the working memory of the threads. */
 size_t interpreter_bytes(const Interpreter *m) { return m->bytes; }

@@ -1,11 +1,11 @@
-"""The Style Interpreter's kernel in C: compiled for this machine when first needed, and called through ctypes.
+"""The Style Interpreter's kernel in C: it is compiled for this machine on first use and called through ctypes.
 
 Rules of this file:
-- It needs numpy and a C compiler and nothing else: the serving environment has neither torch nor onnx.
-- What was compiled is for this machine only, so it is kept by source, flags and processor. A cache that others can
-  write to is not used; without one each process compiles for itself.
-- The kernel checks nothing: every size is checked here, of the weights once and of the features at every call.
-- Triton's `labelmint` backend loads a copy of this directory, so this file imports nothing of this package.
+- It needs only numpy and a C compiler, because the serving environment has neither torch nor onnx.
+- A compiled kernel runs on this machine only, so the cache key covers the source, the flags and the processor. A cache
+  directory that other users can write to is not used. Without a cache, each process compiles its own kernel.
+- The kernel itself checks nothing. This file checks every size: the weights once, the features at every call.
+- Triton's `labelmint` backend loads a copy of this directory, so this file imports nothing from this package.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ import numpy as np
 import numpy.typing as npt
 
 SOURCE = Path(__file__).parent / "interpreter.c"
-# `a * b + c` is one rounding where the processor can, with every compiler.
+# Every compiler rounds `a * b + c` once if the processor has fused multiply-add.
 FLAGS = ("-std=gnu11", "-O3", "-march=native", "-ffp-contract=fast", "-fPIC", "-shared", "-pthread")
 TASKS = ("segmentation", "keypoints")
 SCORE_KINDS = ("sum", "top10_mean")
-MAX_LEVELS = 12  # of the source: resolutions 4 to 8192
+MAX_LEVELS = 12  # as in interpreter.c: resolutions 4 to 8192
 
 Array = npt.NDArray[Any]
 _Floats = ctypes.POINTER(ctypes.c_float)
-# What tells one processor's instructions from another's, in /proc/cpuinfo.
+# The fields of /proc/cpuinfo that identify a processor's instruction set.
 _PROCESSOR = ("vendor_id", "cpu family", "model", "flags", "CPU implementer", "CPU part", "Features")
 
 
@@ -47,17 +47,20 @@ class KernelUnavailable(OSError):
 
 
 class UnusableWeights(ValueError):
-    """The file holds no weights that the kernel can run; the message says why, without the file's name."""
+    """The file has no weights that the kernel can run; the message says why, without the file's name."""
 
 
 class Interpreter:
     """A Style Interpreter that labels one sample at a time.
 
-    `channels` maps each level to the channels it reads there, `outputs` are the names of what `run` gives.
+    `channels` maps each level to the number of channels that it reads there. `outputs` names the arrays that `run`
+    returns.
     """
 
     def __init__(self, file: Any, threads: int = 0, library: ctypes.CDLL | None = None) -> None:
-        """Load `file`, the path or binary stream of an .npz (see `check_weights`); `threads` 0 means one a core.
+        """Load `file`, the path or binary stream of an .npz (see `check_weights`).
+
+        With `threads` 0, the kernel uses one thread for each core that the process may use.
 
         Raises UnusableWeights, KernelUnavailable, or MemoryError.
         """
@@ -80,7 +83,7 @@ class Interpreter:
             threads if threads > 0 else len(os.sched_getaffinity(0)),
         )
         if not self._pointer:
-            raise MemoryError("the kernel could not allocate what it works with")
+            raise MemoryError("the kernel could not allocate its memory")
 
     def __del__(self) -> None:
         if getattr(self, "_pointer", None):
@@ -88,14 +91,14 @@ class Interpreter:
 
     @property
     def bytes(self) -> int:
-        """What it holds in memory: the weights, and what a call works with."""
+        """The memory in use: the weights and the working memory of a call."""
         return int(self._library.interpreter_bytes(self._pointer))
 
     def run(self, features: Sequence[Array]) -> dict[str, Array]:
-        """Read one sample: float32 [C_r,r,r] of each level, in order, to {name: array}.
+        """Label one sample: the features float32 [C_r,r,r] of each level, in order, to {name: array}.
 
-        label uint8 [R,R], or keypoints float32 [K,2] and confidence [K]; js_map float32 [R,R]; js_score [1].
-        Not to be called by two threads at once. Raises ValueError for features of other shapes.
+        The arrays are label uint8 [R,R], or keypoints float32 [K,2] and confidence [K]; js_map float32 [R,R]; and
+        js_score [1]. Two threads must not call it at the same time. Raises ValueError for features of other shapes.
         """
         shapes = [(c, r, r) for r, c in self.channels.items()]
         if [array.shape for array in features] != shapes or any(array.dtype != np.float32 for array in features):
@@ -120,7 +123,10 @@ def _pointers(arrays: Sequence[Array]) -> Any:
 
 
 def _score(js_map: Array, kind: str) -> Array:
-    """[R,R] to [1], summed in float64, of the top tenth from the smallest up: one order on every machine."""
+    """The image score, [R,R] to [1], summed in float64.
+
+    The top tenth is summed in ascending order, so that the order is the same on every machine.
+    """
     pixels = js_map.ravel()
     if kind == "sum":
         return np.array([pixels.sum(dtype=np.float64)], np.float32)
@@ -129,7 +135,7 @@ def _score(js_map: Array, kind: str) -> Array:
 
 
 def read_weights(file: Any) -> dict[str, Array]:
-    """The arrays of an .npz. Raises UnusableWeights."""
+    """Return the arrays of an .npz. Raises UnusableWeights."""
     try:
         with np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
@@ -140,10 +146,10 @@ def read_weights(file: Any) -> dict[str, Array]:
 
 
 def check_weights(arrays: Mapping[str, Array]) -> dict[int, int]:
-    """The channels of each level, {r: C_r}, if the kernel can run these weights; raises UnusableWeights.
+    """Return the channels of each level, {r: C_r}. Raises UnusableWeights if the kernel cannot run these weights.
 
-    float32 projection_4, projection_8, ..., projection_R [N*h1,C_r], bias1 [N,h1], weight2 [N,h2,h1], bias2 [N,h2],
-    weight3 [N,K,h2], bias3 [N,K]; and the names `task` and `score_kind`.
+    The arrays are float32 projection_4, projection_8, ..., projection_R [N*h1,C_r], bias1 [N,h1], weight2 [N,h2,h1],
+    bias2 [N,h2], weight3 [N,K,h2], bias3 [N,K]; and the names `task` and `score_kind`.
     """
     levels = [4 << i for i in range(sum(name.startswith("projection_") for name in arrays))]
     if not 2 <= len(levels) <= MAX_LEVELS:
@@ -174,9 +180,9 @@ def check_weights(arrays: Mapping[str, Array]) -> dict[int, int]:
 
 @functools.cache
 def compiled(*defines: str) -> ctypes.CDLL:
-    """The kernel for this machine, from the cache or the compiler ($CC or cc). Raises KernelUnavailable.
+    """Return the kernel for this machine, from the cache or the compiler ($CC or cc). Raises KernelUnavailable.
 
-    `defines` are further flags, as a test gives them to compile for narrower or wider vectors.
+    `defines` are additional flags; tests use them to compile for narrower or wider vectors.
     """
     compiler = shlex.split(os.environ.get("CC") or "cc")
     command = [*compiler, *FLAGS, *defines]
@@ -191,7 +197,7 @@ def compiled(*defines: str) -> ctypes.CDLL:
             _compile(command, made)
             os.replace(made, kept)
         try:
-            library = ctypes.CDLL(str(kept))  # what is loaded stays when its file goes
+            library = ctypes.CDLL(str(kept))  # a loaded library stays when its file is removed
         except OSError as error:
             raise KernelUnavailable(f"the compiled kernel cannot be loaded: {error}") from error
     integer, pointer, arrays = ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(_Floats)
@@ -209,8 +215,8 @@ def _compile(command: Sequence[str], out: Path) -> None:
     advice = "run `apt install gcc libc6-dev`, or export the model with `--format onnx`"
     if shutil.which(command[0]) is None:
         raise KernelUnavailable(
-            f"the kernel of a model exported with `--format native` is compiled where it runs, and there is no C "
-            f"compiler {command[0]!r}: {advice}"
+            f"a model exported with `--format native` compiles its kernel on the machine that runs it, but there is no "
+            f"C compiler {command[0]!r}: {advice}"
         )
     done = subprocess.run([*command, str(SOURCE), "-o", str(out)], capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -220,7 +226,7 @@ def _compile(command: Sequence[str], out: Path) -> None:
 
 
 def _processor() -> list[str]:
-    """What the compiler's `native` goes by, of the first processor."""
+    """The properties of the first processor that decide what the compiler's `native` means."""
     try:
         lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
     except OSError:
@@ -229,7 +235,7 @@ def _processor() -> list[str]:
 
 
 def _cache() -> Path | None:
-    """A directory that this user alone writes to; None where there is none."""
+    """Return a cache directory that only this user can write to, or None if there is none."""
     home = os.environ.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())
     directory = Path(home) / "labelmint"
     try:

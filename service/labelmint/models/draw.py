@@ -1,7 +1,7 @@
-"""Draws a generator's images and features by seed, one at a time, the way the served model does.
+"""Generates the images and features of seeds, one at a time, as the served model does.
 
 Rules of this file:
-- A seed's latent comes from the gateway's policy, so an annotated image is the served image of that seed.
+- The latent of a seed comes from the gateway's policy, so an annotated image is the image that is served for the seed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from labelmint.models.store import load_generator
 
 @torch.no_grad()
 def draw(generator: Generator, seed: int, truncation_psi: float, layout: str) -> tuple[Tensor, dict[int, Tensor]]:
-    """The image float32 [1,3,R,R] and the features {r: [1,C_r,r,r]} of a seed."""
+    """Return the image float32 [1,3,R,R] and the features {r: [1,C_r,r,r]} of a seed."""
     latent = torch.from_numpy(latent_of(check_seed(seed), generator.spec.z_dim))
     crossover = torch.tensor([[generator.spec.num_ws]], dtype=torch.int32)
     image, features = generator(latent, latent, crossover, torch.tensor([[truncation_psi]]), layout)
@@ -33,13 +33,13 @@ def draw(generator: Generator, seed: int, truncation_psi: float, layout: str) ->
 def drawn_images(
     generator: Generator, seeds: Iterable[int], truncation_psi: float
 ) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
-    """(seed, image uint8 [R,R,3]) in order."""
+    """Yield (seed, image uint8 [R,R,3]) in the order of the seeds."""
     for seed in seeds:
         yield seed, to_uint8(draw(generator, seed, truncation_psi, "paper")[0])[0].numpy()
 
 
 def synthesize(generator_path: Path, out: Path, seeds: range, truncation_psi: float) -> None:
-    """Write the images that a person would annotate (`labelmint synth`)."""
+    """`labelmint synth`: write the images that a person will annotate."""
     check_new(out)
     generator = load_generator(generator_path)
     images = dict(tqdm(drawn_images(generator, seeds, truncation_psi), total=len(seeds), desc="synth", unit="img"))

@@ -1,15 +1,15 @@
-"""Trains the Style Interpreter on annotated images: N classifiers (or regressors of heat) at once, in bounded memory.
+"""Trains the Style Interpreter on annotated images: N classifiers (or heat regressors) at once, in bounded memory.
 
 Rules of this file:
-- The generator is frozen. Pixels are drawn at random from each image, rare classes more often than their area says
-  and at least one from every class that the image has; only their features are ever held.
-- Each image is drawn once: to check that the annotation was made on it, and for its features.
-- A run that was interrupted goes on from its checkpoint, beside the file to write, and ends in the same bytes where it
-  has as many threads: it draws its pixels anew and takes weights, optimizer, schedule and random numbers from the
-  checkpoint.
-- The heads differ by their initial weights and by the pixels they draw (DatasetGAN, section 3.2).
-- Linear -> ReLU -> BatchNorm -> Linear -> ReLU -> BatchNorm -> Linear, as the released `pixel_classifier`; the
-  BatchNorms and the standardisation of the features are folded into the linear layers at the end, exactly.
+- The generator is frozen. Pixels are sampled at random from each image: rare classes more often than in proportion to
+  their area, and at least one pixel of every class in the image. Only the features of these pixels are kept.
+- Each image is generated once, both to check that the annotation was made on it and to get its features.
+- An interrupted run resumes from its checkpoint, which lies next to the output file. It samples its pixels again and
+  takes weights, optimizer, schedule and random state from the checkpoint. With the same number of threads, the result
+  has the same bytes as that of an uninterrupted run.
+- The heads differ in their initial weights and in the pixels of their batches (DatasetGAN, section 3.2).
+- A head is Linear -> ReLU -> BatchNorm -> Linear -> ReLU -> BatchNorm -> Linear, as in the released `pixel_classifier`.
+  At the end, the BatchNorms and the standardisation of the features are folded into the linear layers, exactly.
 """
 
 from __future__ import annotations
@@ -48,23 +48,23 @@ from labelmint.models.tasks import build_interpreter, learning_of
 
 Bytes = npt.NDArray[np.uint8]
 
-# The features of all drawn pixels together; with many images each gives fewer pixels.
+# The limit for the features of all sampled pixels. With many images, fewer pixels are sampled from each.
 POOL_BYTES = 3 << 30
 
 
 @dataclass(frozen=True)
 class FitSettings:
     pixels_per_image: int = 8192
-    class_power: float = 0.5  # a class's pixels are drawn in proportion to its area to this power
+    class_power: float = 0.5  # pixels of a class are sampled in proportion to its area to this power
     steps: int = 4000
-    batch: int = 256  # pixels a head and step
+    batch: int = 256  # pixels per head and step
     learning_rate: float = 1e-3
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class Pool:
-    """The drawn pixels of all images: features float32 [P,D]; targets are class ids int64 [P] or heat float32 [P,K]."""
+    """The sampled pixels of all images: features float32 [P,D]; targets class ids int64 [P] or heat float32 [P,K]."""
 
     features: Tensor
     targets: Tensor
@@ -81,20 +81,22 @@ def fit_files(
     annotation_format: str = "png",
     steps: int = FitSettings.steps,
 ) -> None:
-    """`labelmint fit`: read, check that the images are this generator's, train, write the interpreter. The same call
-    after an interruption goes on from `OUT.checkpoint`."""
+    """`labelmint fit`: read, check that this generator made the images, train, and write the interpreter.
+
+    After an interruption, the same call resumes from `OUT.checkpoint`.
+    """
     generator = load_generator(generator_path)
     learning = learning_of(task)
     dataset = learning.read(annotations, annotation_format)
     settings = FitSettings(**learning.settings(generator.spec.resolution), steps=steps)
 
     def check(seed: int, drawn: Bytes) -> None:
-        """Annotations belong to the images they were made on."""
+        """Refuse annotations that were made on other images than those of the generator."""
         image = dataset.images[seed]
         if drawn.shape != image.shape or int(np.abs(drawn.astype(int) - image).max()) > 1:
             raise UnusableFile(
                 image_path(annotations, seed),
-                f"is not what {generator_path} draws for seed {seed}; annotate images of the generator that you fit",
+                f"is not the image that {generator_path} makes for seed {seed}; annotate images of this generator",
             )
 
     generator_sha256 = sha256_of(generator_path)
@@ -117,7 +119,7 @@ def fit_files(
 
 
 def _digest_of(dataset: AnnotatedDataset) -> str:
-    """SHA-256 of all that an annotated dataset says."""
+    """SHA-256 of the whole content of an annotated dataset."""
     about = (dataset.task, dataset.truncation_psi, dataset.names, dataset.palette, list(dataset.labels))
     digest = hashlib.sha256(repr(about).encode())
     for seed, label in dataset.labels.items():
@@ -136,8 +138,11 @@ def fit(
     check: Callable[[int, Bytes], None] = lambda seed, image: None,
     checkpoint: Checkpoint | None = None,
 ) -> tuple[StyleInterpreter, float]:
-    """The trained, folded interpreter and its error on the drawn pixels, mean over heads: the part of the pixels
-    labelled wrongly, or the mean squared error of the heat. `check` is called with each drawn image uint8 [R,R,3]."""
+    """Return the trained, folded interpreter and its error on the sampled pixels, as a mean over the heads.
+
+    The error is the fraction of wrongly labelled pixels, or the mean squared error of the heat. `check` is called with
+    each seed and its generated image uint8 [R,R,3].
+    """
     rng = torch.Generator().manual_seed(settings.seed)
     pool, channels = draw_pool(generator, dataset, settings, layout=layout, rng=rng, check=check)
     spec = InterpreterSpec(
@@ -171,7 +176,7 @@ def draw_pool(
     rng: torch.Generator,
     check: Callable[[int, Bytes], None] = lambda seed, image: None,
 ) -> tuple[Pool, dict[int, int]]:
-    """Draw pixels from every image; returns the pool and the channels of each feature level."""
+    """Sample pixels from every image. Returns the pool and the number of channels of each feature level."""
     resolution = generator.spec.resolution
     channels = channels_of(layout, generator.spec.taps)
     learning = learning_of(dataset.task)
@@ -194,10 +199,10 @@ def draw_pool(
 
 
 def choose_pixels(label: Tensor, count: int, class_power: float, rng: torch.Generator) -> Tensor:
-    """`count` pixels of one image, without repetition: class ids int64 [R*R] to indices int64 [P]."""
+    """Sample `count` pixels of one image without replacement: class ids int64 [R*R] to indices int64 [P]."""
     area = torch.bincount(label).double()  # [K]
     weight = area.clamp(min=1).pow(class_power - 1.0)[label]  # [R*R]
-    # One pixel of every class first: the largest key of an exponential race wins.
+    # Weighted sampling as an exponential race: the largest keys win. One pixel of every class gets the maximum key.
     key = torch.rand(label.shape, generator=rng, dtype=torch.float64).clamp(min=1e-300).log() / weight
     for present in area.nonzero().flatten().tolist():
         members = (label == present).nonzero().flatten()
@@ -215,7 +220,7 @@ class _Heads(nn.Module):
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList()
         for width_in, width_out in ((spec.feature_dim, h1), (h1, h2), (h2, k)):
-            # Normal with Glorot's variance.
+            # Normal distribution with Glorot's variance.
             scale = (2.0 / (width_in + width_out)) ** 0.5
             self.weights.append(torch.randn(n, width_out, width_in, generator=rng) * scale)
             self.biases.append(torch.zeros(n, width_out))
@@ -233,7 +238,7 @@ class _Heads(nn.Module):
 
     @torch.no_grad()
     def folded(self, mean: Tensor, deviation: Tensor) -> StyleInterpreter:
-        """The interpreter that takes raw features: standardisation and BatchNorms folded, in float64."""
+        """Return the interpreter for raw features; standardisation and BatchNorms are folded in float64."""
         n = self.spec.num_heads
         weight1 = self.weights[0].double() / deviation.double()  # [N,h1,D]
         layers = [(weight1, self.biases[0].double() - weight1 @ mean.double())]
@@ -252,7 +257,7 @@ class _Heads(nn.Module):
 
 
 class _Run:
-    """The state of a training run: all that the next step depends on, apart from the pool."""
+    """The state of a training run: everything that the next step depends on, except the pool."""
 
     def __init__(self, network: _Heads, settings: FitSettings, rng: torch.Generator) -> None:
         self.network, self.settings, self.rng = network, settings, rng
@@ -278,12 +283,12 @@ class _Run:
         self.step = state["step"]
 
     def advance(self, pool: Pool) -> Tensor:
-        """One step; the mean loss over the heads."""
+        """Run one training step. Returns the mean loss over the heads."""
         n = self.network.spec.num_heads
-        # Every head draws its own pixels.
+        # Every head samples its own pixels.
         draw = torch.randint(len(pool.targets), (n, self.settings.batch), generator=self.rng)  # [N,P]
         outputs = self.network(pool.features[draw])  # [N,P,K]
-        # The sum over heads: their parameters are disjoint, so each is trained by its own mean loss.
+        # The sum over the heads: their parameters are disjoint, so each head is trained by its own mean loss.
         loss = self.learning.loss(outputs, pool.targets[draw]) * n
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()

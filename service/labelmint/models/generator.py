@@ -1,9 +1,10 @@
-"""What every StyleGAN generator shares: mapping, truncation, style mixing, and the image as bytes.
+"""The common part of every StyleGAN generator: mapping, truncation, style mixing, and the conversion to uint8 images.
 
 Rules of this file:
-- A generator is a spec (`StyleGAN2Spec`, `StyleGAN1Spec`), the mapping below and the synthesis network the spec builds.
-- Parameters are stored in the equalised form (Karras et al. 2018): multiplied by their gain where they are used.
-- A sample never sees its neighbours in the batch, and the batch stays symbolic in an export.
+- A generator has a spec (`StyleGAN2Spec`, `StyleGAN1Spec`), the mapping below, and the synthesis network that the spec
+  builds.
+- Parameters are stored in the equalised form (Karras et al. 2018): they are multiplied by their gain on use.
+- A sample never depends on the other samples of its batch, and the batch dimension stays symbolic in an export.
 """
 
 from __future__ import annotations
@@ -22,18 +23,18 @@ from labelmint.models.layout import Tap
 
 SQRT2 = math.sqrt(2.0)
 LEAK = 0.2
-MAX_MAPPING_LAYERS = 64  # published ones have 2 to 18
+MAX_MAPPING_LAYERS = 64  # published networks have 2 to 18
 
 S = TypeVar("S", bound="GeneratorSpec")
 
 
 @dataclass(frozen=True)
 class GeneratorSpec:
-    """The dimensions that travel with the weights.
+    """The dimensions of a network, which are stored with its weights.
 
     `channels` maps a resolution (4, 8, ... R) to its number of feature channels. `mapping_width` is the width between
     the mapping's layers (None: `w_dim`). Truncation acts on the layers before `truncation_cutoff` (None: on all).
-    Raises ValueError naming what is wrong.
+    Raises ValueError that names the wrong field.
     """
 
     z_dim: int
@@ -64,16 +65,16 @@ class GeneratorSpec:
 
     @property
     def num_ws(self) -> int:
-        """Number of w's the synthesis takes: two a resolution."""
+        """The number of w's that the synthesis takes: two per resolution."""
         return 2 * len(self.resolutions)
 
     @property
     def taps(self) -> dict[Tap, int]:
-        """The tensors that a feature layout may read and their channels, in the order of computation."""
+        """The tensors that a feature layout may read, and their channels, in the order of computation."""
         raise NotImplementedError
 
     def build_synthesis(self) -> nn.Module:
-        """The synthesis network: (ws [B,num_ws,w_dim], layout) to image and features."""
+        """Build the synthesis network: (ws [B,num_ws,w_dim], layout) to image and features."""
         raise NotImplementedError
 
     def to_json(self) -> dict[str, object]:
@@ -85,7 +86,7 @@ class GeneratorSpec:
 
 
 class Generator(nn.Module):
-    """Latents to an image and the feature maps that the Style Interpreter reads."""
+    """Maps latents to an image and the feature maps that the Style Interpreter reads."""
 
     def __init__(self, spec: GeneratorSpec) -> None:
         super().__init__()
@@ -96,7 +97,7 @@ class Generator(nn.Module):
     def forward(
         self, latent: Tensor, style_latent: Tensor, crossover: Tensor, truncation_psi: Tensor, layout: str
     ) -> tuple[Tensor, dict[int, Tensor]]:
-        """Draw images; layers from `crossover` on take their style from `style_latent`.
+        """Generate images; layers from `crossover` on take their style from `style_latent`.
 
         Args:
             latent, style_latent: float32 [B,z_dim].
@@ -123,7 +124,7 @@ class Generator(nn.Module):
 
 
 class Mapping(nn.Module):
-    """z to w: normalise, then equalised linear layers with leaky ReLU of gain sqrt 2."""
+    """Maps z to w: normalises z, then applies equalised linear layers with leaky ReLU of gain sqrt 2."""
 
     def __init__(self, spec: GeneratorSpec) -> None:
         super().__init__()
@@ -135,14 +136,14 @@ class Mapping(nn.Module):
         self.register_buffer("w_avg", torch.zeros(spec.w_dim))
 
     def forward(self, z: Tensor) -> Tensor:
-        """z float32 [B,z_dim] to w [B,w_dim], not truncated."""
+        """Map z float32 [B,z_dim] to w [B,w_dim], not truncated."""
         x = z * torch.rsqrt(z.square().mean(dim=1, keepdim=True) + 1e-8)
         for layer in self.layers:
             x = leaky_relu(layer(x))  # [B,w_dim]
         return x
 
     def truncate(self, w: Tensor, psi: Tensor | float) -> Tensor:
-        """w_avg + psi (w - w_avg); psi float or [B,1]."""
+        """Return w_avg + psi (w - w_avg); psi is a float or [B,1]."""
         return self.w_avg + psi * (w - self.w_avg)
 
 
@@ -163,7 +164,7 @@ def leaky_relu(x: Tensor) -> Tensor:
 
 
 def to_uint8(image: Tensor) -> Tensor:
-    """[-1,1] float [B,C,R,R] to uint8 [B,R,R,3] as the official scripts do: scale, clamp, truncate.
+    """Convert [-1,1] float [B,C,R,R] to uint8 [B,R,R,3] as the official scripts do: scale, clamp, truncate.
 
     A gray image becomes three equal channels.
     """

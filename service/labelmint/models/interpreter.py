@@ -2,17 +2,17 @@
 
 Rules of this file:
 - The upsampled feature tensor S* (D x R x R) is never built. The first linear layer commutes with bilinear
-  upsampling, so each level is projected at its own resolution and the projections are upsampled and added.
-- Work proceeds in strips of rows, and in a strip by phase: pixels whose row is even or odd and whose column is even or
-  odd, four maps of half the side. Every pixel of a phase lies at the same place between the pixels of half the
-  resolution, so that upsampling is one small convolution, the same for all channels.
-- Levels below half the resolution bend only at edges between the pixels of half the resolution. Their sum is taken on
-  that grid of edges, a quarter of the work, and is linear from there on: exact, nothing is approximated.
-- BatchNorm stands after ReLU and is frozen, so it is already folded into the linear layer that follows it.
-- Everything up to the last layer is a convolution over maps [batch, channel, row, column]: ONNX Runtime keeps those in
-  one blocked layout from the features to the last layer, and adds and clips (ReLU) as it writes.
+  upsampling, so each level is projected at its own resolution, and the projections are upsampled and added.
+- The computation runs in strips of rows, and in a strip by phase. The four phases are the pixels with an even or odd
+  row and an even or odd column: maps of half the side. All pixels of a phase lie at the same place between the pixels
+  of half the resolution, so upsampling is one small convolution, the same for all channels.
+- Levels below half the resolution bend only at the edges between the pixels of half the resolution, and are linear
+  between these edges. Their sum is computed on the grid of edges, which is a quarter of the work. This is exact.
+- BatchNorm follows ReLU and is frozen, so it is already folded into the linear layer that follows it.
+- Everything up to the last layer is a convolution over maps [batch, channel, row, column]. ONNX Runtime keeps such maps
+  in one blocked layout from the features to the last layer, and adds and clips (ReLU) as it writes.
 
-Sources: DatasetGAN (Zhang et al. 2021), section 3.2, and its released `pixel_classifier`; the JS divergence is
+Sources: DatasetGAN (Zhang et al. 2021), section 3.2, and its released `pixel_classifier`. The JS divergence is
 H(mean of p_n) - mean of H(p_n), in nats.
 """
 
@@ -35,10 +35,10 @@ SCORE_KINDS = ("sum", "top10_mean")
 
 @dataclass(frozen=True)
 class InterpreterSpec:
-    """The dimensions that travel with the weights.
+    """The dimensions of an interpreter, which are stored with its weights.
 
-    `channels` maps a feature resolution to the number of channels the layout takes there, `class_names` has one
-    name a class id (or keypoint, for that task) and `palette` one RGB triple.
+    `channels` maps a feature resolution to the number of channels that the layout takes there. For each class id (or
+    keypoint, for that task), `class_names` has one name and `palette` one RGB triple.
     """
 
     layout: str
@@ -52,14 +52,14 @@ class InterpreterSpec:
 
     def __post_init__(self) -> None:
         task = task_of(self.task)
-        # The interpolation matrices, one a level, are made from these resolutions; no tensor of a file bounds them.
+        # These resolutions alone set the size of the interpolation matrices, one per level; no tensor in a file does.
         if not 8 <= self.resolution <= MAX_RESOLUTION or max(self.channels, default=0) > self.resolution:
             raise ValueError(
-                f"an image has 8 to {MAX_RESOLUTION} pixels a side and features of at most as many, "
+                f"an image has 8 to {MAX_RESOLUTION} pixels per side and features of at most as many, "
                 f"not {self.resolution} and {sorted(self.channels)[-1:]}"
             )
         if odd := [r for r in self.channels if r < 4 or r & (r - 1)]:
-            raise ValueError(f"features have 4, 8, 16, ... pixels a side, not {odd[0]}")
+            raise ValueError(f"features have 4, 8, 16, ... pixels per side, not {odd[0]}")
         if len(self.palette) != len(self.class_names):
             raise ValueError(f"{len(self.class_names)} class names need as many colours, not {len(self.palette)}")
         if not task.min_names <= len(self.class_names) <= 255:
@@ -71,17 +71,17 @@ class InterpreterSpec:
 
     @property
     def feature_dim(self) -> int:
-        """D: all channels of all levels."""
+        """D, the number of channels of all levels together."""
         return sum(self.channels.values())
 
 
 def hidden_widths(num_classes: int) -> tuple[int, int]:
-    """(h1, h2) of the released classifier: narrower when there are fewer than 32 classes."""
+    """Return (h1, h2) of the released classifier: narrower if there are fewer than 32 classes."""
     return (128, 32) if num_classes < 32 else (256, 128)
 
 
 class StyleInterpreter(nn.Module):
-    """The folded ensemble, float32: the first layer as one projection a level [N*h1,C_r], the others [N,out,in]."""
+    """The folded ensemble, float32: the first layer as one projection per level [N*h1,C_r], the others [N,out,in]."""
 
     def __init__(self, spec: InterpreterSpec, score_kind: str = "sum", strip_rows: int = 32) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class StyleInterpreter(nn.Module):
 
     @torch.no_grad()
     def take_layers(self, layers: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """Take the three folded linear layers of all heads: weight [N,out,in] and bias [N,out] each.
+        """Copy in the three folded linear layers of all heads: weight [N,out,in] and bias [N,out] each.
 
         The first layer's D inputs are the channels of the levels, from the lowest resolution to the highest.
         """
@@ -133,9 +133,9 @@ class StyleInterpreter(nn.Module):
         return label, js_map, self.score(js_map)
 
     def strips(self, features: Mapping[int, Tensor]) -> Iterator[Tensor]:
-        """The heads' K outputs for S rows at a time, from the top: [B,2S,N,K,R/2], the phases one below the other.
+        """Yield the heads' K outputs for S rows at a time, from the top: [B,2S,N,K,R/2], one phase below the other.
 
-        `interleave` brings what is made of them into the order of the image.
+        `interleave` brings the results that are computed from them into the order of the image.
         """
         lower = self.lower(features)
         for start in range(0, self.spec.resolution, self.strip_rows):
@@ -143,43 +143,43 @@ class StyleInterpreter(nn.Module):
             yield torch.cat([self.layers(hidden) for hidden in phases], dim=1)  # [B,2S,N,K,R/2]
 
     def aggregate(self, features: Mapping[int, Tensor], rows: range) -> Tensor:
-        """Everything linear, for the S output rows `rows`, an even number: [B,N*h1,S,R], before the first ReLU."""
+        """Run everything before the first ReLU, for the S output rows `rows` (S is even): [B,N*h1,S,R]."""
         upper_left, upper_right, lower_left, lower_right = self.phases(features, self.lower(features), rows)
-        # Not `interleave`: over maps as large as these ONNX Runtime's transposes take three times as long as the rest.
+        # Not `interleave`: on maps of this size, ONNX Runtime's transposes take three times as long as all the rest.
         upper = torch.stack((upper_left, upper_right), dim=-1).flatten(-2)  # [B,N*h1,S/2,R]
         lower = torch.stack((lower_left, lower_right), dim=-1).flatten(-2)  # [B,N*h1,S/2,R]
         return torch.stack((upper, lower), dim=3).flatten(2, 3)  # [B,N*h1,S,R]
 
     def lower(self, features: Mapping[int, Tensor]) -> dict[int, Tensor]:
-        """The projections of the levels below half the resolution: {r: [B,N*h1,r,r]}."""
+        """Return the projections of the levels below half the resolution: {r: [B,N*h1,r,r]}."""
         return {r: self.project(features[r], r) for r in self.spec.channels if r < self.spec.resolution // 2}
 
     def project(self, maps: Tensor, r: int, stride: int = 1) -> Tensor:
-        """The first layer's part of level r: [B,C_r,H,W] to [B,N*h1,H,W], or every second pixel of it."""
-        # Interpolation weights sum to one, so the bias may ride on the smallest level instead of the largest map.
+        """Apply the first layer's part for level r: [B,C_r,H,W] to [B,N*h1,H,W], or every `stride`-th pixel of it."""
+        # Interpolation weights sum to one, so the bias can be added to the smallest level instead of the largest map.
         bias = self.bias1 if r == min(self.spec.channels) else None
         return F.conv2d(maps, self.projection[str(r)][:, :, None, None], bias, stride)
 
     def phases(self, features: Mapping[int, Tensor], lower: Mapping[int, Tensor], rows: range) -> Iterator[Tensor]:
-        """Everything linear, for the S output rows `rows`, an even number: four phases [B,N*h1,S/2,R/2].
+        """Run everything before the first ReLU, for the S output rows `rows` (S is even): four phases [B,N*h1,S/2,R/2].
 
-        Pixel (i, j) of phase (0, 0), (0, 1), (1, 0), (1, 1) is that of row 2i, 2i or 2i+1, 2i+1 and column 2j, 2j+1,
-        2j, 2j+1.
+        Pixel (i, j) of phase (a, b) is the pixel of row 2i+a and column 2j+b. The phases come in the order (0, 0),
+        (0, 1), (1, 0), (1, 1).
         """
         size = self.spec.resolution
         half, low, high = size // 2, rows.start // 2, rows.stop // 2
         middle = edges = None
         if half in self.spec.channels:
-            # One pixel more on each side, as clamping repeats it at the border of the image.
+            # One more pixel on each side: at the border of the image, clamping repeats the outermost pixel.
             ring = F.pad(features[half], (1, 1, 1, 1), mode="replicate")[:, :, low : high + 2]
             middle = self.project(ring, half)  # [B,N*h1,S/2+2,R/2+2]
         if lower:
             edges = self.on_edges(lower, range(low, high + 1))  # [B,N*h1,S/2+1,R/2+1]
         for a, b in ((0, 0), (0, 1), (1, 0), (1, 1)):
             parts = []
-            if middle is not None:  # a pixel at 1/4 or 3/4 between two pixels of half the resolution
+            if middle is not None:  # at 1/4 or 3/4 between two pixels of half the resolution
                 parts.append(_stencil(middle, _BETWEEN_PIXELS[a], _BETWEEN_PIXELS[b]))
-            if edges is not None:  # and between the two edges around it
+            if edges is not None:  # between the two edges around the pixel
                 parts.append(_stencil(edges, _BETWEEN_EDGES[a], _BETWEEN_EDGES[b]))
             if size in self.spec.channels:
                 every_second = features[size][:, :, rows.start + a : rows.stop - 1 + a, b : size - 1 + b]
@@ -187,18 +187,18 @@ class StyleInterpreter(nn.Module):
             yield functools.reduce(torch.add, parts)  # [B,N*h1,S/2,R/2]
 
     def on_edges(self, lower: Mapping[int, Tensor], edges: range) -> Tensor:
-        """The sum of the lower levels at edges between pixels of half the resolution: [B,N*h1,len(edges),R/2+1]."""
+        """Sum the lower levels at the edges between pixels of half the resolution: [B,N*h1,len(edges),R/2+1]."""
         interpolated, vertical = [], []
         for r, projected in lower.items():
             matrix = self.get_buffer(f"edges_{r}")  # [R/2+1,r]
             first, last = touched_rows(r, self.spec.resolution // 2, edges)
             interpolated.append(projected[:, :, first:last] @ matrix.t())  # [B,N*h1,rows,R/2+1]
             vertical.append(matrix[edges.start : edges.stop, first:last])  # [len(edges),rows]
-        # Vertical interpolation and the sum over the levels in one matrix product.
+        # One matrix product does the vertical interpolation and the sum over the levels.
         return torch.cat(vertical, dim=1) @ torch.cat(interpolated, dim=2)
 
     def layers(self, hidden: Tensor) -> Tensor:
-        """The small layers of every head: maps [B,N*h1,H,W] to the heads' K outputs [B,H,N,K,W]."""
+        """Run the small layers of every head: maps [B,N*h1,H,W] to the heads' K outputs [B,H,N,K,W]."""
         n, k = self.spec.num_heads, self.spec.num_classes
         spare = -k % _CHANNELS_OF_A_BLOCK
         weight3, bias3 = F.pad(self.weight3, (0, 0, 0, spare)), F.pad(self.bias3, (0, spare))
@@ -208,7 +208,7 @@ class StyleInterpreter(nn.Module):
         return x.transpose(1, 2).unflatten(2, (n, k + spare))[:, :, :, :k]  # [B,H,N,K,W]
 
     def heads(self, hidden: Tensor) -> tuple[Tensor, ...]:
-        """Everything after the first linear layer, down to sufficient statistics.
+        """Run everything after the first linear layer, up to sufficient statistics.
 
         hidden [B,N*h1,S,R] to mean_probability [B,S,K,R], mean_entropy [B,S,R] in nats, and votes uint8 [B,S,K,R],
         the number of heads that chose each class.
@@ -216,7 +216,7 @@ class StyleInterpreter(nn.Module):
         return self.statistics(self.layers(hidden))
 
     def statistics_shapes(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-        """The statistics of one sample by name, as they are exchanged between steps: rows and channels exchanged."""
+        """The statistics of one sample by name, as steps pass them on: with the channels before the rows."""
         r, k = self.spec.resolution, self.spec.num_classes
         return {
             "mean_probability": (torch.float32, (k, r, r)),
@@ -225,16 +225,16 @@ class StyleInterpreter(nn.Module):
         }
 
     def statistics(self, outputs: Tensor) -> tuple[Tensor, ...]:
-        """What `heads` gives, from the heads' outputs, here logits: [B,S,N,K,R]."""
+        """Compute the result of `heads` from the heads' outputs, here logits: [B,S,N,K,R]."""
         k, logits = self.spec.num_classes, outputs
-        # H(p) = logsumexp(l) - sum p l: one exponential a class, no logarithm.
+        # H(p) = logsumexp(l) - sum p l: one exponential per class, and one logarithm per pixel and head.
         top = logits.amax(dim=3, keepdim=True)  # [B,S,N,1,R]
         shifted = logits - top
         exponential = torch.exp(shifted)
         total = exponential.sum(dim=3, keepdim=True)  # [B,S,N,1,R]
         probability = exponential / total  # [B,S,N,K,R]
         entropy = torch.log(total).squeeze(3) - (probability * shifted).sum(dim=3)  # [B,S,N,R]
-        choice = logits.argmax(dim=3, keepdim=True)  # [B,S,N,1,R]; the smallest id of equals
+        choice = logits.argmax(dim=3, keepdim=True)  # [B,S,N,1,R]; the smallest id wins a tie
         classes = torch.arange(k, device=logits.device)[:, None]  # [K,1]
         votes = (choice == classes).to(torch.float32).sum(dim=2)  # [B,S,K,R]
         return (
@@ -244,22 +244,22 @@ class StyleInterpreter(nn.Module):
         )
 
     def uncertainty(self, *statistics: Tensor) -> tuple[Tensor, ...]:
-        """Majority label (ties to the smallest id) uint8 [B,S,R] and JS divergence [B,S,R] in nats, at least 0.
+        """Return the majority label (the smallest id wins a tie) uint8 [B,S,R] and the JS divergence [B,S,R] in nats.
 
-        The statistics of `heads`: mean_probability [B,S,K,R], mean_entropy [B,S,R], votes uint8 [B,S,K,R]. The class
-        axis stands inside the rows because ONNX Runtime sums over an axis next to the batch in another order at batch 1
-        than at batch 2.
+        The JS divergence is at least 0. The arguments are the statistics of `heads`: mean_probability [B,S,K,R],
+        mean_entropy [B,S,R], votes uint8 [B,S,K,R]. The class axis comes after the rows because ONNX Runtime sums over
+        an axis next to the batch in a different order at batch 1 than at batch 2.
         """
         mean_probability, mean_entropy, votes = statistics
-        # The clamp keeps 0 log 0 at 0; below it the product is smaller than a float32 sum can see.
+        # The clamp makes 0 log 0 equal 0. Products of smaller probabilities are too small to change a float32 sum.
         logarithm = torch.log(mean_probability.clamp(min=1e-30))
         mixture_entropy = -(mean_probability * logarithm).sum(dim=2)  # [B,S,R]
-        js = (mixture_entropy - mean_entropy).clamp(min=0.0)  # rounding can fall a hair below 0
+        js = (mixture_entropy - mean_entropy).clamp(min=0.0)  # rounding can make it slightly negative
         label = votes.to(torch.int32).argmax(dim=2).to(torch.uint8)  # [B,S,R]
         return label, js
 
     def score(self, js_map: Tensor) -> Tensor:
-        """The image score of the spec's kind: [B,R,R] to [B,1]."""
+        """Return the image score of kind `score_kind`: [B,R,R] to [B,1]."""
         pixels = js_map.flatten(1)  # [B,P]
         if self.score_kind == "sum":  # the paper
             return pixels.sum(dim=1, keepdim=True)
@@ -268,13 +268,13 @@ class StyleInterpreter(nn.Module):
 
 
 def interleave(x: Tensor) -> Tensor:
-    """Bring phases into the order of the image: [B,4*h,...,w], phase by phase, to [B,2h,...,2w]."""
+    """Bring phases into the order of the image: [B,4*h,...,w], one phase after the other, to [B,2h,...,2w]."""
     x = x.unflatten(1, (2, 2, -1))  # [B,a,b,h,...,w]
     return x.permute(0, 3, 1, *range(4, x.dim()), 2).flatten(-2).flatten(1, 2)  # [B,h*a,...,w*b]
 
 
 def touched_rows(source: int, half: int, edges: range) -> tuple[int, int]:
-    """The rows [low, high) of a level of side `source` that the sums at these edges of the half grid are made of."""
+    """The rows [low, high) of a level of side `source` that the sums at these edges of half the resolution need."""
     scale = source / half
     low = max(math.floor(edges.start * scale - 0.5), 0)
     high = min(math.floor((edges.stop - 1) * scale - 0.5) + 1, source - 1)
@@ -282,9 +282,10 @@ def touched_rows(source: int, half: int, edges: range) -> tuple[int, int]:
 
 
 def edge_matrix(source: int, target: int) -> Tensor:
-    """Bilinear interpolation (align_corners=False) of `source` pixels at the target+1 edges of `target` pixels.
+    """Return the matrix of bilinear interpolation of `source` pixels at the target+1 edges of `target` pixels.
 
-    float32 [target+1,source]. Beyond the middle of the outermost pixels their value is repeated.
+    float32 [target+1,source], with align_corners=False: beyond the centre of the outermost pixels, their value is
+    repeated.
     """
     position = torch.arange(target + 1, dtype=torch.float64) * (source / target) - 0.5
     position = position.clamp(min=0.0, max=source - 1.0)
@@ -298,22 +299,22 @@ def edge_matrix(source: int, target: int) -> Tensor:
     return matrix.float()
 
 
-# Weights of the pixels around (before, at, after) and of the edges around (before, after) for an even and an odd place.
+# For an even and an odd position: the weights of the pixels before, at and after it, and of the edges before and after.
 _BETWEEN_PIXELS = ((0.25, 0.75, 0.0), (0.0, 0.75, 0.25))
 _BETWEEN_EDGES = ((0.75, 0.25), (0.25, 0.75))
-# ONNX Runtime's blocked layout takes a grouped convolution whose groups have whole blocks of channels.
+# ONNX Runtime's blocked layout accepts a grouped convolution only if each group has whole blocks of channels.
 _CHANNELS_OF_A_BLOCK = 16
 
 
 def _stencil(maps: Tensor, vertical: Sequence[float], horizontal: Sequence[float]) -> Tensor:
-    """The same small filter on every channel, without padding: [B,C,H,W] to [B,C,H-v+1,W-h+1]."""
+    """Apply the same small filter to every channel, without padding: [B,C,H,W] to [B,C,H-v+1,W-h+1]."""
     channels = maps.shape[1]
     taps = torch.outer(torch.tensor(vertical), torch.tensor(horizontal)).to(maps)  # [v,h]
     return F.conv2d(maps, taps.expand(channels, 1, -1, -1), groups=channels)
 
 
 def _pointwise(weight: Tensor) -> Tensor:
-    """A layer of all heads as the weight of a grouped 1x1 convolution: [N,out,in] to [N*out,in,1,1]."""
+    """Turn a layer of all heads into the weight of a grouped 1x1 convolution: [N,out,in] to [N*out,in,1,1]."""
     return weight.flatten(0, 1)[:, :, None, None]
 
 
@@ -327,7 +328,7 @@ def fold_batch_norm(
 
 
 def sample_features(features: Mapping[int, Tensor], rows: Tensor, columns: Tensor, resolution: int) -> Tensor:
-    """S* at chosen pixels only: {r: [C_r,r,r]} of one image, rows and columns int64 [P] to float32 [P,D]."""
+    """Return S* at chosen pixels only: {r: [C_r,r,r]} of one image, rows and columns int64 [P] to float32 [P,D]."""
     parts = []
     for r, x in features.items():
         row_low, row_high, row_fraction = _neighbours(r, resolution, rows)
@@ -339,7 +340,7 @@ def sample_features(features: Mapping[int, Tensor], rows: Tensor, columns: Tenso
 
 
 def _neighbours(source: int, target: int, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The two source positions of each output position and the weight of the second."""
+    """Return the two source positions of each output position and the weight of the second."""
     position = ((index.double() + 0.5) * (source / target) - 0.5).clamp(min=0.0)
     low = position.floor().long()
     return low, (low + 1).clamp(max=source - 1), (position - low).float()

@@ -1,11 +1,11 @@
 """The Style Interpreter's second task: keypoints by heat maps (DatasetGAN, section 4.4).
 
 Rules of this file:
-- Each head regresses one heat value a keypoint; heat maps are averaged over the heads, a keypoint is where the mean
-  heat is highest and its confidence is that heat.
-- The uncertainty is our extension, since the paper gives none for this task: each head's heat, clipped to [0,1], is
-  read as a Bernoulli probability, and the JS divergences of a pixel are summed over the keypoints.
-- Everything linear, and the walk in strips, is inherited; only what follows the heads' last layer differs.
+- Each head regresses one heat value per keypoint. The heat maps are averaged over the heads. A keypoint is where the
+  mean heat is highest; that heat is its confidence.
+- The paper defines no uncertainty for this task, so labelmint does: each head's heat, clipped to [0,1], counts as a
+  Bernoulli probability, and the JS divergences of a pixel are summed over the keypoints.
+- The layers and the computation in strips are inherited. Only the steps after the heads' last layer differ.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from torch import Tensor
 from labelmint.models.annotations import AnnotatedDataset, read_keypoints
 from labelmint.models.interpreter import StyleInterpreter, interleave
 
-# Standard deviation of a target's Gaussian, as a part of the image's side: 2 pixels at 128.
+# Standard deviation of a target's Gaussian, as a fraction of the image's side: 2 pixels at 128.
 SIGMA = 1.0 / 64.0
-# A pixel with at least this heat belongs to a keypoint's surroundings: three standard deviations.
+# A pixel with more heat than this is in a keypoint's region: within about three standard deviations.
 NEAR = 0.01
 
 
 class KeypointInterpreter(StyleInterpreter):
-    """The ensemble with K heat values a head and pixel in place of K classes."""
+    """The ensemble with K heat values per head and pixel instead of K classes."""
 
     def forward(self, features: Mapping[int, Tensor]) -> tuple[Tensor, ...]:
         """Find the keypoints strip by strip.
@@ -50,7 +50,7 @@ class KeypointInterpreter(StyleInterpreter):
         return *locate(torch.cat(heat, dim=1)), js_map, self.score(js_map)
 
     def statistics(self, outputs: Tensor) -> tuple[Tensor, ...]:
-        """Everything after the heads' last layer, down to sufficient statistics.
+        """Run everything after the heads' last layer, up to sufficient statistics.
 
         Heat [B,S,N,K,R] to mean_heat [B,S,K,R], mean_probability [B,S,K,R] (of the clipped heat), and mean_entropy
         [B,S,R] in nats, summed over keypoints.
@@ -69,15 +69,15 @@ class KeypointInterpreter(StyleInterpreter):
         }
 
     def uncertainty(self, *statistics: Tensor) -> tuple[Tensor, ...]:
-        """Of the whole image: keypoints [B,K,2], confidence [B,K] and JS divergence [B,R,R].
+        """Return keypoints [B,K,2], confidence [B,K] and JS divergence [B,R,R] of whole images.
 
-        The statistics of `heads`: mean_heat and mean_probability [B,R,K,R], mean_entropy [B,R,R].
+        The arguments are the statistics of `heads`: mean_heat and mean_probability [B,R,K,R], mean_entropy [B,R,R].
         """
         mean_heat, mean_probability, mean_entropy = statistics
         return *locate(mean_heat), self.divergence(mean_probability, mean_entropy)
 
     def divergence(self, mean_probability: Tensor, mean_entropy: Tensor) -> Tensor:
-        """mean_probability [B,S,K,R], mean_entropy [B,S,R] to the JS divergence [B,S,R], at least 0."""
+        """Map mean_probability [B,S,K,R] and mean_entropy [B,S,R] to the JS divergence [B,S,R], at least 0."""
         return (bernoulli_entropy(mean_probability).sum(dim=2) - mean_entropy).clamp(min=0.0)
 
 
@@ -88,8 +88,10 @@ def bernoulli_entropy(probability: Tensor) -> Tensor:
 
 
 def locate(heat: Tensor) -> tuple[Tensor, Tensor]:
-    """The hottest pixel of each map (the first of equals, row by row): heat [B,R,K,R], the rows outermost, to
-    (x, y) float32 [B,K,2] and heat [B,K]."""
+    """Return the hottest pixel of each map; the first one, row by row, wins a tie.
+
+    heat [B,R,K,R], with the rows before the keypoints, to (x, y) float32 [B,K,2] and heat [B,K].
+    """
     size = heat.shape[3]
     flat = heat.transpose(1, 2).flatten(2)  # [B,K,R*R]
     index = flat.argmax(dim=2)  # [B,K]
@@ -98,8 +100,10 @@ def locate(heat: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def heat_targets(keypoints: Tensor, rows: Tensor, columns: Tensor, resolution: int) -> Tensor:
-    """Gaussian targets at chosen pixels: keypoints float32 [K,3] (x, y, present), rows and columns int64 [P], to
-    float32 [P,K] with peak 1; all 0 for a keypoint that is absent."""
+    """Return Gaussian targets at chosen pixels, float32 [P,K] with peak 1; all 0 for a keypoint that is absent.
+
+    keypoints float32 [K,3] are (x, y, present); rows and columns are int64 [P].
+    """
     dx = columns[:, None] - keypoints[None, :, 0]  # [P,K]
     dy = rows[:, None] - keypoints[None, :, 1]  # [P,K]
     deviation = SIGMA * resolution
@@ -114,23 +118,23 @@ def read(directory: Path, annotation_format: str) -> AnnotatedDataset:
 
 
 def settings(resolution: int) -> dict[str, Any]:
-    """Few pixels are near a keypoint; all of them are drawn, and the others fill up."""
+    """Few pixels are near a keypoint, so every region gets the same share of the samples, whatever its area."""
     return {"pixels_per_image": resolution**2 // 8, "class_power": 0.0}
 
 
 def regions(label: npt.NDArray[Any], resolution: int) -> Tensor:
-    """0, and k + 1 around keypoint k; of a label float32 [K,3]."""
+    """Return region k + 1 around keypoint k, and 0 elsewhere, from a label float32 [K,3]."""
     heat, nearest = targets(label, torch.arange(resolution**2), resolution).max(dim=1)
     return torch.where(heat > NEAR, nearest + 1, 0)  # [R*R]
 
 
 def targets(label: npt.NDArray[Any], pixels: Tensor, resolution: int) -> Tensor:
-    """The heat [P,K]."""
+    """Return the heat [P,K]."""
     return heat_targets(torch.from_numpy(label), pixels // resolution, pixels % resolution, resolution)
 
 
 def loss(outputs: Tensor, wanted: Tensor) -> Tensor:
-    """The squared error of the heat [N,P,K]."""
+    """Return the mean squared error of the heat [N,P,K]."""
     return F.mse_loss(outputs, wanted)
 
 

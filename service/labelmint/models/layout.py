@@ -1,7 +1,7 @@
-"""Feature layouts: which of a generator's tensors the Style Interpreter reads, by name.
+"""Feature layouts: a named choice of the generator's tensors that the Style Interpreter reads.
 
 Rules of this file:
-- The same number of channels can mean different taps, so a layout's name is stored with the weights.
+- Different taps can have the same number of channels, so the layout's name is stored with the weights.
 - Within a resolution, taps are concatenated in the order in which the layout lists them.
 """
 
@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# No published network draws larger images. What is made from a resolution alone is made up to this one.
+# No published network makes larger images. This limits objects whose size depends on a declared resolution only.
 MAX_RESOLUTION = 4096
 
 
@@ -38,7 +38,7 @@ LAYOUTS = tuple(_LAYERS)
 
 
 def layers_of(layout: str) -> tuple[str, ...]:
-    """The layers a layout taps at every resolution that has them; raises ValueError for an unknown name."""
+    """Return the layers that a layout reads at each resolution that has them. Raises ValueError for an unknown name."""
     if layout not in _LAYERS:
         raise ValueError(f"unknown feature layout {layout!r}; known: {', '.join(LAYOUTS)}")
     return _LAYERS[layout]
@@ -55,9 +55,10 @@ def taps_of(layout: str, taps: Mapping[Tap, Tensor]) -> dict[int, Tensor]:
 
 
 def channels_of(layout: str, taps: Mapping[Tap, int]) -> dict[int, int]:
-    """How many channels a layout takes at each resolution of a generator with these taps (`GeneratorSpec.taps`).
+    """Return the number of channels that a layout reads at each resolution, for the taps of `GeneratorSpec.taps`.
 
-    Raises ValueError when the generator lacks a layer that only another architecture has.
+    Raises ValueError if the generator lacks a layer of the layout. The layout "paper" needs only one of its layers,
+    because its layers belong to different architectures.
     """
     wanted = layers_of(layout)
     present = {tap.layer for tap in taps}

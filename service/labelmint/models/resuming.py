@@ -1,9 +1,9 @@
-"""What a training run keeps on disk, so that it goes on after an interruption as if there had been none.
+"""The checkpoint of a training run: with it, an interrupted run continues as if it had never been interrupted.
 
 Rules of this file:
-- The file is written aside and renamed: whenever the run dies, a whole one is there, or none.
-- It belongs to the inputs that it was made from. A run of others refuses it and says which differ.
-- SIGINT and SIGTERM wait for the end of a step, since the state in the middle of one is no state to go on from.
+- The file is written under a temporary name and renamed. So a run that dies leaves a complete checkpoint or none.
+- A checkpoint belongs to the inputs of its run. A run with other inputs refuses it and says which inputs differ.
+- SIGINT and SIGTERM take effect at the end of a step, because a run cannot resume from the middle of one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CHECKPOINT_SECONDS = 30.0
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Tensors, numbers and text, in place of what was there."""
+    """Write a state of tensors, numbers and text, replacing an existing file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".part")
     torch.save(dict(state), aside)
@@ -34,15 +34,15 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """What `save_state` wrote. Raises UnusableFile."""
+    """Read a file that `save_state` wrote. Raises UnusableFile."""
     try:
         return dict(torch.load(path, weights_only=True))
     except (OSError, RuntimeError, EOFError, TypeError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise UnusableFile(path, "is not a whole checkpoint; remove it to begin anew") from error
+        raise UnusableFile(path, "is not a complete checkpoint; remove it to start again") from error
 
 
 class Checkpoint:
-    """The file of one run. `inputs` are texts that name what the run was made from."""
+    """The checkpoint file of one run. `inputs` are texts that identify the inputs of the run."""
 
     def __init__(self, path: Path, inputs: Mapping[str, str]) -> None:
         self._path = path
@@ -51,25 +51,25 @@ class Checkpoint:
         self._came: list[int] = []
 
     def load(self) -> dict[str, Any] | None:
-        """The state to go on from, None where there is none. Raises UnusableFile for that of another run."""
+        """Return the state to resume from, or None if there is none. Raises UnusableFile for that of another run."""
         if not self._path.exists():
             return None
         held = load_state(self._path)
         inputs = held.get("inputs")
         if not isinstance(inputs, dict) or "state" not in held:
-            raise UnusableFile(self._path, "is not a whole checkpoint; remove it to begin anew")
+            raise UnusableFile(self._path, "is not a complete checkpoint; remove it to start again")
         other = [name for name in self._inputs if inputs.get(name) != self._inputs[name]]
         if other:
             raise UnusableFile(
-                self._path, f"was begun with other {' and other '.join(other)}; run that again, or remove it"
+                self._path, f"is from a run with other {' and other '.join(other)}; repeat that run, or remove it"
             )
-        print(f"{self._path}: going on from it", file=sys.stderr)
+        print(f"{self._path}: resuming from it", file=sys.stderr)
         return dict(held["state"])
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Holds SIGINT and SIGTERM back for `keep`, and delivers them at the end."""
-        # What is ignored (under nohup) stays so.
+        """Hold SIGINT and SIGTERM back for `keep`. At the end, deliver the first that arrived."""
+        # An ignored signal (under nohup) stays ignored.
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         handled = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
         for number in handled:
@@ -83,15 +83,15 @@ class Checkpoint:
                 signal.raise_signal(self._came[0])
 
     def keep(self, state: Callable[[], Mapping[str, Any]]) -> None:
-        """To be called after each step: saves now and then, and before an interruption, which is raised."""
+        """Call this after each step. It saves every CHECKPOINT_SECONDS, and before it raises a signal that came."""
         if not self._came and time.monotonic() - self._saved < CHECKPOINT_SECONDS:
             return
         save_state(self._path, {"inputs": self._inputs, "state": state()})
         self._saved = time.monotonic()
         if self._came:
-            print(f"\n{self._path}: kept; the same command goes on from it", file=sys.stderr)
+            print(f"\n{self._path}: saved; the same command goes on from it", file=sys.stderr)
             raise KeyboardInterrupt
 
     def remove(self) -> None:
-        """The run is over."""
+        """Remove the file, because the run is complete."""
         self._path.unlink(missing_ok=True)

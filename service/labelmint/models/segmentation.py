@@ -1,4 +1,4 @@
-"""How segmentation is learnt: each pixel is an example of its class (DatasetGAN, section 3.2).
+"""Training for the segmentation task: each pixel is an example of its class (DatasetGAN, section 3.2).
 
 Rules of this file:
 - A label is a mask uint8 [R,R] of class ids.
@@ -30,22 +30,22 @@ def settings(resolution: int) -> dict[str, Any]:
 
 
 def regions(label: npt.NDArray[Any], resolution: int) -> Tensor:
-    """The classes."""
+    """Return the classes as regions."""
     return torch.from_numpy(label.astype(np.int64)).flatten()  # [R*R]
 
 
 def targets(label: npt.NDArray[Any], pixels: Tensor, resolution: int) -> Tensor:
-    """Class ids int64 [P]."""
+    """Return class ids int64 [P]."""
     return regions(label, resolution)[pixels]
 
 
 def loss(outputs: Tensor, wanted: Tensor) -> Tensor:
-    """The cross-entropy of logits [N,P,K] against class ids [N,P]."""
+    """Return the cross-entropy of logits [N,P,K] against class ids [N,P]."""
     return F.cross_entropy(outputs.flatten(0, 1), wanted.flatten())
 
 
 def error(outputs: Tensor, wanted: Tensor) -> Tensor:
-    """The part of the pixels that is labelled wrongly."""
+    """Return the fraction of the pixels with a wrong label."""
     return (outputs.argmax(dim=2) != wanted).float().mean()
 
 

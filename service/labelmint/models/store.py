@@ -1,10 +1,10 @@
-"""Weights on disk: one safetensors file and, in its header, the JSON that says what the tensors are.
+"""Weights on disk: one safetensors file whose header has a JSON description of the tensors.
 
 Rules of this file:
-- The dimensions travel with the weights; nothing about a file is guessed from its name.
-- A missing, extra or misshapen tensor is an error that names it; the network that a file declares is built only after
-  its tensors have been compared with the declaration (`build_module`, which the importers use too).
-- Files are written aside and renamed; the same tensors give the same bytes.
+- The dimensions are stored with the weights; nothing about a file is guessed from its name.
+- A missing, extra or misshapen tensor is an error that names the tensor. The network that a file declares is built only
+  after the file's tensors have been compared with the declaration (`build_module`, which the importers also use).
+- Files are written under a temporary name and renamed. The same tensors give the same bytes.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ S = TypeVar("S")
 
 
 def save_generator(path: Path, generator: Generator, notes: Mapping[str, Any]) -> None:
-    """Write a generator; `notes` (source, measured figures) is kept in the header for the reader."""
+    """Write a generator. `notes` (source, measured figures) is stored in the header for readers of the file."""
     (kind,) = (name for name, spec in GENERATOR_KINDS.items() if isinstance(generator.spec, spec))
     _save(path, kind, generator, generator.spec.to_json(), notes)
 
@@ -72,7 +72,7 @@ def _interpreter_spec(data: Mapping[str, Any]) -> InterpreterSpec:
 
 
 def read_notes(path: Path) -> dict[str, Any]:
-    """What `save_*` was given as notes."""
+    """Return the notes that were passed to `save_*`."""
     return dict(json.loads(_metadata(path)["notes"]))
 
 
@@ -87,7 +87,7 @@ def _save(path: Path, kind: str, module: nn.Module, spec: Mapping[str, Any], not
 
 
 def _sorted_header(data: bytes) -> bytes:
-    """safetensors writes its metadata in hash order; sorted keys make equal content equal bytes."""
+    """Sort the keys of the header. safetensors writes them in hash order, so equal content could give unequal bytes."""
     (size,) = struct.unpack("<Q", data[:8])
     header = json.dumps(json.loads(data[8 : 8 + size]), sort_keys=True, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
@@ -121,16 +121,17 @@ def _spec(path: Path, readers: Mapping[str, Callable[[Mapping[str, Any]], S]]) -
 
 
 def build_module(path: Path, build: Callable[[], M], tensors: Mapping[str, torch.Tensor]) -> M:
-    """What `build` makes, with the tensors of the file `path`. Memory is taken once the sizes that it says are true.
+    """Build a module and load the tensors of the file `path` into it.
 
-    Raises UnusableFile naming the tensor that is missing, extra, misshapen or not finite.
+    Memory is allocated only after the declared sizes have been checked. Raises UnusableFile that names the tensor that
+    is missing, extra, misshapen or not finite.
     """
     try:
         with torch.device("meta"):
             expected = {name: tuple(value.shape) for name, value in build().state_dict().items()}
     except (RuntimeError, TypeError, ValueError, OverflowError, KeyError) as error:
         problem = str(error).partition("\n")[0]
-        raise UnusableFile(path, f"declares dimensions of which nothing can be built: {problem}") from error
+        raise UnusableFile(path, f"declares dimensions from which no network can be built: {problem}") from error
     for name in sorted(expected.keys() | tensors.keys()):
         if name not in tensors:
             raise UnusableFile(path, f"lacks the tensor {name!r}")

@@ -1,14 +1,15 @@
-"""A StyleGAN1 synthesis network in the form that exports: the generator of DatasetGAN's released weights.
+"""A StyleGAN1 synthesis network in a form that can be exported: the generator of DatasetGAN's released weights.
 
 Rules of this file:
-- Instance normalisation is written out as its statistics, so that each sample has its own and the batch is symbolic.
-- Noise is a constant buffer times a learned strength a channel: a seed is an identity.
-- Up to 64x64 a block upsamples by repeating pixels and convolves; from 128x128 on both are one transposed convolution
-  (`FUSED_FROM`). Either is followed by the blur [1,2,1] and then the bias.
+- Instance normalisation is computed from explicit statistics, so that each sample has its own and the batch dimension
+  stays symbolic.
+- Noise is a constant buffer times a learned strength per channel, so a seed always gives the same image.
+- Up to 64x64, a block repeats pixels and then convolves. From 128x128 on (`FUSED_FROM`), one transposed convolution
+  does both. In either case, the blur [1,2,1] and then the bias follow.
 
-Source: Karras et al. 2019, figure 1b; the conventions (gain sqrt 2, plain leaky ReLU, epsilon) are those of the
-PyTorch port that DatasetGAN uses, held by reference vectors in the tests. That port's mapping has the gain before the
-activation; with its biases divided by sqrt 2 it equals `labelmint.models.generator.Mapping`.
+Source: Karras et al. 2019, figure 1b. The conventions (gain sqrt 2, plain leaky ReLU, epsilon) are those of the PyTorch
+port that DatasetGAN uses; tests compare with its reference vectors. That port's mapping applies the gain before the
+activation. With its biases divided by sqrt 2, it equals `labelmint.models.generator.Mapping`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ FUSED_FROM = 128
 
 @dataclass(frozen=True)
 class StyleGAN1Spec(GeneratorSpec):
-    """Nothing beyond what every generator has; the released models truncate the first 8 layers only."""
+    """Adds no fields to those of every generator. The released models truncate the first 8 layers only."""
 
     @property
     def taps(self) -> dict[Tap, int]:
@@ -39,7 +40,7 @@ class StyleGAN1Spec(GeneratorSpec):
 
 
 class Synthesis(nn.Module):
-    """w's to an image, with feature taps."""
+    """Maps w's to an image, with feature taps."""
 
     def __init__(self, spec: StyleGAN1Spec) -> None:
         super().__init__()
@@ -54,7 +55,7 @@ class Synthesis(nn.Module):
         self.to_rgb = Conv(spec.channels[spec.resolution], spec.image_channels, kernel=1, gain=1.0)
 
     def forward(self, ws: Tensor, layout: str | None) -> tuple[Tensor, dict[int, Tensor]]:
-        """ws float32 [B,num_ws,w_dim] to image [B,C,R,R] and, unless `layout` is None, features by resolution."""
+        """Map ws float32 [B,num_ws,w_dim] to image [B,C,R,R] and, unless `layout` is None, features by resolution."""
         taps: dict[Tap, Tensor] = {}
         x = (self.const + self.const_bias[:, None, None]).expand(ws.shape[0], -1, -1, -1)  # [B,C,4,4]
         for index, r in enumerate(self.spec.resolutions):
@@ -80,7 +81,7 @@ class Block(nn.Module):
 
 
 class Conv(nn.Module):
-    """Equalised convolution of equal size, [B,in,r,r] to [B,out,r,r]."""
+    """Equalised convolution that keeps the size, [B,in,r,r] to [B,out,r,r]."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, gain: float) -> None:
         super().__init__()
@@ -106,7 +107,7 @@ class UpConv(nn.Module):
         """x [B,in,r/2,r/2] to [B,out,r,r]."""
         weight = self.weight * self.weight_gain  # [out,in,3,3]
         if self.fused:
-            # Repeating pixels and convolving is a transposed convolution with the kernel summed over 2x2 shifts.
+            # Repeating pixels and convolving equals a transposed convolution with the kernel summed over 2x2 shifts.
             wide = F.pad(weight.transpose(0, 1), (1, 1, 1, 1))  # [in,out,5,5]
             summed = wide[:, :, 1:, 1:] + wide[:, :, :-1, 1:] + wide[:, :, 1:, :-1] + wide[:, :, :-1, :-1]
             x = F.conv_transpose2d(x, summed, stride=2, padding=1)  # [B,out,r,r]
@@ -135,7 +136,7 @@ class Epilogue(nn.Module):
 
 
 def blur(x: Tensor) -> Tensor:
-    """The filter [1,2,1] in both directions with zeros beyond the border, [B,C,r,r]."""
+    """Apply the filter [1,2,1] in both directions, with zeros beyond the border: [B,C,r,r]."""
     tap = torch.tensor([0.25, 0.5, 0.25], dtype=x.dtype, device=x.device)
     channels = x.shape[1]
     x = F.conv2d(x, tap.view(1, 1, 3, 1).expand(channels, 1, 3, 1), padding=(1, 0), groups=channels)

@@ -1,12 +1,13 @@
-"""A StyleGAN2 synthesis network in the form that exports: activations are modulated, weights stay constant.
+"""A StyleGAN2 synthesis network in a form that can be exported: activations are modulated, weights stay constant.
 
 Rules of this file:
 - y = d * conv(x * s, W) + noise + bias with d = rsqrt(s^2 . Q + 1e-8), Q = sum of W^2 over the kernel. This equals
   the fused, weight-modulated form of the paper (Karras et al. 2020, section 2.2) and needs neither dynamic weights
-  nor grouped convolutions, so the batch stays symbolic and a sample never sees its neighbours.
-- Noise is a constant buffer times a learned strength: a seed is an identity.
-- The three architectures of the paper's figure 7 are one network; they differ in where RGB leaves and joins.
-- The network reads top down: `Synthesis` -> `Block` -> `StyledConv`, `ToRGB`, `UpSkip`.
+  nor grouped convolutions. So the batch stays symbolic, and a sample never depends on the others of its batch.
+- Noise is a constant buffer times a learned strength, so a seed always gives the same image.
+- One network implements the three architectures of the paper's figure 7. They differ in their shortcuts and in the
+  resolutions that have a ToRGB layer.
+- Read the file from top to bottom: `Synthesis` -> `Block` -> `StyledConv`, `ToRGB`, `UpSkip`.
 """
 
 from __future__ import annotations
@@ -30,8 +31,11 @@ BILINEAR = (1.0, 3.0, 3.0, 1.0)
 
 @dataclass(frozen=True)
 class StyleGAN2Spec(GeneratorSpec):
-    """`conv_clamp` bounds the convolutions' outputs (None: not at all); `resample_filter` is the FIR filter [F] of the
-    up-sampling in one direction, of any sum."""
+    """Adds the StyleGAN2 fields to those of every generator.
+
+    `conv_clamp` bounds the convolutions' outputs (None: no bound). `resample_filter` is the FIR filter [F] of the
+    upsampling in one direction; its sum may have any value but 0.
+    """
 
     architecture: str = "skip"
     conv_clamp: float | None = None
@@ -42,7 +46,7 @@ class StyleGAN2Spec(GeneratorSpec):
         if self.architecture not in ARCHITECTURES:
             raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, not {self.architecture!r}")
         if not self.resample_filter or abs(sum(self.resample_filter)) < 1e-6:
-            raise ValueError(f"a resample filter has taps whose sum is not 0, not {self.resample_filter}")
+            raise ValueError(f"a resample filter needs taps with a sum other than 0, not {self.resample_filter}")
 
     @property
     def taps(self) -> dict[Tap, int]:
@@ -62,7 +66,7 @@ class StyleGAN2Spec(GeneratorSpec):
 
 
 class Synthesis(nn.Module):
-    """w's to an image, with feature taps."""
+    """Maps w's to an image, with feature taps."""
 
     def __init__(self, spec: StyleGAN2Spec) -> None:
         super().__init__()
@@ -109,13 +113,13 @@ class Synthesis(nn.Module):
 
 
 class Block(nn.Module):
-    """One resolution: an up-convolution (none at 4x4), a convolution, and what the architecture adds to them."""
+    """One resolution: an up-convolution (none at 4x4), a convolution, and the architecture's shortcut or ToRGB."""
 
     def __init__(self, in_channels: int | None, resolution: int, spec: StyleGAN2Spec) -> None:
         super().__init__()
         out_channels = spec.channels[resolution]
         residual = spec.architecture == "resnet" and in_channels is not None
-        # The two branches of a residual block are added; each is scaled so that the sum keeps its variance.
+        # The two branches of a residual block are added. Each is scaled so that the sum has the variance of one branch.
         gain = math.sqrt(0.5) if residual else 1.0
         self.conv0 = None if in_channels is None else StyledConv(in_channels, resolution, spec, up=True)
         self.conv1 = StyledConv(out_channels, resolution, spec, up=False, gain=gain)
@@ -195,10 +199,10 @@ class UpSkip(nn.Module):
 
 
 def blur(x: Tensor, resample_filter: Sequence[float] = BILINEAR) -> Tensor:
-    """FIR filter of an up-convolution's output, [B,C,2r+1,2r+1] to [B,C,2r,2r].
+    """Apply the FIR filter to an up-convolution's output, [B,C,2r+1,2r+1] to [B,C,2r,2r].
 
-    The outer product of the filter, normalised to sum 1 and multiplied by 4, in two passes of gain 2. Padding as the
-    reference pads: the image and the filtered image share their centre.
+    The 2D filter is the outer product of the filter with itself, normalised to sum 1 and multiplied by 4. It runs as
+    two passes of gain 2. The padding is that of the reference: the image and the filtered image share their centre.
     """
     tap = _taps(resample_filter, x)  # [F]
     size, channels = len(resample_filter), x.shape[1]
@@ -210,14 +214,14 @@ def blur(x: Tensor, resample_filter: Sequence[float] = BILINEAR) -> Tensor:
 
 
 def upsample2(image: Tensor, resample_filter: Sequence[float] = BILINEAR) -> Tensor:
-    """Twofold upsampling by the filter with zeros beyond the border: [B,C,r,r] to [B,C,2r,2r]."""
+    """Upsample twofold by the filter, with zeros beyond the border: [B,C,r,r] to [B,C,2r,2r]."""
     if is_bilinear(resample_filter):
-        # Bilinear interpolation is the same filter; one ring of zeros makes its border the official one.
+        # Bilinear interpolation is the same filter; a ring of zeros makes its border equal to the official one.
         padded = F.pad(image, (1, 1, 1, 1))
         return F.interpolate(padded, scale_factor=2.0, mode="bilinear", align_corners=False)[:, :, 2:-2, 2:-2]
     tap = _taps(resample_filter, image).flip(0)  # [F]; a transposed convolution does not flip
     size, channels = len(resample_filter), image.shape[1]
-    first = size - 1 - (size + 1) // 2  # of the full convolution's outputs, the first that is kept
+    first = size - 1 - (size + 1) // 2  # the first output of the full convolution that is kept
     crop = (-first, 2 - size + first)
     x = F.conv_transpose2d(
         image, tap.view(1, 1, size, 1).expand(channels, 1, size, 1), stride=(2, 1), groups=channels
@@ -234,6 +238,6 @@ def is_bilinear(resample_filter: Sequence[float]) -> bool:
 
 
 def _taps(resample_filter: Sequence[float], like: Tensor) -> Tensor:
-    """The filter at gain 2, flipped: F.conv2d correlates, the reference convolves."""
+    """Return the filter at gain 2, flipped, because F.conv2d correlates and the reference convolves."""
     scale = 2.0 / sum(resample_filter)
     return torch.tensor([tap * scale for tap in reversed(resample_filter)], dtype=like.dtype, device=like.device)

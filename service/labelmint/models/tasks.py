@@ -1,7 +1,7 @@
-"""How the labels of each task are learnt: the one table from a task to its interpreter and its training.
+"""The table that maps each task to its interpreter and its training functions.
 
 Rules of this file:
-- `fit` and `store` ask this table; a task's own file has what differs.
+- `fit` and `store` use only this table; everything that differs between tasks is in the task's own file.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ from labelmint.models.interpreter import InterpreterSpec, StyleInterpreter
 
 
 class Learning(Protocol):
-    """The contents of a task's file. `label` is what was annotated on one image, P a number of drawn pixels."""
+    """The contents of a task's file. `label` is the annotation of one image, P the number of sampled pixels."""
 
     INTERPRETER: type[StyleInterpreter]
 
     def read(self, directory: Path, annotation_format: str) -> AnnotatedDataset:
-        """The annotations of a directory; raises UnusableFile."""
+        """Read the annotations of a directory. Raises UnusableFile."""
 
     def settings(self, resolution: int) -> dict[str, Any]:
-        """The fields of FitSettings that the task has other values for."""
+        """Return the fields of FitSettings for which the task has other values."""
 
     def regions(self, label: npt.NDArray[Any], resolution: int) -> Tensor:
-        """The regions of an image, int64 [R*R]: pixels are drawn from each of them, whatever its size."""
+        """Return the regions of an image, int64 [R*R]. At least one pixel is sampled from each, whatever its size."""
 
     def targets(self, label: npt.NDArray[Any], pixels: Tensor, resolution: int) -> Tensor:
-        """What the heads shall say at pixels int64 [P]: one target for each."""
+        """Return the targets for the heads' outputs at pixels int64 [P]: one for each pixel."""
 
     def loss(self, outputs: Tensor, wanted: Tensor) -> Tensor:
-        """The mean loss of the outputs [N,P,K] of N heads against targets [N,P,...]."""
+        """Return the mean loss of the outputs [N,P,K] of N heads against targets [N,P,...]."""
 
     def error(self, outputs: Tensor, wanted: Tensor) -> Tensor:
-        """The error that is reported at the end of the training, of the same arguments."""
+        """Return the error that is reported at the end of the training, from the same arguments."""
 
     def describe(self, training_error: float) -> str:
-        """The error in words."""
+        """Return the error as text."""
 
 
 _LEARNING: Mapping[str, Learning] = {"segmentation": segmentation, "keypoints": keypoints}
@@ -53,5 +53,5 @@ def learning_of(task: str) -> Learning:
 
 
 def build_interpreter(spec: InterpreterSpec, score_kind: str = "sum") -> StyleInterpreter:
-    """The interpreter of the spec's task, its weights zero."""
+    """Return the interpreter of the spec's task, with zero weights."""
     return learning_of(spec.task).INTERPRETER(spec, score_kind)

@@ -1,8 +1,10 @@
 """Triton's `labelmint` backend: runs a Style Interpreter in the kernel of `interpreter.c`.
 
 Rules of this file:
-- Of parameters it honours intra_op_thread_count; without it, a thread for each core that the process may use.
-- Samples run one by one, each on all threads: a batch would not make them faster, and later ones would hold the first.
+- The only parameter it honours is intra_op_thread_count. The default is one thread for each core that the process may
+  use.
+- Samples run one by one, each on all threads. A batch would not make them faster, and the first sample of a batch would
+  have to wait for the later ones.
 """
 
 import numpy as np
@@ -25,7 +27,7 @@ class TritonPythonModel(Backend):
         wanted = {f"features_{r}": [c, r, r] for r, c in self._interpreter.channels.items()}
         given = {entry["name"]: list(map(int, entry["dims"])) for entry in config["input"]}
         if given != wanted:
-            raise pb_utils.TritonModelException(f"{path} reads {wanted}, its config.pbtxt gives {given}")
+            raise pb_utils.TritonModelException(f"{path} reads {wanted}, but its config.pbtxt declares {given}")
         self._inputs = list(wanted)
 
     def run(self, requests):

@@ -1,9 +1,10 @@
 """Triton's `onnxruntime` backend for the pip-installed server: runs an ONNX file with the onnxruntime wheel.
 
 Rules of this file:
-- Of the native backend's parameters it honours intra_op_thread_count, inter_op_thread_count, execution_mode,
-  enable_mem_arena and enable_mem_pattern; what both backends honour is in `labelmint_backend`.
-- The requests of a round are one batch: a sample's result does not depend on its neighbours (the graphs see to that).
+- It honours these parameters of the native backend: intra_op_thread_count, inter_op_thread_count, execution_mode,
+  enable_mem_arena and enable_mem_pattern. `labelmint_backend` handles what all backends honour.
+- The requests of one round run as one batch. This is safe because the exported graphs make a sample's result
+  independent of the other samples in its batch.
 """
 
 import numpy as np
@@ -28,7 +29,7 @@ class TritonPythonModel(Backend):
         options.execution_mode = _EXECUTION_MODES[parameters.get("execution_mode", "0")]
         options.enable_cpu_mem_arena = parameters.get("enable_mem_arena", "1") == "1"
         options.enable_mem_pattern = parameters.get("enable_mem_pattern", "1") == "1"
-        # The steps of an ensemble share the cores; a spinning pool would take them from the next step.
+        # The steps of an ensemble share the cores; a spinning thread pool would take them from the next step.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self._inputs = [tensor.name for tensor in self._session.get_inputs()]

@@ -1,11 +1,11 @@
-"""What our Python-based backends have in common: from Triton's requests to arrays, and from arrays to responses.
+"""The base of labelmint's Python-based backends: it turns Triton's requests into arrays, and arrays into responses.
 
 Rules of this file:
-- It lies in the folder of Triton's Python backend, which every Python-based backend has on its path.
-- A model's config.pbtxt means to a backend what it means to the native one of its name, so that the same repository
-  runs in NVIDIA's container. Honoured here: dynamic batching, requested outputs, cancellation, warm-up (by the core)
-  and `default_model_filename`.
-- A failure of one request never touches another one's answer.
+- It lies in the folder of Triton's Python backend, because every Python-based backend has that folder on its path.
+- A backend reads config.pbtxt as the native backend of the same name does, so the same repository also runs in NVIDIA's
+  container. This file honours dynamic batching, requested outputs, cancellation, warm-up (by Triton's core) and
+  `default_model_filename`.
+- A request that fails never affects the response to another request.
 """
 
 import json
@@ -17,29 +17,29 @@ import triton_python_backend_utils as pb_utils
 class Backend:
     """The base of a `TritonPythonModel` that runs a file of the repository with a library of this environment.
 
-    A backend has a `name`, the `default_filename` of its files, `load` and `run`.
+    A subclass defines `name`, `default_filename` (the file name of its models), `load` and `run`.
     """
 
     name: str
     default_filename: str
 
     def load(self, path, config, parameters):
-        """Load the file; `config` is the model's configuration and `parameters` the strings of its parameters."""
+        """Load the file. `config` is the model's configuration; `parameters` are its parameters as strings."""
         raise NotImplementedError
 
     def run(self, requests):
-        """Run one round of requests: for each, in order, {name: array} with at least the requested outputs."""
+        """Run one round of requests. Return for each, in order, {name: array} with at least the requested outputs."""
         raise NotImplementedError
 
     @staticmethod
     def auto_complete_config(auto_complete_model_config):
-        return auto_complete_model_config  # our configs are complete
+        return auto_complete_model_config  # labelmint exports complete configs
 
     def initialize(self, args):
         config = json.loads(args["model_config"])
         if args["model_instance_kind"] == "GPU":
             raise pb_utils.TritonModelException(
-                "this backend runs on the CPU; for GPUs use NVIDIA's Triton container, which has the native one"
+                "this backend runs on the CPU only; for GPUs use NVIDIA's Triton container, which has the native one"
             )
         self.batched = config["max_batch_size"] > 0
         filename = config.get("default_model_filename") or self.default_filename
@@ -65,13 +65,13 @@ class Backend:
         try:
             return [_response(*pair) for pair in zip(requests, self.run(requests), strict=True)]
         except Exception as error:
-            if len(requests) > 1:  # find the culprit: each for itself
+            if len(requests) > 1:  # run each request alone to find the one that fails
                 return [response for request in requests for response in self._answers([request])]
             return [pb_utils.InferenceResponse(error=pb_utils.TritonError(f"{self.name}: {error}"))]
 
 
 def array_of(request, name):
-    """An input of a request as a NumPy array, in Triton's shared memory: valid while the request is."""
+    """Return an input of a request as a NumPy array in Triton's shared memory; it is valid as long as the request."""
     return pb_utils.get_input_tensor_by_name(request, name).as_numpy()
 
 

@@ -1,12 +1,13 @@
 """Triton's `pytorch` backend for the pip-installed server: runs a TorchScript file with the torch wheel.
 
 Rules of this file:
-- Of the native backend's parameters it honours INTRA_OP_THREAD_COUNT, INTER_OP_THREAD_COUNT, INFERENCE_MODE and
-  DISABLE_OPTIMIZED_EXECUTION, and its naming rules for tensors; what both backends honour is in `labelmint_backend`.
-- Samples run one by one, also those of one request: libtorch's convolutions sum in another order at batch 1 than at
-  batch 2, and a seed must give the same bytes in any company. On a CPU this costs nothing: measured on the demo, a
-  batch takes longer than its samples, because its larger tensors leave the cache.
-- torch is not part of the serving environment; without it the start fails with a line that says what to install.
+- It honours these parameters of the native backend: INTRA_OP_THREAD_COUNT, INTER_OP_THREAD_COUNT, INFERENCE_MODE and
+  DISABLE_OPTIMIZED_EXECUTION. It also follows the native naming rules for tensors. `labelmint_backend` handles what all
+  backends honour.
+- Samples run one by one, even those of one request. libtorch's convolutions sum in a different order at batch 1 than at
+  batch 2, but a seed must give the same bytes in every batch. On a CPU this costs nothing: measured on the demo, a
+  batch takes longer than its samples one by one, because the larger tensors do not fit the cache.
+- torch is not part of the serving environment. Without it, the start fails with a message that says what to install.
 """
 
 import os
@@ -15,8 +16,8 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from labelmint_backend import Backend, array_of
 
-# The steps of an ensemble share the cores: threads that spin at OpenMP's barriers take them from one another, and a
-# sample takes five times as long as soon as two steps run at once. OpenMP reads this when torch is loaded.
+# The steps of an ensemble share the cores. Threads that spin at OpenMP's barriers take the cores from other steps: a
+# sample takes five times as long as soon as two steps run at once. OpenMP reads this variable when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 try:
@@ -35,7 +36,7 @@ class TritonPythonModel(Backend):
     default_filename = "model.pt"
 
     def load(self, path, config, parameters):
-        # The native backend takes a count that is not positive as its default: all cores.
+        # Like the native backend, use the default (all cores) for a count that is not positive.
         if (threads := int(parameters.get("INTRA_OP_THREAD_COUNT", "0"))) > 0:
             torch.set_num_threads(threads)
         if (threads := int(parameters.get("INTER_OP_THREAD_COUNT", "0"))) > 0:
@@ -78,9 +79,10 @@ class TritonPythonModel(Backend):
 
 
 def _positions(names, arguments=()):
-    """Where each tensor of config.pbtxt stands among forward's arguments or results, by the native backend's rules.
+    """Map each tensor of config.pbtxt to its position in forward's arguments or results, by the native backend's rules.
 
-    By the arguments' names if all are such; else by the index if all are called NAME__INDEX; else in the given order.
+    If all names are arguments of forward, the names decide. If all names have the form NAME__INDEX, the index decides.
+    Otherwise the given order decides.
     """
     if set(names) <= set(arguments):
         return {name: arguments.index(name) for name in names}
@@ -91,5 +93,5 @@ def _positions(names, arguments=()):
 
 
 def _is_true(parameters, name, default):
-    """A boolean parameter as Triton writes them."""
+    """Return a boolean parameter, which Triton writes as a string."""
     return parameters.get(name, str(default)).lower() in ("true", "1")
