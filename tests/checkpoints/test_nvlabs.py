@@ -146,7 +146,7 @@ def test_a_class_is_chosen_where_there_are_classes(imported: Import, tmp_path: P
     for index in (5, -1):
         with pytest.raises(InvalidRequest, match=f"class_index: .* from 0 to 4, not {index}"):
             imported(conditional, class_index=index)
-    with pytest.raises(InvalidRequest, match="class_index: this generator knows no classes"):
+    with pytest.raises(InvalidRequest, match="class_index: this generator has no classes"):
         imported(write_nvlabs(tmp_path / "plain.pkl", reference.Generator()), class_index=0)
 
 
@@ -214,11 +214,11 @@ DAMAGE: dict[str, tuple[Callable[[reference.Generator], object], str]] = {
     ),
     "another mapping activation": (lambda g: setattr(g.mapping.fc1, "activation", "relu"), "activation = relu; only"),
     "another gain": (lambda g: setattr(g.synthesis.b8.conv0, "act_gain", np.sqrt(3)), "act_gain = 1.73205"),
-    "no gain": (lambda g: setattr(g.mapping.fc1, "weight_gain", 0.0), "weight_gain = 0, which is no gain"),
-    "gain of text": (lambda g: setattr(g.mapping.fc1, "weight_gain", "1"), "weight_gain that is no number"),
+    "no gain": (lambda g: setattr(g.mapping.fc1, "weight_gain", 0.0), "weight_gain = 0; a gain must be between"),
+    "gain of text": (lambda g: setattr(g.mapping.fc1, "weight_gain", "1"), "weight_gain that is not a number"),
     "clamps that differ": (
         lambda g: setattr(g.synthesis.b8.conv0, "conv_clamp", 256),
-        "another conv_clamp in G_ema.synthesis.b8.conv0 than in G_ema.synthesis.b4.conv1",
+        "a different conv_clamp in G_ema.synthesis.b8.conv0 than in G_ema.synthesis.b4.conv1",
     ),
     "architectures that differ": (
         lambda g: setattr(g.synthesis.b8, "architecture", "orig"),
@@ -232,20 +232,20 @@ DAMAGE: dict[str, tuple[Callable[[reference.Generator], object], str]] = {
     ),
     "filters that differ": (
         lambda g: g.synthesis.b8.conv0.resample_filter.copy_(reference.filter_buffer((1, 2, 2, 1))),
-        "another resample_filter in G_ema.synthesis.b8.conv0 than in G_ema.synthesis.b8",
+        "a different resample_filter in G_ema.synthesis.b8.conv0 than in G_ema.synthesis.b8",
     ),
     "filter that is no product": (
         lambda g: g.synthesis.b8.conv0.resample_filter.copy_(torch.eye(4) / 4),
-        "no separable filter of sum 1",
+        "not a separable filter of sum 1",
     ),
-    "filter of another sum": (lambda g: g.synthesis.b8.conv0.resample_filter.mul_(2), "no separable filter of sum 1"),
+    "filter of another sum": (lambda g: g.synthesis.b8.conv0.resample_filter.mul_(2), "not a separable filter of sum"),
     "another resolution": (
         lambda g: setattr(g.synthesis, "img_resolution", 2**40),
         "a network for 1099511627776 pixels",
     ),
     "odd resolution": (lambda g: setattr(g.synthesis, "img_resolution", 17), "a network for 17 pixels"),
     "four channels": (None, "images have 1 (gray) or 3 (RGB) channels, not 4"),
-    "no latents": (lambda g: setattr(g.mapping, "z_dim", 0), "from 0 latents"),
+    "no latents": (lambda g: setattr(g.mapping, "z_dim", 0), "from 0 latent dimensions"),
     "more latents": (lambda g: setattr(g.mapping, "z_dim", 13), "fc0.weight of shape (16, 12), expected (16, 13)"),
     "1e9 layers": (lambda g: setattr(g.mapping, "num_layers", 10**9), "lacks the module G_ema.mapping.fc3"),
     "1e15 layers": (lambda g: setattr(g.mapping, "num_layers", 10**15), "lacks the module G_ema.mapping.fc3"),
