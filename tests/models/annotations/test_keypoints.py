@@ -111,7 +111,7 @@ def test_coco_is_matched_by_name(annotated: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        (lambda file: file["categories"][0].update(keypoints=[]), "has 0 categories with keypoints; exactly one is needed"),
+        (lambda file: file["categories"][0].update(keypoints=[]), "has 0 categories with keypoints; exactly one is"),
         (
             lambda file: file["categories"].append({"id": 2, "name": "body", "keypoints": ["hip"]}),
             "has 2 categories with keypoints",
