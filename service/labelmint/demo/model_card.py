@@ -84,8 +84,8 @@ Left and right are those of the image, not of the person; `labelmint pull --form
 The uncertainty of keypoints is our extension of the paper. It is the JS divergence of the heads' heat maps, taken as
 Bernoulli probabilities and summed over the keypoints.
 
-`make -f service/labelmint/demo/Makefile` fits both interpreters to the generator again and writes this card. The licence
-is Apache-2.0, as for the code.
+`make -f service/labelmint/demo/Makefile` fits both interpreters to the generator again and writes this card.
+The licence is Apache-2.0, as for the code.
 """
 
 
