@@ -62,7 +62,7 @@ The interpreter has {interpreter["num_heads"]} classifiers on the `{interpreter[
 | **mean** | **{means[0]:.3f}** | **{means[1]:.3f}** |
 
 The gate is calibrated on {gate["calibration_seeds"]} seeds at quantile {gate["threshold_quantile"]} of the JS score.
-It accepts **{gate["acceptance"]:.1%}** of {gate["seeds"]} other seeds.
+Of {gate["seeds"]} other seeds, it accepts **{gate["acceptance"]:.1%}**.
 In accepted samples, {gate["label_error_accepted"]:.2%} of the pixels have a wrong label; in rejected samples,
 {gate["label_error_rejected"]:.2%}.
 
