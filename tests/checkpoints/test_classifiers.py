@@ -122,7 +122,7 @@ def test_classes_without_names_are_numbered() -> None:
 
 def test_both_feature_counts_are_named(tmp_path: Path, generator: Path) -> None:
     directory = write(tmp_path / "model_dir", small_heads(feature_dim=351))
-    with pytest.raises(IncompatibleWeights, match=r"D = 351 features, layout 'release-stylegan1' .* D = 352"):
+    with pytest.raises(IncompatibleWeights, match=r"D = 351 features, but layout 'release-stylegan1' .* D = 352"):
         run(directory, generator, tmp_path)
     with pytest.raises(IncompatibleWeights, match="'editgan-stylegan2' reads the layers const"):
         run(directory, generator, tmp_path, layout="editgan-stylegan2")
@@ -143,7 +143,7 @@ def test_what_is_needed_is_asked_for(tmp_path: Path, generator: Path) -> None:
     with pytest.raises(InvalidRequest, match="layout: classifiers need the generator"):
         import_file(directory, out, None, ImportOptions(generator=generator))
     write_json(tmp_path / "classes.json", [{"name": "one", "rgb": [0, 0, 0]}, {"name": "two", "rgb": [1, 0, 0]}])
-    with pytest.raises(InvalidRequest, match="classes: the classifiers know 4 classes, the file 2"):
+    with pytest.raises(InvalidRequest, match="classes: the classifiers have 4 classes, the file lists 2"):
         run(directory, generator, tmp_path, classes=tmp_path / "classes.json")
     with pytest.raises(UnusableFile, match="is one classifier of an ensemble; name the directory"):
         import_file(directory / "model_0.pth", out, None, ImportOptions())
@@ -187,7 +187,7 @@ def test_gaps_and_strangers_are_named(tmp_path: Path, generator: Path) -> None:
     torch.save({"state_dict": {}}, directory / "model_1.pth")
     for number in range(3, 7):
         torch.save({}, directory / f"model_{number}.pth")
-    with pytest.raises(UnusableFile, match="model_1.pth is no DatasetGAN classifier"):
+    with pytest.raises(UnusableFile, match="model_1.pth is not a DatasetGAN classifier"):
         run(directory, generator, tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UnusableFile, match="holds no model_0.pth"):

@@ -45,7 +45,7 @@ def test_unknown_files_list_what_is_known(tmp_path: Path, content: object) -> No
 
 def test_ambiguous_files_are_refused(tmp_path: Path) -> None:
     path = saved(tmp_path / "x.pt", {"g_ema": {}, "model_state_dict": {}})
-    with pytest.raises(UnusableFile, match="could be each of rosinality-stylegan2, datasetgan-classifiers"):
+    with pytest.raises(UnusableFile, match="could be any of rosinality-stylegan2, datasetgan-classifiers"):
         import_file(path, tmp_path / "out", "rosinality-stylegan2", ImportOptions())
 
 
@@ -69,7 +69,7 @@ def test_options_without_use_are_refused(
     tmp_path: Path, network: Path, format_name: FormatName, content: object, options: ImportOptions
 ) -> None:
     path = network if content is None else saved(tmp_path / "x.pt", content)
-    with pytest.raises(InvalidRequest, match=f": {format_name} files have no use for it"):
+    with pytest.raises(InvalidRequest, match=f": does not apply to {format_name} files"):
         import_file(path, tmp_path / "out", None, options)
 
 
@@ -94,7 +94,7 @@ def test_the_command_says_what_is_wrong(tmp_path: Path, network: Path) -> None:
     out = str(tmp_path / "out.safetensors")
     for arguments, problem in (
         ((str(tmp_path / "nothing"), out), "does not exist"),
-        ((str(network), out, "--class-index", "1"), "class_index: this generator knows no classes"),
+        ((str(network), out, "--class-index", "1"), "class_index: this generator has no classes"),
         ((str(tmp_path), out), "generator: classifiers need"),
     ):
         done = run("import", *arguments)

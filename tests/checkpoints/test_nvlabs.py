@@ -139,7 +139,7 @@ def test_a_class_is_chosen_where_there_are_classes(imported: Import, tmp_path: P
     for index in (5, -1):
         with pytest.raises(InvalidRequest, match=f"class_index: .* from 0 to 4, not {index}"):
             imported(conditional, class_index=index)
-    with pytest.raises(InvalidRequest, match="class_index: this generator knows no classes"):
+    with pytest.raises(InvalidRequest, match="class_index: this generator has no classes"):
         imported(write_nvlabs(tmp_path / "plain.pkl", reference.Generator()), class_index=0)
 
 

@@ -126,9 +126,9 @@ def test_half_precision_is_read(state: State, imported: Import, tmp_path: Path) 
             lambda s: s.update({"noises.noise_0": torch.ones(1, 1, 8, 8)}),
             "noises.noise_0 of shape (1, 1, 8, 8), expected",
         ),
-        (lambda s: s.update({"input.input": [1.0]}), "input.input that is no tensor"),
-        (lambda s: s["convs.2.conv.blur.kernel"].fill_(0.25), "another filter in convs.2.conv.blur.kernel than in"),
-        (lambda s: s["convs.2.conv.blur.kernel"].mul_(0.5), "no separable filter of sum 4"),
+        (lambda s: s.update({"input.input": [1.0]}), "input.input that is not a tensor"),
+        (lambda s: s["convs.2.conv.blur.kernel"].fill_(0.25), "a different filter in convs.2.conv.blur.kernel than in"),
+        (lambda s: s["convs.2.conv.blur.kernel"].mul_(0.5), "not a separable filter of sum 4"),
         (lambda s: s["convs.2.activate.bias"].fill_(torch.inf), "NaN or infinity in convs.2.activate.bias"),
     ],
 )

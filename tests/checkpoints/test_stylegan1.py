@@ -154,7 +154,7 @@ def test_truncation_is_that_of_datasetgan(
         ),
         (
             lambda s: s["g_synthesis.blocks.8x8.conv0_up.intermediate.kernel"].fill_(1 / 9),
-            "another blur than [1,2,1] in g_synthesis.blocks.8x8",
+            "a blur other than [1,2,1] in g_synthesis.blocks.8x8",
         ),
         (
             lambda s: s.update({"g_synthesis.blocks.8x8.conv1.bias": torch.ones(31)}),
@@ -182,9 +182,9 @@ def test_average_latent_is_needed_and_checked(state: State, imported: Import, tm
     rows = np.ones((12, 64))
     rows[3, 5] = 2.0
     for array, problem in (
-        (np.ones(63), "no average latent"),
-        (np.ones(64, int), "no average latent"),
-        (np.ones((0, 64)), "no average latent"),
+        (np.ones(63), "not an average latent"),
+        (np.ones(64, int), "not an average latent"),
+        (np.ones((0, 64)), "not an average latent"),
         (np.full(64, np.nan), "NaN, infinity or rows that differ"),
         (rows, "NaN, infinity or rows that differ"),
     ):

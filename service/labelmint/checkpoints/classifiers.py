@@ -1,10 +1,11 @@
-"""DatasetGAN's pixel classifiers (`model_{0..N-1}.pth` in one directory) as one Style Interpreter.
+"""Imports DatasetGAN's pixel classifiers (`model_{0..N-1}.pth` in one directory) as one Style Interpreter.
 
 Rules of this file:
-- N, D, h1, h2 and K are the files': a gap in the numbering or a head of another shape is an error that names it.
-- D columns mean a layout's channels from the lowest resolution to the highest; the generator and the layout's name say
-  how many there are of each, and both D must agree.
-- BatchNorm stands after ReLU with its running statistics; it is folded into the next layer in float64.
+- N, D, h1, h2 and K come from the files. A gap in the numbering, or a head whose shape differs, is an error that names
+  the file.
+- The D columns are a layout's channels, from the lowest resolution to the highest. The generator and the layout's name
+  determine how many channels each resolution has. Their sum must equal the D of the files.
+- BatchNorm follows ReLU and uses its running statistics. It is folded into the next layer in float64.
 
 Source: `pixel_classifier` of datasetGAN_release and of editGAN_release.
 """
@@ -36,7 +37,7 @@ def is_classifier(value: object) -> bool:
 
 @dataclass(frozen=True)
 class Head:
-    """One classifier, folded, float64: [h1,D], [h1], [h2,h1], [h2], [K,h2], [K]."""
+    """One classifier with folded BatchNorm, float64: [h1,D], [h1], [h2,h1], [h2], [K,h2], [K]."""
 
     tensors: tuple[Tensor, ...]
 
@@ -48,10 +49,10 @@ class Head:
 
 
 def head_files(directory: Path) -> list[Path]:
-    """`model_0.pth` ... `model_{N-1}.pth` in order; checkpoints of the training beside them have other names."""
+    """Return `model_0.pth` ... `model_{N-1}.pth` in order; other files, such as training checkpoints, are ignored."""
     found = {int(match[1]): path for path in directory.iterdir() if (match := _FILE_NAME.fullmatch(path.name))}
     if not found:
-        raise UnusableFile(directory, "holds no model_0.pth; classifiers are numbered from 0")
+        raise UnusableFile(directory, "holds no model_0.pth; the numbers of the classifiers start at 0")
     for number in range(max(found) + 1):
         if number not in found:
             raise UnusableFile(directory, f"lacks model_{number}.pth, but has model_{max(found)}.pth")
@@ -61,7 +62,7 @@ def head_files(directory: Path) -> list[Path]:
 def import_classifiers(
     directory: Path, spec: GeneratorSpec, layout: str, classes: LabelClasses | None
 ) -> tuple[StyleInterpreter, dict[str, str]]:
-    """The ensemble for a generator, and the SHA-256 of each of its files."""
+    """Return the ensemble for a generator, and the SHA-256 of each file of the ensemble."""
     paths = head_files(directory)
     heads, digests = [], {}
     for path in paths:
@@ -77,13 +78,15 @@ def import_classifiers(
         raise IncompatibleWeights(str(error)) from error
     if sum(channels.values()) != feature_dim:
         raise IncompatibleWeights(
-            f"the classifiers read D = {feature_dim} features, layout {layout!r} of this generator has "
+            f"the classifiers read D = {feature_dim} features, but layout {layout!r} of this generator has "
             f"D = {sum(channels.values())}; name the layout and the generator that they were trained with"
         )
     if classes is None:
         classes = numbered_classes(num_classes)
     if len(classes.names) != num_classes:
-        raise InvalidRequest("classes", f"the classifiers know {num_classes} classes, the file {len(classes.names)}")
+        raise InvalidRequest(
+            "classes", f"the classifiers have {num_classes} classes, the file lists {len(classes.names)}"
+        )
     try:
         interpreter_spec = InterpreterSpec(
             layout, spec.resolution, channels, len(heads), (h1, h2), classes.names, classes.palette
@@ -94,9 +97,9 @@ def import_classifiers(
 
 
 def read_head(checkpoint: Checkpoint) -> Head:
-    """Linear, ReLU, BatchNorm, Linear, ReLU, BatchNorm, Linear of one file, folded into three linear layers."""
+    """Fold the Linear, ReLU, BatchNorm, Linear, ReLU, BatchNorm, Linear of one file into three linear layers."""
     if not is_classifier(checkpoint.value):
-        raise UnusableFile(checkpoint.path, "is no DatasetGAN classifier: it has no model_state_dict")
+        raise UnusableFile(checkpoint.path, "is not a DatasetGAN classifier: it has no model_state_dict")
     assert isinstance(checkpoint.value, dict)
     table = NameTable(checkpoint.path, checkpoint.value["model_state_dict"])
     h1, feature_dim = table.shape("layers.0.weight", 2)
@@ -129,7 +132,7 @@ def _build(spec: InterpreterSpec, heads: list[Head]) -> StyleInterpreter:
 
 
 def numbered_classes(count: int) -> LabelClasses:
-    """`class_0`, ... with the colours of PASCAL VOC: the bits of the class id, dealt to red, green and blue."""
+    """Return `class_0`, ... with the colours of PASCAL VOC: the class id's bits go to red, green and blue in turn."""
     palette = []
     for class_id in range(count):
         bits = np.unpackbits(np.uint8(class_id), bitorder="little")

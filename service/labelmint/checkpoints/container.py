@@ -1,9 +1,9 @@
-"""Opens a checkpoint of another project: what it holds, as inert values, and the digest of its bytes.
+"""Opens a checkpoint of another project and returns its content as inert values, with the digest of its bytes.
 
 Rules of this file:
-- The container is told from the first bytes; nothing is tried out.
-- The file is mapped, not loaded: tensors that nobody asks for cost no memory.
-- Whatever is wrong with the bytes ends as one UnusableFile that names the file.
+- Magic bytes identify the container format. The code does not try one reader after another.
+- The file is memory-mapped, not loaded, so tensors that are never read cost no memory.
+- Any problem with the bytes raises one UnusableFile that names the file.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from labelmint.core.errors import UnusableFile
 MAX_FILE_BYTES = 8 << 30
 _UNPACK = "unpack it first, then import what comes out"
 _DOWNLOAD = "not the checkpoint; download the file itself"
-# What people have in place of a checkpoint: the bytes at a position, and what the file is.
+# Files that users often have instead of a checkpoint: position, magic bytes, message.
 _OTHER_KINDS = (
     (0, b"\x1f\x8b", f"is compressed with gzip; {_UNPACK}"),
     (0, b"BZh", f"is compressed with bzip2; {_UNPACK}"),
@@ -33,15 +33,15 @@ _OTHER_KINDS = (
     (0, b"<!DOCTYPE", f"is a web page, {_DOWNLOAD}"),
     (0, b"<!doctype", f"is a web page, {_DOWNLOAD}"),
     (0, b"<html", f"is a web page, {_DOWNLOAD}"),
-    (0, b"version https://git-lfs", "is a pointer of Git LFS, not the checkpoint; run `git lfs pull` where it lies"),
-    (8, b"{", "is a safetensors file; `import` reads pickles and files of torch.save, and ours need no import"),
+    (0, b"version https://git-lfs", "is a Git LFS pointer, not the checkpoint; run `git lfs pull` in its repository"),
+    (8, b"{", "is a safetensors file; `import` reads pickles and files of torch.save (labelmint's own need no import)"),
     (0, b"\x89HDF", "is an HDF5 file (Keras); `import` reads pickles and files of torch.save"),
 )
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """`value` is made of text, numbers, lists, dictionaries and the inert values of this room."""
+    """A checkpoint's content: `value` consists of text, numbers, containers and the inert values of this package."""
 
     path: Path
     sha256: str
@@ -49,7 +49,7 @@ class Checkpoint:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Read a pickle or a file of `torch.save`. No code in it is run. Raises UnusableFile."""
+    """Read a pickle or a file of `torch.save` without running any code in it. Raises UnusableFile."""
     if not path.is_file():
         raise UnusableFile(path, "is not a file" if path.exists() else "does not exist")
     size = path.stat().st_size
@@ -79,5 +79,5 @@ def _read(data: memoryview) -> object:
     reader = PickleReader(data, stand_ins, budget)
     value = reader.read()
     if reader.position != len(data):
-        raise Malformed("has bytes behind its pickle")
+        raise Malformed("has bytes after its pickle")
     return value

@@ -1,8 +1,9 @@
-"""What the importers of generators share: gains, the average latent, noise, and the finished module.
+"""Code that all importers of generators share: gains, the average latent, noise, and the finished module.
 
 Rules of this file:
-- What a file does not hold is made from a fixed seed, so that importing it again gives the same bytes.
-- The network is built by the store's `build_module`: only after its spec has been compared with the file's tensors.
+- Values that a file lacks are generated from a fixed seed. So a second import of the file gives the same bytes.
+- The store's `build_module` builds the network. It first compares the spec with the file's tensors, so a false size in
+  a file takes no memory.
 """
 
 from __future__ import annotations
@@ -26,27 +27,27 @@ from labelmint.models.store import build_module
 NOISE_SEED = 0
 AVERAGE_SEED = 0
 AVERAGE_COUNT = 10_000
-# Measuring takes some arrays of AVERAGE_COUNT rows of this width; published mappings are 512 wide.
+# The measurement allocates several arrays of AVERAGE_COUNT rows of this width. Published mappings are 512 wide.
 MAX_MEASURED_WIDTH = 4096
 
 
 @dataclass(frozen=True)
 class Imported:
-    """A generator and what the notes of its file shall say about where its parts came from."""
+    """A generator, and remarks about the origin of its parts for the notes of its file."""
 
     generator: Generator
     remarks: Mapping[str, object] = field(default_factory=dict)
 
 
 def scaled(array: Floats, theirs: float, ours: float) -> Floats:
-    """A parameter that they multiply by the gain `theirs`, for our module that multiplies it by `ours`."""
+    """Rescale a parameter from the source network, whose gain is `theirs`, to our module, whose gain is `ours`."""
     if math.isclose(theirs, ours, rel_tol=1e-7):
         return array
     return to_float32(array.astype(np.float64) * (theirs / ours))
 
 
 def drawn_noise(resolutions: list[int]) -> list[Floats]:
-    """Noise for the layers of these sizes, in their order: standard normal from `RandomState(NOISE_SEED)`."""
+    """Standard normal noise from `RandomState(NOISE_SEED)` for layers of these sizes, in this order."""
     rng = np.random.RandomState(NOISE_SEED)
     return [rng.randn(r, r).astype(np.float32) for r in resolutions]
 
@@ -55,16 +56,16 @@ def drawn_noise(resolutions: list[int]) -> list[Floats]:
 def measured_average(mapping: nn.Module, z_dim: int) -> torch.Tensor:
     """The mean of w [w_dim] over AVERAGE_COUNT latents from `RandomState(AVERAGE_SEED)`, in float64.
 
-    rosinality's scripts measure it like this, with seeds of the day, when they truncate.
+    rosinality's scripts measure it in the same way when they truncate, but without a fixed seed.
     """
     latents = torch.from_numpy(np.random.RandomState(AVERAGE_SEED).randn(AVERAGE_COUNT, z_dim))  # [N,z_dim]
     return copy.deepcopy(mapping).double()(latents).mean(dim=0).float()
 
 
 def build(path: Path, kind: type[GeneratorSpec], tensors: Mapping[str, Floats], **dimensions: Any) -> Generator:
-    """The generator with these weights; without "mapping.w_avg" the average latent is measured.
+    """Return the generator with these weights. Without "mapping.w_avg", the average latent is measured.
 
-    `dimensions` are the fields of its spec, which is a `kind`; raises UnusableFile where it refuses them.
+    `dimensions` are the fields of its spec, a `kind`. Raises UnusableFile if the spec rejects them.
     """
     try:
         spec = kind(**dimensions)

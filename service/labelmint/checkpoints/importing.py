@@ -1,10 +1,10 @@
-"""`labelmint import`: other people's weights to the project's own safetensors.
+"""`labelmint import`: converts weights of other projects to labelmint's safetensors files.
 
 Rules of this file:
-- The format is named or told by a positive test of what the file holds; unknown and ambiguous files are refused with
-  the list of the known formats.
-- An option that the file at hand does not need is refused, not ignored.
-- Everything is read, checked and built before the first byte is written.
+- A positive test of its content determines the format of a file; a format that the user names must agree. Unknown files
+  are refused with the list of known formats, ambiguous files with the list of formats that match.
+- An option that does not apply to the given file is refused, not ignored, so the user learns that it had no effect.
+- Everything is read, checked and built before the first byte is written. So a failed import writes nothing.
 """
 
 from __future__ import annotations
@@ -40,22 +40,22 @@ _KNOWN = f"known formats: {', '.join(FORMATS)}"
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """What some files need beside themselves; None where it was not given."""
+    """Options that only some formats need; None means not given."""
 
     class_index: int | None = None  # conditional NVlabs generators
     average_latent: Path | None = None  # StyleGAN1
     generator: Path | None = None  # classifiers: the imported generator that they read
     layout: str | None = None  # classifiers
-    classes: Path | None = None  # classifiers: classes.json as of the annotations; may be absent
+    classes: Path | None = None  # classifiers: a classes.json as for annotations; optional
 
     def allow_only(self, kind: str, *names: str) -> None:
         for name, value in asdict(self).items():
             if value is not None and name not in names:
-                raise InvalidRequest(name, f"{kind} files have no use for it")
+                raise InvalidRequest(name, f"does not apply to {kind} files; omit it")
 
 
 def import_file(source: Path, out: Path, format_name: FormatName | None, options: ImportOptions) -> str:
-    """Read `source`, write `out`, and say what it is. `format_name` None: told from the file."""
+    """Convert `source` to `out` and return a description. With `format_name` None, the format is detected."""
     if source.exists() and out.exists() and out.samefile(source):
         raise InvalidRequest("out", "would overwrite the file that is imported; name another one")
     if source.is_dir():
@@ -72,7 +72,7 @@ def import_file(source: Path, out: Path, format_name: FormatName | None, options
 
 
 def format_of(checkpoint: Checkpoint) -> FormatName:
-    """The one format whose test the file's content passes."""
+    """Return the one format whose test the file's content passes."""
     found = [name for name, test in _TESTS.items() if test(checkpoint.value)]
     if not found and _is_nvlabs_state(checkpoint.value):
         raise UnusableFile(
@@ -83,7 +83,7 @@ def format_of(checkpoint: Checkpoint) -> FormatName:
     if not found:
         raise UnusableFile(checkpoint.path, f"holds no network of a known format; {_KNOWN}")
     if len(found) > 1:
-        raise UnusableFile(checkpoint.path, f"could be each of {', '.join(found)}; files of one format can be imported")
+        raise UnusableFile(checkpoint.path, f"could be any of {', '.join(found)}; a file must be of exactly one format")
     return found[0]
 
 

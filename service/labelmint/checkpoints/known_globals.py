@@ -1,8 +1,8 @@
-"""What the names in other people's pickles mean here: inert values instead of classes and functions.
+"""Maps the global names in foreign pickles to stand-ins, which make inert values instead of running code.
 
 Rules of this file:
-- A stand-in checks its arguments and keeps them; it never imports, calls or compares what a file brought along.
-- The source text of networks that NVlabs files carry is dropped unread.
+- A stand-in checks its arguments and keeps them. It never imports, calls or compares objects from the file.
+- NVlabs files contain the source text of their networks. It is dropped unread.
 - `torch_file.py` adds the names that need storages.
 """
 
@@ -18,19 +18,19 @@ from labelmint.checkpoints.pickle_reader import Inert, Malformed, StandIn, shown
 
 Arguments = tuple[object, ...]
 
-# A call copies its argument, and a file can make the same call on the same argument as often as it has opcodes. In the
-# files, calls make sets of a module's few buffer names, and the bytes of single numbers.
+# Each call copies its argument, and a file can repeat a call on one argument as often as it has opcodes. So arguments
+# are limited. Real files only make sets of a module's few buffer names, and the bytes of single numbers.
 MAX_SET = 16
 MAX_ENCODED = 1024
 
-# legacy.py of stylegan2-ada-pytorch refuses networks below; StyleGAN1's have 2 and 3.
+# legacy.py of stylegan2-ada-pytorch refuses lower versions of networks. StyleGAN1 networks have versions 2 and 3.
 _FIRST_CONVERTED = 4
 
 _NUMPY_CODES = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")
 
 
 class PersistentObject(Inert):
-    """A module of NVlabs' networks: the name of its class and its attributes, without its code."""
+    """A module of an NVlabs network: its class name and its attributes, without its code."""
 
     def __init__(self, class_name: str, state: Mapping[str, object]) -> None:
         self.class_name = class_name
@@ -41,7 +41,7 @@ class PersistentObject(Inert):
 
 
 class Namespace(Inert):
-    """The command line that a training script kept (`argparse.Namespace`)."""
+    """The command line that a training script saved (`argparse.Namespace`)."""
 
     def __init__(self) -> None:
         self.options: object = {}
@@ -63,7 +63,7 @@ class NumpyDtype(Inert):
 
 
 class NumpyArray(Inert):
-    """`value` is read-only and a view into the file; None until the pickle has given it."""
+    """A NumPy array: `value` is a read-only view into the file, or None until the pickle sets its state."""
 
     def __init__(self) -> None:
         self.value: npt.NDArray[np.generic] | None = None
@@ -74,9 +74,9 @@ class NumpyArray(Inert):
         _, shape, dtype, column_major, data = state
         sides = _shape(shape)
         if not isinstance(dtype, NumpyDtype) or not isinstance(data, (bytes, memoryview)):
-            raise Malformed("has a NumPy array of what is no number")
+            raise Malformed("has a NumPy array that does not consist of plain numbers")
         if math.prod(sides) * dtype.value.itemsize != len(data):
-            raise Malformed(f"has a NumPy array whose shape needs another size than its {len(data)} bytes")
+            raise Malformed(f"has a NumPy array whose shape does not fit its {len(data)} bytes")
         flat = np.frombuffer(data, dtype.value)
         self.value = flat.reshape(sides, order="F" if column_major is True else "C")
 
@@ -84,13 +84,13 @@ class NumpyArray(Inert):
 def _shape(value: object) -> tuple[int, ...]:
     if isinstance(value, tuple) and len(value) <= 8 and all(type(side) is int and 0 <= side < 2**40 for side in value):
         return value
-    raise Malformed("has a NumPy array whose shape is no list of sizes")
+    raise Malformed("has a NumPy array whose shape is not a list of sizes")
 
 
 def _persistent_object(arguments: Arguments) -> PersistentObject:
     meta = arguments[0] if len(arguments) == 1 else None
     if not isinstance(meta, dict) or meta.get("type") != "class":
-        raise Malformed("has a persistent object that is no class instance")
+        raise Malformed("has a persistent object that is not a class instance")
     name, state = meta.get("class_name"), meta.get("state")
     if not isinstance(name, str) or not isinstance(state, dict):
         raise Malformed("has a persistent object without class name or state")
@@ -99,7 +99,7 @@ def _persistent_object(arguments: Arguments) -> PersistentObject:
 
 def _nothing_to_dict(arguments: Arguments) -> dict[str, object]:
     if arguments:
-        raise Malformed("has a dictionary made from arguments; checkpoints fill theirs item by item")
+        raise Malformed("has a dictionary made from arguments; checkpoints fill dictionaries item by item")
     return {}
 
 
@@ -112,7 +112,7 @@ def _set(arguments: Arguments) -> set[str]:
 
 def _namespace(arguments: Arguments) -> Namespace:
     if arguments:
-        raise Malformed("has a command line with arguments")
+        raise Malformed("has an argparse.Namespace made from arguments")
     return Namespace()
 
 
@@ -131,7 +131,7 @@ def _dtype(arguments: Arguments) -> NumpyDtype:
     code = arguments[0] if arguments else None
     if not isinstance(code, str) or code not in _NUMPY_CODES:
         shown_code = shown(code) if isinstance(code, str) else type(code).__name__
-        raise Malformed(f"has the NumPy type {shown_code}, which is no plain number")
+        raise Malformed(f"has the NumPy type {shown_code}, which is not a plain number")
     return NumpyDtype(code)
 
 
@@ -153,7 +153,7 @@ def _scalar(arguments: Arguments) -> bool | int | float:
 
 
 class TensorFlowNetwork(Inert):
-    """A network of NVlabs' TensorFlow code, which is refused as soon as its state says of which version it is."""
+    """A network of NVlabs' TensorFlow code. It is refused when its state is set, because the state has its version."""
 
     def build(self, state: object) -> None:
         version = state.get("version") if isinstance(state, dict) else None
@@ -184,7 +184,7 @@ def _embedding(_: Arguments) -> object:
 
 
 def _frombuffer(arguments: Arguments) -> NumpyArray:
-    """How NumPy writes an array in protocol 5: `_frombuffer(bytes, dtype, shape, order)`."""
+    """NumPy writes an array in protocol 5 as `_frombuffer(bytes, dtype, shape, order)`."""
     if len(arguments) != 4:
         raise Malformed("has a NumPy array with an unknown state")
     data, dtype, shape, order = arguments
@@ -195,7 +195,7 @@ def _frombuffer(arguments: Arguments) -> NumpyArray:
 
 NDARRAY = StandIn("numpy.ndarray")
 
-# Pickles of protocol 2 call `builtins` by its old name, NumPy 2 calls `core` by a new one.
+# Pickles of protocol 2 use the old name of `builtins`, and NumPy 2 uses a new name for `numpy.core`.
 PLAIN = {
     "collections.OrderedDict": StandIn("collections.OrderedDict", _nothing_to_dict),
     "builtins.set": StandIn("builtins.set", _set),

@@ -1,9 +1,9 @@
-"""A checkpoint's tensors by name: each is taken once, with the shape it must have, and none may be left over.
+"""Takes a checkpoint's tensors by name, each with its expected shape, and refuses tensors that are left over.
 
 Rules of this file:
-- A missing, extra or misshapen tensor is an error that names it; buffers are taken and checked like weights.
-- Everything taken is float32, finite and a copy. Tensors may not overlap: what is taken is never more than the file
-  holds.
+- A missing, unexpected or misshapen tensor is an error that names it. Buffers are checked like weights.
+- A tensor that is taken is a finite float32 copy. All of them together have at most as many elements as their storages,
+  because a small file could otherwise use one storage for many tensors and fill the memory.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from labelmint.models.layout import MAX_RESOLUTION
 Floats = npt.NDArray[np.float32]
 T = TypeVar("T")
 
-# Layers of one kind; each is searched for among all names.
+# At most so many layers of one kind, because the search for each one goes through all names.
 MAX_PARTS = 64
-# What parallel training and `torch.compile` put before all names, one before the other at most so many times.
+# Prefixes that parallel training and `torch.compile` add to all names, and how many of them may be nested.
 _WRAPPERS = ("module.", "_orig_mod.")
 _MAX_WRAPPERS = 4
 
 
 def to_float32(array: npt.NDArray[Any]) -> Floats:
-    """`array` as float32 of its shape. What is too large becomes infinity without a warning; callers look for it."""
+    """`array` as float32 of the same shape. Too large values silently become infinity; callers check for it."""
     with np.errstate(over="ignore"):
         return np.asarray(array).astype(np.float32)
 
 
 class TensorTaker:
-    """Takes tensors out of one file."""
+    """Takes tensors from one file and counts their elements."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -46,9 +46,9 @@ class TensorTaker:
         self._elements_left = 0
 
     def take(self, name: str, value: object, shape: Sequence[int]) -> Floats:
-        """`value` as float32 of `shape`; raises UnusableFile naming it."""
+        """Return `value` as float32 of `shape`. Raises UnusableFile that names the tensor."""
         if not isinstance(value, Tensor):
-            raise UnusableFile(self.path, f"has {shown(name)} that is no tensor")
+            raise UnusableFile(self.path, f"has {shown(name)} that is not a tensor")
         if value.shape != tuple(shape):
             raise UnusableFile(self.path, f"has {shown(name)} of shape {value.shape}, expected {tuple(shape)}")
         if not value.is_floating:
@@ -67,12 +67,12 @@ class TensorTaker:
 
 
 def holds(state: Mapping[str, object], name: str) -> bool:
-    """Whether a state dict has the tensor `name`, behind a wrapper or not. Nothing is copied."""
+    """Whether a state dict has the tensor `name`, with or without wrapper prefixes. Nothing is copied."""
     return _wrapper(state) + name in state
 
 
 def _wrapper(state: Mapping[str, object]) -> str:
-    """What stands before all names of a state dict; "" where nothing does."""
+    """The wrapper prefix that all names of a state dict share, or ""."""
     found = ""
     for _ in range(_MAX_WRAPPERS if state else 0):
         longer = (found + wrapper for wrapper in _WRAPPERS)
@@ -85,7 +85,7 @@ def _begins(name: object, prefix: str) -> bool:
 
 
 class NameTable:
-    """The flat kind of checkpoint: a dictionary from dotted names to tensors (a `state_dict`)."""
+    """The tensors of a flat checkpoint: a dictionary from dotted names to tensors (a `state_dict`)."""
 
     def __init__(self, path: Path, tensors: object) -> None:
         if not isinstance(tensors, dict) or not all(isinstance(name, str) for name in tensors):
@@ -100,10 +100,10 @@ class NameTable:
         return name in self._tensors
 
     def count(self, pattern: str, first: int) -> int:
-        """How many numbers from `first` on have a name that begins with `pattern`, which has one {} for the number.
+        """Count the consecutive numbers from `first` for which a name begins with `pattern`, whose {} is the number.
 
-        A numbered part counts when it has any tensor: one that it lacks is missed by its name. More than MAX_PARTS are
-        not counted, and left over.
+        A numbered part counts if it has at least one tensor. If another of its tensors is missing, a later `take` names
+        that one. Parts beyond MAX_PARTS are not counted, so `finish` reports their tensors as unexpected.
         """
         prefixes = (pattern.format(number) for number in range(first, first + MAX_PARTS))
         return sum(1 for _ in itertools.takewhile(self.has, prefixes))
@@ -112,10 +112,10 @@ class NameTable:
         return any(name.startswith(prefix) for name in self._tensors)
 
     def shape(self, name: str, dimensions: int) -> tuple[int, ...]:
-        """The shape of a tensor that tells the network's dimensions."""
+        """The shape of a tensor from which the network's dimensions are read."""
         value = self._value(name)
         if not isinstance(value, Tensor) or len(value.shape) != dimensions or 0 in value.shape:
-            raise UnusableFile(self.path, f"has {shown(name)} that is no tensor of {dimensions} dimensions")
+            raise UnusableFile(self.path, f"has {shown(name)} that is not a tensor of {dimensions} dimensions")
         return value.shape
 
     def take(self, name: str, shape: Sequence[int]) -> Floats:
@@ -123,7 +123,7 @@ class NameTable:
         return self._taker.take(name, self._value(name), shape)
 
     def drop(self, name: str) -> None:
-        """Take a tensor that means nothing to us, if it is there."""
+        """Ignore a tensor that the import does not use; it may be absent."""
         self._left.discard(name)
 
     def finish(self) -> None:
@@ -137,16 +137,16 @@ class NameTable:
 
 
 def one_value(path: Path, found: Mapping[T, str], what: str) -> T:
-    """What all layers share, of the values that were found: each with the name of a layer that has it."""
+    """Return the value that all layers must share. `found` maps each value to the name of a layer that has it."""
     (first, name), *others = found.items()
     for _, other in others:
-        raise UnusableFile(path, f"has another {what} in {other} than in {name}; they must be equal")
+        raise UnusableFile(path, f"has a different {what} in {other} than in {name}; they must be equal")
     return first
 
 
 def check_resolution(path: Path, resolution: int) -> int:
     if not 8 <= resolution <= MAX_RESOLUTION or resolution & (resolution - 1):
         raise UnusableFile(
-            path, f"is a network for {resolution} pixels; powers of two from 8 to {MAX_RESOLUTION} can be imported"
+            path, f"is a network for {resolution} pixels; only powers of two from 8 to {MAX_RESOLUTION} can be imported"
         )
     return resolution

@@ -1,13 +1,13 @@
-"""Generators of NVlabs' stylegan2-ada-pytorch and of the StyleGAN2 in their stylegan3 repository (`*.pkl`).
+"""Imports the StyleGAN2 generators of NVlabs' repositories stylegan2-ada-pytorch and stylegan3 (`*.pkl`).
 
 Rules of this file:
-- The network is what its modules recorded of themselves (`conv_clamp`, `architecture`, gains, ...), not what the
-  arguments of its constructor were: the two repositories' defaults differ.
-- Every module is read whole: a tensor or submodule that is not expected is an error, as is one that is missing.
-- A conditional generator becomes the unconditional one of one class. The class enters as a constant half of the first
-  layer's input, so it is added to that layer's bias, exactly (float64).
-- Layers that ran in float16 run in float32. Without noise, the noise is zero. A file without average latent (its
-  `w_avg_beta` is None) gets a measured one, and its notes say so.
+- The importer reads the attributes that the modules recorded (`conv_clamp`, `architecture`, gains, ...). It ignores the
+  constructor arguments, because the defaults of the two repositories differ.
+- Every module is read completely. A missing tensor or submodule is an error, and so is an unexpected one.
+- A conditional generator is imported as an unconditional generator of one class. The class is a constant part of the
+  first layer's input. So its contribution is added to that layer's bias, computed in float64.
+- Layers that ran in float16 run in float32. A layer without noise gets zero noise. If the file has no average latent
+  (its `w_avg_beta` is None), the importer measures one, and the notes record that.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ T = TypeVar("T")
 
 
 def is_nvlabs(value: object) -> bool:
-    """A dictionary of networks with `G_ema`, the averaged generator, or a generator alone."""
+    """Whether the value is a dictionary of networks with `G_ema` (the averaged generator), or a generator alone."""
     return isinstance(_generator_of(value), PersistentObject)
 
 
 def _generator_of(value: object) -> object:
-    """The entry of the dictionary, or the file's value where that is a module with a mapping and a synthesis."""
+    """Return the `G_ema` of a dictionary, or the value itself if it is a module with a mapping and a synthesis."""
     if isinstance(value, dict):
         return value.get("G_ema")
     modules = value.state.get("_modules") if isinstance(value, PersistentObject) else None
@@ -47,19 +47,19 @@ def _generator_of(value: object) -> object:
 
 
 def import_nvlabs(checkpoint: Checkpoint, class_index: int | None) -> Imported:
-    """The file's `G_ema`; `class_index` chooses the class of a conditional generator."""
+    """Import the file's `G_ema`; `class_index` chooses the class of a conditional generator."""
     root = _Module(TensorTaker(checkpoint.path), "G_ema", _generator_of(checkpoint.value))
     return _GeneratorReader(checkpoint.path, root).read(class_index)
 
 
 class _Module:
-    """A module of the file: its tensors and submodules are taken one by one, its attributes are looked up."""
+    """A module of the file. Tensors and submodules are taken one by one, so `finish` can report those left over."""
 
     def __init__(self, taker: TensorTaker, name: str, value: object) -> None:
         self.name = name
         self._taker = taker
         if not isinstance(value, PersistentObject):
-            raise self.problem(f"has {name} that is no module")
+            raise self.problem(f"has {name} that is not a module")
         self._state = value.state
         self._tensors = {**self._mapping("_parameters"), **self._mapping("_buffers")}
         self._modules = self._mapping("_modules")
@@ -84,7 +84,7 @@ class _Module:
         return value.shape
 
     def length(self, name: str) -> int:
-        """The number of elements of a vector that tells a dimension."""
+        """The length of a vector that determines a dimension of the network."""
         shape = self.shape(name)
         if len(shape) != 1 or shape[0] == 0:
             raise self.problem(f"has {self.name}.{name} of shape {shape}, expected a vector")
@@ -108,19 +108,19 @@ class _Module:
     def number(self, name: str) -> float:
         value = self.attribute(name)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e30:
-            raise self.problem(f"has {self.name}.{name} that is no number")
+            raise self.problem(f"has {self.name}.{name} that is not a number")
         return float(value)
 
     def gain(self, name: str) -> float:
         value = self.number(name)
         if not 1e-9 < value < 1e9:
-            raise self.problem(f"has {self.name}.{name} = {value:g}, which is no gain")
+            raise self.problem(f"has {self.name}.{name} = {value:g}; a gain must be between 1e-9 and 1e9")
         return value
 
     def integer(self, name: str) -> int:
         value = self.number(name)
         if value != int(value):
-            raise self.problem(f"has {self.name}.{name} that is no whole number")
+            raise self.problem(f"has {self.name}.{name} that is not a whole number")
         return int(value)
 
     def flag(self, name: str) -> bool:
@@ -132,11 +132,11 @@ class _Module:
     def text(self, name: str) -> str:
         value = self.attribute(name)
         if not isinstance(value, str):
-            raise self.problem(f"has {self.name}.{name} that is no text")
+            raise self.problem(f"has {self.name}.{name} that is not text")
         return value
 
     def expect(self, **wanted: object) -> None:
-        """Attributes that our modules know one value of only."""
+        """Check attributes for which our modules support only one value."""
         for name, want in wanted.items():
             value = self.attribute(name)
             same = (
@@ -149,10 +149,10 @@ class _Module:
                 raise self.problem(f"has {self.name}.{name} = {text}; only {want} can be imported")
 
     def _mapping(self, name: str) -> dict[str, object]:
-        """A dictionary of torch's modules; what it maps to None is absent (`bias=None`)."""
+        """Return a dictionary of a torch module, without the entries that are None (such as `bias=None`)."""
         found = self._state.get(name)
         if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
-            raise self.problem(f"has {self.name} that is no module: it has no {name}")
+            raise self.problem(f"has {self.name} that is not a module: it has no {name}")
         return {key: value for key, value in found.items() if value is not None}
 
 
@@ -161,13 +161,13 @@ def _is_plain(value: object) -> bool:
 
 
 class _GeneratorReader:
-    """Reads one generator; collects our tensors, and what must agree among all layers."""
+    """Reads one generator. Collects the tensors, and the values that must be the same in all layers."""
 
     def __init__(self, path: Path, root: _Module) -> None:
         self._path = path
         self._root = root
         self._tensors: dict[str, Floats] = {}
-        self._architectures: dict[str, str] = {}  # each of the three: value to the name of a module that has it
+        self._architectures: dict[str, str] = {}  # these three: a value to a module that has it
         self._clamps: dict[float | None, str] = {}
         self._filters: dict[tuple[float, ...], str] = {}
         self._without_noise: list[str] = []
@@ -268,7 +268,7 @@ class _GeneratorReader:
         layer.finish()
 
     def _linear(self, layer: _Module, ours: str, size: tuple[int, int], activation: str, lr_multiplier: float) -> None:
-        """A fully connected layer of `size` (out, in), which our module multiplies by its own gains."""
+        """Take a fully connected layer of `size` (out, in), rescaled to the gains of our module."""
         layer.expect(activation=activation)
         weight, bias = layer.take("weight", size), layer.take("bias", size[:1])
         layer.finish()
@@ -280,27 +280,29 @@ class _GeneratorReader:
         self._clamps.setdefault(clamp, layer.name)
 
     def _filter(self, layer: _Module, used: bool) -> None:
-        """Layers that do not resample keep a filter all the same, which may be another one."""
+        """Take a layer's filter. A layer that does not resample has a filter too, which may differ and is ignored."""
         shape = layer.shape("resample_filter")
         kernel = layer.take("resample_filter", shape)
         taps = filter_taps(kernel, gain=1.0)
         if used and taps is None:
-            raise layer.problem(f"has {layer.name}.resample_filter that is no separable filter of sum 1")
+            raise layer.problem(f"has {layer.name}.resample_filter that is not a separable filter of sum 1")
         if used and taps is not None:
             self._filters.setdefault(taps, layer.name)
 
     def _mapping(self, mapping: _Module, w_dim: int, class_index: int | None) -> dict[str, Any]:
-        """Take the mapping network; returns its part of the spec."""
+        """Take the mapping network and return its part of the spec."""
         mapping.expect(w_dim=w_dim)
         z_dim, classes, count = mapping.integer("z_dim"), mapping.integer("c_dim"), mapping.integer("num_layers")
         if z_dim < 1 or count < 1:
-            raise mapping.problem(f"has a mapping of {count} layers from {z_dim} latents; both must be at least 1")
+            raise mapping.problem(
+                f"has a mapping of {count} layers from {z_dim} latent dimensions; both must be positive"
+            )
         if mapping.has("w_avg"):
             self._tensors["mapping.w_avg"] = mapping.take("w_avg", (w_dim,))
         condition = self._condition(mapping, classes, class_index)
         first = mapping.child("fc0")
         lr_multiplier, width = first.gain("bias_gain"), first.length("bias")
-        # Nothing is made from `count`: the layers are taken one by one, and the first that the file lacks ends it.
+        # `count` may be false, so nothing is allocated from it. The first layer that the file lacks ends the loop.
         for index in range(count):
             layer = first if index == 0 else mapping.child(f"fc{index}")
             size = (w_dim if index == count - 1 else width, width if index else z_dim + len(condition))
@@ -316,10 +318,10 @@ class _GeneratorReader:
         }
 
     def _condition(self, mapping: _Module, classes: int, class_index: int | None) -> npt.NDArray[np.float64]:
-        """The half of the first layer's input that the class gives: its embedding, normalised [E]; empty if none."""
+        """The class's part of the first layer's input: its normalised embedding [E]; empty if unconditional."""
         if classes == 0:
             if class_index is not None:
-                raise InvalidRequest("class_index", "this generator knows no classes")
+                raise InvalidRequest("class_index", "this generator has no classes; omit the option")
             return np.zeros(0)
         if class_index is None or not 0 <= class_index < classes:
             asked = "none was given" if class_index is None else f"not {class_index}"
@@ -336,7 +338,7 @@ class _GeneratorReader:
         return embedded / np.sqrt(np.square(embedded).mean() + 1e-8)
 
     def _fold(self, condition: npt.NDArray[np.float64], z_dim: int, lr_multiplier: float) -> None:
-        """Add the class's share of the first layer to its bias; the latents' share stays its weight."""
+        """Add the class's share of the first layer to its bias, and keep the latent's share as its weight."""
         name = "mapping.layers.0"
         weight, bias = self._tensors[f"{name}.weight"], self._tensors[f"{name}.bias"]  # [H,z+E], [H]
         gain, our_gain = lr_multiplier / math.sqrt(weight.shape[1]), lr_multiplier / math.sqrt(z_dim)

@@ -1,12 +1,14 @@
-"""A stack machine that reads a pickle into inert values: it knows no import, no call and no attribute of anything.
+"""A stack machine that reads a pickle into inert values, without imports, calls or attribute access.
 
 Rules of this file:
-- A name in a pickle means what the caller's table of stand-ins says, or the file is refused. Nothing else is looked
-  up, so there is no code that a file could have run: `pickle` is not imported.
-- Only the opcodes that writers of checkpoints emit (protocols 2 to 5) are known; every other one is refused by name.
-- Every limit is a constant with its reason. Work and memory stay in proportion to the file: byte strings are views
-  into it, and whatever is declared is compared with what is there before anything is made.
-- What a file says is never formatted into a message beyond a short, escaped excerpt of a name.
+- The caller's table of stand-ins defines the global names that a pickle may use. Any other name is refused, and nothing
+  is looked up elsewhere, so a file cannot run code. The module `pickle` is not imported.
+- Only the opcodes that writers of checkpoints emit (protocols 2 to 5) are supported. Any other opcode is refused, and
+  the error names it.
+- Every limit is a constant with its reason. Work and memory stay proportional to the size of the file: byte strings are
+  views into it, and every declared size is compared with the data before anything is allocated.
+- The only text of a file that enters a message is a short, escaped excerpt of a name, because a hostile file could
+  otherwise write anything into a terminal or a log.
 
 Source: the opcodes as `pickletools` describes them.
 """
@@ -20,48 +22,48 @@ from dataclasses import dataclass
 
 # The largest files of these kinds (a training state at 1024x1024 with both optimizers) need about 60,000.
 MAX_OPCODES = 1_000_000
-# Source text of the networks (100 kB), names and options; UCS-4 could make four bytes of memory from each.
+# Text is the networks' source (100 kB), names and options. As UCS-4, each byte could take four bytes of memory.
 MAX_TEXT_BYTES = 16 << 20
-# Modules in modules: the networks are about 20 levels deep.
+# Nesting of modules; the networks are about 20 levels deep.
 MAX_DEPTH = 100
-# Values when everything that is shared is counted wherever it is reached: what a walk over the result can cost.
+# Number of values if a shared value counts each time it is reached. It bounds the cost of a walk over the result.
 MAX_VALUES = 4_000_000
 MAX_NAME = 200
-# Integers below 2^60 hash to themselves, so no choice of keys makes a dictionary slow.
+# Integers below 2^60 hash to themselves, so a file cannot choose keys that all collide and make a dictionary slow.
 MAX_KEY = 1 << 60
 
 
 class Malformed(Exception):
-    """A problem with the file at hand; `open_checkpoint` makes it an UnusableFile that says which file."""
+    """A problem with the given file; `open_checkpoint` converts it to an UnusableFile that names the file."""
 
 
 @dataclass(frozen=True)
 class StandIn:
-    """What a global name means here: `make` builds an inert value from its arguments, None means it takes none."""
+    """The replacement for a global name. `make` builds an inert value from the arguments; None: it cannot be called."""
 
     name: str
     make: Callable[[tuple[object, ...]], object] | None = None
 
 
 class Inert:
-    """A value of ours that is neither text, number nor container; it holds what a file said and does nothing."""
+    """A stand-in's value: it stores data from the file and has no behaviour."""
 
     def parts(self) -> list[object]:
-        """The values that it holds."""
+        """The values that this value contains."""
         return []
 
     def build(self, state: object) -> None:
-        """Take the state that a pickle gives to a value after making it."""
-        raise Malformed("has a pickle that sets the state of what has none")
+        """Store the state that a pickle sets on this value after it was made."""
+        raise Malformed("has a pickle that sets the state of a value without state")
 
 
 @dataclass
 class Budget:
-    """What one file may still cost, its nested pickles included."""
+    """The rest of the work that one file may cause, including its nested pickles."""
 
     opcodes: int = MAX_OPCODES
     text_bytes: int = MAX_TEXT_BYTES
-    nested_bytes: int = 0  # set to the size of the file: each nested file lies in it once
+    nested_bytes: int = 0  # starts as the size of the file, which has each nested file once
 
     def spend_opcode(self) -> None:
         self.opcodes -= 1
@@ -80,12 +82,12 @@ class Budget:
 
 
 def shown(name: str) -> str:
-    """A name from a file, fit for a message."""
+    """A name from a file, shortened and escaped for a message."""
     return ascii(name if len(name) <= MAX_NAME else name[:MAX_NAME] + "...")[1:-1]
 
 
 class PickleReader:
-    """Reads pickles that lie in `data` one after the other, beginning at `position`."""
+    """Reads consecutive pickles from `data`, beginning at `position`."""
 
     def __init__(
         self,
@@ -102,7 +104,7 @@ class PickleReader:
         self._persistent = persistent
 
     def read(self) -> object:
-        """The next pickle's value; `position` stands behind it afterwards. Raises Malformed."""
+        """Return the next pickle's value and move `position` to the end of the pickle. Raises Malformed."""
         self._stack: list[object] = []
         self._marked: list[list[object]] = []
         self._memo: dict[int, object] = {}
@@ -119,14 +121,14 @@ class PickleReader:
             action = _ACTIONS.get(code)
             if action is None:
                 name = f"the pickle opcode {_NAMES[code]}" if code in _NAMES else f"the byte {code:#04x} as an opcode"
-                raise Malformed(f"uses {name}, which no checkpoint of a known kind has")
+                raise Malformed(f"uses {name}, which no checkpoint of a known format contains")
             action(self)
 
     def take(self, size: int) -> memoryview:
-        """The next `size` bytes, as a view."""
+        """Return the next `size` bytes as a view."""
         end = self.position + size
         if end > len(self.data):
-            raise Malformed(f"ends early: {size} bytes are declared at {self.position}, the end is {len(self.data)}")
+            raise Malformed(f"ends early: {size} bytes are declared at {self.position}, it ends at {len(self.data)}")
         taken = self.data[self.position : end]
         self.position = end
         return taken
@@ -201,20 +203,20 @@ class PickleReader:
     def _append(self, items: list[object]) -> None:
         target = self._top()
         if type(target) is not list:
-            raise Malformed("has a pickle that appends to what is no list")
+            raise Malformed("has a pickle that appends to a value that is not a list")
         target.extend(items)
 
     def _set_items(self, items: list[object]) -> None:
         target = self._top()
         if type(target) is not dict or len(items) % 2:
-            raise Malformed("has a pickle that sets items of what is no dictionary")
+            raise Malformed("has a pickle that sets items of a value that is not a dictionary")
         for key, value in zip(items[::2], items[1::2], strict=True):
             target[_key(key)] = value
 
     def _add_items(self, items: list[object]) -> None:
         target = self._top()
         if type(target) is not set:
-            raise Malformed("has a pickle that adds to what is no set")
+            raise Malformed("has a pickle that adds to a value that is not a set")
         target.update(_key(item) for item in items)
 
     def _global(self) -> None:
@@ -231,19 +233,19 @@ class PickleReader:
     def _stack_global(self) -> None:
         name, module = self._pop(), self._pop()
         if not isinstance(name, str) or not isinstance(module, str):
-            raise Malformed("has a pickle with a global name that is no text")
+            raise Malformed("has a pickle with a global name that is not text")
         self._find(module, name)
 
     def _find(self, module: str, name: str) -> None:
         full = f"{module}.{name}"
         if full not in self._stand_ins:
-            raise Malformed(f"asks for {shown(full)}, which no checkpoint of a known kind needs; nothing of it was run")
+            raise Malformed(f"asks for {shown(full)}, which no checkpoint of a known format needs; no code was run")
         self._push(self._stand_ins[full])
 
     def _make(self) -> None:
         arguments, stand_in = self._pop(), self._pop()
         if not isinstance(stand_in, StandIn) or not isinstance(arguments, tuple):
-            raise Malformed("has a pickle that calls what is no known name")
+            raise Malformed("has a pickle that calls a value that is not a known name")
         if stand_in.make is None:
             raise Malformed(f"has a pickle that calls {stand_in.name}")
         self._push(stand_in.make(arguments))
@@ -252,8 +254,8 @@ class PickleReader:
         state, target = self._pop(), self._top()
         if isinstance(target, Inert):
             target.build(state)
-        elif not (type(target) is dict and isinstance(state, dict)):  # attributes of a dictionary are not for us
-            raise Malformed("has a pickle that sets the state of what has none")
+        elif not (type(target) is dict and isinstance(state, dict)):  # a dictionary's attributes are ignored
+            raise Malformed("has a pickle that sets the state of a value without state")
 
     def _outside_buffer(self) -> None:
         raise Malformed("keeps its arrays outside of the pickle (out-of-band buffers); save it without buffer_callback")
@@ -265,9 +267,9 @@ class PickleReader:
 
 
 def check_tree(value: object) -> None:
-    """Refuse what contains itself, is nested too deeply, or grows beyond all bounds when it is walked.
+    """Raise Malformed if a value contains itself, is nested too deeply, or is too large to be walked.
 
-    Every value is visited once; its size counts everything that can be reached from it, as often as it can be.
+    Every value is visited once. Its size counts every value reachable from it, once for each path to it.
     """
     measured: dict[int, tuple[int, int]] = {}  # id to (size, depth)
     open_ids: set[int] = set()
@@ -324,7 +326,7 @@ def _decoded(data: memoryview) -> str:
 def _key(value: object) -> str | int:
     if type(value) is str or (type(value) is int and abs(value) < MAX_KEY):
         return value
-    raise Malformed(f"has a key of type {type(value).__name__}; checkpoints have text and small numbers")
+    raise Malformed(f"has a key of type {type(value).__name__}; checkpoints use text and small integers")
 
 
 _Action = Callable[[PickleReader], None]
@@ -339,7 +341,7 @@ def _constant(value: object) -> _Action:
     return lambda reader: reader._push(value)
 
 
-# `reader` is the machine; the name is that of `pickletools`.
+# The actions by the opcode names of `pickletools`; `reader` is the stack machine.
 _BY_NAME: dict[str, _Action] = {
     "PROTO": PickleReader._protocol,
     "FRAME": PickleReader._frame,

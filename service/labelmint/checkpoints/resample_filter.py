@@ -1,8 +1,8 @@
-"""The low-pass filter of a checkpoint, as the taps of one direction.
+"""Reads the low-pass filter of a checkpoint as the taps of one direction.
 
 Rules of this file:
-- A filter buffer is read, not assumed: a kernel that is not the outer product of one row of taps is refused.
-- Taps are given in whole numbers where they are such, so that the usual filter is (1, 3, 3, 1) to the bit.
+- The filter buffer is read, not assumed. A kernel that is not the outer product of one row of taps is refused.
+- Taps in whole-number ratios are returned as whole numbers, so the usual filter is exactly (1, 3, 3, 1).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ MAX_TAPS = 64
 
 
 def filter_taps(kernel: Floats, gain: float) -> tuple[float, ...] | None:
-    """The taps of `kernel` [F] or [F,F], of sum `gain`; None if it is not of that kind.
+    """Return the taps of `kernel` [F] or [F,F] with sum `gain`, or None if it is not such a filter.
 
-    NVlabs keep filters of 8 taps and more in one dimension, all others as the outer product.
+    NVlabs store filters of 8 or more taps in one dimension, and shorter ones as the outer product.
     """
     if kernel.ndim not in (1, 2) or len(set(kernel.shape)) != 1 or not 1 <= kernel.shape[0] <= MAX_TAPS:
         return None

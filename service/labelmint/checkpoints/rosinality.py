@@ -1,10 +1,12 @@
-"""Generators of rosinality's stylegan2-pytorch (`*.pt`): `{"g_ema": state_dict, "latent_avg": ...}`,
+"""Imports generators of rosinality's stylegan2-pytorch (`*.pt`): `{"g_ema": state_dict, "latent_avg": ...}`,
 or the state dict alone.
 
 Rules of this file:
-- The learning-rate multiplier of the mapping is 0.01, the only one that code has; the other dimensions are the shapes'.
-- Training files have no average latent, since that code measures one whenever it truncates: so does the importer, from
-  a fixed seed. Files older than the noise buffers get noise from a fixed seed. The notes say either.
+- The learning-rate multiplier of the mapping is 0.01, because rosinality's code has no other value. The tensor shapes
+  determine all other dimensions.
+- Training files have no average latent, because rosinality's code measures it whenever it truncates. The importer
+  measures it too, with a fixed seed. Files that predate the noise buffers get noise from a fixed seed. The notes record
+  where the average latent and the noise came from.
 """
 
 from __future__ import annotations
@@ -17,13 +19,13 @@ from labelmint.checkpoints.torch_file import Tensor
 from labelmint.core.errors import UnusableFile
 from labelmint.models.stylegan2 import StyleGAN2Spec
 
-# Upsampling by two inserts zeros; the filters keep the brightness by a gain of 2 in each direction.
+# Upsampling by two inserts zeros. A gain of 2 in each direction makes up for the lost brightness.
 _FILTER_GAIN = 4.0
 _LR_MULTIPLIER = 0.01
 
 
 def is_rosinality(value: object) -> bool:
-    """The state of the averaged generator, as an entry of the file's dictionary or as the file's value."""
+    """Whether the file's value, or its entry `g_ema`, is the state dict of an averaged generator."""
     return isinstance(value, dict) and isinstance(_state(value), dict)
 
 
@@ -32,7 +34,7 @@ def _state(value: dict[str, object]) -> object:
 
 
 def import_rosinality(checkpoint: Checkpoint) -> Imported:
-    """The file's `g_ema`."""
+    """Import the file's `g_ema`."""
     assert isinstance(checkpoint.value, dict)
     table = NameTable(checkpoint.path, _state(checkpoint.value))
     reader = _StateReader(table)
@@ -59,7 +61,7 @@ def import_rosinality(checkpoint: Checkpoint) -> Imported:
     table.finish()
     average = checkpoint.value.get("latent_avg")
     if average is not None:
-        # Some scripts keep the mean with the dimension over which it was taken.
+        # Some scripts keep the dimension over which the mean was taken.
         shape = (1, w_dim) if isinstance(average, Tensor) and len(average.shape) == 2 else (w_dim,)
         latent = TensorTaker(table.path).take("latent_avg", average, shape)
         reader.tensors["mapping.w_avg"] = latent.reshape(w_dim)
@@ -81,7 +83,7 @@ def import_rosinality(checkpoint: Checkpoint) -> Imported:
 
 
 class _StateReader:
-    """Takes tensors by rosinality's names, keeps them by ours."""
+    """Takes tensors by rosinality's names and stores them under ours."""
 
     def __init__(self, table: NameTable) -> None:
         self._table = table
@@ -89,7 +91,7 @@ class _StateReader:
         self.tensors: dict[str, Floats] = {}
 
     def mapping(self, layers: int, w_dim: int) -> int:
-        """The equalised layers, all of one width; returns the number of latents."""
+        """Take the equalised layers, all of width `w_dim`; returns z_dim."""
         if layers == 0:
             raise UnusableFile(self._table.path, "lacks the tensor style.1.weight")
         z_dim = self._table.shape("style.1.weight", 2)[1]
@@ -116,7 +118,7 @@ class _StateReader:
             self._filter(f"{theirs}.upsample.kernel")
 
     def noise(self, resolutions: list[int]) -> str:
-        """The noise of every layer, from the file or drawn; returns which."""
+        """Set the noise of every layer. Returns "file" if the file has noise, and "drawn" if it was drawn."""
         layers = [(r, name) for r in resolutions for name in (("conv1",) if r == 4 else ("conv0", "conv1"))]
         held = any(f"noises.noise_{index}" in self._table for index in range(len(layers)))
         drawn = [] if held else drawn_noise([r for r, _ in layers])
@@ -132,5 +134,5 @@ class _StateReader:
     def _filter(self, name: str) -> None:
         taps = filter_taps(self._table.take(name, self._table.shape(name, 2)), _FILTER_GAIN)
         if taps is None:
-            raise UnusableFile(self._table.path, f"has {name} that is no separable filter of sum {_FILTER_GAIN:g}")
+            raise UnusableFile(self._table.path, f"has {name} that is not a separable filter of sum {_FILTER_GAIN:g}")
         self.filters.setdefault(taps, name)

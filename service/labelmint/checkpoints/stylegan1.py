@@ -1,12 +1,13 @@
-"""StyleGAN1 generators as DatasetGAN uses them (`karras2019stylegan-*.for_g_all.pt`), with their average latent.
+"""Imports DatasetGAN's StyleGAN1 generators (`karras2019stylegan-*.for_g_all.pt`) with their average latent.
 
 Rules of this file:
-- The file holds weights only. The average latent comes from its own file, as in DatasetGAN; the noise, which that code
-  draws anew for every image, is drawn once from a fixed seed, so that a seed stays an identity.
-- Their mapping applies its gain of sqrt 2 to the weights only and none after the activation: our biases are theirs
-  divided by sqrt 2.
-- DatasetGAN truncates the first 8 layers, and the first 7 of its generators for 256 pixels. The files do not say so;
-  the number is stored in the spec.
+- The file has weights only. The average latent comes from a file of its own, as in DatasetGAN.
+- DatasetGAN's code draws new noise for every image. Here the noise is drawn once, from a fixed seed, so that one seed
+  always gives the same image.
+- DatasetGAN's mapping applies a gain of sqrt 2 to the weights only, and no gain after the activation. So our biases are
+  theirs divided by sqrt 2.
+- DatasetGAN truncates the first 8 layers, but only the first 7 for generators of 256 pixels. The files do not record
+  this, so the spec does.
 
 Source: `train_interpreter.py` and `models/stylegan1.py` of datasetGAN_release.
 """
@@ -28,12 +29,12 @@ from labelmint.models.stylegan1 import StyleGAN1Spec
 
 _BLUR = np.outer([1, 2, 1], [1, 2, 1]).astype(np.float32) / 16
 _LR_MULTIPLIER = 0.01
-# An average latent has at most some thousand rows of 512 numbers.
+# An average latent has at most a few thousand rows of 512 numbers.
 _MAX_LATENT_BYTES = 64 << 20
 
 
 def is_stylegan1(value: object) -> bool:
-    """The state of `g_mapping` and `g_synthesis`, as the file's value or as one entry of it."""
+    """Whether the file's value, or exactly one entry of it, is the state of `g_mapping` and `g_synthesis`."""
     return len(_states(value)) == 1
 
 
@@ -43,9 +44,9 @@ def _states(value: object) -> list[dict[str, object]]:
 
 
 def import_stylegan1(checkpoint: Checkpoint, average_latent: Path | None) -> Imported:
-    """The file's generator with the average latent of a `.npy` file: [w_dim], or equal rows of it."""
+    """Import the file's generator, with the average latent from a `.npy` file: [w_dim], or equal rows of it."""
     if average_latent is None:
-        raise InvalidRequest("average_latent", "StyleGAN1 files do not hold it; name the .npy file beside them")
+        raise InvalidRequest("average_latent", "StyleGAN1 files do not contain it; name the .npy file that has it")
     table = NameTable(checkpoint.path, _states(checkpoint.value)[0])
     resolutions = [4]
     while table.has(_block(2 * resolutions[-1])) and resolutions[-1] <= MAX_RESOLUTION:
@@ -105,7 +106,7 @@ def _take_block(table: NameTable, tensors: dict[str, Floats], r: int, channels: 
         tensors[f"{ours}.conv0.bias"] = table.take(f"{theirs}.conv0_up.bias", (out,))
         blur = table.take(f"{theirs}.conv0_up.intermediate.kernel", (1, 1, 3, 3))
         if np.abs(blur - _BLUR).max() > 1e-6:
-            raise UnusableFile(table.path, f"has another blur than [1,2,1] in {theirs}")
+            raise UnusableFile(table.path, f"has a blur other than [1,2,1] in {theirs}")
     second = "conv" if r == 4 else "conv1"
     tensors[f"{ours}.conv1.weight"] = table.take(f"{theirs}.{second}.weight", (out, out, 3, 3))
     tensors[f"{ours}.conv1.bias"] = table.take(f"{theirs}.{second}.bias", (out,))
@@ -117,19 +118,19 @@ def _take_block(table: NameTable, tensors: dict[str, Floats], r: int, channels: 
 
 
 def read_average_latent(path: Path, w_dim: int) -> Floats:
-    """float32 [w_dim] from a `.npy` file: one row, or as many equal ones as there are layers."""
+    """Read float32 [w_dim] from a `.npy` file that has one row, or several equal rows (one per layer)."""
     if not path.is_file():
         raise UnusableFile(path, "does not exist")
     if path.stat().st_size > _MAX_LATENT_BYTES:
-        raise UnusableFile(path, f"has more than {_MAX_LATENT_BYTES} bytes, which is no average latent")
+        raise UnusableFile(path, f"has more than {_MAX_LATENT_BYTES} bytes, which is too large for an average latent")
     try:
-        # mmap compares the declared shape with the file before anything is allocated.
+        # mmap compares the declared shape with the size of the file before it allocates anything.
         array = np.lib.format.open_memmap(path, mode="r")
-    except (ValueError, OSError, SyntaxError, TokenError) as error:  # the header is text that NumPy parses
+    except (ValueError, OSError, SyntaxError, TokenError) as error:  # NumPy parses the header as text
         raise UnusableFile(path, f"is not a NumPy array ({str(error)[:200]})") from error
     if array.dtype.kind != "f" or array.shape[-1:] != (w_dim,) or not array.size:
-        raise UnusableFile(path, f"is no average latent: it needs the shape [{w_dim}] or [layers, {w_dim}]")
+        raise UnusableFile(path, f"is not an average latent: it needs the shape [{w_dim}] or [layers, {w_dim}]")
     rows = to_float32(array).reshape(-1, w_dim)
     if not np.isfinite(rows).all() or np.abs(rows - rows[0]).max() > 1e-5 * max(1.0, float(np.abs(rows).max())):
-        raise UnusableFile(path, "has NaN, infinity or rows that differ; an average latent is one for all layers")
+        raise UnusableFile(path, "has NaN, infinity or rows that differ; an average latent is the same for all layers")
     return rows[0].copy()

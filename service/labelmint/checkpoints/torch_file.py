@@ -1,14 +1,14 @@
-"""Files that `torch.save` wrote, both formats, read without torch into inert tensors.
+"""Reads files of `torch.save`, in both of its formats, into inert tensors without torch.
 
 Rules of this file:
-- A tensor is a view: nothing is copied until `array` is asked for, and it never has more elements than its storage,
-  a storage never more bytes than the file holds for it.
-- The zip format is read from its directory: entries are stored uncompressed, have one name each, and together are no
-  larger than the file. The standard library's reader is not used, since it makes some 500 bytes of objects from each
-  46 bytes of a hostile directory, and raises whatever the damaged field happens to provoke.
+- A tensor is a view, and nothing is copied before `array` is called. A tensor never has more elements than its storage,
+  and a storage must have exactly the bytes that the file has for it.
+- The zip format is read from its directory. Entries are uncompressed, have unique names, and together are no larger
+  than the file. The standard library's reader is not used for two reasons: it makes some 500 bytes of objects from each
+  46 bytes of a hostile directory, and a damaged field can raise any kind of exception.
 - The legacy format is four pickles (magic number, protocol, system, the value), a list of storage keys, and the raw
-  storages in that order.
-- Big-endian files are refused by name. bfloat16 becomes float32, which holds it exactly.
+  storages in the order of that list.
+- Big-endian files are refused with an error that says so. bfloat16 becomes float32, which represents it exactly.
 
 Source: PyTorch's documentation of its serialization format, and what `torch.save` of 1.6 to 2.x writes.
 """
@@ -30,16 +30,16 @@ from labelmint.checkpoints.pickle_reader import Budget, Inert, Malformed, Pickle
 
 ZIP_MAGIC = b"PK\x03\x04"
 _LEGACY_NUMBER = 0x1950A86A20F9469CFC6C
-# The pickled magic number, behind the opcodes for protocol and, from protocol 4 on, frame.
+# The pickled magic number. It follows the opcode for the protocol and, from protocol 4 on, the one for the frame.
 _LEGACY_MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 _LEGACY_STARTS = (2, 11)
 _LEGACY_PROTOCOL = 1001
-# A training state of these networks has about a thousand storages of 100 bytes of directory each.
+# A training state of these networks has about a thousand storages, each with 100 bytes in the directory.
 MAX_DIRECTORY_BYTES = 4 << 20
-# Convolution weights of rosinality have five.
+# rosinality's convolution weights have five.
 MAX_DIMENSIONS = 8
 
-# numpy type of each storage; bfloat16 is read as its bits.
+# The NumPy type of each storage type; bfloat16 is read as raw bits.
 _STORAGE_TYPES = {
     "DoubleStorage": "<f8",
     "FloatStorage": "<f4",
@@ -55,7 +55,7 @@ _STORAGE_TYPES = {
 
 
 class Storage(Inert):
-    """`size` elements of the type `kind` ("FloatStorage", ...); `data` is a view into the file, None until found."""
+    """`size` elements of the type `kind` ("FloatStorage", ...). `data` is a view into the file, None until found."""
 
     def __init__(self, kind: str, size: int, data: memoryview | None = None) -> None:
         self.kind = kind
@@ -74,7 +74,7 @@ class Storage(Inert):
 
 @dataclass(frozen=True, eq=False)
 class Tensor(Inert):
-    """A strided view into a storage; offset and strides in elements."""
+    """A strided view into a storage; offset and strides count elements."""
 
     storage: Storage
     offset: int
@@ -86,13 +86,13 @@ class Tensor(Inert):
         return self.storage.kind in ("DoubleStorage", "FloatStorage", "HalfStorage", "BFloat16Storage")
 
     def array(self) -> npt.NDArray[np.generic]:
-        """The numbers: a read-only view, except of bfloat16 (float32) and bool."""
+        """Return the numbers: a read-only view, but a copy for bfloat16 (as float32) and bool."""
         assert self.storage.data is not None
         flat = np.frombuffer(self.storage.data, _STORAGE_TYPES[self.storage.kind])[self.offset :]
         strides = [stride * flat.itemsize for stride in self.strides]
         view = np.lib.stride_tricks.as_strided(flat, self.shape, strides, writeable=False)
         if self.storage.kind == "BFloat16Storage":
-            # Arithmetic on an array of no dimensions gives a number, not an array: `asarray` keeps it one.
+            # Arithmetic on an array without dimensions returns a number; `asarray` makes it an array again.
             return np.asarray(np.left_shift(view, 16, dtype=np.uint32)).view(np.float32)
         return np.asarray(view != 0) if self.storage.kind == "BoolStorage" else view
 
@@ -102,7 +102,7 @@ def is_legacy(data: memoryview) -> bool:
 
 
 def read_zip(data: memoryview, budget: Budget) -> object:
-    """The value of a zip-format file that fills `data`."""
+    """Return the value of the zip-format file in `data`."""
     directory = _Directory(data)
     root = directory.root()
     if root + "byteorder" in directory.entries and bytes(directory.read(root + "byteorder")) != b"little":
@@ -119,18 +119,18 @@ def read_zip(data: memoryview, budget: Budget) -> object:
     reader = PickleReader(pickle, TORCH, budget, _storages_by(persistent))
     value = reader.read()
     if reader.position != len(pickle):
-        raise Malformed("has bytes behind its pickle")
+        raise Malformed("has bytes after its pickle")
     return value
 
 
 def read_legacy(data: memoryview, budget: Budget) -> object:
-    """The value of a legacy-format file that fills `data`."""
+    """Return the value of the legacy-format file in `data`."""
     reader = PickleReader(data, TORCH, budget)
     if reader.read() != _LEGACY_NUMBER:
         raise Malformed("does not begin with torch's magic number")
     protocol, system = reader.read(), reader.read()
     if protocol != _LEGACY_PROTOCOL or not isinstance(system, dict):
-        raise Malformed("is no torch file of protocol 1001")
+        raise Malformed("is not a torch file of protocol 1001")
     if system.get("little_endian") is not True:
         raise Malformed("was written on a big-endian machine; save it again on a little-endian one")
     storages: dict[str, Storage] = {}
@@ -149,28 +149,28 @@ def read_legacy(data: memoryview, budget: Budget) -> object:
             raise Malformed(f"has a storage of {size} elements where {storages[key].size} are declared")
         storages[key].fill(reader.take(storages[key].size_bytes))
     if reader.position != len(data):
-        raise Malformed("has bytes behind its storages")
+        raise Malformed("has bytes after its storages")
     return value
 
 
 def nested_storage(budget: Budget) -> StandIn:
-    """`torch.storage._load_from_bytes`: how a tensor's storage lies in a plain pickle, as a legacy file."""
+    """Stand-in for `torch.storage._load_from_bytes`: a plain pickle contains a tensor's storage as a legacy file."""
 
     def load(arguments: Arguments) -> Storage:
         blob = arguments[0] if len(arguments) == 1 else None
         if not isinstance(blob, (bytes, memoryview)):
-            raise Malformed("has a nested tensor that is no bytes")
+            raise Malformed("has a nested tensor that is not bytes")
         budget.spend_nested(len(blob))
         value = read_legacy(memoryview(blob), budget)
         if not isinstance(value, Storage):
-            raise Malformed("has a nested tensor that is no storage")
+            raise Malformed("has a nested tensor that is not a storage")
         return value
 
     return StandIn("torch.storage._load_from_bytes", load)
 
 
 def _storages_by(found: Callable[[str, Storage], Storage]) -> Callable[[object], object]:
-    """Persistent ids are ("storage", type, key, location, size), and None for no view in the legacy format."""
+    """A persistent id is ("storage", type, key, location, size); the legacy format adds None if it is not a view."""
 
     def persistent(identity: object) -> Storage:
         match identity:
@@ -179,7 +179,7 @@ def _storages_by(found: Callable[[str, Storage], Storage]) -> Callable[[object],
             ):
                 storage = found(key, Storage(kind, size))
             case _:
-                raise Malformed("has a persistent id that is no storage of a known type")
+                raise Malformed("has a persistent id that is not a storage of a known type")
         if (storage.kind, storage.size) != (kind, size):
             raise Malformed(f"declares the storage {shown(key)} twice, differently")
         return storage
@@ -195,7 +195,7 @@ def _tensor(arguments: Arguments) -> Tensor:
         case _:
             raise Malformed("has a tensor with unknown arguments")
     if any(metadata) or not _are_sizes(shape) or not _are_sizes(strides) or len(shape) != len(strides):
-        raise Malformed("has a tensor whose shape is no list of sizes, or with metadata")
+        raise Malformed("has a tensor whose shape is not a list of sizes, or with metadata")
     count = math.prod(shape)
     last = offset + sum((side - 1) * stride for side, stride in zip(shape, strides, strict=True)) if count else offset
     if offset < 0 or count > storage.size or (count and last >= storage.size):
@@ -209,17 +209,17 @@ def _are_sizes(values: Arguments) -> bool:
 
 def _parameter(arguments: Arguments) -> Tensor:
     if len(arguments) != 3 or not isinstance(arguments[0], Tensor):
-        raise Malformed("has a parameter that is no tensor")
+        raise Malformed("has a parameter that is not a tensor")
     return arguments[0]
 
 
 def _size(arguments: Arguments) -> Arguments:
     if len(arguments) != 1 or not isinstance(arguments[0], tuple):
-        raise Malformed("has a torch.Size that is no tuple")
+        raise Malformed("has a torch.Size that is not a tuple")
     return arguments[0]
 
 
-# People save NVlabs' networks with `torch.save`, too.
+# Includes NVLABS, because NVlabs' networks are also saved with `torch.save`.
 TORCH = (
     PLAIN
     | NVLABS
@@ -234,7 +234,7 @@ TORCH = (
 
 @dataclass(frozen=True)
 class _Entry:
-    header: int  # where the local header begins
+    header: int  # position of the local header
     size: int
     checksum: int
 
@@ -254,7 +254,7 @@ class _Directory:
             raise Malformed("has zip entries that overlap")
 
     def root(self) -> str:
-        """The folder of the archive, with its slash."""
+        """The top folder of the archive, with a trailing slash."""
         roots = [name.removesuffix("data.pkl") for name in self.entries if name.count("/") == 1]
         roots = [root for root in roots if root + "data.pkl" in self.entries]
         if len(set(roots)) != 1:
@@ -262,7 +262,7 @@ class _Directory:
         return roots[0]
 
     def read(self, name: str) -> memoryview:
-        """An entry's bytes, checked against its checksum."""
+        """Return an entry's bytes after checking its checksum."""
         if name not in self.entries:
             raise Malformed(f"lacks the zip entry {shown(name)}")
         entry = self.entries[name]
@@ -272,7 +272,7 @@ class _Directory:
         start = entry.header + 30 + header[1] + header[2]
         content = self._data[start : start + entry.size]
         if len(content) != entry.size or zlib.crc32(content) != entry.checksum:
-            raise Malformed(f"has a damaged zip entry {shown(name)}: its checksum is another one")
+            raise Malformed(f"has a damaged zip entry {shown(name)}: its checksum does not match")
         return content
 
     def _unpack(self, format_: str, position: int) -> tuple[Any, ...]:
@@ -282,7 +282,7 @@ class _Directory:
         return struct.unpack_from(format_, self._data, position)
 
     def _end(self) -> tuple[int, int, int]:
-        """Number of entries, size and offset of the directory; torch writes no comment behind it."""
+        """Return the number of entries, size and offset of the directory. torch writes no comment after it."""
         end = len(self._data) - 22
         signature, count, size, offset, comment = self._unpack("<4s6xH2LH", end)
         if signature != b"PK\x05\x06" or comment:
@@ -311,7 +311,7 @@ class _Directory:
             position += extra_size + comment_size
             size, packed, header = _long_fields(extra, [size, packed, header])
             if method != 0 or flags & 1 or size != packed:
-                raise Malformed(f"has the zip entry {shown(name)} compressed or encrypted; torch stores it plainly")
+                raise Malformed(f"has the zip entry {shown(name)} compressed or encrypted; torch.save does neither")
             if name in found:
                 raise Malformed(f"has the zip entry {shown(name)} twice")
             found[name] = _Entry(header, size, checksum)
@@ -330,7 +330,7 @@ class _Directory:
 
 
 def _long_fields(extra: memoryview, fields: list[int]) -> list[int]:
-    """Replace the fields that do not fit 32 bits by those of the zip64 extra field, in their order."""
+    """Replace the fields that do not fit in 32 bits by those of the zip64 extra field, in this order."""
     position = 0
     while position + 4 <= len(extra):
         kind, size = struct.unpack_from("<2H", extra, position)

@@ -1,7 +1,7 @@
-"""Stands in for the annotator of the demo: writes the renderer's exact masks or keypoints beside what `synth` wrote.
+"""Replaces the annotator of the demo: adds the renderer's exact masks or keypoints to a directory of `synth`.
 
 Rules of this file:
-- It writes what an annotation tool would write and nothing that a person could not know.
+- It writes only what an annotation tool would write, so `fit` gets no information that a person could not give.
 
 Run it as `python -m labelmint.demo.annotate DIRECTORY [--task keypoints]`.
 """
@@ -25,7 +25,7 @@ CLASSES = LabelClasses(faces.CLASS_NAMES, faces.PALETTE)
 
 
 def render_seed(seed: int) -> faces.Faces:
-    """The exact face of a seed, batch of one."""
+    """Render the exact face of a seed, as a batch of one."""
     return faces.render(torch.from_numpy(latent_of(seed, faces.Z_DIM)))
 
 
@@ -34,7 +34,7 @@ def exact_masks(seeds: Iterable[int]) -> dict[int, npt.NDArray[np.uint8]]:
 
 
 def exact_keypoints(seeds: Iterable[int]) -> dict[int, npt.NDArray[np.float32]]:
-    """float32 [K,3] of x, y in pixels and 1 where the point lies in the image."""
+    """Return float32 [K,3] by seed: x, y in pixels, and 1 if the point is inside the image, else 0."""
     result = {}
     for seed in seeds:
         points = render_seed(seed).keypoints[0].numpy()  # [K,2]

@@ -1,8 +1,8 @@
-"""Measures the demo against the renderer, whose masks are exact: the figures of the model card.
+"""Measures the demo against the renderer's exact masks, to get the figures of the model card.
 
 Rules of this file:
-- Seeds are unseen: not those of training, annotation or calibration.
-- A figure is printed by the run that measured it, and kept as JSON for the model card.
+- The seeds are not those of training, annotation or calibration, so the figures hold for unseen samples.
+- The run that measures a figure prints it and can store it as JSON for the model card.
 
 Run it as `python -m labelmint.demo.evaluate generator|interpreter|keypoints|gate|served|formats ...`.
 """
@@ -35,7 +35,7 @@ EVALUATION_SEED = 4_200_000_000
 
 
 def evaluate_generator(path: Path, segmenter_path: Path, count: int, sheet: Path | None) -> dict[str, object]:
-    """PSNR against the renderer and the independent segmenter's IoU on the generated images."""
+    """Measure the PSNR against the renderer, and the independent segmenter's IoU on the generated images."""
     generator = load_generator(path)
     judge = Segmenter()
     judge.load_state_dict(torch.load(segmenter_path, weights_only=True))
@@ -59,7 +59,7 @@ def evaluate_generator(path: Path, segmenter_path: Path, count: int, sheet: Path
 
 
 def evaluate_interpreter(generator_path: Path, path: Path, count: int) -> dict[str, object]:
-    """IoU of the ensemble's labels against the renderer's masks."""
+    """Measure the IoU of the ensemble's labels against the renderer's masks."""
     generator, interpreter = load_generator(generator_path), load_interpreter(path)
     counts = torch.zeros(metrics.NUM_CLASSES, metrics.NUM_CLASSES, dtype=torch.long)
     for seed in tqdm(range(EVALUATION_SEED, EVALUATION_SEED + count), desc="interpreter", unit="img"):
@@ -79,7 +79,7 @@ def evaluate_interpreter(generator_path: Path, path: Path, count: int) -> dict[s
 
 
 def evaluate_keypoints(generator_path: Path, path: Path, count: int) -> dict[str, object]:
-    """Distance in pixels between the ensemble's keypoints and the renderer's, of those that lie in the image."""
+    """Measure the distance in pixels between the ensemble's keypoints and the renderer's, inside the image only."""
     generator, interpreter = load_generator(generator_path), load_interpreter(path)
     errors, present, confidences = [], [], []
     for seed in tqdm(range(EVALUATION_SEED, EVALUATION_SEED + count), desc="keypoints", unit="img"):
@@ -108,7 +108,7 @@ def evaluate_keypoints(generator_path: Path, path: Path, count: int) -> dict[str
 
 
 async def evaluate_gate(repository: Path, count: int) -> dict[str, object]:
-    """Acceptance of the calibrated gate on unseen seeds, through the real Triton, and the label error either side."""
+    """Measure, with the real Triton, how many unseen seeds the calibrated gate accepts, and the label errors."""
     first = EVALUATION_SEED + 100_000
 
     def judged(seed: int, arrays: dict[str, Array]) -> tuple[float, float]:
@@ -136,7 +136,7 @@ async def evaluate_gate(repository: Path, count: int) -> dict[str, object]:
 
 
 async def evaluate_served(repository: Path, generator_path: Path, path: Path, count: int) -> dict[str, object]:
-    """Largest differences between torch and what the real Triton answers, seed by seed."""
+    """Compare torch with the answers of the real Triton seed by seed, and return the largest differences."""
     generator, interpreter = load_generator(generator_path), load_interpreter(path)
     outputs = ("image", "label", "js_map", "js_score")
 
@@ -167,7 +167,7 @@ async def evaluate_served(repository: Path, generator_path: Path, path: Path, co
 
 
 async def evaluate_formats(repository: Path, other: Path, count: int) -> dict[str, object]:
-    """Differences between two exports of the same weights, both through the real Triton, and the time of each."""
+    """Compare two exports of the same weights, both with the real Triton, and measure the time of each."""
     seeds = range(EVALUATION_SEED, EVALUATION_SEED + count)
     outputs = ("image", "label", "js_map", "js_score")
     answers, milliseconds = [], []
@@ -190,7 +190,7 @@ async def evaluate_formats(repository: Path, other: Path, count: int) -> dict[st
 
 
 def write_sheet(path: Path, pairs: list[tuple[Tensor, Tensor]]) -> None:
-    """A contact sheet: rows of eight renders, the generated ones beneath."""
+    """Write a contact sheet: rows of eight renders, each with the generated images below it."""
     rows = []
     for first in range(0, len(pairs), 8):
         for side in (0, 1):
@@ -208,7 +208,7 @@ def main() -> None:
         for file in files:
             added.add_argument(file, type=Path)
         added.add_argument("--count", type=int, default=count, help="number of seeds")
-        added.add_argument("--json", type=Path, help="file to keep the figures in")
+        added.add_argument("--json", type=Path, help="file to store the figures in")
         return added
 
     command("generator", "generator", "segmenter", count=256).add_argument("--sheet", type=Path)

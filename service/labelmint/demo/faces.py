@@ -1,13 +1,13 @@
-"""The demo domain `faces`: a procedural renderer whose part masks are exact.
+"""Renders the demo domain `faces`: procedural faces whose part masks are exact.
 
 Rules of this file:
-- A face is a pure function of its latents; nothing is drawn at random here.
-- Geometry comes from `z[:, :32]`, appearance (colours, light) from `style_z[:, 32:]`, so that mixing two
-  latents keeps one shape under another appearance.
-- z is normalised to unit mean square first, as StyleGAN's mapping network does: the scene may depend only
-  on what a generator can see.
-- Shapes are signed distances in scene units, negative inside; the image spans [-VIEW, VIEW]. A pixel belongs to the
-  frontmost part that covers more than half of it; the same distances give the image its soft edges.
+- A face is a pure function of its latents. The renderer draws no random numbers.
+- Geometry comes from `z[:, :32]`, and appearance (colours, light) from `style_z[:, 32:]`. So mixing two latents
+  combines the shape of one with the appearance of the other.
+- z is first normalised to unit mean square, as in StyleGAN's mapping network, because the scene may depend only on
+  values that a generator can see.
+- Shapes are signed distances in scene units, negative inside. The image spans [-VIEW, VIEW]. A pixel belongs to the
+  frontmost part that contains its centre. The same distances give the image its soft edges.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ CLASS_NAMES = (
     "lip",
 )  # fmt: skip
 
-# RGB in 0..255, one row a class, chosen to be told apart by eye and in the common forms of colour blindness.
+# RGB in 0..255, one row per class, easy to distinguish by eye, also with the common forms of colour blindness.
 PALETTE = (
     (32, 36, 44),
     (120, 73, 32),
@@ -64,7 +64,7 @@ KEYPOINT_NAMES = (
     "right_ear_tip",
 )
 
-# RGB in 0..255, one row a keypoint; warm on the image's left, cold on its right.
+# RGB in 0..255, one row per keypoint: warm colours on the left of the image, cold colours on the right.
 KEYPOINT_PALETTE = (
     (230, 25, 75),
     (0, 130, 200),
@@ -82,7 +82,7 @@ _SKIN_DARK = torch.tensor([0.48, 0.31, 0.22])
 @dataclass(frozen=True)
 class Faces:
     """A batch of rendered faces: `image` float32 [B,3,R,R] in [-1, 1], `label` uint8 [B,R,R] class ids,
-    `keypoints` float32 [B,7,2] (x, y) in pixels, pixel centres at integers."""
+    `keypoints` float32 [B,7,2] (x, y) in pixels; pixel centres are at integers."""
 
     image: Tensor
     label: Tensor
@@ -90,12 +90,12 @@ class Faces:
 
 
 def render(z: Tensor, style_z: Tensor | None = None, resolution: int = RESOLUTION) -> Faces:
-    """Draw the face of each latent.
+    """Render the face of each latent.
 
     Args:
-        z: float [B,64], standard normal; gives the geometry.
-        style_z: float [B,64]; gives colours and light. `z` itself when None.
-        resolution: R, side of the square image in pixels.
+        z: float [B,64], standard normal; determines the geometry.
+        style_z: float [B,64]; determines colours and light. None means `z`.
+        resolution: R, the side of the square image in pixels.
 
     Returns:
         `Faces` on the device of `z`.
@@ -106,7 +106,7 @@ def render(z: Tensor, style_z: Tensor | None = None, resolution: int = RESOLUTIO
 
 
 class _Uniform:
-    """Turns successive Gaussian coordinates into uniform scene parameters; the order of calls is the format."""
+    """Converts successive Gaussian coordinates to uniform scene parameters. The order of calls defines the meaning."""
 
     def __init__(self, z: Tensor, first: int) -> None:
         self._z = z
@@ -122,7 +122,7 @@ class _Uniform:
 
 
 class _Canvas:
-    """Paints parts back to front: soft alpha into the image, hard coverage into the label."""
+    """Paints parts from back to front, with soft edges in the image and hard edges in the label."""
 
     def __init__(self, background: Tensor, pixel: float) -> None:
         self.image = background  # [B,3,R,R]
@@ -130,8 +130,8 @@ class _Canvas:
         self._pixel = pixel
 
     def paint(self, name: str, distance: Tensor, colour: Tensor) -> None:
-        """`distance` [B,R,R]; `colour` broadcastable to [B,3,R,R]."""
-        # One and a half pixels of smoothstep: about what a camera's lens leaves of a sharp edge.
+        """Paint one part: `distance` [B,R,R]; `colour` can be broadcast to [B,3,R,R]."""
+        # A smoothstep over 1.5 pixels softens a sharp edge about as much as a camera's lens does.
         t = (0.5 - distance / (1.5 * self._pixel)).clamp(0.0, 1.0)
         alpha = (t * t * (3.0 - 2.0 * t)).unsqueeze(1)  # [B,1,R,R]
         self.image = self.image + alpha * (colour - self.image)
@@ -169,12 +169,12 @@ def _paint(geo: _Uniform, app: _Uniform, resolution: int) -> Faces:
     axis = (torch.arange(resolution, device=tone.device, dtype=tone.dtype) + 0.5) * pixel - VIEW
     gy, gx = axis[None, :, None], axis[None, None, :]  # [1,R,1], [1,1,R]
 
-    # The head turns about the base of the neck; the body follows a third of the shift.
+    # The head rotates about the base of the neck. The body moves by a third of the shift.
     cos, sin = torch.cos(angle), torch.sin(angle)
     px, py = gx - shift_x, gy - shift_y - 0.45
     x = cos * px + sin * py  # [B,R,R]
     y = -sin * px + cos * py + 0.45
-    fx = x - yaw  # face features slide over the head as it turns
+    fx = x - yaw  # the features of the face move over the head as it turns
     bx, by = gx - shift_x * 0.33, gy - shift_y * 0.33
 
     # Colours [B,3,1,1].
@@ -195,7 +195,7 @@ def _paint(geo: _Uniform, app: _Uniform, resolution: int) -> Faces:
     blend = (gy / (2.0 * VIEW) + 0.5).unsqueeze(1)  # [1,1,R,1]
     canvas = _Canvas((above * (1 - blend) + below * blend).expand(-1, -1, -1, resolution), pixel)
 
-    # Hair behind the head: a cap and, for long hair, a curtain down to `hair_length`.
+    # Hair behind the head: a cap and, for long hair, a curtain that ends at `hair_length`.
     cap = _ellipse(x, y + 0.06, half_w + hair_volume, half_h + hair_volume)
     curtain = torch.maximum(
         (x.abs() - half_w - hair_volume * 0.9).expand_as(y), torch.maximum(y - hair_length, -0.1 - y)
@@ -308,7 +308,7 @@ def _keypoints(
     ear_size: Tensor,
     resolution: int,
 ) -> Tensor:
-    """Head coordinates of the named points, carried through the head's pose into pixels: float32 [B,7,2]."""
+    """Return the named points in pixels, float32 [B,7,2]: head coordinates, transformed by the head's pose."""
     corner_y = mouth_y - 0.6 * smile
     tip_y = ear_y - 0.105 * ear_size
     head = [
@@ -337,7 +337,7 @@ def _unit_mean_square(z: Tensor) -> Tensor:
 
 
 def _ellipse(x: Tensor, y: Tensor, a: Tensor | float, b: Tensor | float) -> Tensor:
-    """First-order signed distance to the ellipse with half axes a, b (exact on the outline)."""
+    """First-order signed distance to the ellipse with the half axes a and b; exact on the outline."""
     r = torch.sqrt((x / a) ** 2 + (y / b) ** 2 + 1e-9)
     slope = torch.sqrt((x / (a * a)) ** 2 + (y / (b * b)) ** 2 + 1e-9)
     return r * (r - 1.0) / slope

@@ -1,7 +1,7 @@
-"""Writes the demo's model card from the figures that the measuring runs have kept.
+"""Writes the demo's model card from the figures that `labelmint.demo.evaluate` stored.
 
 Rules of this file:
-- No number is written by hand: every figure comes from figures.json.
+- Every measured figure comes from figures.json, so the card cannot differ from the measurements.
 
 Run it as `python -m labelmint.demo.model_card FIGURES OUT`.
 """
@@ -32,28 +32,28 @@ def model_card(figures: dict[str, Any]) -> str:
     phases = ", ".join(f"{phase.resolution}²" for phase in PHASES)
     return f"""# Model card: `faces` and `faces_keypoints`
 
-The demo models of labelmint: one generator, two Style Interpreters. They are made to be measured: every face comes from
-a procedural renderer (`labelmint.demo.faces`) that knows the exact part mask and keypoints of every seed. The faces are
-drawings; no person and no photograph went into the models. They are of no use for real photographs.
+The demo models of labelmint are one generator and two Style Interpreters. Their quality can be measured exactly: a
+procedural renderer (`labelmint.demo.faces`) defines the faces, and it knows the exact part mask and keypoints of every
+seed. The faces are drawings. No person and no photograph was used for the models, and they do not work on photographs.
 
 ## Generator
 
 A StyleGAN2 at {SPEC.resolution}×{SPEC.resolution} (z {SPEC.z_dim}, w {SPEC.w_dim}, channels {channels}), fitted to the
 renderer by regression from z, progressively over {phases}
-(`python -m labelmint.demo.train_generator`). Half of each batch mixes two latents at layer {CROSSOVER}, so earlier
-layers carry geometry and later ones appearance.
+(`python -m labelmint.demo.train_generator`). Half of each batch mixes two latents at layer {CROSSOVER}, so the
+earlier layers control geometry and the later layers control appearance.
 
-PSNR against the renderer, mean over {generator["seeds"]} unseen seeds: **{generator["psnr_db"]:.2f} dB**.
-The first column below is what an independent segmenter, trained on exact renders only, finds in the *generated*
-images.
+The mean PSNR against the renderer over {generator["seeds"]} unseen seeds is **{generator["psnr_db"]:.2f} dB**.
+The first column of the table below is the IoU of an independent segmenter on the *generated* images. The segmenter was
+trained on exact renders only.
 
 ![Renders (odd rows) and generated images (even rows)](images/renders.png)
 
 ## Style Interpreter of parts: `faces`
 
-{interpreter["num_heads"]} classifiers on the `{interpreter["layout"]}` layout, trained on
-{interpreter["annotated_images"]} images of the generator with the renderer's masks in place of an annotator
-(`labelmint synth`, `labelmint fit`). The second column is the IoU of its labels against exact masks on
+The interpreter has {interpreter["num_heads"]} classifiers on the `{interpreter["layout"]}` layout. They were trained on
+{interpreter["annotated_images"]} images of the generator, with masks from the renderer instead of an annotator
+(`labelmint synth`, `labelmint fit`). The second column is the IoU of its labels against the exact masks of
 {interpreter["seeds"]} unseen seeds.
 
 | Class | IoU, segmenter on generated images | IoU, labels |
@@ -62,29 +62,30 @@ images.
 | **mean** | **{means[0]:.3f}** | **{means[1]:.3f}** |
 
 The gate is calibrated on {gate["calibration_seeds"]} seeds at quantile {gate["threshold_quantile"]} of the JS score.
-On {gate["seeds"]} other seeds it accepts **{gate["acceptance"]:.1%}**;
-{gate["label_error_accepted"]:.2%} of the pixels of accepted samples are labelled wrongly,
-{gate["label_error_rejected"]:.2%} of the rejected ones.
+Of {gate["seeds"]} other seeds, it accepts **{gate["acceptance"]:.1%}**.
+In accepted samples, {gate["label_error_accepted"]:.2%} of the pixels have a wrong label; in rejected samples,
+{gate["label_error_rejected"]:.2%}.
 
 Classes: {", ".join(f"{index} {name}" for index, name in enumerate(faces.CLASS_NAMES))}.
 
 ## Style Interpreter of keypoints: `faces_keypoints`
 
-{keypoints["num_heads"]} heads that regress heat maps, trained on the renderer's keypoints of
-{keypoints["annotated_images"]} images (`labelmint fit --task keypoints`). Distance to the exact keypoints on
-{keypoints["seeds"]} unseen seeds, in pixels of {SPEC.resolution}×{SPEC.resolution}: mean
-**{keypoints["mean_error_px"]:.2f}**, 95th percentile {keypoints["percentile_95_px"]:.2f}.
+The interpreter has {keypoints["num_heads"]} heads that regress heat maps. They were trained on the renderer's keypoints
+of {keypoints["annotated_images"]} images (`labelmint fit --task keypoints`). On {keypoints["seeds"]} unseen seeds, the
+distance to the exact keypoints in pixels of {SPEC.resolution}×{SPEC.resolution} has the mean
+**{keypoints["mean_error_px"]:.2f}** and the 95th percentile {keypoints["percentile_95_px"]:.2f}.
 
 | Keypoint | Mean distance |
 | --- | --- |
 {errors}
 
-Left and right are the image's, not the person's; `labelmint pull --format coco` writes the person's.
+Left and right are those of the image, not of the person; `labelmint pull --format coco` writes those of the person.
 
-The uncertainty of keypoints is our extension of the paper: the JS divergence of the heads' heat, read as Bernoulli
-probabilities, summed over keypoints.
+The uncertainty of keypoints is our extension of the paper. It is the JS divergence of the heads' heat maps, taken as
+Bernoulli probabilities and summed over the keypoints.
 
-Made again with `make -f service/labelmint/demo/Makefile`; licence Apache-2.0, as the code.
+`make -f service/labelmint/demo/Makefile` fits both interpreters to the generator again and writes this card.
+The licence is Apache-2.0, as for the code.
 """
 
 

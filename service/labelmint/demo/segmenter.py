@@ -1,8 +1,8 @@
-"""An independent judge of the generated images: a small U-Net trained on exact renders only.
+"""An independent segmenter that judges the generated images: a small U-Net, trained on exact renders only.
 
 Rules of this file:
-- It never sees a generated image while it trains, so what it finds in one is really drawn there.
-- Training images are lightly blurred and shifted in brightness: it must judge parts, not the renderer's edges.
+- It sees no generated image during training. So a part that it finds in a generated image is really visible there.
+- Training images are slightly blurred, shifted in colour and noisy, so it learns the parts, not the renderer's edges.
 
 Run it as `python -m labelmint.demo.segmenter OUT.pt`.
 """
@@ -26,7 +26,7 @@ WIDTHS = (16, 32, 48, 64)
 
 
 class Segmenter(nn.Module):
-    """U-Net: image float32 [B,3,R,R] in [-1,1] to logits [B,K,R,R]."""
+    """A U-Net from images float32 [B,3,R,R] in [-1,1] to logits [B,K,R,R]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ def _double(width_in: int, width_out: int) -> nn.Sequential:
 
 
 def train(steps: int = STEPS, seed: int = 0) -> Segmenter:
-    """Train on fresh renders; deterministic for a seed."""
+    """Train on new renders in each step; deterministic for a given seed."""
     torch.manual_seed(seed)
     network = Segmenter().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
@@ -79,7 +79,7 @@ def train(steps: int = STEPS, seed: int = 0) -> Segmenter:
 
 
 def _degrade(image: Tensor) -> Tensor:
-    """Half of the batch blurred by a binomial filter, all shifted in brightness and grained."""
+    """Blur about half of the batch with a binomial filter, then shift the colours of all images and add noise."""
     tap = torch.tensor([0.25, 0.5, 0.25])
     kernel = torch.outer(tap, tap).expand(3, 1, 3, 3)
     blurred = F.conv2d(F.pad(image, (1, 1, 1, 1), mode="replicate"), kernel, groups=3)
@@ -90,7 +90,7 @@ def _degrade(image: Tensor) -> Tensor:
 
 @torch.no_grad()
 def segment(network: Segmenter, image: Tensor) -> Tensor:
-    """Class ids uint8 [B,R,R]."""
+    """Return the class ids uint8 [B,R,R]."""
     return network(image.clamp(-1.0, 1.0)).argmax(dim=1).to(torch.uint8)
 
 
@@ -101,7 +101,7 @@ def main() -> None:
     network = train()
     torch.save(network.state_dict(), arguments.out)
     batch = faces.render(torch.randn(128, faces.Z_DIM, generator=torch.Generator().manual_seed(5)))
-    print("IoU on 128 exact renders that it has not seen:")
+    print("IoU on 128 unseen exact renders:")
     print(table(iou(confusion(segment(network, batch.image), batch.label))))
 
 

@@ -1,12 +1,13 @@
-"""Fits the demo generator to the procedural renderer: regression from z, progressively 16 -> 32 -> 64 -> 128.
+"""Fits the demo generator to the procedural renderer by regression from z, progressively 16 -> 32 -> 64 -> 128.
 
 Rules of this file:
-- Every batch is fresh: latents are drawn from a counter-seeded generator, so a resumed run draws what an
-  undisturbed one would.
-- A pixel weighs (mean area / area of its part) ** 0.6. With a plain L1 the eyes and brows vanish.
-- Half of each batch mixes two latents at `CROSSOVER`; the target is the first's geometry in the second's colours.
-  So the early layers learn shape and the late ones appearance.
-- The checkpoint holds everything a resumed run needs and is written aside and renamed.
+- Every batch is new. Its latents come from a random generator that is seeded with the step number, so a resumed run
+  uses the same latents as an uninterrupted run.
+- The weight of a pixel is proportional to (area of its part) ** -0.6. With a plain L1 loss, eyes and brows vanish.
+- Half of each batch mixes two latents at `CROSSOVER`. The target has the geometry of the first and the colours of the
+  second. So the early layers learn shape, and the late layers learn appearance.
+- The checkpoint has everything that a resumed run needs. It is written to a temporary file that is then renamed, so an
+  interrupted run leaves no incomplete checkpoint.
 
 Run it as `python -m labelmint.demo.train_generator OUT`.
 """
@@ -35,11 +36,11 @@ SPEC = StyleGAN2Spec(
     z_dim=faces.Z_DIM,
     w_dim=128,
     mapping_layers=4,
-    mapping_lr_multiplier=1.0,  # a regression lives on an exact mapping; 0.01 would all but freeze it
+    mapping_lr_multiplier=1.0,  # regression needs an exact mapping; 0.01 would almost freeze it
     resolution=faces.RESOLUTION,
     channels={4: 128, 8: 128, 16: 128, 32: 96, 64: 48, 128: 32},
 )
-CROSSOVER = 7  # the first layer of the 64x64 block: shape before it, appearance from it on
+CROSSOVER = 7  # the first layer of the 64x64 block: earlier layers learn shape, later ones appearance
 AREA_POWER = 0.6
 
 
@@ -61,7 +62,7 @@ EMA_HALF_LIFE = 5_000  # images
 
 
 def part_weights(label: Tensor) -> Tensor:
-    """Pixel weights of mean 1 from exact masks: uint8 [B,R,R] to float32 [B,1,R,R]."""
+    """Compute pixel weights of mean 1, float32 [B,1,R,R], from exact masks uint8 [B,R,R]."""
     counts = torch.bincount(label.flatten().long(), minlength=len(faces.CLASS_NAMES)).clamp(min=1)  # [K]
     weight = (counts.float() / label.numel()).pow(-AREA_POWER)  # [K]
     per_pixel = weight[label.long()]  # [B,R,R]
@@ -69,7 +70,7 @@ def part_weights(label: Tensor) -> Tensor:
 
 
 def loss_of(image: Tensor, target: Tensor, weight: Tensor, resolution: int) -> Tensor:
-    """Weighted L1 plus the weighted L1 of neighbour differences, which keeps edges where they are."""
+    """Weighted L1 and squared error, plus half the weighted L1 of neighbour differences, which keeps edges in place."""
     factor = target.shape[-1] // resolution
     if factor > 1:
         target = F.avg_pool2d(target, factor)
@@ -82,7 +83,7 @@ def loss_of(image: Tensor, target: Tensor, weight: Tensor, resolution: int) -> T
 
 
 class Run:
-    """The state of a training run and its checkpoint."""
+    """The state of a training run, which can be saved to a checkpoint and loaded from it."""
 
     def __init__(self, seed: int = 0) -> None:
         torch.manual_seed(seed)
@@ -114,7 +115,7 @@ class Run:
         self.step, self.phase, self.images = state["step"], state["phase"], state["images"]
 
     def update_ema(self, batch: int) -> None:
-        # A short memory at first, so that the average does not carry the initial weights.
+        # The half-life is short at first, so the average soon forgets the initial weights.
         decay = 0.5 ** (batch / min(EMA_HALF_LIFE, max(self.step * batch * 0.1, 1.0)))
         with torch.no_grad():
             for name, value in self.generator.state_dict().items():
@@ -122,7 +123,7 @@ class Run:
 
 
 def train(run: Run, checkpoint: Path) -> None:
-    """Train to the end of the last phase, with a checkpoint every two minutes."""
+    """Train to the end of the last phase; save a checkpoint every two minutes and after each phase."""
     saved = time.monotonic()
     render = torch.compile(faces.render)
     while run.phase < len(PHASES):
@@ -144,7 +145,7 @@ def train(run: Run, checkpoint: Path) -> None:
 
 
 def _learning_rate(run: Run, phase: Phase) -> float:
-    """Warm-up, constant, and in the last phase a cosine to a hundredth over its last three fifths."""
+    """Warm-up, then constant. In the last phase, a cosine decays to 1/100 over the last three fifths."""
     warm = min(1.0, (run.images + phase.batch) / 2_000)
     if phase is not PHASES[-1]:
         return phase.learning_rate * warm
@@ -188,7 +189,7 @@ def _compiled_synthesis(generator: Generator, resolution: int) -> Callable[[Tens
 
 
 def finished_generator(run: Run) -> Generator:
-    """The averaged generator with w_avg measured over 10,000 latents."""
+    """Return the averaged generator, with w_avg measured over 10,000 latents."""
     generator = Generator(SPEC)
     generator.load_state_dict(run.ema)
     generator.eval()
@@ -200,7 +201,7 @@ def finished_generator(run: Run) -> Generator:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("out", type=Path, help="directory for checkpoint.pt and, at the end, the weights")
+    parser.add_argument("out", type=Path, help="directory for checkpoint.pt and, after training, the weights")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     checkpoint = arguments.out / "checkpoint.pt"

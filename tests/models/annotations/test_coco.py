@@ -118,8 +118,8 @@ def test_every_spoiled_string_is_refused_or_adds_up(annotated: Path) -> None:
 @pytest.mark.parametrize(
     ("segmentation", "problem"),
     [
-        ({"size": [40, 24], "counts": [960]}, "is run lengths for 24x40 pixels, its image 40x24"),
-        ({"size": [2**40, 2**40], "counts": [960]}, "is run lengths for .* pixels, its image 40x24"),
+        ({"size": [40, 24], "counts": [960]}, "has run lengths for 24x40 pixels, but its image has 40x24"),
+        ({"size": [2**40, 2**40], "counts": [960]}, "has run lengths for .* pixels, but its image has 40x24"),
         ({"size": [24, 40], "counts": [960]}, "covers no pixel"),
         ({"size": [24, 40], "counts": [-1, 961]}, r"counts.uncompressed.0: Input should be greater"),
         ({"size": [24, 40], "counts": 960}, r"counts.uncompressed: Input should be a valid array"),
@@ -148,13 +148,13 @@ def test_faults_of_areas_are_named(annotated: Path, segmentation: object, proble
         (lambda file: file["images"].pop(), "does not list the image 00000000(03|12).png of dataset.json"),
         (
             lambda file: file["images"][0].update(file_name="cat.png"),
-            "lists the image 'cat.png'; dataset.json has none",
+            "lists the image 'cat.png'; dataset.json has no image",
         ),
         (lambda file: file["images"].append(file["images"][0]), "lists .* and .*, both of seed"),
-        (lambda file: file["images"][0].update(width=24), r"says that 00000000(03|12).png is 24x24 pixels, its image"),
-        (lambda file: file["categories"][1].update(name="hide"), r"\('hide'\) has an unknown name; known are backgr"),
-        (lambda file: file["annotations"][0].update(image_id=9), "annotation 1 is of the image id 9, which the file"),
-        (lambda file: file["annotations"][0].update(category_id=9), "annotation 1 is of the category id 9"),
+        (lambda file: file["images"][0].update(width=24), r"says that 00000000(03|12).png is 24x24 pixels, but its"),
+        (lambda file: file["categories"][1].update(name="hide"), r"\('hide'\) has an unknown name; known names"),
+        (lambda file: file["annotations"][0].update(image_id=9), "annotation 1 has the image id 9, which the file"),
+        (lambda file: file["annotations"][0].update(category_id=9), "annotation 1 has the category id 9"),
     ],
 )
 def test_faults_of_the_file_are_named(annotated: Path, change: Callable[[Any], object], problem: str) -> None:

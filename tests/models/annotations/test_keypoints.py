@@ -52,23 +52,23 @@ def test_a_csv_by_hand(annotated: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "problem"),
     [
-        ("seed,name", "name,seed", "has the header 'name,seed,x,y'; it is seed,name,x,y"),
+        ("seed,name", "name,seed", "has the header 'name,seed,x,y'; it must be seed,name,x,y"),
         (CSV, "", "has the header ''"),
-        ("3,nose", "3,nase", r"line 2 \('nase'\) has an unknown name; known are left_eye, right_eye, nose"),
-        ("3,nose", "4,nose", r"line 2 \('nose'\) is of seed 4, which dataset.json does not list"),
-        ("3,nose", "three,nose", r"line 2 \('nose'\) has something else than a number: .*'three'"),
-        ("3,left_eye", "3,nose", r"line 3 \('nose'\) is the second one of seed 3"),
-        ("1.5,2", "1.5,", r"line 2 \('nose'\) has something else than a number"),
+        ("3,nose", "3,nase", r"line 2 \('nase'\) has an unknown name; known names are left_eye, right_eye, nose"),
+        ("3,nose", "4,nose", r"line 2 \('nose'\) has seed 4, which dataset.json does not list"),
+        ("3,nose", "three,nose", r"line 2 \('nose'\) has a value that is not a number: .*'three'"),
+        ("3,left_eye", "3,nose", r"line 3 \('nose'\) is a duplicate for seed 3"),
+        ("1.5,2", "1.5,", r"line 2 \('nose'\) has a value that is not a number"),
         ("1.5,2", "nan,2", r"line 2 \('nose'\) is at \(nan, 2\), outside of 40x24 pixels"),
         ("1.5,2", "1e999,2", r"is at \(inf, 2\), outside"),
         ("1.5,2", "39.51,2", r"is at \(39.51, 2\), outside of 40x24 pixels"),
         ("1.5,2", "1.5,-0.51", r"is at \(1.5, -0.51\), outside of 40x24 pixels"),
-        ("1.5,2", "1.5,2,2", "line 2 has 5 columns, the header 4"),
+        ("1.5,2", "1.5,2,2", "line 2 has 5 columns, but the header has 4"),
         ("1.5,2", '1.5,"2', "is not CSV"),
         (
             "seed,name,x,y\n3,nose,1.5,2",
             "seed,name,x,y,visible\n3,nose,1.5,2,3",
-            "has the visibility 3; it is 0, 1 or 2",
+            "has visibility 3; it must be 0, 1 or 2",
         ),
     ],
 )
@@ -114,7 +114,7 @@ def test_coco_is_matched_by_name(annotated: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        (lambda file: file["categories"][0].update(keypoints=[]), "has 0 categories with keypoints; one is needed"),
+        (lambda file: file["categories"][0].update(keypoints=[]), "has 0 categories with keypoints; exactly one is"),
         (
             lambda file: file["categories"].append({"id": 2, "name": "body", "keypoints": ["hip"]}),
             "has 2 categories with keypoints",
@@ -126,16 +126,16 @@ def test_coco_is_matched_by_name(annotated: Path) -> None:
         ),
         (
             lambda file: file["categories"][0].update(keypoints=["nose", "right_eye", "nose"]),
-            r"annotation 1 \('nose'\) is the second one of seed",
+            r"annotation 1 \('nose'\) is a duplicate for seed",
         ),
-        (lambda file: file["annotations"].append(file["annotations"][0]), r"is the second one of seed"),
-        (lambda file: file["annotations"][0]["keypoints"].__setitem__(2, 7), "has the visibility 7"),
+        (lambda file: file["annotations"].append(file["annotations"][0]), r"is a duplicate for seed"),
+        (lambda file: file["annotations"][0]["keypoints"].__setitem__(2, 7), "has visibility 7"),
         (lambda file: file["annotations"][0]["keypoints"].__setitem__(0, 40), r"is at \(40, .*outside of 40x24"),
         (
             lambda file: file["annotations"][0]["keypoints"].__setitem__(0, None),
             r"keypoints.0: Input should be a valid",
         ),
-        (lambda file: file["annotations"][0].update(category_id=3), "is of the keypoint category id 3"),
+        (lambda file: file["annotations"][0].update(category_id=3), "has the keypoint category id 3"),
         (lambda file: file["images"].pop(), "does not list the image"),
     ],
 )

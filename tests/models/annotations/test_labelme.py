@@ -48,9 +48,9 @@ def shape(**changes: object) -> Callable[[Any], object]:
     ("change", "problem"),
     [
         (lambda file: file.pop("shapes"), "cannot be read: shapes: Field required; annotate its image with labelme"),
-        (lambda file: file.update(imageWidth=24), "was saved for an image of 24x24 pixels, its image 40x24"),
+        (lambda file: file.update(imageWidth=24), "was saved for an image of 24x24 pixels, but its image has 40x24"),
         (lambda file: file.update(imagePath="0000000012.png"), "was saved for the image '0000000012.png'"),
-        (shape(label="hare"), r"shapes.0 \('hare'\) has an unknown name; known are background, skin, eye"),
+        (shape(label="hare"), r"shapes.0 \('hare'\) has an unknown name; known names are background, skin, eye"),
         (shape(shape_type="point"), "is a point; only polygon, .*, mask have an area"),
         (shape(points=[[1, 2], [3, 4]]), "is a polygon of 2 points"),
         (shape(points=[[1, 2], [3, 4], [5, float("nan")]]), "shapes.0.points.2.1: Input should be a finite number"),
@@ -79,10 +79,10 @@ def png_that_claims(width: int, height: int) -> str:
         ({"mask": None}, "bitmap that is not a whole PNG"),
         ({"mask": "x"}, "bitmap that is not a whole PNG"),
         ({"mask": "é"}, "bitmap that is not a whole PNG"),
-        ({"mask": "iVBORw0KGgo="}, "bitmap that is not a whole PNG: its bytes are of another kind$"),
+        ({"mask": "iVBORw0KGgo="}, "bitmap that is not a whole PNG: it is not a PNG$"),
         ({"mask": png_that_claims(60_000, 60_000)}, "bitmap that is not a whole PNG"),
         ({"mask": png_that_claims(4, 3)}, "bitmap that is not a whole PNG"),
-        ({"points": [[20, 15], [24, 17]]}, "bitmap of another size or mode"),
+        ({"points": [[20, 15], [24, 17]]}, "bitmap whose size or mode"),
         ({"points": [[38, 15], [41, 17]]}, r"bitmap from \(38, 15\) to \(41, 17\), outside its image"),
         ({"points": [[23, 17], [20, 15]]}, r"bitmap from \(23, 17\) to \(20, 15\)"),
     ],
@@ -95,7 +95,7 @@ def test_faults_of_bitmaps_are_named(annotated: Path, changes: dict[str, object]
 
 def test_every_image_needs_its_label_file_and_a_shape(annotated: Path) -> None:
     edit(label_path(annotated, 12), lambda file: file["shapes"].clear())
-    with pytest.raises(UnusableFile, match=r"0000000012.png has no shape; draw one, of 'background' where nothing"):
+    with pytest.raises(UnusableFile, match=r"0000000012.png has no shape; draw one, of 'background' if the"):
         read_masks(annotated, "labelme")
     label_path(annotated, 12).unlink()
     with pytest.raises(UnusableFile, match=r"0000000012.json does not exist; annotate its image with labelme"):
@@ -160,5 +160,5 @@ def test_one_name_has_one_spelling(annotated: Path, listed: str) -> None:
     assert dataset.names[2] == name and (dataset.labels[3] == 2).any()
     both = [unicodedata.normalize(form, name) for form in ("NFC", "NFD")]
     edit(classes, lambda entries: [entries[number].update(name=both[number]) for number in (0, 1)])
-    with pytest.raises(UnusableFile, match="twice; a name stands for one id"):
+    with pytest.raises(UnusableFile, match="twice; each name may have only one id"):
         read_masks(annotated, "labelme")

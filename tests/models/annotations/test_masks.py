@@ -60,7 +60,7 @@ def test_missing_mask_is_named(directory: Path) -> None:
 
 def test_mask_of_another_size_is_named(directory: Path) -> None:
     Image.fromarray(np.zeros((4, 8), np.uint8)).save(mask_path(directory, 3))
-    with pytest.raises(UnusableFile, match=r"0000000003.png is 8x4 pixels, its image 8x8"):
+    with pytest.raises(UnusableFile, match=r"0000000003.png is 8x4 pixels, but its image has 8x8"):
         read_masks(directory)
 
 

@@ -1,17 +1,17 @@
-"""Annotated images on disk: `synth` writes them, a person annotates them with the tool of choice, `fit` reads them.
+"""Annotated images on disk: `synth` writes the images, a person annotates them with any tool, `fit` reads them.
 
-DIRECTORY/dataset.json     seeds and truncation, and the digest of the generator that drew the images
-DIRECTORY/images/SEED.png  the images; fit draws them again and compares, so that label and features belong together
+DIRECTORY/dataset.json     seeds, truncation_psi, and the digest of the generator that generated the images
+DIRECTORY/images/SEED.png  the images; `fit` generates them again and compares, so labels and features match
 
-Masks (`read_masks`), by the annotator, in the one format that the user names:
+Masks (`read_masks`) come from the annotator, in the one format that the user names:
 DIRECTORY/classes.json     [{"name": ..., "rgb": [r, g, b]}, ...], the index is the class id
-  png                      DIRECTORY/masks/SEED.png: one channel or palette, pixel values are class ids
-  labelme                  DIRECTORY/images/SEED.json: what labelme saves beside the image
-  coco                     DIRECTORY/annotations/instances_default.json: what CVAT exports as "COCO 1.0"
+  png                      DIRECTORY/masks/SEED.png: one channel or a palette, pixel values are class ids
+  labelme                  DIRECTORY/images/SEED.json: labelme saves it next to the image
+  coco                     DIRECTORY/annotations/instances_default.json: CVAT's export "COCO 1.0"
 
-Keypoints (`read_keypoints`), likewise:
-DIRECTORY/keypoints.json   [{"name": ..., "rgb": [r, g, b]}, ...], the order of the keypoints
-  csv                      DIRECTORY/keypoints.csv: seed,name,x,y and, if wanted, visible
+Keypoints (`read_keypoints`) come in the same way:
+DIRECTORY/keypoints.json   [{"name": ..., "rgb": [r, g, b]}, ...], in the order of the keypoints
+  csv                      DIRECTORY/keypoints.csv: seed,name,x,y and optionally visible
   coco                     DIRECTORY/annotations/person_keypoints_default.json: CVAT's "COCO Keypoints 1.0"
 """
 

@@ -1,10 +1,9 @@
-"""COCO annotation files, as CVAT exports them: instances for masks, person keypoints for keypoints.
+"""Reads COCO annotation files as CVAT exports them: instances for masks, person keypoints for keypoints.
 
 Rules of this file:
-- Images are matched by the seed in the last part of their file_name; each must be in dataset.json, and each of
-  dataset.json here.
-- pycocotools trusts its input: it reads beyond a run-length string that breaks off and hands out memory that it never
-  wrote where the runs end early. Runs are therefore read and added up here before it sees them.
+- The seed in the last part of its file_name identifies an image. The file must list exactly the images of dataset.json.
+- pycocotools trusts its input. It reads beyond the end of a truncated run-length string, and it returns uninitialised
+  memory where the runs end early. So this file decodes the runs and checks their sum before it calls pycocotools.
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ class _PointSet(Strict):
     id: int
     image_id: int
     category_id: int
-    keypoints: list[float]  # x, y, visibility; thrice as many as names
+    keypoints: list[float]  # x, y, visibility: three numbers for each name
 
 
 class _File(Strict):
@@ -80,7 +79,7 @@ class _PointSets(_File):
 
 _INSTANCES = TypeAdapter(_Instances)
 _POINT_SETS = TypeAdapter(_PointSets)
-# A run length: characters from "0" on, of five bits each and a sixth that says that more follow. Seven hold 32 bits.
+# A run length: characters from "0" on, with five bits each; a sixth bit says that more follow. Seven have 32 bits.
 _RUN = re.compile("[P-o]{0,6}[0-O]")
 
 
@@ -93,7 +92,7 @@ def keypoints_path(directory: Path) -> Path:
 
 
 def read_shapes(directory: Path, drawn: Drawn) -> Iterator[Shape]:
-    """The areas of all instances in the order of the file. Raises UnusableFile."""
+    """Yield the areas of all instances in the order of the file. Raises UnusableFile."""
     path = instances_path(directory)
     content = read_json(path, _INSTANCES, 'export "COCO 1.0" and unpack it in the directory')
     seeds = _seeds_of(content.images, path, drawn)
@@ -107,56 +106,56 @@ def read_shapes(directory: Path, drawn: Drawn) -> Iterator[Shape]:
 
 
 def read_keypoints(directory: Path, drawn: Drawn) -> Iterator[Keypoint]:
-    """The keypoints of all annotations in the order of the file. Raises UnusableFile."""
+    """Yield the keypoints of all annotations in the order of the file. Raises UnusableFile."""
     path = keypoints_path(directory)
     content = read_json(path, _POINT_SETS, 'export "COCO Keypoints 1.0" and unpack it in the directory')
     seeds = _seeds_of(content.images, path, drawn)
     skeletons = {category.id: category.keypoints for category in content.categories if category.keypoints}
     if len(skeletons) != 1:
-        raise UnusableFile(path, f"has {len(skeletons)} categories with keypoints; one is needed")
+        raise UnusableFile(path, f"has {len(skeletons)} categories with keypoints; exactly one is needed")
     for annotation in content.annotations:
         where = f"annotation {annotation.id}"
         seed = _looked_up(annotation.image_id, seeds, path, where, "image")
         names = _looked_up(annotation.category_id, skeletons, path, where, "keypoint category")
         numbers = annotation.keypoints
         if len(numbers) != 3 * len(names):
-            raise UnusableFile(path, f"{where} has {len(numbers)} numbers for {len(names)} keypoints, of 3 each")
+            raise UnusableFile(path, f"{where} has {len(numbers)} numbers for {len(names)} keypoints; each needs 3")
         for name, x, y, visible in zip(names, numbers[::3], numbers[1::3], numbers[2::3], strict=True):
             yield Keypoint(seed, path, f"{where} ({name!r})", name, x, y, visible)
 
 
 def _seeds_of(images: list[_Image], path: Path, drawn: Drawn) -> dict[int, int]:
-    """Image ids to seeds."""
+    """Return the seed of each image id."""
     names: dict[int, str] = {}  # by seed
     seeds: dict[int, int] = {}
     for image in images:
         seed = seed_in(PureWindowsPath(image.file_name).name, drawn)
         if seed is None:
             raise UnusableFile(
-                path, f"lists the image {image.file_name!r}; dataset.json has none whose seed is in that name"
+                path, f"lists the image {image.file_name!r}; dataset.json has no image whose seed is in that name"
             )
         if seed in names:
             raise UnusableFile(path, f"lists {names[seed]!r} and {image.file_name!r}, both of seed {seed}; keep one")
         if image.id in seeds:
-            raise UnusableFile(path, f"lists the image {image.file_name!r} by an id, {image.id}, that another one has")
+            raise UnusableFile(path, f"lists the image {image.file_name!r} with the id {image.id} of another image")
         check_size((image.height, image.width), drawn.size(seed), path, f"says that {image.file_name} is")
         names[seed], seeds[image.id] = image.file_name, seed
     for seed in drawn.images:
         if seed not in names:
-            raise UnusableFile(path, f"does not list the image {image_name(seed)} of dataset.json; annotate it, too")
+            raise UnusableFile(path, f"does not list the image {image_name(seed)} of dataset.json; annotate it too")
     return seeds
 
 
 def _looked_up(key: int, known: Mapping[int, T], path: Path, where: str, what: str) -> T:
     if key not in known:
-        raise UnusableFile(path, f"{where} is of the {what} id {key}, which the file does not list")
+        raise UnusableFile(path, f"{where} has the {what} id {key}, which the file does not list")
     return known[key]
 
 
 def _area(segmentation: list[list[float]] | _Rle, size: Size, path: Path, where: str) -> npt.NDArray[np.bool_]:
-    """The pixels bool [R,R] that an instance covers."""
+    """Return the pixels, bool [R,R], that an instance covers."""
     if isinstance(segmentation, _Rle):
-        check_size(segmentation.size, size, path, f"{where} is run lengths for")
+        check_size(segmentation.size, size, path, f"{where} has run lengths for")
         counts = segmentation.counts if isinstance(segmentation.counts, list) else _run_lengths(segmentation.counts)
         if counts is None or min(counts, default=0) < 0 or sum(counts) != size[0] * size[1]:
             raise UnusableFile(path, f"{where} has run lengths that do not add up to its image; export it again")
@@ -174,15 +173,15 @@ def _area(segmentation: list[list[float]] | _Rle, size: Size, path: Path, where:
 
 
 def _check_length(polygon: list[float], size: Size, path: Path, where: str) -> None:
-    """pycocotools walks along the outline in fifths of a pixel and keeps every step."""
+    """Limit the length of an outline: pycocotools walks along it in fifths of a pixel and stores every step."""
     points = np.reshape(polygon, (-1, 2))  # [P,2]
     if np.abs(points - np.roll(points, 1, axis=0)).sum() > 4 * size[0] * size[1]:
         raise UnusableFile(path, f"{where} has an outline longer than those of all pixels together; draw it again")
 
 
 def _run_lengths(text: str) -> list[int] | None:
-    """The run lengths of a compressed RLE; None if the string is none. From the fourth on, each is the difference
-    to the one before the last (cocodataset/cocoapi, common/maskApi.c, rleToString)."""
+    """Return the run lengths of a compressed RLE, or None if the string is not one. From the fourth number on, each is
+    the difference to the run two places before it (cocodataset/cocoapi, common/maskApi.c, rleToString)."""
     if not re.fullmatch(f"({_RUN.pattern})*", text):
         return None
     counts: list[int] = []

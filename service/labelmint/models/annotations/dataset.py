@@ -1,7 +1,7 @@
-"""Annotated images as values: what the readers of all formats give and `fit` takes.
+"""The type of annotated images in memory: the readers of all formats return it, and `fit` takes it.
 
 Rules of this file:
-- One shape for all tasks: what was annotated on an image is an array, and the task says what it means.
+- All tasks share one type, so `fit` needs no case for each format. A label is an array; the task defines its meaning.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from labelmint.models.annotations.files import Bytes
 
 @dataclass(frozen=True)
 class AnnotatedDataset:
-    """Images uint8 [R,R,3] by their seeds, and the label of each.
+    """Images uint8 [R,R,3] by seed, and the label of each image.
 
     A label is a mask uint8 [R,R] of class ids (segmentation), or float32 [K,3] (keypoints): x and y in pixels, and 1
-    where the keypoint is present, else 0.
+    if the keypoint is present, else 0.
     """
 
     task: TaskName

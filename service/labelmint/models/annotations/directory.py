@@ -1,11 +1,13 @@
-"""The directory that `synth` writes: seeds, images, and the names that an annotator gives.
+"""Reads and writes the directory of `synth`: seeds, images, and the annotator's names of classes or keypoints.
 
 Rules of this file:
-- dataset.json is written last, so a directory that has it is whole.
-- Every image of dataset.json must be there; nothing is skipped.
-- Tools rename what they are given (Label Studio to cb0618f6-SEED.png, Roboflow to SEED_png.rf.HASH.jpg). A name stands
-  for the one seed of dataset.json that it holds as a word of its own; two files for one seed are refused.
-- One name has several spellings in Unicode (é, or e and an accent): all of them are the composed one (NFC).
+- dataset.json is written last, so a directory that has it is complete.
+- Every image of dataset.json must exist; no image is skipped.
+- Annotation tools rename files (Label Studio to cb0618f6-SEED.png, Roboflow to SEED_png.rf.HASH.jpg). So a file belongs
+  to the one seed of dataset.json whose ten digits its name contains as a separate word. Two files for one seed are
+  refused.
+- Unicode can spell one name in several ways (é, or e and an accent). All spellings are normalised to NFC, so they
+  count as one name.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ Size = tuple[int, int]  # height, width in pixels
 
 @dataclass(frozen=True)
 class Drawn:
-    """What `synth` wrote: seeds with their images uint8 [R,R,3]."""
+    """The content of a `synth` directory: seeds with their images uint8 [R,R,3]."""
 
     truncation_psi: float
     images: Mapping[int, Bytes]
@@ -58,7 +60,7 @@ class _Entry(Strict):
 
 
 _DATASET = TypeAdapter(_Dataset)
-# Class ids and keypoint numbers are bytes.
+# Class ids and keypoint numbers are stored in one byte.
 _ENTRIES = TypeAdapter(Annotated[list[_Entry], Field(min_length=1, max_length=256)])
 
 
@@ -71,7 +73,7 @@ def image_path(directory: Path, seed: int) -> Path:
 
 
 def write_dataset(directory: Path, generator_sha256: str, truncation_psi: float, images: Mapping[int, Bytes]) -> None:
-    """What `synth` writes."""
+    """Write the directory of `synth`."""
     check_new(directory)
     (directory / "images").mkdir(parents=True)
     (directory / "masks").mkdir()
@@ -82,13 +84,13 @@ def write_dataset(directory: Path, generator_sha256: str, truncation_psi: float,
 
 
 def check_new(directory: Path) -> None:
-    """Old masks beside new images would be trained on without a word."""
+    """Refuse a directory with files: training would otherwise combine old masks with new images unnoticed."""
     if directory.exists() and any(directory.iterdir()):
         raise UnusableFile(directory, "exists and is not empty; name a new directory")
 
 
 def read_drawn(directory: Path) -> Drawn:
-    """Raises UnusableFile naming dataset.json or the first image that is missing or broken."""
+    """Read the seeds and images. Raises UnusableFile that names dataset.json or the first missing or damaged image."""
     dataset = read_json(directory / "dataset.json", _DATASET, "write the directory with `labelmint synth`")
     images = {}
     for seed in dataset.seeds:
@@ -98,12 +100,12 @@ def read_drawn(directory: Path) -> Drawn:
 
 
 def read_names(path: Path, mend: str) -> tuple[tuple[str, ...], Palette]:
-    """Names and colours, in the order of their ids (classes.json, keypoints.json)."""
+    """Read names and colours in the order of their ids (classes.json, keypoints.json)."""
     entries = read_json(path, _ENTRIES, mend)
     names = tuple(entry.name for entry in entries)
     for name in names:
         if names.count(name) > 1:
-            raise UnusableFile(path, f"names {name!r} twice; a name stands for one id")
+            raise UnusableFile(path, f"names {name!r} twice; each name may have only one id")
     return names, tuple(entry.rgb for entry in entries)
 
 
@@ -112,26 +114,26 @@ def write_names(path: Path, names: Iterable[str], palette: Palette) -> None:
 
 
 def id_of(name: str, names: tuple[str, ...], path: Path, where: str) -> int:
-    """The id of a name that an annotator used at a place in a file."""
+    """Return the id of a name that an annotator used at the place `where` of a file."""
     if _composed(name) not in names:
-        raise UnusableFile(path, f"{where} has an unknown name; known are {', '.join(names)}")
+        raise UnusableFile(path, f"{where} has an unknown name; known names are {', '.join(names)}")
     return names.index(_composed(name))
 
 
 def check_size(found: Size, size: Size, path: Path, what: str) -> None:
     if found != size:
-        raise UnusableFile(path, f"{what} {found[1]}x{found[0]} pixels, its image {size[1]}x{size[0]}")
+        raise UnusableFile(path, f"{what} {found[1]}x{found[0]} pixels, but its image has {size[1]}x{size[0]}")
 
 
 def seed_in(name: str, drawn: Drawn) -> int | None:
-    """The seed of dataset.json that a file's name holds; None where it holds none, or more than one."""
+    """Return the seed of dataset.json that a file name contains, or None if it contains none or several."""
     words = {int(digits) for digits in re.findall(r"(?<![^\W_])\d{10}(?![^\W_])", name, re.ASCII)}
     seeds = words & drawn.images.keys()
     return seeds.pop() if len(seeds) == 1 else None
 
 
 def annotation_files(folder: Path, suffix: str, drawn: Drawn) -> dict[int, Path]:
-    """The file of each seed; the plain name where there is none. Refuses what belongs to no image of dataset.json."""
+    """Return each seed's file, or its default path if it has none. Refuses a file that belongs to no image."""
     found: dict[int, Path] = {}
     for path in sorted(folder.glob(f"*{suffix}")):
         seed = seed_in(path.name, drawn)

@@ -1,9 +1,11 @@
-"""JSON and PNG files, read whole or refused, written aside and renamed.
+"""Reads JSON and PNG files completely or refuses them, and writes them to a temporary file that is then renamed.
 
 Rules of this file:
-- A file that is missing, broken or of another content is one UnusableFile that says where in the file and what to do.
-- JSON is checked against a type, strictly: no number in quotes, no NaN, and what is not asked for is not looked at.
-- Editors and spreadsheet programs put a byte order mark first; it is no content.
+- A file that is missing, damaged or has unexpected content raises one UnusableFile. It says where in the file the
+  problem is and what to do.
+- JSON is validated strictly against a type: no numbers in quotes, no NaN. Keys that the type does not have are ignored,
+  because tools write many more keys.
+- A byte order mark at the start is skipped, because editors and spreadsheet programs write one.
 """
 
 from __future__ import annotations
@@ -25,16 +27,17 @@ from labelmint.core.errors import UnusableFile
 Bytes = npt.NDArray[np.uint8]
 T = TypeVar("T")
 
-# What Pillow raises for a picture that is none, broken off, spoiled, or declares a size beyond reason.
+# Pillow's exceptions for a file that is not a picture, is cut off or damaged, or declares an unreasonable size.
 BROKEN_PICTURE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-# Twice the side of the largest generators. A kilobyte of PNG can declare more pixels than there is memory.
+# Enough for twice the side of 1024x1024 generators. Without a limit, a PNG of a kilobyte could declare more pixels than
+# fit in memory.
 MAX_PIXELS = 2048 * 2048
-# Pillow spreads gray values of 2 and 4 bits over 0 to 255, by the name that it has for such bytes.
+# Pillow scales gray values of 2 and 4 bits to 0..255. These are the factors, by Pillow's names for the formats.
 _SPREAD = {"L;2": 85, "L;4": 17}
 
 
 class Strict(BaseModel):
-    """An object in a JSON file of a tool: the keys that are read, in their exact types."""
+    """An object in a tool's JSON file: the keys that are read, with their exact types."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False, frozen=True)
 
@@ -44,25 +47,25 @@ def sha256_of(path: Path) -> str:
 
 
 def read_json(path: Path, expected: TypeAdapter[T], mend: str) -> T:
-    """`mend` says how to get such a file. Raises UnusableFile with the first place that is not as expected."""
+    """Read a JSON file. Raises UnusableFile with one place that is wrong, and with `mend`: how to get such a file."""
     if not path.is_file():
         raise UnusableFile(path, f"does not exist; {mend}")
     try:
         return expected.validate_json(path.read_bytes().removeprefix(codecs.BOM_UTF8), strict=True)
     except ValidationError as error:
-        # Where alternatives exist, the one that fits best fails deepest.
+        # Report the deepest error: among alternatives, the best match fails at the deepest place.
         worst = max(error.errors(include_input=False), key=lambda entry: len(entry["loc"]))
         place = ".".join(map(str, worst["loc"]))
         raise UnusableFile(path, f"cannot be read: {place + ': ' if place else ''}{worst['msg']}; {mend}") from error
 
 
 def open_picture(path: Path, mend: str) -> Image.Image:
-    """A PNG, and nothing else that Pillow could read: for some formats it starts other programs."""
+    """Open a PNG. Pillow's other formats are disabled, because it starts other programs for some of them."""
     return _opened(path, mend)[0]
 
 
 def read_ids(path: Path, mend: str) -> npt.NDArray[np.uint16]:
-    """The values [H,W] that a PNG with one channel or a palette stores, in 1 to 16 bits each."""
+    """Read the values [H,W] of a PNG with one channel or a palette and 1 to 16 bits per value."""
     picture, stored_as = _opened(path, mend)
     if picture.mode not in ("1", "L", "P", "I;16"):
         raise UnusableFile(path, f"is a {picture.mode} image; a mask has one channel (or a palette) of class ids")
@@ -70,18 +73,18 @@ def read_ids(path: Path, mend: str) -> npt.NDArray[np.uint16]:
 
 
 def fault_of(error: Exception) -> str:
-    """What is wrong with a picture, without Pillow's name for the object that it read."""
-    return "its bytes are of another kind" if isinstance(error, UnidentifiedImageError) else str(error)
+    """Describe what is wrong with a PNG, without the object name in Pillow's message."""
+    return "it is not a PNG" if isinstance(error, UnidentifiedImageError) else str(error)
 
 
 def _opened(path: Path, mend: str) -> tuple[Image.Image, str]:
-    """The picture and Pillow's name for the way that its pixels are stored."""
+    """Return the picture, and Pillow's name for the format of its stored pixels."""
     if not path.is_file():
         raise UnusableFile(path, f"does not exist; {mend}")
     try:
         picture = Image.open(path, formats=["PNG"])
         if picture.width * picture.height > MAX_PIXELS:
-            raise UnusableFile(path, f"declares {picture.width}x{picture.height} pixels, more than generators draw")
+            raise UnusableFile(path, f"declares {picture.width}x{picture.height} pixels, more than labelmint reads")
         stored_as = str(picture.tile[0].args) if picture.tile else ""
         picture.load()
     except BROKEN_PICTURE as error:

@@ -1,8 +1,9 @@
-"""Keypoints of the images that `synth` wrote, in the format that the user names.
+"""Reads keypoints of the images that `synth` wrote, in the format that the user names.
 
 Rules of this file:
-- The format is never guessed; files of another format that lie beside it are not looked at.
-- A CSV has a header and every cell its column; what is not labelled (visible 0) may leave its x and y empty.
+- The format is never guessed. Files of other formats in the same directory are ignored.
+- A CSV has a header, and each row has a cell for each column. A keypoint that is not labelled (visible 0) may leave x
+  and y empty.
 """
 
 from __future__ import annotations
@@ -31,20 +32,20 @@ def csv_path(directory: Path) -> Path:
 
 
 def write_keypoints(directory: Path, names: tuple[str, ...], palette: Palette, keypoints: Mapping[int, Points]) -> None:
-    """What an annotator would write, in the format `csv`: of each seed float32 [K,3] of x, y, present."""
+    """Write keypoints as an annotator would, in the format `csv`. For each seed: float32 [K,3] of x, y, present."""
     lines = io.StringIO()
     writer = csv.writer(lines, lineterminator="\n")
     writer.writerow([*_HEADER, _VISIBLE])
     for seed, points in keypoints.items():
         for name, (x, y, present) in zip(names, points.tolist(), strict=True):
-            # Nine digits bring a float32 back to the bit.
+            # Nine digits are enough to read back exactly the same float32.
             writer.writerow([seed, name, f"{x:.9g}", f"{y:.9g}", 2] if present else [seed, name, "", "", 0])
     write_text(csv_path(directory), lines.getvalue())
     write_names(directory / "keypoints.json", names, palette)
 
 
 def read_keypoints(directory: Path, keypoint_format: str = "csv") -> AnnotatedDataset:
-    """Raises UnusableFile naming the first file and place that is missing or not what it should be."""
+    """Read all keypoints. Raises UnusableFile that names the first file and place that is missing or wrong."""
     drawn = read_drawn(directory)
     mend = 'list the keypoints as [{"name": "nose", "rgb": [255, 0, 0]}, ...]'
     names, palette = read_names(directory / "keypoints.json", mend)
@@ -57,13 +58,15 @@ def _read_csv(path: Path) -> Iterator[Keypoint]:
     if not path.is_file():
         raise UnusableFile(path, f"does not exist; write it with the header {','.join(_HEADER)}")
     try:
-        # Spreadsheet programs put a byte order mark first.
+        # Spreadsheet programs write a byte order mark; "utf-8-sig" skips it.
         rows = csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline=""), strict=True)
         header = next(rows, [])
         if header not in (_HEADER, [*_HEADER, _VISIBLE]):
-            raise UnusableFile(path, f"has the header {','.join(header)!r}; it is {','.join(_HEADER)}[,{_VISIBLE}]")
+            raise UnusableFile(
+                path, f"has the header {','.join(header)!r}; it must be {','.join(_HEADER)}[,{_VISIBLE}]"
+            )
         for row in rows:
-            if row:  # an empty line is no row
+            if row:  # skip empty lines
                 yield _parsed(row, header, path, rows.line_num)
     except (csv.Error, UnicodeDecodeError) as error:
         raise UnusableFile(path, f"is not CSV: {error}") from error
@@ -71,7 +74,7 @@ def _read_csv(path: Path) -> Iterator[Keypoint]:
 
 def _parsed(row: list[str], header: list[str], path: Path, line: int) -> Keypoint:
     if len(row) != len(header):
-        raise UnusableFile(path, f"line {line} has {len(row)} columns, the header {len(header)}")
+        raise UnusableFile(path, f"line {line} has {len(row)} columns, but the header has {len(header)}")
     cells = dict(zip(header, row, strict=True))
     where = f"line {line} ({cells['name']!r})"
     try:
@@ -79,4 +82,4 @@ def _parsed(row: list[str], header: list[str], path: Path, line: int) -> Keypoin
         x, y = (float(cells["x"]), float(cells["y"])) if visible else (0.0, 0.0)
         return Keypoint(int(cells["seed"]), path, where, cells["name"], x, y, visible)
     except ValueError as error:
-        raise UnusableFile(path, f"{where} has something else than a number: {error}") from error
+        raise UnusableFile(path, f"{where} has a value that is not a number: {error}") from error

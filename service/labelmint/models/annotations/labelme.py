@@ -1,9 +1,10 @@
-"""Label files of the program labelme, one JSON file beside each image.
+"""Reads label files of the program labelme, one JSON file next to each image.
 
 Rules of this file:
-- Areas are drawn with Pillow in the way of labelme's own converter, so outlines belong to the shape.
-- A rectangle is two opposite corners, or all four as X-AnyLabeling saves it; four that stand askew are an outline.
-- Lines and points have no area. labelme's converter gives them a width of its own; here they are refused.
+- Areas are drawn with Pillow as labelme's own converter draws them. So the outline belongs to the shape.
+- A rectangle has two opposite corners, or all four as X-AnyLabeling saves it. Four corners of a rotated rectangle are
+  drawn as a polygon.
+- Lines and points are refused, because they have no area. (labelme's converter gives them a width of its own choice.)
 """
 
 from __future__ import annotations
@@ -48,13 +49,13 @@ def label_path(directory: Path, seed: int) -> Path:
 
 
 def read_shapes(directory: Path, drawn: Drawn) -> Iterator[Shape]:
-    """The shapes of every image, in the order of its file. Raises UnusableFile."""
+    """Yield the shapes of every image, in the order of its file. Raises UnusableFile."""
     for seed, path in annotation_files(directory / "images", ".json", drawn).items():
         size = drawn.size(seed)
         content = read_json(path, _LABEL_FILE, "annotate its image with labelme and save")
-        # Either separator: the file may have been saved on Windows.
+        # PureWindowsPath accepts both separators: the file may have been saved on Windows.
         if seed_in(PureWindowsPath(content.imagePath).name, drawn) != seed:
-            raise UnusableFile(path, f"was saved for the image {content.imagePath!r}; annotate the image beside it")
+            raise UnusableFile(path, f"was saved for the image {content.imagePath!r}; annotate the image next to it")
         check_size((content.imageHeight, content.imageWidth), size, path, "was saved for an image of")
         for index, shape in enumerate(content.shapes):
             where = f"shapes.{index} ({shape.label!r})"
@@ -62,7 +63,7 @@ def read_shapes(directory: Path, drawn: Drawn) -> Iterator[Shape]:
 
 
 def _area(shape: _Shape, size: Size, path: Path, where: str) -> npt.NDArray[np.bool_]:
-    """The pixels bool [R,R] that a shape covers."""
+    """Return the pixels, bool [R,R], that a shape covers."""
     kind, points = shape.shape_type, shape.points
     enough = {"polygon": len(points) >= 3, "rectangle": len(points) in (2, 4)}
     enough.update(dict.fromkeys(("oriented_rectangle", "rotation"), len(points) == 4))
@@ -89,20 +90,20 @@ def _area(shape: _Shape, size: Size, path: Path, where: str) -> npt.NDArray[np.b
 
 
 def _is_upright(points: list[Point]) -> bool:
-    """Whether the corners of a rectangle, two or four, are those of one with level and upright sides."""
+    """Whether the two or four corners of a rectangle are those of a rectangle with horizontal and vertical sides."""
     xs, ys = ({point[axis] for point in points} for axis in (0, 1))
     return len(points) == 2 or set(points) == set(itertools.product(xs, ys))
 
 
 def _pasted(shape: _Shape, size: Size, path: Path, where: str) -> npt.NDArray[np.bool_]:
-    """A bitmap lies between its two points, both inclusive."""
+    """Return the area of a bitmap, which lies between its two points, both inclusive."""
     left, top, right, bottom = (int(value) for point in shape.points for value in point)
     if not (0 <= left <= right < size[1] and 0 <= top <= bottom < size[0]):
         raise UnusableFile(path, f"{where} has a bitmap from ({left}, {top}) to ({right}, {bottom}), outside its image")
     try:
         bitmap = Image.open(io.BytesIO(base64.b64decode(shape.mask or "")), formats=["PNG"])
         if bitmap.size != (right - left + 1, bottom - top + 1) or bitmap.mode not in ("1", "L"):
-            raise UnusableFile(path, f"{where} has a bitmap of another size or mode than its points say; draw it again")
+            raise UnusableFile(path, f"{where} has a bitmap whose size or mode does not fit its points; draw it again")
         pixels = np.asarray(bitmap) > 0
     except (ValueError, *BROKEN_PICTURE) as error:
         raise UnusableFile(path, f"{where} has a bitmap that is not a whole PNG: {fault_of(error)}") from error

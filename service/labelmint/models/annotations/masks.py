@@ -1,8 +1,9 @@
-"""Segmentation masks of the images that `synth` wrote, in the format that the user names.
+"""Reads segmentation masks of the images that `synth` wrote, in the format that the user names.
 
 Rules of this file:
-- The format is never guessed; files of another format that lie beside it are not looked at.
-- What is missing, left over, of the wrong size or out of range is named; nothing is skipped.
+- The format is never guessed. Files of other formats in the same directory are ignored.
+- A mask that is missing, left over, of the wrong size or out of range is an error that names the file. No mask is
+  skipped.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def mask_path(directory: Path, seed: int) -> Path:
 
 
 def write_masks(directory: Path, classes: LabelClasses, masks: Mapping[int, Bytes]) -> None:
-    """What an annotation tool would write, in the format `png`."""
+    """Write masks as an annotation tool would, in the format `png`."""
     for seed, mask in masks.items():
         picture = Image.fromarray(mask, mode="P")
         picture.putpalette(bytes(value for colour in classes.palette for value in colour))
@@ -55,7 +56,7 @@ def write_masks(directory: Path, classes: LabelClasses, masks: Mapping[int, Byte
 
 
 def read_masks(directory: Path, mask_format: str = "png") -> AnnotatedDataset:
-    """Raises UnusableFile naming the first file that is missing or not what it should be."""
+    """Read all masks. Raises UnusableFile that names the first file that is missing or wrong."""
     drawn = read_drawn(directory)
     mend = 'list the classes as [{"name": "background", "rgb": [0, 0, 0]}, ...]'
     classes = LabelClasses(*read_names(directory / "classes.json", mend))
@@ -74,7 +75,7 @@ def _read_pngs(directory: Path, drawn: Drawn, num_classes: int) -> dict[int, Byt
 
 
 def _read_png(path: Path, size: Size, num_classes: int) -> Bytes:
-    mask = read_ids(path, "every image of dataset.json needs its mask")
+    mask = read_ids(path, "every image of dataset.json needs a mask")
     check_size((mask.shape[0], mask.shape[1]), size, path, "is")
     if int(mask.max()) >= num_classes:
         raise UnusableFile(path, f"has class id {int(mask.max())}; classes.json names {num_classes} classes")

@@ -1,11 +1,12 @@
-"""Named points gathered into arrays: what the CSV and COCO files of keypoints have in common.
+"""Collects named points into arrays, for both the CSV and the COCO files of keypoints.
 
 Rules of this file:
-- Coordinates are pixels, x to the right and y down; the centre of the first pixel is (0, 0), as in COCO and in the
-  demo's renderer. Tools that count from its corner (CVAT) are half a pixel off, and are taken at their word.
-- Visibility is COCO's: 0 not labelled, 1 labelled though hidden, 2 visible. A keypoint is present where it is labelled;
-  one that is not listed for an image is not.
-- An image without any entry is an error, as is a keypoint that no image has; nothing is skipped.
+- Coordinates are pixels, x to the right and y down. The centre of the first pixel is (0, 0), as in COCO and in the
+  demo's renderer. Tools that count from the corner of that pixel (CVAT) are half a pixel off; this is not corrected.
+- Visibility is COCO's: 0 not labelled, 1 labelled but hidden, 2 visible. A keypoint is present if it is labelled. A
+  keypoint that is not listed for an image is absent.
+- An image without any entry is an error, and so is a keypoint that is present in no image, because both are probably
+  mistakes.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ Points = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Keypoint:
-    """One keypoint of one image: `where` it stands in the file `path`, and its place in pixels."""
+    """One keypoint of one image: its position in pixels, and `where` it is in the file `path`."""
 
     seed: int
     path: Path
@@ -37,15 +38,15 @@ class Keypoint:
 
 
 def gather(entries: Iterable[Keypoint], names: tuple[str, ...], drawn: Drawn, directory: Path) -> dict[int, Points]:
-    """Points float32 [K,3] of x, y and present (0 or 1), one array of each drawn image."""
+    """Return points float32 [K,3] of x, y and present (0 or 1), one array for each image of `synth`."""
     gathered = {seed: np.zeros((len(names), 3), np.float32) for seed in drawn.images}
     given: dict[int, set[int]] = {seed: set() for seed in drawn.images}
     for entry in entries:
         number = id_of(entry.name, names, entry.path, entry.where)
         if entry.seed not in gathered:
-            raise UnusableFile(entry.path, f"{entry.where} is of seed {entry.seed}, which dataset.json does not list")
+            raise UnusableFile(entry.path, f"{entry.where} has seed {entry.seed}, which dataset.json does not list")
         if number in given[entry.seed]:
-            raise UnusableFile(entry.path, f"{entry.where} is the second one of seed {entry.seed}; keep one")
+            raise UnusableFile(entry.path, f"{entry.where} is a duplicate for seed {entry.seed}; keep one")
         given[entry.seed].add(number)
         if _is_present(entry, drawn):
             gathered[entry.seed][number] = entry.x, entry.y, 1
@@ -62,7 +63,7 @@ def gather(entries: Iterable[Keypoint], names: tuple[str, ...], drawn: Drawn, di
 
 def _is_present(entry: Keypoint, drawn: Drawn) -> bool:
     if entry.visible not in (0, 1, 2):
-        raise UnusableFile(entry.path, f"{entry.where} has the visibility {entry.visible:g}; it is 0, 1 or 2")
+        raise UnusableFile(entry.path, f"{entry.where} has visibility {entry.visible:g}; it must be 0, 1 or 2")
     if entry.visible == 0:
         return False
     height, width = drawn.size(entry.seed)

@@ -1,8 +1,8 @@
-"""Named shapes painted into a mask: what the files of labelme and COCO have in common.
+"""Paints named shapes into masks, for the files of both labelme and COCO.
 
 Rules of this file:
-- Pixels that no shape covers are class 0, the background; a later shape paints over an earlier one.
-- A shape without a pixel and an image without a shape are errors: they are more likely forgotten than meant.
+- Pixels that no shape covers are class 0, the background. A later shape paints over an earlier one.
+- A shape without pixels is an error, and so is an image without shapes, because both are probably mistakes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Point = tuple[float, float]  # x, y in pixels
 
 @dataclass(frozen=True)
 class Shape:
-    """One shape of one image: `where` it stands in the file `path`, and the pixels it covers."""
+    """One shape of one image: the pixels that it covers, and `where` it is in the file `path`."""
 
     seed: int
     path: Path
@@ -33,7 +33,7 @@ class Shape:
 
 
 def paint(shapes: Iterable[Shape], names: tuple[str, ...], drawn: Drawn, directory: Path) -> dict[int, Bytes]:
-    """Masks uint8 [R,R] of class ids, one of each drawn image."""
+    """Return masks uint8 [R,R] of class ids, one for each image of `synth`."""
     masks = {seed: np.zeros(drawn.size(seed), np.uint8) for seed in drawn.images}
     bare = set(masks)
     for shape in shapes:
@@ -44,13 +44,13 @@ def paint(shapes: Iterable[Shape], names: tuple[str, ...], drawn: Drawn, directo
     if bare:
         raise UnusableFile(
             image_path(directory, min(bare)),
-            f"has no shape; draw one, of {names[0]!r} where nothing else is to be seen",
+            f"has no shape; draw one, of {names[0]!r} if the image shows nothing else",
         )
     return masks
 
 
 def check_points(points: Sequence[Point], size: Size, path: Path, where: str) -> None:
-    """A shape may hang over the edge; farther than the image is long, it was drawn on another image."""
+    """Refuse points that are farther outside than the image is long; they were probably drawn on another image."""
     height, width = size
     for x, y in points:
         if not (-width <= x <= 2 * width and -height <= y <= 2 * height):
