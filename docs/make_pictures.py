@@ -1,6 +1,6 @@
-"""Makes the README's pictures from a running service: the first seeds with their labels and verdicts, and the gallery.
+"""Makes the pictures of the README (seeds with labels and verdicts) and of docs/rest.md (the gallery).
 
-Run it as `python docs/make_pictures.py http://127.0.0.1:8080`.
+Run it as `python docs/make_pictures.py http://127.0.0.1:8080`, while a service runs there.
 """
 
 import io

@@ -1,4 +1,4 @@
-"""The README's commands, run one by one against a live service, and its links."""
+"""The commands of the README and of the documents it leads to, run one by one against a live service, and all links."""
 
 import json
 import re
@@ -18,7 +18,6 @@ from tests.conftest import ROOT, Service, need_program
 pytestmark = [pytest.mark.triton, pytest.mark.torch]
 
 
-README = (ROOT / "README.md").read_text()
 DOCUMENTS = (
     "README.md",
     "CONTRIBUTING.md",
@@ -26,26 +25,31 @@ DOCUMENTS = (
     "SECURITY.md",
     "clients/curl/README.md",
     "clients/javascript/README.md",
+    "docs/README.md",
     "docs/annotating.md",
+    "docs/architecture.md",
     "docs/deploying.md",
     "docs/gpu.md",
     "docs/guarantees.md",
     "docs/model-card.md",
     "docs/operating.md",
+    "docs/rest.md",
     "docs/runbook.md",
+    "docs/streaming.md",
     "docs/training.md",
+    "docs/your-generator.md",
     "clients/python/README.md",
     "docs/other-languages.md",
     "docs/pulling.md",
 )
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language: str, document: str = "README.md") -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
 
 
 def here(text: str, service: Service) -> str:
-    """The README's default ports are this service's."""
+    """The default ports in the documents become this service's ports."""
     http = service.http.removeprefix("http://")
     return text.replace("localhost:8080", http).replace("localhost:50051", service.grpc)
 
@@ -57,7 +61,8 @@ def seed_to_show(http: httpx.Client) -> int:
 
 def test_the_curl_commands(service: Service, http: httpx.Client, tmp_path: Path) -> None:
     need_program("curl", "curl")
-    commands = [block for block in blocks("sh") if block.startswith("curl")]
+    found = [*blocks("sh"), *blocks("sh", "docs/rest.md")]
+    commands = [block for block in found if block.startswith("curl")]
     assert len(commands) == 5
     assert seed_to_show(http) == 7
     outputs = []
@@ -71,12 +76,12 @@ def test_the_curl_commands(service: Service, http: httpx.Client, tmp_path: Path)
     assert json.loads(outputs[1])["accepted"] is True
     with np.load(tmp_path / "sample.npz", allow_pickle=False) as arrays:
         assert set(arrays) == {"image", "label", "js_map", "js_score", "threshold", "seed"}
-    tighter = {outcome["seed"]: outcome["accepted"] for outcome in json.loads(outputs[3])["outcomes"]}
+    tighter = {outcome["seed"]: outcome["accepted"] for outcome in json.loads(outputs[2])["outcomes"]}
     assert tighter == {7: True, 8: False, 9: True, 10: False}, "the README's tighter gate must show both verdicts"
     group = json.loads(outputs[4])["outcomes"]
     threshold = http.get("/v1/models/faces").json()["calibration"]["threshold"]
     assert [outcome["threshold"] for outcome in group] == [pytest.approx(threshold, rel=0.01)] * 3
-    assert [outcome["style_seed"] for outcome in group] == [1, 2, 3], "the README's group must be an accepted one"
+    assert [outcome["style_seed"] for outcome in group] == [1, 2, 3], "the group must be an accepted one"
     assert len({outcome["group_id"] for outcome in group}) == 1
 
 
@@ -91,7 +96,7 @@ def test_the_grpc_example(service: Service, tmp_path: Path) -> None:
 
 
 def test_the_webdataset_example(service: Service, tmp_path: Path) -> None:
-    (script,) = [block for block in blocks("python") if "import webdataset" in block]
+    (script,) = [block for block in blocks("python", "docs/streaming.md") if "import webdataset" in block]
     script = here(script, service).replace("count=50", "count=3")
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -100,7 +105,7 @@ def test_the_webdataset_example(service: Service, tmp_path: Path) -> None:
 
 def test_the_tokens_line(tmp_path: Path) -> None:
     need_program("openssl", "openssl")
-    (script,) = [block for block in blocks("sh") if "openssl" in block]
+    (script,) = [block for block in blocks("sh", "docs/operating.md") if "openssl" in block]
     subprocess.run(["bash", "-ec", script], cwd=tmp_path, check=True)
     (entry,) = parse_tokens(tmp_path / "tokens", (tmp_path / "tokens").read_text()).values()
     assert entry == ("training", TokenLimits(200.0, 8))
