@@ -116,7 +116,7 @@ async def test_http_clients_that_disconnect_take_their_work_along(
             request.cancel()
         await asyncio.gather(*asked, return_exceptions=True)
     await narrow_gateway.until(DEMAND, lambda demand: demand == 0)
-    assert await narrow_gateway.metric('labelmint_requests_in_flight{transport="rest"}') == 1  # this very one
+    await narrow_gateway.until('labelmint_requests_in_flight{transport="rest"}', lambda count: count == 1)  # this one
     assert await grown(small_triton, before) == SLOTS
     log = narrow_gateway.service.log.read_text().splitlines()
     assert [line for line in log if "error" in line.lower()] == []
