@@ -253,10 +253,14 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
 def in_a_process(tmp_path: Path, **environment: str) -> str:
     """Compile or find the kernel in another process: what it says if it cannot, and else nothing."""
     script = (
-        "from labelmint_kernel import KernelUnavailable, compiled\n"
+        "from labelmint_kernel.interpreter import KernelUnavailable, compiled\n"
         "try:\n    compiled()\nexcept KernelUnavailable as error:\n    print(error)"
     )
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(KERNEL), **environment}
+    # The name under which Triton's backend finds it, without the rest of the package.
+    (tmp_path / "path").mkdir(exist_ok=True)
+    if not (tmp_path / "path" / "labelmint_kernel").exists():
+        (tmp_path / "path" / "labelmint_kernel").symlink_to(KERNEL)
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(tmp_path / "path"), **environment}
     done = subprocess.run(
         [sys.executable, "-c", script], check=True, env=environment, capture_output=True, text=True, timeout=120
     )
