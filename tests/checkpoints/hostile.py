@@ -259,9 +259,9 @@ CASES: dict[str, tuple[bytes, str]] = {
     "safetensors": (struct.pack("<Q", 2) + b"{}", "is a safetensors file"),
     "only the legacy magic": (LEGACY_HEADER[:15], "ends early"),
     # The zip format.
-    "path out of the archive": (zipped(state(tensor()), ("archive/../../canary", b"x")), "path archive/../../canary"),
-    "absolute path": (zipped(state(tensor()), ("/tmp/canary", b"x")), "path /tmp/canary"),
-    "backslash path": (zipped(state(tensor()), ("archive\\canary", b"x")), "path archive"),
+    "path out of the archive": (zipped(state(tensor()), ("archive/../../canary", b"x")), "path 'archive/../../canary"),
+    "absolute path": (zipped(state(tensor()), ("/tmp/canary", b"x")), "path '/tmp/canary'"),
+    "backslash path": (zipped(state(tensor()), ("archive\\canary", b"x")), "path 'archive"),
     "compressed bomb": (
         zipped(state(tensor()), ("archive/data/0", bytes(200 << 20)), compress=zipfile.ZIP_DEFLATED),
         "compressed or encrypted",
@@ -270,7 +270,7 @@ CASES: dict[str, tuple[bytes, str]] = {
         zipped(state(tensor()), ("archive/data/0", bytes(16)), ("archive/data/1", bytes(16))).replace(
             b"archive/data/1", b"archive/data/0"
         ),
-        "archive/data/0 twice",
+        "'archive/data/0' twice",
     ),
     "big endian zip": (zipped(state(tensor()), byteorder=b"big"), "big-endian"),
     "zip of something else": (zipped(state(tensor()), root="a/b"), "no data.pkl"),

@@ -70,8 +70,9 @@ def fuzz(directory: Path, runs: int, seconds: int) -> Outcome:
 def main() -> None:
     import atheris
 
-    with atheris.instrument_imports(include=["labelmint.checkpoints"]):
-        from labelmint.checkpoints import opening, pickle_reader
+    with atheris.instrument_imports(include=["labelmint.checkpoints", "labelmint.untrusted"]):
+        from labelmint.checkpoints import container
+        from labelmint.untrusted import pickle_machine
 
     from tests.torture.import_files import FORBIDDEN
 
@@ -80,8 +81,8 @@ def main() -> None:
             raise AssertionError(f"a file made it do {event} {str(arguments)[:200]}")
 
     def one(content: bytes) -> None:
-        with contextlib.suppress(pickle_reader.Malformed):
-            pickle_reader.check_tree(opening._read(memoryview(content)))
+        with contextlib.suppress(pickle_machine.Malformed):
+            pickle_machine.check_tree(container._read(memoryview(content)))
 
     atheris.Setup(sys.argv, one)
     sys.addaudithook(record)

@@ -694,7 +694,7 @@ ATTACKS: dict[str, tuple[str, Change, str]] = {
     "gadget in constants.pkl": (
         "torchscript",
         entry(CONSTANTS, b"\x80\x02cos\nsystem\nX\x04\0\0\0true\x85R."),
-        "with the instruction TUPLE1, which no export has",
+        "uses the pickle opcode TUPLE1",
     ),
     "class of torch in constants.pkl": (
         "torchscript",
@@ -704,12 +704,12 @@ ATTACKS: dict[str, tuple[str, Change, str]] = {
     "call in constants.pkl": (
         "torchscript",
         constants(b"ctorch._utils\n_rebuild_tensor_v2\n", b"ctorch._utils\n_rebuild_qtensor\n"),
-        "calls 'torch._utils _rebuild_qtensor'",
+        "asks for torch._utils._rebuild_qtensor",
     ),
     "storage that is too small": (
         "torchscript",
         constants(b"K\x08K\x08t", b"K\xffK\xfft"),
-        "reaches beyond its storage",
+        "has a tensor of 65025 elements",
     ),
     "storage of other bytes": ("torchscript", entry("archive/constants/0", b""), "has or lacks bytes of the constant"),
     "constants that laugh": (
@@ -717,16 +717,20 @@ ATTACKS: dict[str, tuple[str, Change, str]] = {
         entry(CONSTANTS, b"\x80\x02(tq\0" + b"".join(b"(" + b"h\0" * 9 + b"tq\0" for _ in range(200)) + b"."),
         "has constants that are not tensors",
     ),
-    "constants that end early": ("torchscript", entry(CONSTANTS, b"\x80\x02("), "has a constants.pkl that is damaged"),
+    "constants that end early": (
+        "torchscript",
+        entry(CONSTANTS, b"\x80\x02("),
+        "has a constants.pkl that no export has: it ends early",
+    ),
     "archive that is compressed": (
         "torchscript",
         rewritten(SCRIPT, lambda entries: None, zipfile.ZIP_DEFLATED),
-        "compressed or encrypted, which no export does",
+        "compressed or encrypted",
     ),
     "archive with a name twice": (
         "torchscript",
         content(SCRIPT, twice),
-        "twice, or not directly after the one before it",
+        "twice",
     ),
     "archive behind another file": (
         "torchscript",
@@ -756,11 +760,11 @@ ATTACKS: dict[str, tuple[str, Change, str]] = {
         array("bias1", np.zeros(1), npy("__import__('os')\n")),
         "cannot be read",
     ),
-    "weights of another name": ("native", array("../../x", np.zeros(1, np.float32)), "has the entry '../../x.npy'"),
+    "weights of another name": ("native", array("../../x", np.zeros(1, np.float32)), "with the path '../../x.npy'"),
     "weights that are compressed": (
         "native",
         rewritten(NATIVE, lambda entries: entries.update({"bias1.npy": bytes(1 << 25)}), zipfile.ZIP_DEFLATED),
-        "compressed or encrypted, which no export does",
+        "compressed or encrypted",
     ),
 }
 # Each leaves its canary where nothing is checked.

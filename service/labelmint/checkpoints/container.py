@@ -13,9 +13,11 @@ import mmap
 from dataclasses import dataclass
 from pathlib import Path
 
-from labelmint.checkpoints.pickle_reader import Budget, Malformed, PickleReader, check_tree
-from labelmint.checkpoints.torch_file import TORCH, ZIP_MAGIC, is_legacy, nested_storage, read_legacy, read_zip
+from labelmint.checkpoints.torch_file import TORCH, is_legacy, nested_storage, read_legacy, read_zip
 from labelmint.core.errors import UnusableFile
+from labelmint.untrusted.content import Malformed
+from labelmint.untrusted.pickle_machine import Budget, PickleReader, check_tree
+from labelmint.untrusted.zip_directory import MAGIC
 
 # A training state at 1024x1024 with both optimizers is about 1 GB.
 MAX_FILE_BYTES = 8 << 30
@@ -68,7 +70,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 def _read(data: memoryview) -> object:
     budget = Budget(nested_bytes=len(data))
     start = bytes(data[:4])
-    if start.startswith(ZIP_MAGIC):
+    if start.startswith(MAGIC):
         return read_zip(data, budget)
     if is_legacy(data):
         return read_legacy(data, budget)

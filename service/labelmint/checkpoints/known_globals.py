@@ -14,7 +14,8 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from labelmint.checkpoints.pickle_reader import Inert, Malformed, StandIn, shown
+from labelmint.untrusted.content import Malformed, escaped
+from labelmint.untrusted.pickle_machine import Inert, StandIn, nothing_to_dict
 
 Arguments = tuple[object, ...]
 
@@ -97,12 +98,6 @@ def _persistent_object(arguments: Arguments) -> PersistentObject:
     return PersistentObject(name, state)
 
 
-def _nothing_to_dict(arguments: Arguments) -> dict[str, object]:
-    if arguments:
-        raise Malformed("has a dictionary made from arguments; checkpoints fill dictionaries item by item")
-    return {}
-
-
 def _set(arguments: Arguments) -> set[str]:
     items = arguments[0] if len(arguments) == 1 else None
     if not isinstance(items, list) or len(items) > MAX_SET or not all(isinstance(item, str) for item in items):
@@ -130,7 +125,7 @@ def _latin1(arguments: Arguments) -> bytes:
 def _dtype(arguments: Arguments) -> NumpyDtype:
     code = arguments[0] if arguments else None
     if not isinstance(code, str) or code not in _NUMPY_CODES:
-        shown_code = shown(code) if isinstance(code, str) else type(code).__name__
+        shown_code = escaped(code) if isinstance(code, str) else type(code).__name__
         raise Malformed(f"has the NumPy type {shown_code}, which is not a plain number")
     return NumpyDtype(code)
 
@@ -197,7 +192,7 @@ NDARRAY = StandIn("numpy.ndarray")
 
 # Pickles of protocol 2 use the old name of `builtins`, and NumPy 2 uses a new name for `numpy.core`.
 PLAIN = {
-    "collections.OrderedDict": StandIn("collections.OrderedDict", _nothing_to_dict),
+    "collections.OrderedDict": StandIn("collections.OrderedDict", nothing_to_dict),
     "builtins.set": StandIn("builtins.set", _set),
     "__builtin__.set": StandIn("builtins.set", _set),
     "argparse.Namespace": StandIn("argparse.Namespace", _namespace),
@@ -214,7 +209,7 @@ PLAIN = {
 
 NVLABS = {
     "torch_utils.persistence._reconstruct_persistent_obj": StandIn("persistent object", _persistent_object),
-    "dnnlib.util.EasyDict": StandIn("dnnlib.util.EasyDict", _nothing_to_dict),
+    "dnnlib.util.EasyDict": StandIn("dnnlib.util.EasyDict", nothing_to_dict),
     "dnnlib.tflib.network.Network": StandIn("dnnlib.tflib.network.Network", _tensorflow),
     "tfutil.Network": StandIn("tfutil.Network", _progan),
     "torch.nn.modules.sparse.Embedding": StandIn("torch.nn.modules.sparse.Embedding", _embedding),

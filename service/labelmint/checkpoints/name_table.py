@@ -16,10 +16,10 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from labelmint.checkpoints.pickle_reader import shown
 from labelmint.checkpoints.torch_file import Storage, Tensor
 from labelmint.core.errors import UnusableFile
 from labelmint.models.layout import MAX_RESOLUTION
+from labelmint.untrusted.content import escaped
 
 Floats = npt.NDArray[np.float32]
 T = TypeVar("T")
@@ -48,21 +48,21 @@ class TensorTaker:
     def take(self, name: str, value: object, shape: Sequence[int]) -> Floats:
         """Return `value` as float32 of `shape`. Raises UnusableFile that names the tensor."""
         if not isinstance(value, Tensor):
-            raise UnusableFile(self.path, f"has {shown(name)} that is not a tensor")
+            raise UnusableFile(self.path, f"has {escaped(name)} that is not a tensor")
         if value.shape != tuple(shape):
-            raise UnusableFile(self.path, f"has {shown(name)} of shape {value.shape}, expected {tuple(shape)}")
+            raise UnusableFile(self.path, f"has {escaped(name)} of shape {value.shape}, expected {tuple(shape)}")
         if not value.is_floating:
-            raise UnusableFile(self.path, f"has {shown(name)} of whole numbers ({value.storage.kind})")
+            raise UnusableFile(self.path, f"has {escaped(name)} of whole numbers ({value.storage.kind})")
         if id(value.storage) not in self._storages:
             self._storages[id(value.storage)] = value.storage
             self._elements_left += value.storage.size
         array = value.array()
         self._elements_left -= array.size
         if self._elements_left < 0:
-            raise UnusableFile(self.path, f"has {shown(name)} in memory that another tensor uses too")
+            raise UnusableFile(self.path, f"has {escaped(name)} in memory that another tensor uses too")
         floats = to_float32(array)
         if not np.isfinite(floats).all():
-            raise UnusableFile(self.path, f"has NaN or infinity in {shown(name)}")
+            raise UnusableFile(self.path, f"has NaN or infinity in {escaped(name)}")
         return floats
 
 
@@ -115,7 +115,7 @@ class NameTable:
         """The shape of a tensor from which the network's dimensions are read."""
         value = self._value(name)
         if not isinstance(value, Tensor) or len(value.shape) != dimensions or 0 in value.shape:
-            raise UnusableFile(self.path, f"has {shown(name)} that is not a tensor of {dimensions} dimensions")
+            raise UnusableFile(self.path, f"has {escaped(name)} that is not a tensor of {dimensions} dimensions")
         return value.shape
 
     def take(self, name: str, shape: Sequence[int]) -> Floats:
@@ -128,7 +128,7 @@ class NameTable:
 
     def finish(self) -> None:
         for name in sorted(self._left):
-            raise UnusableFile(self.path, f"has an unexpected tensor {shown(name)}")
+            raise UnusableFile(self.path, f"has an unexpected tensor {escaped(name)}")
 
     def _value(self, name: str) -> object:
         if name not in self._tensors:

@@ -24,11 +24,11 @@ from labelmint.checkpoints.container import Checkpoint
 from labelmint.checkpoints.generators import Imported, build, scaled
 from labelmint.checkpoints.known_globals import PersistentObject
 from labelmint.checkpoints.name_table import Floats, TensorTaker, check_resolution, one_value, to_float32
-from labelmint.checkpoints.pickle_reader import shown
 from labelmint.checkpoints.resample_filter import filter_taps
 from labelmint.checkpoints.torch_file import Tensor
 from labelmint.core.errors import InvalidRequest, UnusableFile
 from labelmint.models.stylegan2 import StyleGAN2Spec
+from labelmint.untrusted.content import escaped
 
 T = TypeVar("T")
 
@@ -98,7 +98,7 @@ class _Module:
 
     def finish(self) -> None:
         for name in sorted(self._left):
-            raise self.problem(f"has an unexpected tensor or module {self.name}.{shown(name)}")
+            raise self.problem(f"has an unexpected tensor or module {self.name}.{escaped(name)}")
 
     def attribute(self, name: str) -> object:
         if name not in self._state:
@@ -145,7 +145,7 @@ class _Module:
                 else type(value) is type(want) and value == want
             )
             if not same:
-                text = shown(value) if isinstance(value, str) else value if _is_plain(value) else "something else"
+                text = escaped(value) if isinstance(value, str) else value if _is_plain(value) else "something else"
                 raise self.problem(f"has {self.name}.{name} = {text}; only {want} can be imported")
 
     def _mapping(self, name: str) -> dict[str, object]:

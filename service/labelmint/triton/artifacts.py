@@ -25,9 +25,10 @@ from labelmint.core.calibration import CALIBRATION
 from labelmint.core.errors import UnusableFile
 from labelmint.triton.model_config import model_file, read_config
 from labelmint.triton.onnx_file import MAX_ONNX_BYTES, check_onnx
-from labelmint.triton.regular_file import Malformed, RegularFile, shown
 from labelmint.triton.stored_zip import MAX_ZIP_BYTES, check_native
 from labelmint.triton.torchscript_file import check_torchscript
+from labelmint.untrusted.content import Malformed, quoted
+from labelmint.untrusted.regular_file import RegularFile
 
 # The name of a model and its directory. Triton gets it in --load-model, where `*` would mean all models.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,199}")
@@ -135,7 +136,7 @@ def check_models(repository: Path, ensembles: Iterable[str]) -> None:
         config = _config(root, directory)
         _check_config(directory, config, _ENSEMBLE_FIELDS, _DESCRIBED)
         if config.platform != "ensemble":
-            raise _refused(directory, f"is an ensemble with the platform {shown(config.platform)}")
+            raise _refused(directory, f"is an ensemble with the platform {quoted(config.platform)}")
         _check_files(root, directory, {".gitkeep"})
         steps |= {step.model_name: None for step in config.ensemble_scheduling.step}
     for name in steps:
@@ -146,14 +147,14 @@ def _check_step(root: Path, directory: Path) -> None:
     config = _config(root, directory)
     if config.backend not in _BACKENDS:
         raise _refused(
-            directory, f"names the backend {shown(config.backend)}; supported backends: {', '.join(_BACKENDS)}"
+            directory, f"names the backend {quoted(config.backend)}; supported backends: {', '.join(_BACKENDS)}"
         )
     suffix, max_bytes, check, parameters = _BACKENDS[config.backend]
     _check_config(directory, config, _STEP_FIELDS, parameters)
     filename = model_file(config)
     if not _NAME.fullmatch(filename.removesuffix(suffix)) or not filename.endswith(suffix):
         raise _refused(
-            directory, f"has default_model_filename {shown(filename)}, which is not the name of a {suffix} file"
+            directory, f"has default_model_filename {quoted(filename)}, which is not the name of a {suffix} file"
         )
     _check_warmup(directory, config)
     version = _check_files(root, directory, {filename})
@@ -170,7 +171,7 @@ def _check_step(root: Path, directory: Path) -> None:
 def _directory(root: Path, repository: Path, name: str) -> Path:
     if not _NAME.fullmatch(name):
         raise UnusableFile(
-            repository, f"holds or names a model {shown(name)}, which is not a name that an export gives"
+            repository, f"holds or names a model {quoted(name)}, which is not a name that an export gives"
         )
     directory = repository / name
     if not _is(stat.S_ISDIR, root, directory):
@@ -229,7 +230,7 @@ def _is(kind: Callable[[int], bool], root: Path, path: Path) -> bool:
 
 
 def _foreign(path: Path) -> UnusableFile:
-    name = shown(path.name)
+    name = quoted(path.name)
     if path.name.isprintable():
         return UnusableFile(path, "is not part of an export, and Triton may run it; remove it")
     return UnusableFile(path.parent, f"holds {name}, which is not part of an export; remove it")
@@ -257,20 +258,20 @@ def _check_config(
         if key not in parameters:
             raise UnusableFile(
                 directory / "config.pbtxt",
-                f"has the parameter {shown(key)}, which the gateway's own Triton does not support; remove it, or serve "
-                "the repository with a Triton that you start (--triton-url)",
+                f"has the parameter {quoted(key)}, which the gateway's own Triton does not support; remove it, or "
+                "serve the repository with a Triton that you start (--triton-url)",
             )
         if not parameters[key].fullmatch(text):
-            raise _refused(directory, f"has the parameter {key} {shown(text)}, which is not one of its values")
+            raise _refused(directory, f"has the parameter {key} {quoted(text)}, which is not one of its values")
     if config.name != directory.name:
-        raise _refused(directory, f"names the model {shown(config.name)}, which is not the name of its directory")
+        raise _refused(directory, f"names the model {quoted(config.name)}, which is not the name of its directory")
     sides = (config.input, config.output, config.instance_group, config.ensemble_scheduling.step, config.model_warmup)
     if any(len(side) > _MAX_REPEATED for side in sides):
         raise _refused(directory, f"has more than {_MAX_REPEATED} inputs, outputs, steps or instance groups")
     for tensor in (*config.input, *config.output):
         size = _ITEM_BYTES.get(tensor.data_type, 0)
         if not size or len(tensor.dims) > 8 or size * math.prod(tensor.dims) > MAX_TENSOR_BYTES:
-            raise _refused(directory, f"declares the tensor {shown(tensor.name)} of a type or size that no export has")
+            raise _refused(directory, f"declares the tensor {quoted(tensor.name)} of a type or size that no export has")
 
 
 def _check_warmup(directory: Path, config: pb.ModelConfig) -> None:

@@ -16,7 +16,8 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple, TypeAlias
 
-from labelmint.triton.regular_file import Malformed, RegularFile, shown
+from labelmint.untrusted.content import Malformed, quoted
+from labelmint.untrusted.regular_file import RegularFile
 
 MAX_ONNX_BYTES = (2 << 30) - 1  # protobuf's limit
 # A generator at 1024x1024 with its interpreter has some thousands of fields.
@@ -101,7 +102,7 @@ class _Walk:
     def _domain(self, field: _Field) -> bytes:
         domain = self._text(field)
         if domain not in DOMAINS:
-            raise Malformed(f"uses operators of the domain {shown(domain)}, which are not standard operators")
+            raise Malformed(f"uses operators of the domain {quoted(domain)}, which are not standard operators")
         return domain
 
     def _graph(self, outer: _Field, depth: int) -> None:
@@ -169,10 +170,10 @@ class _Walk:
         }
         self._message("a tensor", outer.start, outer.end, known, _NOT_IN_TENSOR, packed=(1,))
         if len(types) != 1 or types[0] not in _ITEM_BYTES:
-            raise Malformed(f"has the tensor {shown(name)} with the types {types[:3]}, not with one supported type")
+            raise Malformed(f"has the tensor {quoted(name)} with the types {types[:3]}, not with one supported type")
         declared = _ITEM_BYTES[types[0]] * _elements(name, dims)
         if len(raw) > 1 or sum(raw) != declared:
-            raise Malformed(f"declares {declared} bytes for the tensor {shown(name)} and holds {sum(raw)}")
+            raise Malformed(f"declares {declared} bytes for the tensor {quoted(name)} and holds {sum(raw)}")
 
     def _value(self, outer: _Field) -> None:
         """Check an input or output of the graph: it must be a tensor whose sizes are in range."""
@@ -298,5 +299,5 @@ def _elements(name: bytes, dims: list[int]) -> int:
     """Return a tensor's number of elements. Raises Malformed for a size too large or negative (here above 2^63)."""
     count = math.prod(dims) if len(dims) <= _MAX_DIMENSIONS else _MAX_ELEMENTS + 1
     if max(count, *dims, 0) > _MAX_ELEMENTS:
-        raise Malformed(f"declares the sizes {dims[:_MAX_DIMENSIONS]} for the tensor {shown(name)}")
+        raise Malformed(f"declares the sizes {dims[:_MAX_DIMENSIONS]} for the tensor {quoted(name)}")
     return count

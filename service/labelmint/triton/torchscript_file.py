@@ -11,14 +11,13 @@ Rules of this file:
 
 from __future__ import annotations
 
-import math
-import pickletools
 import re
-from dataclasses import dataclass
-from typing import Any
 
-from labelmint.triton.regular_file import Malformed, RegularFile, shown
-from labelmint.triton.stored_zip import read_directory
+from labelmint.triton.stored_zip import entries_of
+from labelmint.untrusted.content import Malformed, quoted
+from labelmint.untrusted.pickle_machine import Budget, PickleReader, StandIn, nothing_to_dict
+from labelmint.untrusted.regular_file import RegularFile
+from labelmint.untrusted.torch_tensors import REBUILD_TENSOR, STORAGES, Storage, Tensor, rebuild_tensor, storages_by
 
 # torch checks the arguments of these operators, and they only compute.
 OPERATORS = frozenset(
@@ -54,18 +53,21 @@ _MODULE_PICKLE = b"\x80\x02c__torch__\nPlaceholderModule\nq\x00)\x81}(X\x08\x00\
 # Ten times the size for a generator at 1024x1024. Both files are checked token by token.
 _MAX_CODE_BYTES = 1 << 20
 _MAX_PICKLE_BYTES = 1 << 18
-_STORAGES = {
-    f"torch {kind}Storage": size
-    for kind, size in {
-        **{"Double": 8, "Float": 4, "Half": 2, "BFloat16": 2, "Long": 8},
-        **{"Int": 4, "Short": 2, "Char": 1, "Byte": 1, "Bool": 1},
-    }.items()
+# torch reads pickles with its own machine, which trusts declared sizes. So no other opcode or name may reach it.
+_OPCODES = frozenset(
+    """PROTO BININT BININT1 BININT2 LONG1 BINUNICODE NEWFALSE GLOBAL EMPTY_TUPLE MARK TUPLE BINPUT LONG_BINPUT BINGET
+    LONG_BINGET BINPERSID REDUCE""".split()  # noqa: SIM905
+)
+_GLOBALS = {
+    "collections.OrderedDict": StandIn("collections.OrderedDict", nothing_to_dict),
+    REBUILD_TENSOR: StandIn(REBUILD_TENSOR, rebuild_tensor),
+    **STORAGES,
 }
 
 
 def check_torchscript(file: RegularFile) -> None:
     """Raises Malformed unless torch can load and run the file and it only computes."""
-    entries = read_directory(file)
+    entries = entries_of(file)
     parts: dict[str, bytes] = {}
     for name, limit in (
         *(("data.pkl", len(_MODULE_PICKLE)), ("constants.pkl", _MAX_PICKLE_BYTES)),
@@ -84,7 +86,7 @@ def check_torchscript(file: RegularFile) -> None:
     found = {name.removeprefix("archive/constants/"): length for name, (_, length) in entries.items()}
     if used != found:
         odd = min(used.items() ^ found.items())[0]
-        raise Malformed(f"has or lacks bytes of the constant or file {shown(odd)}")
+        raise Malformed(f"has or lacks bytes of the constant or file {quoted(odd)}")
 
 
 def check_code(code: bytes) -> None:
@@ -99,7 +101,7 @@ def check_code(code: bytes) -> None:
     while position < len(text):
         match = _TOKEN.match(text, position)
         if match is None:
-            raise Malformed(f"has code that no trace has, at {shown(text[position : position + 30])}")
+            raise Malformed(f"has code that no trace has, at {quoted(text[position : position + 30])}")
         token = match[0]
         position = match.end()
         if match.lastgroup == "space":
@@ -125,110 +127,41 @@ def _check_name(name: str) -> None:
         "__torch__": name == _MODULE,
     }
     if not (known.get(root, False) if rest else root not in _RESERVED):
-        raise Malformed(f"uses {shown(name)}, which no trace may use; if the generator needs it, export it to ONNX")
+        raise Malformed(f"uses {quoted(name)}, which no trace may use; if the generator needs it, export it to ONNX")
 
 
 def _check_call(before: str, kind: str) -> None:
     """Check the token before an opening parenthesis: an allowed operator, or a token that cannot be called."""
     if before in (")", "]") or kind in ("text", "number"):
-        raise Malformed(f"has code that no trace has: a call of what comes before {shown(before)}")
+        raise Malformed(f"has code that no trace has: a call of what comes before {quoted(before)}")
     if kind == "name" and before not in _CALLABLE and not before.startswith(("torch.", "ops.")):
-        raise Malformed(f"calls {shown(before)}, which no trace may call; if the generator needs it, export it to ONNX")
-
-
-class _Global(str):
-    """The name of a class or function. It is never imported."""
-
-
-@dataclass(frozen=True)
-class _Storage:
-    elements: int
-
-
-class _Tensor:
-    """A tensor that lies within its storage."""
-
-
-class _Hooks:
-    """An empty OrderedDict: the backward hooks of a tensor."""
+        raise Malformed(
+            f"calls {quoted(before)}, which no trace may call; if the generator needs it, export it to ONNX"
+        )
 
 
 def _storages(pickle: bytes) -> dict[str, int]:
-    """Return the storages that the tensors of constants.pkl need, key to bytes. Refuse any other content."""
-    machine = _Machine()
-    try:
-        for opcode, argument, _ in pickletools.genops(pickle):
-            machine.step(opcode.name, argument)
-    except Malformed:
-        raise
-    except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
-        raise Malformed(f"has a constants.pkl that is damaged: {str(error)[:100]}") from None
-    (value,) = machine.stack if len(machine.stack) == 1 else (None,)
-    if not isinstance(value, tuple) or not all(isinstance(item, _Tensor) for item in value):
-        raise Malformed("has constants that are not tensors")
-    return machine.storages
+    """The storages that the tensors of constants.pkl need: the number of bytes by key."""
+    sizes: dict[str, int] = {}
 
+    def found(key: str, storage: Storage) -> Storage:
+        sizes[key] = storage.size_bytes
+        return storages.setdefault(key, storage)
 
-class _Machine:
-    def __init__(self) -> None:
-        self.stack: list[Any] = []
-        self.storages: dict[str, int] = {}
-        self._marks: list[int] = []
-        self._memo: dict[int, Any] = {}
-
-    def step(self, name: str, argument: Any) -> None:
-        if name in ("BININT", "BININT1", "BININT2", "LONG1", "BINUNICODE"):
-            self.stack.append(argument)
-        elif name == "NEWFALSE":
-            self.stack.append(False)
-        elif name == "GLOBAL":
-            self.stack.append(_Global(argument))
-        elif name == "EMPTY_TUPLE":
-            self.stack.append(())
-        elif name == "MARK":
-            self._marks.append(len(self.stack))
-        elif name == "TUPLE":
-            start = self._marks.pop()
-            self.stack[start:] = [tuple(self.stack[start:])]
-        elif name in ("BINPUT", "LONG_BINPUT"):
-            self._memo[argument] = self.stack[-1]
-        elif name in ("BINGET", "LONG_BINGET"):
-            self.stack.append(self._memo[argument])
-        elif name == "BINPERSID":
-            self.stack.append(self._storage(self.stack.pop()))
-        elif name == "REDUCE":
-            arguments = self.stack.pop()
-            self.stack.append(_called(self.stack.pop(), arguments))
-        elif name not in ("PROTO", "STOP"):
-            raise Malformed(f"has a constants.pkl with the instruction {name}, which no export has")
-
-    def _storage(self, value: Any) -> _Storage:
-        """Make a storage from ("storage", class, key, device, elements)."""
-        word, kind, key, device, count = value
-        if not isinstance(kind, _Global) or kind not in _STORAGES or (word, device) != ("storage", "cpu"):
+    def persistent(identity: object) -> object:
+        if not isinstance(identity, tuple) or len(identity) != 5 or identity[3] != "cpu":
             raise Malformed("has a storage of a kind or device that no export has")
-        if not isinstance(key, str) or type(count) is not int or not 0 <= count < 1 << 40:
-            raise Malformed("has a storage of a size or name that no export has")
-        size = count * _STORAGES[kind]
-        if self.storages.setdefault(key, size) != size:
-            raise Malformed(f"declares two sizes for the constant {shown(key)}")
-        return _Storage(count)
+        return storage_of(identity)
 
-
-def _called(function: Any, arguments: Any) -> _Hooks | _Tensor:
-    name = function if isinstance(function, _Global) else ""
-    if name == "collections OrderedDict" and arguments == ():
-        return _Hooks()
-    if name != "torch._utils _rebuild_tensor_v2":
-        raise Malformed(f"has a constants.pkl that calls {shown(name)}, which no export does")
-    storage, offset, shape, strides, gradient, hooks = arguments
-    if not isinstance(storage, _Storage) or gradient is not False or not isinstance(hooks, _Hooks):
-        raise Malformed("has a tensor that no export has")
-    if not len(shape) == len(strides) <= 8 or not all(
-        type(size) is int and 0 <= size < 1 << 40 for size in (offset, *shape, *strides)
-    ):
-        raise Malformed("has a tensor of sizes that no export has")
-    last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
-    if math.prod(shape) and last >= storage.elements:
-        raise Malformed(f"has a tensor {list(shape)} that reaches beyond its storage of {storage.elements}")
-    return _Tensor()
+    storages: dict[str, Storage] = {}
+    storage_of = storages_by(found)
+    reader = PickleReader(memoryview(pickle), _GLOBALS, Budget(), persistent, opcodes=_OPCODES)
+    try:
+        value = reader.read()
+    except Malformed as problem:
+        raise Malformed(f"has a constants.pkl that no export has: it {problem}") from None
+    if reader.position != len(pickle):
+        raise Malformed("has a constants.pkl with bytes after its pickle")
+    if not isinstance(value, tuple) or not all(isinstance(item, Tensor) for item in value):
+        raise Malformed("has constants that are not tensors")
+    return sizes

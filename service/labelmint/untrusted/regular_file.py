@@ -15,12 +15,9 @@ from pathlib import Path
 from types import TracebackType
 
 from labelmint.core.errors import UnusableFile
+from labelmint.untrusted.content import Malformed
 
 _WINDOW_BYTES = 1 << 16
-
-
-class Malformed(ValueError):
-    """The content of a file is not what it should be."""
 
 
 class RegularFile:
@@ -72,9 +69,3 @@ class RegularFile:
             parts.append(part)
             start, length = start + len(part), length - len(part)
         return b"".join(parts)
-
-
-def shown(text: str | bytes) -> str:
-    """Make an untrusted name safe for a message: quoted, of bounded length, without control characters."""
-    text = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
-    return repr(text if len(text) <= 60 else text[:60] + "...")

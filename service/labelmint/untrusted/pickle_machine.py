@@ -17,8 +17,10 @@ from __future__ import annotations
 
 import pickletools
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+
+from labelmint.untrusted.content import Malformed, escaped
 
 # The largest files of these kinds (a training state at 1024x1024 with both optimizers) need about 60,000.
 MAX_OPCODES = 1_000_000
@@ -33,16 +35,18 @@ MAX_NAME = 200
 MAX_KEY = 1 << 60
 
 
-class Malformed(Exception):
-    """A problem with the given file; `open_checkpoint` converts it to an UnusableFile that names the file."""
-
-
 @dataclass(frozen=True)
 class StandIn:
     """The replacement for a global name. `make` builds an inert value from the arguments; None: it cannot be called."""
 
     name: str
     make: Callable[[tuple[object, ...]], object] | None = None
+
+
+def nothing_to_dict(arguments: tuple[object, ...]) -> dict[str, object]:
+    if arguments:
+        raise Malformed("has a dictionary made from arguments; checkpoints fill dictionaries item by item")
+    return {}
 
 
 class Inert:
@@ -81,11 +85,6 @@ class Budget:
             raise Malformed("reads its nested tensors more than once")
 
 
-def shown(name: str) -> str:
-    """A name from a file, shortened and escaped for a message."""
-    return ascii(name if len(name) <= MAX_NAME else name[:MAX_NAME] + "...")[1:-1]
-
-
 class PickleReader:
     """Reads consecutive pickles from `data`, beginning at `position`."""
 
@@ -95,13 +94,19 @@ class PickleReader:
         stand_ins: Mapping[str, StandIn],
         budget: Budget,
         persistent: Callable[[object], object] | None = None,
+        *,
         position: int = 0,
+        opcodes: Collection[str] | None = None,
     ) -> None:
+        """`opcodes` are the names of those that are allowed, None for all that checkpoints have."""
         self.data = data
         self.position = position
         self._stand_ins = stand_ins
         self._budget = budget
         self._persistent = persistent
+        self._actions = _ACTIONS
+        if opcodes is not None:
+            self._actions = {code: action for code, action in _ACTIONS.items() if _NAMES[code] in opcodes}
 
     def read(self) -> object:
         """Return the next pickle's value and move `position` to the end of the pickle. Raises Malformed."""
@@ -118,10 +123,10 @@ class PickleReader:
             code = self.take(1)[0]
             if code == _STOP:
                 return self._stop()
-            action = _ACTIONS.get(code)
+            action = self._actions.get(code)
             if action is None:
                 name = f"the pickle opcode {_NAMES[code]}" if code in _NAMES else f"the byte {code:#04x} as an opcode"
-                raise Malformed(f"uses {name}, which no checkpoint of a known format contains")
+                raise Malformed(f"uses {name}, which no file of a known format contains")
             action(self)
 
     def take(self, size: int) -> memoryview:
@@ -239,7 +244,7 @@ class PickleReader:
     def _find(self, module: str, name: str) -> None:
         full = f"{module}.{name}"
         if full not in self._stand_ins:
-            raise Malformed(f"asks for {shown(full)}, which no checkpoint of a known format needs; no code was run")
+            raise Malformed(f"asks for {escaped(full)}, which no checkpoint of a known format needs; no code was run")
         self._push(self._stand_ins[full])
 
     def _make(self) -> None:
