@@ -97,7 +97,7 @@ class Healing(logging.Handler):
         self.times = 0
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.times += "goes on at seed" in record.getMessage()
+        self.times += "resumes at seed" in record.getMessage()
 
 
 @contextmanager
