@@ -63,7 +63,7 @@ def _place_in_environment() -> Place:
 
 
 def _loader_of_accelerate(dataset: Any, given: Place | None, in_worker: bool) -> Any:
-    """Return the loader that Accelerate prepared (the Hugging Face Trainer does so) and that reads this dataset, or None.
+    """Return the loader that reads this dataset and that Accelerate has prepared (the Trainer does so too), or None.
 
     Accelerate knows such a loader while the loader is being read. The loader divides samples among the processes. The
     samples are read by all processes, or by the first one alone.

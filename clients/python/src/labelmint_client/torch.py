@@ -228,9 +228,7 @@ def merge_states(states: Iterable[Any]) -> dict[str, Any]:
 def _check_fits(state: Mapping[str, Any], run: Mapping[str, Any]) -> None:
     """Raises ValueError if a loaded state comes from another epoch or another division into shards than this run."""
     if state["epoch"] != run["epoch"]:
-        raise ValueError(
-            f"the state is of epoch {state['epoch']}: call set_epoch({state['epoch']}) before you load it"
-        )
+        raise ValueError(f"the state is of epoch {state['epoch']}: call set_epoch({state['epoch']}) before you load it")
     for key in ("shard_index", "shard_count"):
         if state[key] != run[key]:
             raise ValueError(
