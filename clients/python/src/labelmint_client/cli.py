@@ -106,9 +106,7 @@ def _add_pull(parser: argparse.ArgumentParser) -> None:
     gate.add_argument("--include-rejected", action="store_true", help="write rejected samples too, marked as such")
     gate.add_argument("--truncation-psi", type=float, help="truncation of the latents, 0 to 2")
     gate.add_argument("--style-seed", type=int, help="style mixing: give all samples the appearance of this seed")
-    gate.add_argument(
-        "--crossover", type=int, help="style mixing: the first layer that takes the style of --style-seed"
-    )
+    gate.add_argument("--crossover", type=int, help="style mixing: the first layer that takes that appearance")
     gate.add_argument(
         "--ignore-js-quantile",
         type=float,

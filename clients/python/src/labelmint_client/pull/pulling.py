@@ -103,9 +103,9 @@ def pull(
 ) -> Json:
     """Write the samples, or the rest of them, into the directory `out` and return the manifest.
 
-    After an interruption, a call with the same options continues the pull. A complete directory stays unchanged, and the
-    service is not called. A larger count extends a pull, even a complete one, and gives the bytes of a single pull of
-    that count. Raises PullError, and LabelmintError for errors of the service.
+    After an interruption, a call with the same options continues the pull. A complete directory stays unchanged; the
+    service is not called then. A larger count extends a pull, even a complete one, and gives the bytes of a single pull
+    of that count. Raises PullError, and LabelmintError for errors of the service.
     """
     out = Path(out)
     manifest = completed(out)
