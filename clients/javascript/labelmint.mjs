@@ -1,7 +1,7 @@
 // A client that loads the proto when it runs: nothing is generated or compiled.
 //
 // Rules of this file:
-// - It needs only the packages of package.json, and sample_service.proto in its own directory: copy both files together.
+// - It needs only the packages of package.json, and sample_service.proto next to it: copy both files together.
 // - The whole state of a walk is nextSeed. A retry resumes there, if the protocol says that a retry is safe.
 // - Retries stop when the gateway has sent nothing for `patienceMs`. The client then throws the last error.
 // - Pixels are raw by default: image [height, width, 3] and label [height, width], one byte per value.
