@@ -1,10 +1,10 @@
-// A client made from the proto when it is run: nothing is generated or compiled.
+// A client that loads the proto when it runs: nothing is generated or compiled.
 //
 // Rules of this file:
-// - It reads sample_service.proto beside it and the packages of package.json, nothing else: copy both files together.
-// - A walk's whole state is nextSeed. It is tried again from there where the protocol says that this is safe.
-// - Whatever is tried again gives up where the gateway gave nothing for `patienceMs`, and throws the last error.
-// - Pixels come raw unless the request says otherwise: image [height, width, 3] and label [height, width], a byte a value.
+// - It needs only the packages of package.json, and sample_service.proto next to it: copy both files together.
+// - The whole state of a walk is nextSeed. A retry resumes there, if the protocol says that a retry is safe.
+// - Retries stop when the gateway has sent nothing for `patienceMs`. The client then throws the last error.
+// - Pixels are raw by default: image [height, width, 3] and label [height, width], one byte per value.
 import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import grpc from "@grpc/grpc-js";
@@ -17,18 +17,19 @@ const PATIENCE_MS = 60_000;
 const MAX_PAUSE_MS = 5000;
 const CHANNEL = {
   "grpc.max_receive_message_length": -1, // a sample of 1024x1024 is above gRPC's 4 MiB
-  "grpc.keepalive_time_ms": 20_000, // a gateway ends connections that ping more often than every 5 s
+  "grpc.keepalive_time_ms": 20_000, // gateways close connections that ping more often than every 5 s
   "grpc.keepalive_timeout_ms": 10_000,
   "grpc.keepalive_permit_without_calls": 1,
 };
-// gRPC itself cancels what a gateway short of processor time did not take up; nobody here cancels what is still read.
+// CANCELLED is retryable because this client never cancels a call that it still reads. It comes from gRPC itself, which
+// cancels a call that a gateway short of CPU time did not accept in time.
 const { UNAVAILABLE, RESOURCE_EXHAUSTED, CANCELLED } = grpc.status;
 const RETRYABLE = [UNAVAILABLE, RESOURCE_EXHAUSTED, CANCELLED];
 
 const definition = protoLoader.loadSync(PROTO, { longs: Number, enums: String, defaults: true, oneofs: true });
 const { SampleService } = grpc.loadPackageDefinition(definition).labelmint.v1;
 
-// What google.rpc says of an error, in the trailer grpc-status-details-bin.
+// The google.rpc details of an error, as sent in the trailer grpc-status-details-bin.
 const rpc = protobuf.parse(`syntax = "proto3"; package rpc;
   message Any { string type_url = 1; bytes value = 2; }
   message Status { int32 code = 1; string message = 2; repeated Any details = 3; }
@@ -36,8 +37,8 @@ const rpc = protobuf.parse(`syntax = "proto3"; package rpc;
   message RetryInfo { Duration retry_delay = 1; }
   message ErrorInfo { string reason = 1; string domain = 2; map<string, string> metadata = 3; }`).root;
 
-// A client for one gateway, HOST:PORT. With TLS: credentials = grpc.credentials.createSsl(rootCertificates). A token is
-// sent over TLS only: without it, gRPC refuses one.
+// Returns a client for one gateway, HOST:PORT. For TLS, credentials = grpc.credentials.createSsl(rootCertificates).
+// A token needs TLS: without TLS, gRPC refuses the token.
 export function connect(endpoint, credentials = grpc.credentials.createInsecure(), token = "") {
   if (token) {
     const headers = new grpc.Metadata();
@@ -48,7 +49,7 @@ export function connect(endpoint, credentials = grpc.credentials.createInsecure(
   return new SampleService(endpoint, credentials, CHANNEL);
 }
 
-// The service's description of a model: task, digest, classes or keypoints, calibration.
+// Returns the description of a model: task, digest, classes or keypoints, calibration.
 export async function getModel(client, model, { modelVersion = "", patienceMs = PATIENCE_MS } = {}) {
   const patience = new Patience(patienceMs);
   while (true) {
@@ -63,9 +64,9 @@ export async function getModel(client, model, { modelVersion = "", patienceMs = 
   }
 }
 
-// The accepted samples of a walk, each once and in order; `request` is a StreamSamplesRequest. It goes on by itself when
-// a gateway ends or renews the stream, with the version that it began with, and throws any other error. An error that
-// the gateway wrote has its `reason` and, as `info`, the metadata of that reason (both in the head of the proto).
+// Yields the accepted samples of a walk, each once and in order; `request` is a StreamSamplesRequest. If a gateway ends
+// the stream with a retryable error, the walk resumes with the version that it began with. Other errors are thrown. An
+// error from the gateway has a `reason` and, as `info`, the metadata of that reason; the head of the proto lists both.
 export async function* streamSamples(client, request, { patienceMs = PATIENCE_MS } = {}) {
   const { modelVersion } = request;
   const { version, digest, task } = await getModel(client, request.model, { modelVersion, patienceMs });
@@ -76,16 +77,16 @@ export async function* streamSamples(client, request, { patienceMs = PATIENCE_MS
   do {
     const asked = { ...request, options, modelVersion: version, startSeed: nextSeed, count: remaining };
     const call = client.streamSamples(asked);
-    call.on("error", () => {}); // the loop throws it; after the loop it only says that the call was cancelled
+    call.on("error", () => {}); // the loop below throws the error; after the loop, it only reports the cancelled call
     try {
       for await (const message of call) {
         patience.renew();
         const { sample } = message;
-        if (sample && sample.modelDigest !== digest) throw new Error(`${request.model} now has other weights; start anew`);
+        if (sample && sample.modelDigest !== digest) throw new Error(`${request.model} now has other weights; start again`);
         nextSeed = message.nextSeed;
-        if (!sample) continue; // a heartbeat: only the cursor moved
+        if (!sample) continue; // a heartbeat: only nextSeed moved
         yield sample;
-        patience.renew(); // what the reader took its time for is not the gateway's silence
+        patience.renew(); // the time that the reader spent on the sample must not count as silence of the gateway
         if (remaining && --remaining === 0) return;
       }
       return;
@@ -97,7 +98,7 @@ export async function* streamSamples(client, request, { patienceMs = PATIENCE_MS
   } while (nextSeed < SEED_END);
 }
 
-// Raw pixels for what the request asks for: an encoding of what does not come is an error.
+// Sets raw encodings, but only for the parts that the request includes: an encoding of an omitted part is an error.
 function withEncodings(options = {}, task) {
   const encodings = {};
   if (!options.omitImage) encodings.imageEncoding = "ENCODING_RAW";
@@ -105,31 +106,31 @@ function withEncodings(options = {}, task) {
   return { ...encodings, ...options };
 }
 
-// Decides whether and when a failed call is tried again.
+// Decides whether and when to retry a failed call.
 class Patience {
   constructor(milliseconds) {
     this.milliseconds = milliseconds;
     this.renew();
   }
 
-  // The gateway gave something.
+  // Records that the gateway sent something.
   renew() {
     this.failures = 0;
     this.end = Date.now() + this.milliseconds;
   }
 
-  // Waits until the call may be tried again; throws the error where it may not, or not in time.
+  // Waits until the call may be retried. Throws the error if a retry is not safe, or not possible in time.
   async pauseAfter(error) {
     const { retryDelayMs = 0 } = explain(error);
     if (!RETRYABLE.includes(error.code)) throw error;
-    const renewed = error.reason === "STREAM_EXPIRED"; // the gateway is well: resume at once
+    const renewed = error.reason === "STREAM_EXPIRED"; // the gateway is healthy: resume at once
     const jitter = renewed ? 0 : Math.random() * Math.min(MAX_PAUSE_MS, 100 * 2 ** this.failures++);
     if (Date.now() + retryDelayMs + jitter >= this.end) throw error;
     await sleep(retryDelayMs + jitter);
   }
 }
 
-// Gives an error the gateway's `reason`, `info` and `retryDelayMs`, where it wrote them.
+// Adds the gateway's `reason`, `info` and `retryDelayMs` to an error, if the gateway sent them.
 function explain(error) {
   const [packed] = error.metadata?.get("grpc-status-details-bin") ?? [];
   if (!packed) return error;

@@ -1,12 +1,12 @@
-"""Trains a small segmentation network on samples that are minted while it trains.
+"""Trains a small segmentation network on samples that the service generates during the training.
 
 Rules of this file:
-- It needs torch and labelmint-client, and nothing of the service: copy it and change the network to yours.
-- A sample is pulled once and kept: the first epoch is live, later ones come from memory in random order. 10,000 samples
-  of 128x128 take 0.65 GB.
-- It is deterministic for a seed on one machine.
+- It needs only torch and labelmint-client, nothing from the service. So you can copy it and insert your own network.
+- Each sample is fetched once and kept in memory. The first epoch is live; later ones read from memory in random order.
+  10,000 samples of 128x128 take 0.65 GB.
+- For one seed on one machine, the training is deterministic.
 
-Run it as `python clients/pytorch/train_segmenter.py --samples 2000 OUT.pt` beside `make serve`. With
+Run `python clients/pytorch/train_segmenter.py --samples 2000 OUT.pt` while `make serve` is running. With
 `--evaluation FILE.npz` (`image` uint8 [N,R,R,3], `label` uint8 [N,R,R]) it also prints the IoU of each class there.
 """
 
@@ -36,7 +36,7 @@ IGNORE = 255
 
 
 class Segmenter(nn.Module):
-    """U-Net, at half resolution inside: image float32 [B,3,R,R] in [-1,1] to logits [B,K,R,R]; 16 divides R."""
+    """U-Net, at half resolution inside: image float32 [B,3,R,R] in [-1,1] to logits [B,K,R,R]; 16 must divide R."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -82,9 +82,10 @@ def train(
         batches: pairs of image uint8 [B,3,R,R] and label [B,R,R] (class ids; 255 is ignored), read as far as needed.
         samples: how many different pairs to train on.
         num_classes: K.
-        steps: optimizer steps of 16 pairs each, whatever `samples` is: every size of data set gets the same training.
-        augmented: whether pairs are moved, mirrored, recoloured, blurred and grained at random.
-        seed: of the initial weights, the order of the pairs and the augmentation.
+        steps: optimizer steps of 16 pairs each. It does not depend on `samples`, so data sets of all sizes get the same
+            amount of training.
+        augmented: whether pairs are randomly moved, mirrored, recoloured, blurred and made grainy.
+        seed: seed of the initial weights, the order of the pairs and the augmentation.
     """
     torch.manual_seed(seed)
     network = Segmenter(num_classes).to(memory_format=torch.channels_last).train()
@@ -117,7 +118,7 @@ def train(
 
 
 def augment(image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-    """Another view of each pair, image float [B,3,R,R] in [-1,1] and label int64 [B,R,R]: 255 comes from outside."""
+    """Return another view of each pair: image float [B,3,R,R] in [-1,1], label int64 [B,R,R] with 255 outside."""
     batch = len(image)
     angle = math.radians(15.0) * _uniform(batch)
     scale = torch.exp(0.2 * _uniform(batch))
@@ -126,7 +127,7 @@ def augment(image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
     row_y = torch.stack([mirror * scale * angle.sin(), scale * angle.cos(), 0.15 * _uniform(batch)], dim=1)  # [B,3]
     grid = F.affine_grid(torch.stack([row_x, row_y], dim=1), list(image.shape), align_corners=False)  # [B,R,R,2]
     moved = F.grid_sample(image, grid, padding_mode="reflection", align_corners=False)
-    # Outside is class 0 for the sampler, so that ids are shifted by what is ignored there.
+    # grid_sample fills the outside with 0. The ids are shifted by IGNORE, so that the outside becomes IGNORE.
     ids = F.grid_sample((label[:, None] - IGNORE).float(), grid, mode="nearest", align_corners=False)[:, 0]
     gain = 1.0 + 0.2 * _uniform(batch, 3, 1, 1)
     moved = moved * gain + 0.2 * _uniform(batch, 3, 1, 1)
@@ -143,7 +144,7 @@ def _uniform(*shape: int) -> Tensor:
 
 @torch.no_grad()
 def evaluate(network: Segmenter, image: Tensor, label: Tensor) -> list[float]:
-    """IoU of each class over all pairs: image uint8 [N,3,R,R], label [N,R,R]; NaN for a class that never occurs."""
+    """Return the IoU of each class over all pairs: image uint8 [N,3,R,R], label [N,R,R]; NaN for absent classes."""
     classes = network.num_classes
     counts = torch.zeros(classes * classes, dtype=torch.long)
     for images, labels in zip(image.split(64), label.split(64), strict=True):
@@ -163,16 +164,16 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="file for the weights")
     parser.add_argument("--endpoint", default="localhost:50051", help="gRPC address of the gateway")
     parser.add_argument("--model", default="faces")
-    parser.add_argument("--samples", type=int, default=10_000, help="different samples to train on")
+    parser.add_argument("--samples", type=int, default=10_000, help="how many different samples to train on")
     parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation")
-    parser.add_argument("--evaluation", type=Path, help="npz with exact masks to evaluate on")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights, order and augmentation")
+    parser.add_argument("--evaluation", type=Path, help="npz file with exact masks to evaluate on")
     arguments = parser.parse_args()
 
     with Client(arguments.endpoint) as client:
         names = client.get_model(arguments.model).class_names
     dataset = LabeledSampleDataset(arguments.endpoint, arguments.model)
-    # One worker pulls the next batch while this one is trained on.
+    # One worker fetches the next batch while the network trains on the current one.
     batches = iter(DataLoader(dataset, batch_size=BATCH, num_workers=1))
     network = train(batches, arguments.samples, len(names), steps=arguments.steps, seed=arguments.seed)
     torch.save(network.state_dict(), arguments.out)

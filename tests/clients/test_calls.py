@@ -196,8 +196,8 @@ def test_a_name_leads_to_its_addresses(gateway: Service) -> None:
     ("endpoints", "settings", "problem"),
     [
         ((), {}, "no endpoint"),
-        ("http://localhost:8080", {}, "no HOST:PORT"),
-        ("localhost", {}, "no HOST:PORT"),
+        ("http://localhost:8080", {}, "not the HOST:PORT"),
+        ("localhost", {}, "not the HOST:PORT"),
         ("gateway:50051", {"token": "secret"}, "in plain text"),
         (("localhost:1", "10.0.0.1:1"), {"token": "secret"}, "in plain text"),
         ("dns:///gateway:1", {"token": "secret"}, "in plain text"),

@@ -48,4 +48,4 @@ def test_every_option_is_read_and_has_help(command: str) -> None:
 def test_verify_refuses_what_it_has_no_use_for(option: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         cli.main(["verify", *option, "somewhere"])
-    assert capsys.readouterr().err == f"labelmint: {option[0]} has no use without --endpoint: no service is asked\n"
+    assert capsys.readouterr().err == f"labelmint: {option[0]} needs --endpoint: without it, verify calls no service\n"

@@ -42,7 +42,7 @@ class Reader:
 
     def enough(self, sample: Sample) -> bool:
         self.samples.append(sample)
-        healed = sum("goes on at seed" in record.message for record in self._caplog.records)
+        healed = sum("resumes at seed" in record.message for record in self._caplog.records)
         self._more -= healed >= self._times
         return self._more == 0
 
@@ -133,9 +133,9 @@ def test_a_call_says_once_that_it_is_tried_again_and_once_that_it_is_answered(ca
     asyncio.run(call())
     server.stop(None)
     said = [record.message for record in caplog.records if record.name.startswith("labelmint_client")]
-    cut = f"ListModels is tried again: {endpoint}: UNAVAILABLE: away"
+    cut = f"retrying ListModels: {endpoint}: UNAVAILABLE: away"
     assert said[::2] == [cut, cut]
-    assert len(said) == 4 and all(line.startswith("ListModels is answered after") for line in said[1::2])
+    assert len(said) == 4 and all(line.startswith("ListModels succeeded after") for line in said[1::2])
 
 
 def test_patience_ends(start_gateway: StartGateway, options: SampleOptions) -> None:

@@ -97,7 +97,7 @@ class Healing(logging.Handler):
         self.times = 0
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.times += "goes on at seed" in record.getMessage()
+        self.times += "resumes at seed" in record.getMessage()
 
 
 @contextmanager
@@ -225,7 +225,7 @@ def pull_with(endpoint: str, out: Path, options: PullOptions, *limits: str) -> s
 def pull_on_a_full_disk(endpoint: str, out: Path, options: PullOptions) -> str:
     full = pull_with(endpoint, out, options, "bash", "-c", 'ulimit -f 4; exec "$@"', "limited")  # KiB
     said = full.stderr.splitlines()[-1]
-    assert full.returncode == 1 and "File too large; the shards that are done are kept" in said, full.stderr
+    assert full.returncode == 1 and "File too large; completed shards are kept" in said, full.stderr
     done = pull_with(endpoint, out, options)
     assert done.returncode == 0, done.stderr
     return "one line, then the pull went on"

@@ -110,7 +110,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(
     limited = ["bash", "-c", 'ulimit -f 4; exec "$@"', "limited", *command]  # KiB; a shard of 3 samples has more
     full = subprocess.run(limited, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert full.returncode == 1, full.stderr
-    assert f"{tmp_path / 'full'}: File too large; the shards that are done are kept" in full.stderr.splitlines()[-1]
+    assert f"{tmp_path / 'full'}: File too large; completed shards are kept" in full.stderr.splitlines()[-1]
     pull(client, wanted, tmp_path / "full")
     pull(client, wanted, tmp_path / "whole")
     assert contents(tmp_path / "full") == contents(tmp_path / "whole")
@@ -141,7 +141,7 @@ def test_a_larger_count_goes_on(name: str, client: Client, options: SampleOption
         assert verify(out).problems == []
     with pytest.raises(KeyboardInterrupt):
         pull(client, replace(wanted, count=6), out, _interrupt_after(5))
-    with pytest.raises(PullError, match="it is no pull, or one that is not complete"):
+    with pytest.raises(PullError, match="it is not a pull, or the pull is not complete"):
         verify(out)
     pull(client, wanted, out)
     pull(client, wanted, tmp_path / "whole")

@@ -1,8 +1,8 @@
 """Client of labelmint: image-label pairs for training jobs, streamed from a gateway.
 
 Rules of this file:
-- What is named here is the public interface, with `labelmint_client.torch`, `.huggingface` and `.tensorflow`, which
-  need those libraries.
+- The public interface is the names below, plus `labelmint_client.torch`, `.huggingface` and `.tensorflow`. Those three
+  modules are not imported here because they need the libraries of the same names.
 """
 
 import labelmint_client.forks  # noqa: F401  # isort: split

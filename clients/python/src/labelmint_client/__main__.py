@@ -1,4 +1,4 @@
-"""`python -m labelmint_client` is the command line."""
+"""Runs the command line as `python -m labelmint_client`."""
 
 from labelmint_client.cli import main
 

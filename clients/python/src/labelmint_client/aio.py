@@ -1,8 +1,8 @@
-"""The client for asyncio: the methods of `Client` as coroutines, its streams as asynchronous iterators.
+"""The asyncio client: the methods of `Client` as coroutines, and streams as asynchronous iterators.
 
 Rules of this file:
-- It makes calls and waits; what to do next is decided in `policy.py`. `client.py` says what each method does.
-- A client belongs to the event loop in which it was made. A cancelled task cancels its call.
+- This file makes calls and waits. `policy.py` decides what to do next. `client.py` documents each method.
+- Use a client only in the event loop in which it was created. Cancelling a task cancels its call.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 class AsyncClient(BaseClient):
-    """Calls from asyncio; `BaseClient` describes its arguments."""
+    """The client for asyncio; `BaseClient` documents the arguments."""
 
     def _open_channels(self) -> list[grpc.aio.Channel]:
         return self._connection.aio_channels()
@@ -38,9 +38,9 @@ class AsyncClient(BaseClient):
         await self.close()
 
     async def close(self) -> None:
-        """End all calls and connections."""
+        """Cancel all calls and close all connections."""
         if self._forked:
-            return  # they are the parent's
+            return  # the connections belong to the parent process
         for channel in self._channels:
             await channel.close()
 
@@ -116,16 +116,16 @@ class AsyncClient(BaseClient):
                 seconds = attempts.remaining(time.monotonic())
                 answer = await rpc(call.request, timeout=seconds, metadata=self._connection.metadata)
                 self._endpoints.worked(index)
-                log.healed(f"{call.method} is answered")
+                log.healed(f"{call.method} succeeded")
                 return call.read(answer)
             except grpc.RpcError as error:
-                log.cut(f"{call.method} is tried again", attempts.failed(index, error, time.monotonic()))
+                log.cut(f"retrying {call.method}", attempts.failed(index, error, time.monotonic()))
             finally:
                 self._endpoints.give_back(index)
 
 
 class AsyncSampleStream(BaseStream, AsyncIterator[Sample]):
-    """The accepted samples of a walk, in order; `BaseStream` has more of it. Also an asynchronous context manager."""
+    """Iterator over the accepted samples of a walk, in order. Also an asynchronous context manager."""
 
     def __init__(self, client: AsyncClient, model: Model, walk: Walk) -> None:
         super().__init__(model, walk)
@@ -134,14 +134,14 @@ class AsyncSampleStream(BaseStream, AsyncIterator[Sample]):
         self._events = self._read()
 
     async def __anext__(self) -> Sample:
-        self._client._check_process()  # each time: an ended iterator looks like an ended walk
+        self._client._check_process()  # on every call: after an error, the ended iterator looks like a finished walk
         async for sample in self._events:
             if sample is not None:
                 return sample
         raise StopAsyncIteration
 
     def with_heartbeats(self) -> AsyncIterator[Sample | None]:
-        """The same walk, and None where only the cursor moved: each second in which no sample was accepted."""
+        """Iterate over the same walk, with None for each heartbeat: `next_seed` moved, but no sample was accepted."""
         return self._events
 
     async def __aenter__(self) -> AsyncSampleStream:
@@ -151,7 +151,7 @@ class AsyncSampleStream(BaseStream, AsyncIterator[Sample]):
         await self.close()
 
     async def close(self) -> None:
-        """End the walk; to be called by the task that reads it, or when none does."""
+        """End the walk. Call it from the task that reads the stream, or when no task reads it."""
         await self._events.aclose()
 
     async def _read(self) -> AsyncGenerator[Sample | None, None]:

@@ -1,7 +1,7 @@
-"""What the blocking client and the one for asyncio share: their settings, and what a stream says of itself.
+"""The base classes of the blocking and the asyncio client: settings, retry logs and the progress of a stream.
 
 Rules of this file:
-- No call is made here, and nothing waits.
+- Nothing here makes a call or waits, because the two clients do that in different ways.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ PATIENCE_SECONDS = 600.0
 
 
 class BaseClient:
-    """Calls to one or several gateways that serve the same models.
+    """A client of one or several gateways that serve the same models.
 
-    endpoints: HOST:PORT of a gateway's gRPC, or several: calls are spread over them and go to another one when one
-    fails. Any gRPC target will do; dns:///HOST:PORT spreads over all addresses of a name.
-    token: sent with each call; in plain text to this machine only, unless `insecure` is set.
+    endpoints: HOST:PORT of a gateway's gRPC server, or several. The client spreads calls over all of them and goes on
+    with another one when one fails. Any gRPC target works; dns:///HOST:PORT uses all addresses of a name.
+    token: sent with each call. Without TLS it is sent to this machine only, unless `insecure` is set.
     tls: None for plain text.
-    deadline_seconds: the time that a call may take, all its retries included.
-    patience_seconds: how long a stream may go without a message, trying to come back, before its error is raised.
+    deadline_seconds: the time limit of a call, including all its retries.
+    patience_seconds: how long a stream retries without receiving a message before it raises the last error.
 
-    Each method raises `LabelmintError` or a subclass of it; and RuntimeError in a process that was forked after the
-    client was made, since gRPC's connections do not come along.
+    Each method raises `LabelmintError` or one of its subclasses. In a process that was forked after the client was
+    created, it raises RuntimeError, because gRPC connections do not survive a fork.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class BaseClient:
         self._endpoints = Endpoints(several)
         self._deadline_seconds = deadline_seconds
         self._patience_seconds = patience_seconds
-        # A model's task, asked for once: what encodings a request may name depends on it.
+        # The task of each model, requested once; it decides which encodings a request may set.
         self._tasks: dict[tuple[str, str], str] = {}
 
     def _open_channels(self) -> list[Any]:
@@ -64,14 +64,14 @@ class BaseClient:
 
     @property
     def _forked(self) -> bool:
-        """Whether this process was forked after the client was made: then its connections are the parent's."""
+        """Whether this process was forked after the client was created. The connections are then the parent's."""
         return os.getpid() != self._process
 
     def _check_process(self) -> None:
         if self._forked:
             raise RuntimeError(
-                f"this client was made in process {self._process} and is used in {os.getpid()}, which was forked from "
-                "it: make a client in each process"
+                f"this client was created in process {self._process} and is used in {os.getpid()}, which was forked "
+                "from it: create a client in each process"
             )
 
     def _attempts(self) -> Attempts:
@@ -80,20 +80,20 @@ class BaseClient:
 
     def _stream_attempts(self, walk: Walk) -> Attempts:
         self._check_process()
-        # The streams of one job are spread by their shards, whatever processes they live in.
+        # The shard index spreads the streams of one job over the endpoints, even if they run in different processes.
         turn = walk.shard_index if walk.shard_count > 1 else None
         return Attempts(self._endpoints, time.monotonic() + self._patience_seconds, turn)
 
 
 class HealingLog:
-    """Says that what is tried again was cut, and that it is back, as often as `Healing` finds fit."""
+    """Logs that a call or stream failed and is retried, and that it recovered. `Healing` limits how often."""
 
     def __init__(self, level: int) -> None:
         self._level = level
         self._healing = Healing()
 
     def cut(self, what: str, failure: LabelmintError) -> None:
-        if isinstance(failure, StreamExpired):  # it is renewed, as all are now and then
+        if isinstance(failure, StreamExpired):  # routine: gateways end every stream after some time
             logger.info("%s: %s", what, failure)
         elif self._healing.cut(time.monotonic()):
             logger.log(self._level, "%s: %s", what, failure)
@@ -104,7 +104,7 @@ class HealingLog:
 
 
 class BaseStream:
-    """How far a walk is. `model`: what it keeps to, version and digest included."""
+    """The progress of a walk. `model`: the model of the walk; its version and digest stay the same throughout."""
 
     def __init__(self, model: Model, walk: Walk) -> None:
         self.model = model
@@ -113,21 +113,21 @@ class BaseStream:
 
     @property
     def model_digest(self) -> str:
-        """The weights that the walk keeps to: SHA-256, hexadecimal."""
+        """SHA-256 over the model's artifacts, hexadecimal. Every sample of the walk has this digest."""
         return self.model.digest
 
     @property
     def next_seed(self) -> int:
-        """All seeds of the shard below it are done: the whole state of a walk. It moves past rejected seeds too."""
+        """The seed to resume at, the whole state of a walk: all lower seeds of the shard are delivered or rejected."""
         return self._walk.next_seed
 
     @property
     def rejected_count(self) -> int:
-        """Seeds rejected so far."""
+        """How many seeds were rejected so far."""
         return self._walk.rejected_count
 
     def _tell_cut(self, failure: LabelmintError) -> None:
-        self._log.cut(f"the stream of {self.model.name} goes on at seed {self._walk.next_seed}", failure)
+        self._log.cut(f"the stream of {self.model.name} resumes at seed {self._walk.next_seed}", failure)
 
     def _tell_healed(self) -> None:
-        self._log.healed(f"the stream of {self.model.name} is back")
+        self._log.healed(f"the stream of {self.model.name} recovered")

@@ -1,7 +1,7 @@
-"""The requests of both clients, blocking and asyncio, and what their answers mean. Pure functions.
+"""Builds the requests of both clients, blocking and asyncio, and reads their responses. Pure functions.
 
 Rules of this file:
-- A method of a client is one `Call`, made here; the clients differ only in how they make it.
+- Each unary method of a client is one `Call`, built here. The clients differ only in how they send it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Call(Generic[T]):
-    """An RPC by name, its request, and what its answer means."""
+    """The name of an RPC, its request, and the function that reads its response."""
 
     method: str
     request: Any

@@ -1,9 +1,9 @@
 """The commands `pull` and `verify`, of the program `labelmint` and of `python -m labelmint_client`.
 
 Rules of this file:
-- It only turns arguments into options and results into words; `labelmint_client.pull` does the work.
-- What the extra `pull` brings is imported when a command runs.
-- Exit code 0: done. 1: `verify` found a difference. 2: an error, which is one line on stderr. 130, 143: interrupted.
+- It only turns arguments into options and prints results. `labelmint_client.pull` does the work.
+- The libraries of the extra `pull` are imported only when a command runs, so that `--help` works without them.
+- Exit code 0: done. 1: `verify` found a difference. 2: an error, reported in one line on stderr. 130, 143: interrupted.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 
     from labelmint_client.pull import Progress
 
-_SILENT_SECONDS = 1.0  # of waiting for the service before that is said
-_SAMPLES = 100  # that `verify` asks a service for again
+_SILENT_SECONDS = 1.0  # how long to wait for the service before printing that the command is waiting
+_SAMPLES = 100  # how many samples `verify` requests from a service by default
 _OF_THE_SERVICE = ("sample", "token_file", "tls", "tls_ca", "tls_certificate", "tls_key", "insecure")
-_LOG_SECONDS = 30.0  # between two lines of progress where nobody watches
+_LOG_SECONDS = 30.0  # between two progress lines if stderr is not a terminal
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Runs a command and raises SystemExit. `arguments` begin with its name; None: those of the process."""
+    """Run a command and raise SystemExit. `arguments` begin with the command's name; None: the process's arguments."""
     parsed = _parser().parse_args(arguments)
-    # The first process of a container ignores SIGTERM unless it says otherwise.
+    # The first process of a container ignores SIGTERM unless it installs a handler.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         raise SystemExit(_run(parsed))
@@ -51,11 +51,11 @@ def _run(parsed: argparse.Namespace) -> int:
         code: int = parsed.run(parsed)
         return code
     except LabelmintError as error:
-        _fail(error.message + ("; the same command goes on from there" if error.retryable else ""))
+        _fail(error.message + ("; run the same command to continue" if error.retryable else ""))
     except (PullError, ValueError, OSError) as error:
         _fail(str(error))
     except KeyboardInterrupt:
-        print("labelmint: interrupted; the same command goes on from there", file=sys.stderr)
+        print("labelmint: interrupted; run the same command to continue", file=sys.stderr)
         return 128 + signal.SIGINT
 
 
@@ -68,17 +68,17 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("labelmint", description=__doc__.split("\n\n", 1)[0])
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_pull(commands.add_parser("pull", help="write accepted samples to a directory, as a data set"))
-    _add_verify(commands.add_parser("verify", help="check a pulled directory, against a live service if wanted"))
+    _add_verify(commands.add_parser("verify", help="check a pulled directory, optionally against a live service"))
     return parser
 
 
 def _add_pull(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Write accepted samples to a directory. Interrupted or killed, and started again, the same command goes on; "
-        "with a larger --count also when it was complete."
+        "Write accepted samples to a directory. After an interruption or a kill, the same command continues. With a "
+        "larger --count, it also extends a complete pull."
     )
     parser.set_defaults(run=_pull)
-    parser.add_argument("out", type=Path, help="directory to make, or one that holds a pull to go on with")
+    parser.add_argument("out", type=Path, help="directory to create, or one with a pull to continue")
     parser.add_argument("--model", required=True, help="name of the model")
     parser.add_argument("--model-version", default="", help="its version (default: the highest)")
     parser.add_argument("--count", type=int, required=True, help="number of samples to write")
@@ -91,39 +91,39 @@ def _add_pull(parser: argparse.ArgumentParser) -> None:
         "--samples-per-shard",
         type=int,
         default=500,
-        help="samples a tar or Parquet file, and the most that a killed pull does again (default: 500)",
+        help="samples per tar or Parquet file; also the most that a killed pull repeats (default: 500)",
     )
     parser.add_argument(
         "--label-mode",
         choices=("palette", "ids"),
         default="palette",
-        help="labels of the formats folder and parquet: palette PNG whose indices are class ids, or gray PNG whose "
-        "values they are (default: palette)",
+        help="labels of the formats folder and parquet: palette PNGs whose indices are class ids, or gray PNGs whose "
+        "values are class ids (default: palette)",
     )
     gate = parser.add_argument_group("gate and generator (default: as the model was calibrated)")
     gate.add_argument("--max-js", type=float, help="accept JS scores up to this, in nats")
-    gate.add_argument("--max-quantile", type=float, help="accept scores up to this quantile of the calibration")
+    gate.add_argument("--max-quantile", type=float, help="accept JS scores up to this quantile of the calibration")
     gate.add_argument("--include-rejected", action="store_true", help="write rejected samples too, marked as such")
     gate.add_argument("--truncation-psi", type=float, help="truncation of the latents, 0 to 2")
-    gate.add_argument("--style-seed", type=int, help="style mixing: all samples in the appearance of this seed")
-    gate.add_argument("--crossover", type=int, help="style mixing: the first layer that takes the style")
+    gate.add_argument("--style-seed", type=int, help="style mixing: give all samples the appearance of this seed")
+    gate.add_argument("--crossover", type=int, help="style mixing: the first layer that takes that appearance")
     gate.add_argument(
         "--ignore-js-quantile",
         type=float,
-        help="write pixels whose JS is above this quantile of their image as 255, the ignore label",
+        help="write 255, the ignore label, for pixels whose JS divergence is above this quantile of their own image",
     )
     _add_connection(parser, "localhost:50051")
 
 
 def _add_verify(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Check the files of a pulled directory; with --endpoint its samples against a service too."
+    parser.description = "Check the files of a pulled directory. With --endpoint, also compare samples with a service."
     parser.set_defaults(run=_verify)
-    parser.add_argument("out", type=Path, help="directory of a complete pull")
+    parser.add_argument("out", type=Path, help="directory with a complete pull")
     parser.add_argument(
         "--sample",
         type=lambda text: sys.maxsize if text == "all" else int(text),
         metavar="K|all",
-        help=f"how many samples to ask the service for again (default: {_SAMPLES})",
+        help=f"how many samples to request from the service and compare (default: {_SAMPLES})",
     )
     _add_connection(parser, None)
 
@@ -134,19 +134,19 @@ def _add_connection(parser: argparse.ArgumentParser, endpoint: str | None) -> No
         "--endpoint",
         action="append",
         metavar="HOST:PORT",
-        help=f"a gateway's gRPC, again for each further one{f' (default: {endpoint})' if endpoint else ''}",
+        help=f"a gateway's gRPC address; repeat for more gateways{f' (default: {endpoint})' if endpoint else ''}",
     )
-    group.add_argument("--token-file", type=Path, help="file that holds the token")
-    group.add_argument("--tls", action="store_true", help="use TLS, with the public authorities")
-    group.add_argument("--tls-ca", type=Path, help="use TLS, with the authorities in this file (PEM)")
+    group.add_argument("--token-file", type=Path, help="file that contains the token")
+    group.add_argument("--tls", action="store_true", help="use TLS with the public certificate authorities")
+    group.add_argument("--tls-ca", type=Path, help="use TLS with the certificate authorities in this file (PEM)")
     group.add_argument("--tls-certificate", type=Path, help="client certificate (PEM)")
-    group.add_argument("--tls-key", type=Path, help="its key (PEM)")
-    group.add_argument("--insecure", action="store_true", help="send a token without TLS beyond this machine")
+    group.add_argument("--tls-key", type=Path, help="private key of the client certificate (PEM)")
+    group.add_argument("--insecure", action="store_true", help="send a token to other machines without TLS")
     parser.set_defaults(default_endpoint=endpoint)
 
 
 class _PatientClient(Client):
-    """Says what it waits for where the first answer takes longer than a moment."""
+    """A client that prints which endpoints it is waiting for if the first answer takes longer than a second."""
 
     def get_model(self, model: str, model_version: str = "") -> Model:
         waited = (
@@ -208,7 +208,7 @@ def _verify(parsed: argparse.Namespace) -> int:
     if parsed.endpoint is None:
         for name in _OF_THE_SERVICE:
             if getattr(parsed, name) not in (None, False):
-                _fail(f"--{name.replace('_', '-')} has no use without --endpoint: no service is asked")
+                _fail(f"--{name.replace('_', '-')} needs --endpoint: without it, verify calls no service")
         report = verify(parsed.out)
     else:
         with _client(parsed) as client:
@@ -222,7 +222,7 @@ def _verify(parsed: argparse.Namespace) -> int:
 
 
 class _Bar(AbstractContextManager["_Bar"]):
-    """Progress with rate, acceptance and time left on stderr; the first report, before any sample, only starts it."""
+    """A progress bar on stderr: rate, acceptance and time left. The first report, before any sample, only starts it."""
 
     def __init__(self, count: int) -> None:
         self._count = count

@@ -1,9 +1,10 @@
-"""The blocking client, and its streams that heal themselves.
+"""The blocking client, and its streams, which resume on their own after an error.
 
 Rules of this file:
-- It makes calls and waits; what to do next is decided in `policy.py`.
-- A client may be used from several threads, a stream from one; `close` of either from any.
-- A stream reads a message when its caller wants one, and nothing ahead: a slow caller is waited for.
+- This file makes calls and waits. `policy.py` decides what to do next.
+- Several threads may share a client. Only one thread may read a stream. Any thread may call `close` of either.
+- A stream reads a message only when its caller asks for one. It reads nothing ahead, so a slow caller slows the
+  gateway down (backpressure).
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ T = TypeVar("T")
 
 
 class Client(BaseClient):
-    """Blocking calls; `BaseClient` describes its arguments."""
+    """The blocking client; `BaseClient` documents the arguments."""
 
     def _open_channels(self) -> list[grpc.Channel]:
         channels = self._connection.channels()
-        # Before Python ends at the latest: then gRPC's threads are gone, and closing a stream that was left open hangs.
+        # Close the channels before Python exits. After that, gRPC's threads are gone and closing an open stream hangs.
         weakref.finalize(self, _close, channels, os.getpid())
         return channels
 
@@ -44,21 +45,21 @@ class Client(BaseClient):
         self.close()
 
     def close(self) -> None:
-        """End all calls and connections."""
+        """Cancel all calls and close all connections."""
         _close(self._channels, self._process)
 
     def list_models(self) -> list[Model]:
-        """The served models with all their versions, ordered by name and version."""
+        """Return all versions of all served models, ordered by name and version."""
         return self._make(calls.list_models())
 
     def get_model(self, model: str, model_version: str = "") -> Model:
-        """What a client must know of a model; the highest version where none is named. Raises ModelNotFound."""
+        """Return the description of a model; without `model_version`, of its highest version. Raises ModelNotFound."""
         return self._make(calls.get_model(model, model_version))
 
     def get_sample(
         self, model: str, seed: int, options: SampleOptions | None = None, *, model_version: str = ""
     ) -> Sample:
-        """The sample of a seed, 0 to 2^32 - 1; raises SampleRejected where it is above the gate."""
+        """Return the sample of a seed, 0 to 2^32 - 1. Raises SampleRejected if its JS score is above the gate."""
         task = self._task(model, model_version)
         return self._make(calls.get_sample(model, seed, options, model_version=model_version, task=task))
 
@@ -71,9 +72,9 @@ class Client(BaseClient):
         style_seeds: Sequence[int] = (),
         model_version: str = "",
     ) -> list[Sample | Rejection]:
-        """What became of each of 1 to 64 seeds, in their order.
+        """Return a sample or a rejection for each of 1 to 64 seeds, in the order of the seeds.
 
-        style_seeds: empty, or one a seed: the appearances of a style mixing with options.crossover.
+        style_seeds: empty, or one per seed: the seeds that give the appearance (style mixing, with options.crossover).
         """
         task = self._task(model, model_version)
         call = calls.batch_get_samples(
@@ -95,15 +96,16 @@ class Client(BaseClient):
         model_version: str = "",
         model_digest: str = "",
     ) -> SampleStream:
-        """Walk the seeds from start_seed up to, not including, end_seed; each accepted sample comes once, in order.
+        """Walk the seeds from start_seed up to, not including, end_seed. Each accepted sample comes once, in order.
 
-        count: ends the walk after so many samples; 0: at end_seed.
-        shard_index, shard_count: take the seeds congruent to shard_index modulo shard_count.
-        window: how many samples are minted ahead of the caller; 0: 8.
-        model_digest: the weights that an earlier walk had; raises ModelVersionGone where they are others.
+        count: the walk ends after this many samples; 0: at end_seed.
+        shard_index, shard_count: take only the seeds congruent to shard_index modulo shard_count.
+        window: how many samples the gateway generates ahead of the caller; 0: 8, or the gateway's limit if lower.
+        model_digest: the digest of an earlier walk. Raises ModelVersionGone if the model has another digest now.
 
-        The stream survives the restart of a gateway and of its Triton: it goes on from `next_seed`, at another endpoint
-        if there is one. It keeps to the version and digest that the model has now; ModelVersionGone ends it.
+        The stream survives restarts of the gateway and of its Triton: it resumes at `next_seed`, at another endpoint if
+        there is one. It stays with the version and digest that the model has when the walk begins. If these are no
+        longer served, the stream raises ModelVersionGone, because other weights give other samples.
         """
         described = self.get_model(model, model_version)
         walk = Walk(
@@ -136,16 +138,16 @@ class Client(BaseClient):
                 seconds = attempts.remaining(time.monotonic())
                 answer = rpc(call.request, timeout=seconds, metadata=self._connection.metadata)
                 self._endpoints.worked(index)
-                log.healed(f"{call.method} is answered")
+                log.healed(f"{call.method} succeeded")
                 return call.read(answer)
             except grpc.RpcError as error:
-                log.cut(f"{call.method} is tried again", attempts.failed(index, error, time.monotonic()))
+                log.cut(f"retrying {call.method}", attempts.failed(index, error, time.monotonic()))
             finally:
                 self._endpoints.give_back(index)
 
 
 class SampleStream(BaseStream, Iterator[Sample]):
-    """The accepted samples of a walk, in order; `BaseStream` has more of it. Also a context manager."""
+    """Iterator over the accepted samples of a walk, in order. Also a context manager."""
 
     def __init__(self, client: Client, model: Model, walk: Walk) -> None:
         super().__init__(model, walk)
@@ -155,14 +157,14 @@ class SampleStream(BaseStream, Iterator[Sample]):
         self._events = self._read()
 
     def __next__(self) -> Sample:
-        self._client._check_process()  # each time: an ended iterator looks like an ended walk
+        self._client._check_process()  # on every call: after an error, the ended iterator looks like a finished walk
         for sample in self._events:
             if sample is not None:
                 return sample
         raise StopIteration
 
     def with_heartbeats(self) -> Iterator[Sample | None]:
-        """The same walk, and None where only the cursor moved: each second in which no sample was accepted."""
+        """Iterate over the same walk, with None for each heartbeat: `next_seed` moved, but no sample was accepted."""
         return self._events
 
     def __enter__(self) -> SampleStream:
@@ -172,11 +174,11 @@ class SampleStream(BaseStream, Iterator[Sample]):
         self.close()
 
     def close(self) -> None:
-        """End the walk; who waits for its next sample finds it ended."""
+        """End the walk. A thread that is waiting for the next sample sees the end of the iterator."""
         self._closed.set()
         if self._call is not None and not self._client._forked:
             self._call.cancel()
-        with contextlib.suppress(ValueError):  # another thread is reading: it sees the flag
+        with contextlib.suppress(ValueError):  # another thread is reading; it will see the `_closed` flag
             self._events.close()
 
     def _read(self) -> Generator[Sample | None, None, None]:
@@ -212,6 +214,6 @@ class SampleStream(BaseStream, Iterator[Sample]):
 
 def _close(channels: Sequence[grpc.Channel], process: int) -> None:
     if os.getpid() != process:
-        return  # they are the parent's, and closing them may hang
+        return  # the channels belong to the parent process, and closing them here may hang
     for channel in channels:
         channel.close()

@@ -1,8 +1,9 @@
-"""Channels to gateways: addresses, certificates, tokens, and the settings of gRPC that all of them share.
+"""gRPC channels to gateways: addresses, certificates, tokens and the common channel options.
 
 Rules of this file:
-- One channel an endpoint, so that the client knows who answered; a name with several addresses is spread by gRPC.
-- A token never travels in plain text beyond this machine unless the caller says `insecure`.
+- There is one channel per endpoint, so the client knows which endpoint answered. gRPC itself spreads calls over the
+  addresses of one name.
+- A token never leaves this machine in plain text unless the caller sets `insecure`.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ _OPTIONS: list[tuple[str, int | str]] = [
     ("grpc.max_receive_message_length", -1),  # a batch of 64 at 1024 x 1024 is half a gigabyte
     ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})),
     ("grpc.service_config_disable_resolution", 1),
-    # A gateway that comes back is found soon: gRPC's own pauses grow to two minutes.
+    # Reconnect soon after a gateway restarts: gRPC's default backoff grows to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.min_reconnect_backoff_ms", 5_000),  # the time that connecting may take
+    ("grpc.min_reconnect_backoff_ms", 5_000),  # the time limit of one connection attempt
     ("grpc.max_reconnect_backoff_ms", 2_000),
     ("grpc.dns_min_time_between_resolutions_ms", 2_000),
-    # A peer that vanished without a word: open streams bring a message each second, or are asked.
+    # Detects a peer that vanished without closing the connection. Open streams receive a message each second; if
+    # nothing arrives, gRPC pings the peer.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
 ]
@@ -36,8 +38,8 @@ _OPTIONS: list[tuple[str, int | str]] = [
 class Tls:
     """TLS to the gateway.
 
-    ca: PEM file of the authorities to trust; None: the public ones that gRPC brings.
-    certificate, key: PEM files to show to a gateway that asks for a client certificate.
+    ca: PEM file with the certificate authorities to trust; None: the public ones that come with gRPC.
+    certificate, key: PEM files of the client certificate, for a gateway that requires one.
     """
 
     ca: Path | str | None = None
@@ -54,12 +56,12 @@ class Tls:
 
 @dataclass(frozen=True)
 class Connection:
-    """How gateways are reached. Holds no connection: it can be pickled, and copied into other processes.
+    """The settings for reaching gateways. It holds no open connection, so it can be pickled and copied to processes.
 
-    endpoints: HOST:PORT of each gateway's gRPC, or any other gRPC target (dns:///HOST:PORT, unix:PATH, ...).
+    endpoints: HOST:PORT of each gateway's gRPC server, or any other gRPC target (dns:///HOST:PORT, unix:PATH, ...).
     token: sent as `authorization: Bearer TOKEN`.
     tls: None for plain text.
-    insecure: send a token in plain text to other machines too, for networks that encrypt by themselves.
+    insecure: send a token in plain text to other machines too. This is for networks that encrypt traffic themselves.
     """
 
     endpoints: tuple[str, ...]
@@ -69,14 +71,14 @@ class Connection:
 
     def __post_init__(self) -> None:
         if not self.endpoints:
-            raise ValueError("no endpoint; give HOST:PORT of a gateway's gRPC")
+            raise ValueError("no endpoint; give HOST:PORT of a gateway's gRPC server")
         for endpoint in self.endpoints:
             if re.match("https?://", endpoint) or ":" not in endpoint:
-                raise ValueError(f"endpoint {endpoint!r} is no HOST:PORT of a gateway's gRPC")
+                raise ValueError(f"endpoint {endpoint!r} is not the HOST:PORT of a gateway's gRPC server")
             if self.token is not None and self.tls is None and not self.insecure and not is_loopback(endpoint):
                 raise ValueError(
-                    f"the token would travel to {endpoint} in plain text: give tls, or insecure=True if the network "
-                    "is to be trusted"
+                    f"the token would be sent to {endpoint} in plain text: give tls, or insecure=True if you trust the "
+                    "network"
                 )
 
     def __repr__(self) -> str:
@@ -84,18 +86,18 @@ class Connection:
 
     @property
     def metadata(self) -> Sequence[tuple[str, str]]:
-        """What each call carries."""
+        """The metadata of each call."""
         return () if self.token is None else (("authorization", f"Bearer {self.token}"),)
 
     def channels(self) -> list[grpc.Channel]:
-        """Blocking channels, one an endpoint; nothing is connected yet."""
+        """Return blocking channels, one per endpoint. They connect at the first call."""
         if self.tls is None:
             return [grpc.insecure_channel(endpoint, _options(endpoint)) for endpoint in self.endpoints]
         credentials = self.tls.credentials()
         return [grpc.secure_channel(endpoint, credentials, _options(endpoint)) for endpoint in self.endpoints]
 
     def aio_channels(self) -> list[grpc.aio.Channel]:
-        """The same for asyncio."""
+        """Return the same channels for asyncio."""
         if self.tls is None:
             return [grpc.aio.insecure_channel(endpoint, _options(endpoint)) for endpoint in self.endpoints]
         credentials = self.tls.credentials()
@@ -103,12 +105,12 @@ class Connection:
 
 
 def _options(endpoint: str) -> list[tuple[str, int | str]]:
-    # A proxy of the environment does not lead back to this machine.
+    # A proxy from the environment cannot reach this machine's loopback addresses, so they are used directly.
     return [*_OPTIONS, ("grpc.enable_http_proxy", 0 if is_loopback(endpoint) else 1)]
 
 
 def is_loopback(endpoint: str) -> bool:
-    """By the name alone: what a name resolves to may change."""
+    """Decide by the name alone, because the addresses that a name resolves to may change."""
     if endpoint.startswith("unix"):
         return True
     host = re.sub("^(dns:(///)?|ipv4:|ipv6:)", "", endpoint).rpartition(":")[0].strip("[]")

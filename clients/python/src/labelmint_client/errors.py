@@ -1,23 +1,24 @@
-"""Every error of a call, one class a reason, and the one place where gRPC's own errors become ours.
+"""The errors of a call, one class per reason, and the translation of gRPC errors into them.
 
 Rules of this file:
-- A class is chosen by the gateway's reason (google.rpc.ErrorInfo), and by the gRPC code where there is none.
-- An error is `retryable` only where the protocol says that asking again is safe and of use.
-- An error carries data (`code`, `reason`, `metadata`, `retry_after_seconds`), not only prose.
+- The gateway's reason (google.rpc.ErrorInfo) selects the class. Without a reason, the gRPC code selects it.
+- An error is `retryable` only if the protocol says that a retry is safe and may help.
+- An error carries data (`code`, `reason`, `metadata`, `retry_after_seconds`), so programs need not parse its text.
+- No other file translates gRPC errors.
 
-    LabelmintError                anything else: INTERNAL, INFERENCE_FAILED; report it
-    |- InvalidRequest             what was asked cannot be: `field` names it
-    |  `- Uncalibrated            a gate was asked for where nothing was measured
-    |- ModelNotFound              no model, or no version of it, of that name
+    LabelmintError                all other errors: INTERNAL, INFERENCE_FAILED; report them
+    |- InvalidRequest             the request is invalid; `field` names the wrong field
+    |  `- Uncalibrated            the gate needs a calibration that was not measured
+    |- ModelNotFound              no model has that name, or it has no such version
     |- ModelVersionGone           the version that a request or a stream began with is no longer served
-    |- SampleRejected             the sample exists, its JS score is above the gate
-    |- Unauthenticated            no token, or none that is known
-    |- Overloaded                 retryable: too much is in flight
-    |  `- LimitReached            retryable: a limit of this token
-    |- Unavailable                retryable: no gateway answers, or it has no Triton
+    |- SampleRejected             the sample exists, but its JS score is above the gate
+    |- Unauthenticated            the token is missing or unknown
+    |- Overloaded                 retryable: too many requests are in flight
+    |  `- LimitReached            retryable: a limit of this token is reached
+    |- Unavailable                retryable: no gateway answers, or the gateway has no Triton
     |  |- ServerDraining          retryable: this gateway is shutting down
-    |  `- StreamExpired           retryable at once: streams are renewed so that load spreads
-    `- DeadlineExceeded           it was not ready in the time that was given
+    |  `- StreamExpired           retryable at once: gateways end streams regularly so that load spreads
+    `- DeadlineExceeded           the answer was not ready before the deadline
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _DOMAIN = "labelmint"
 
 
 class LabelmintError(Exception):
-    """Base class. `retry_after_seconds` is the pause that the gateway asked for, None where it did not."""
+    """Base class. `retry_after_seconds` is the pause that the gateway requested; None if it requested none."""
 
     retryable: ClassVar[bool] = False
 
@@ -55,14 +56,14 @@ class LabelmintError(Exception):
         self.retry_after_seconds = retry_after_seconds
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Errors cross from DataLoader workers to the trainer.
+        # Errors must be picklable: DataLoader workers send them to the training process.
         return type(self), (self.message, self.code, self.reason, self.metadata, self.retry_after_seconds)
 
 
 class InvalidRequest(LabelmintError):
     @property
     def field(self) -> str:
-        """The field of the request that is wrong."""
+        """The wrong field of the request."""
         return self.metadata.get("field", "")
 
 
@@ -95,7 +96,7 @@ class SampleRejected(LabelmintError):
 
     @property
     def calibration_id(self) -> str:
-        """Where the threshold came from; empty when max_js was given."""
+        """The calibration that gave the threshold; empty if the request set max_js."""
         return self.metadata["calibration_id"]
 
 
@@ -143,9 +144,10 @@ _BY_REASON: Mapping[str, type[LabelmintError]] = {
     "INFERENCE_FAILED": LabelmintError,
     "INTERNAL": LabelmintError,
 }
-# For errors that no gateway of ours wrote: gRPC itself, or a proxy. CANCELLED is the far side's: a gateway that ends
-# cuts what outlasts its grace so, and what this side gave up is never translated. RESOURCE_EXHAUSTED is none of these:
-# without a gateway's word it is a limit on the size of messages, which stays.
+# For errors without a labelmint reason: gRPC itself or a proxy produced them. CANCELLED always comes from the server
+# side here: a gateway that shuts down cancels the calls that outlast its grace period. Calls that this client cancels
+# are never translated. RESOURCE_EXHAUSTED is not in the table: without a reason it means that a message is above a size
+# limit, and a retry would fail again.
 _BY_CODE: Mapping[grpc.StatusCode, type[LabelmintError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
     grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
@@ -156,7 +158,7 @@ _BY_CODE: Mapping[grpc.StatusCode, type[LabelmintError]] = {
 
 
 def translated(error: grpc.RpcError, endpoint: str) -> LabelmintError:
-    """What a failed call of either API of gRPC means; `endpoint` is named where no gateway spoke."""
+    """Translate the error of a blocking or asyncio call. The message names `endpoint` if no gateway wrote the error."""
     code, details = error.code(), error.details() or ""
     info, retry_after_seconds = _details(dict(error.trailing_metadata() or ()))  # type: ignore[arg-type]
     if info is None:
@@ -168,7 +170,7 @@ def translated(error: grpc.RpcError, endpoint: str) -> LabelmintError:
 
 
 def _details(trailers: Mapping[str, str | bytes]) -> tuple[error_details_pb2.ErrorInfo | None, float | None]:
-    """The gateway's own words in a status, and the pause in seconds that it asks for."""
+    """Return the gateway's ErrorInfo, None if the error has none, and the requested pause in seconds."""
     info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
     for detail in _status(trailers).details:
         detail.Unpack(info)
@@ -182,4 +184,4 @@ def _status(trailers: Mapping[str, str | bytes]) -> status_pb2.Status:
     try:
         return status_pb2.Status.FromString(packed if isinstance(packed, bytes) else b"")
     except DecodeError:
-        return status_pb2.Status()  # a proxy's: the code alone has to do
+        return status_pb2.Status()  # a proxy wrote it; only the gRPC code is usable

@@ -1,8 +1,11 @@
-"""Imports gRPC so that a process that has used a client may fork workers, and they clients of their own.
+"""Imports gRPC with fork support, so a process that has used a client may fork workers that create their own clients.
 
 Rules of this file:
-- It is the first that the package imports. Where gRPC was imported before, the caller's choice stands.
-- Without gRPC's handlers a child of such a process hangs; our children shall not inherit the variable.
+- The package imports this module first, because gRPC reads the variable when it is imported. If gRPC was imported
+  earlier, the setting at that time stays in force.
+- Without gRPC's fork handlers, a child of a process that has used a client hangs.
+- A variable that the caller has set is left alone. Otherwise it is removed after the import, so that child processes do
+  not inherit it.
 """
 
 import os
@@ -12,7 +15,7 @@ _NAME = "GRPC_ENABLE_FORK_SUPPORT"
 if _NAME in os.environ:
     import grpc
 else:
-    os.environ[_NAME] = "1"  # read when gRPC is imported, and never again
+    os.environ[_NAME] = "1"  # gRPC reads it only once, at import
     try:
         import grpc
     finally:

@@ -1,8 +1,8 @@
 """Labeled samples as a Hugging Face `datasets.IterableDataset`.
 
 Rules of this file:
-- Columns are what image processors take: `image` and `label` as PIL images, the label's pixels being class ids.
-- A shard is a walk of its own: give as many as there are readers (workers times ranks).
+- The columns suit image processors: `image` and `label` are PIL images; the pixels of `label` are class ids.
+- Each shard is a separate walk. Use as many shards as there are readers (workers times ranks).
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def labeled_samples(
     options: SampleOptions | None = None,
     **settings: Any,
 ) -> IterableDataset:
-    """The accepted samples of a range of seeds: `seed`, `image`, `js_score` and `label` or `keypoints` [K,3].
+    """Return the accepted samples of a range of seeds: `seed`, `image`, `js_score` and `label` or `keypoints` [K,3].
 
-    The arguments are those of `Client.stream_samples`; `settings` those of `Client`.
+    `Client.stream_samples` documents the arguments, `Client` documents `settings`.
     """
     with Client(endpoints, **settings) as client:
         described = client.get_model(model)

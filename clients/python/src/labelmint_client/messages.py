@@ -1,8 +1,8 @@
-"""What a caller gives and gets: options, samples and models with NumPy arrays, and their form on the wire.
+"""The data classes of the client (options, samples and models with NumPy arrays), and their conversion from protobuf.
 
 Rules of this file:
-- Field for field the protocol's, with its names; `sample_service.proto` says what each one means.
-- Pixels travel raw unless asked otherwise. Arrays are read-only views of what came: copy one before changing it.
+- The fields have the names of the protocol. `sample_service.proto` documents each one.
+- The client requests raw pixels by default. Arrays are read-only views of the received bytes: copy one to change it.
 """
 
 from __future__ import annotations
@@ -19,22 +19,23 @@ from labelmint_client.v1 import sample_service_pb2 as pb
 
 SEED_END = 2**32
 
-# The tasks whose label is an image, which takes an encoding.
+# The tasks whose label is an image. Only these accept a label encoding.
 _LABEL_IMAGE_TASKS = ("segmentation",)
 _ENCODINGS = {"raw": pb.ENCODING_RAW, "png": pb.ENCODING_PNG, "jpeg": pb.ENCODING_JPEG}
 
 
 @dataclass(frozen=True)
 class SampleOptions:
-    """What is generated, and what decides whether it is accepted; None is the model's own value.
+    """The options of a sample: its generation and its gate. None means the model's own value.
 
-    truncation_psi: 0 to 2; another than the calibrated one needs max_js.
-    max_js, max_quantile: the gate, in nats or as a quantile (0 to 1) of the calibration; one of the two at most.
-    include_rejected: deliver rejected samples too, with `accepted` false.
-    image_encoding: how images travel; png and jpeg (lossy) save network and need Pillow here.
+    truncation_psi: 0 to 2. A value other than the calibrated one needs max_js.
+    max_js, max_quantile: the gate, in nats or as a quantile of the calibration, above 0 and at most 1; at most one of
+    the two.
+    include_rejected: also deliver rejected samples, with `accepted` false.
+    image_encoding: the encoding of images on the network. png and jpeg (lossy) save bandwidth and need Pillow.
     include_js_map: also deliver the JS divergence of every pixel.
     omit_image, omit_label: leave out the image; leave out the label or the keypoints.
-    style_seed, crossover: layers from crossover on take the style of style_seed; needs max_js.
+    style_seed, crossover: layers from crossover on take the style of style_seed; this needs max_js.
     """
 
     truncation_psi: float | None = None
@@ -55,7 +56,7 @@ class SampleOptions:
             raise ValueError(f"image_encoding: {self.image_encoding!r} is not one of {', '.join(_ENCODINGS)}")
 
     def message(self, task: str) -> pb.SampleOptions:
-        """For a model of that task: one without a label image takes no encoding for it."""
+        """Return the message for a model of that task. A task without a label image allows no label encoding."""
         has_label = task in _LABEL_IMAGE_TASKS and not self.omit_label
         return pb.SampleOptions(
             truncation_psi=self.truncation_psi,
@@ -74,16 +75,17 @@ class SampleOptions:
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One seed's image and label, and the evidence by which it was accepted.
+    """The image and label of one seed, and the scores that decided whether it was accepted.
 
     image: uint8 [H,W,3], RGB; None with omit_image.
     label: uint8 [H,W], class ids; None for a model of task "keypoints" and with omit_label.
-    js_map: float32 [H,W], nats; None unless asked for.
+    js_map: float32 [H,W], nats; None unless the request set include_js_map.
     keypoints: float32 [K,3], x and y in pixels (centre of the first pixel 0) and confidence (nominally 0 to 1), in the
     order of Model.keypoint_names; None for a model of task "segmentation" and with omit_label.
     js_score, threshold: nats; `accepted` says whether the score is at most the threshold.
-    calibration_id: where the threshold came from; empty when max_js was given.
-    style_seed, crossover, group_id: None, None and empty unless mixed; samples of one shape share a group_id.
+    calibration_id: the calibration that gave the threshold; empty if the request set max_js.
+    style_seed, crossover, group_id: None, None and empty without style mixing. Mixed samples with the same shape share
+    a group_id.
     """
 
     seed: int
@@ -106,7 +108,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Rejection:
-    """A seed of a batch whose score is above the gate; js_score and threshold in nats."""
+    """A seed of a batch whose JS score is above the gate; js_score and threshold in nats."""
 
     seed: int
     js_score: float
@@ -116,7 +118,7 @@ class Rejection:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The measured distribution of JS scores, in nats: `quantiles` has 101, 0, 0.01, ... 1."""
+    """The measured distribution of JS scores, in nats. `quantiles` has 101 values: quantiles 0, 0.01, ... 1."""
 
     id: str
     truncation_psi: float
@@ -132,11 +134,11 @@ class Model:
     """A served model.
 
     task: "segmentation" (labels) or "keypoints".
-    digest: SHA-256 over the artifacts, hexadecimal.
+    digest: SHA-256 over the model's artifacts, hexadecimal.
     resolution: height and width of images and labels, in pixels.
-    class_names: the index is the class id; empty for task "keypoints", as keypoint_names is for "segmentation".
+    class_names: the index is the class id; empty for task "keypoints". keypoint_names is empty for "segmentation".
     palette: uint8 [K,3], the RGB colour of each class or keypoint.
-    calibration: None where none was measured: samples then need max_js.
+    calibration: None if none was measured. Requests for samples then need max_js.
     """
 
     name: str
@@ -229,8 +231,8 @@ def _pixels(message: pb.Pixels) -> npt.NDArray[np.uint8]:
         from PIL import Image
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "images came as PNG or JPEG and Pillow is not installed: pip install './clients/python[images]' in a "
-            "clone of labelmint, or leave image_encoding at raw",
+            "the images are PNG or JPEG and Pillow is not installed: run `pip install './clients/python[images]'` in a "
+            "clone of labelmint, or set image_encoding to raw",
             name="PIL",
         ) from error
     with Image.open(io.BytesIO(message.data)) as picture:
@@ -238,7 +240,7 @@ def _pixels(message: pb.Pixels) -> npt.NDArray[np.uint8]:
 
 
 def _js_map(message: pb.Sample) -> npt.NDArray[np.float32] | None:
-    """Square, as everything that a model makes: Model.resolution is one number."""
+    """The map is square, like all images of a model: Model.resolution is one number."""
     if not message.js_map:
         return None
     values = np.frombuffer(message.js_map, "<f4")

@@ -1,11 +1,12 @@
-"""The decisions of a client, free of I/O: which endpoint is asked when, when to give up, where a stream goes on.
+"""The decisions of a client, free of I/O: which endpoint to call and when, when to give up, and where a stream resumes.
 
 Rules of this file:
-- Time comes in as an argument and waits go out as numbers: both clients, blocking and asyncio, follow the same words.
-- Only what an error calls `retryable` is tried again, at another endpoint at once where one is well, else after an
-  exponentially growing pause with full jitter, and never sooner than the gateway asked.
-- A deadline covers all attempts. A stream has none: it has patience, which each message renews.
-- A walk is pinned to the digest that it began with; all its state is `next_seed`.
+- Functions take the time as an argument and return waits as numbers. So both clients, blocking and asyncio, share them.
+- Only `retryable` errors are retried. If another endpoint is healthy, the client calls it at once. Otherwise it waits
+  with exponential backoff and full jitter, and never less than the gateway requested.
+- A deadline covers all attempts of a call. A stream has patience instead, which each message renews.
+- A walk is pinned to the digest that it began with, because other weights give other samples. Its whole state is
+  `next_seed`.
 """
 
 from __future__ import annotations
@@ -31,24 +32,24 @@ class _Endpoint:
     name: str
     calls: int = 0  # in flight
     failures: int = 0  # in a row
-    rests_until: float = 0.0
+    rests_until: float = 0.0  # no calls before this time
 
 
 class Endpoints:
-    """The health and the load of each endpoint, by index; shared by all calls of a client, from any thread."""
+    """The health and load of each endpoint, by index. All calls of a client share it; it is thread-safe."""
 
     def __init__(self, names: Sequence[str], jitter: random.Random | None = None) -> None:
         self._jitter = jitter or random.Random()
         self._all = [_Endpoint(name) for name in names]
-        # Clients of one fleet begin at different endpoints.
+        # A random start, so that the clients of one job do not all begin at the same endpoint.
         self._turn = self._jitter.randrange(len(self._all))
         self._lock = threading.Lock()
 
     def take(self, now: float, turn: int | None = None) -> tuple[int, float]:
-        """The endpoint of the next call, and the seconds to wait before it; `give_back` it when the call has ended.
+        """Return the endpoint of the next call and the seconds to wait before it. Call `give_back` after the call.
 
-        Of those that are well the least busy one, in turn (from `turn` on, where it is given); where all rest, the one
-        that rests shortest.
+        It is the healthy endpoint with the fewest calls; ties are broken round-robin, from `turn` on if given. If all
+        endpoints are resting after errors, it is the one whose rest ends first.
         """
         with self._lock:
             first = self._turn if turn is None else turn
@@ -63,26 +64,26 @@ class Endpoints:
             return index, rank(index)[0]
 
     def give_back(self, index: int) -> None:
-        """The call has ended, or was never made."""
+        """Record that the call has ended or was never made."""
         with self._lock:
             self._all[index].calls -= 1
 
     def worked(self, index: int) -> None:
-        """An answer came, or a message of a stream."""
+        """Record that a response or a stream message arrived."""
         with self._lock:
             self._all[index].failures = 0
             self._all[index].rests_until = 0.0
 
     def failed(self, index: int, error: LabelmintError, now: float) -> None:
-        """A retryable error came: the endpoint rests."""
+        """Record a retryable error: the endpoint gets no calls for a while."""
         if isinstance(error, StreamExpired):
-            return  # it is well, and asked for no pause
+            return  # the gateway is healthy and requested no pause
         with self._lock:
             endpoint = self._all[index]
             ceiling = min(MAX_PAUSE_SECONDS, BASE_PAUSE_SECONDS * 2.0 ** min(endpoint.failures, 16))
             pause = (error.retry_after_seconds or 0.0) + self._jitter.uniform(0.0, ceiling)
             endpoint.failures += 1
-            # The limit of a token is not escaped by asking elsewhere.
+            # A token's limit means that the caller must slow down, so no endpoint is called for a while.
             resting = self._all if isinstance(error, LimitReached) else [endpoint]
             for each in resting:
                 each.rests_until = max(each.rests_until, now + pause)
@@ -92,7 +93,7 @@ class Endpoints:
 
 
 class Attempts:
-    """The attempts at one call until a deadline, in seconds on the caller's monotonic clock."""
+    """The attempts of one call until a deadline, in seconds on the caller's monotonic clock."""
 
     def __init__(self, endpoints: Endpoints, deadline: float, turn: int | None = None) -> None:
         self._endpoints = endpoints
@@ -101,7 +102,7 @@ class Attempts:
         self._last: LabelmintError | None = None
 
     def next(self, now: float) -> tuple[int, float]:
-        """What `Endpoints.take` says; raises the last error where no time is left for another attempt."""
+        """Return what `Endpoints.take` returns. Raises the last error if no time is left for another attempt."""
         index, pause = self._endpoints.take(now, self._turn)
         self._turn = None
         if self._last is not None and now + pause >= self._deadline:
@@ -110,11 +111,11 @@ class Attempts:
         return index, min(pause, max(0.0, self._deadline - now))
 
     def remaining(self, now: float) -> float:
-        """Seconds that an attempt has: above 0, so that gRPC and not we say what became of it."""
+        """Return the seconds left for an attempt. They are above 0, so that gRPC itself reports an expired deadline."""
         return max(0.001, self._deadline - now)
 
     def failed(self, index: int, error: grpc.RpcError, now: float) -> LabelmintError:
-        """What the error means; raises that unless it is worth another attempt."""
+        """Translate and return a retryable error; raise any other one."""
         self._last = failure = translated(error, self._endpoints.name(index))
         if not failure.retryable:
             raise failure from error
@@ -123,14 +124,14 @@ class Attempts:
 
 
 class Healing:
-    """When a call or stream that is cut, maybe often in a row, says so: at first, each minute, and when it goes on."""
+    """Decides when to log retries of a call or stream: at the first failure, then each minute, and on recovery."""
 
     def __init__(self) -> None:
         self._began: float | None = None
         self._told = 0.0
 
     def cut(self, now: float) -> bool:
-        """Whether this end of the stream is worth a word."""
+        """Return whether to log this failure."""
         if self._began is None:
             self._began = now
         elif now - self._told < REMINDER_SECONDS:
@@ -139,16 +140,16 @@ class Healing:
         return True
 
     def healed(self, now: float) -> float | None:
-        """A message came: the seconds since the first cut, None where there was none."""
+        """Record a received message. Return the seconds since the first failure; None if there was no failure."""
         began, self._began = self._began, None
         return None if began is None else now - began
 
 
 class Walk:
-    """Where a stream is: what is asked for next, and what a message means.
+    """The state of a stream: it builds the next request and interprets each message.
 
-    The arguments are those of `Client.stream_samples`. `next_seed`: all seeds of the shard below it are done.
-    `rejected_count`: seeds rejected so far.
+    `Client.stream_samples` documents the arguments. `next_seed`: all lower seeds of the shard are done.
+    `rejected_count`: how many seeds were rejected so far.
     """
 
     def __init__(
@@ -174,7 +175,7 @@ class Walk:
         self._digest = model_digest or model.digest
         self._check_digest(model.digest)
         self._end_seed = end_seed
-        self._undelivered = count or None  # None: no matter how many
+        self._undelivered = count or None  # None: no limit
         self._options = (options or SampleOptions()).message(model.task)
         self._window = window
         self._rejected_before = 0
@@ -188,14 +189,15 @@ class Walk:
         return self._undelivered == 0 or self._seeds_left() == 0
 
     def request(self) -> pb.StreamSamplesRequest:
-        """What to ask for now."""
+        """Return the request for the rest of the walk."""
         self._rejected_before = self.rejected_count
         left = self._seeds_left()
         return pb.StreamSamplesRequest(
             model=self._model.name,
             model_version=self._model.version,
             start_seed=self.next_seed,
-            # No more can be accepted than seeds are left: at the end of a range little is minted in vain.
+            # No more samples can be accepted than seeds are left. With this limit, the gateway generates few samples
+            # beyond the end of the range.
             count=left if self._undelivered is None else min(self._undelivered, left),
             shard_index=self.shard_index,
             shard_count=self.shard_count,
@@ -204,7 +206,7 @@ class Walk:
         )
 
     def take(self, message: pb.StreamSamplesResponse) -> Sample | None:
-        """The sample to deliver, None for a heartbeat; raises ModelVersionGone where it is of other weights."""
+        """Return the sample to deliver, None for a heartbeat. Raises ModelVersionGone if its digest is another one."""
         sample = message.sample if message.HasField("sample") else None
         if sample is not None:
             self._check_digest(sample.model_digest)
@@ -217,7 +219,7 @@ class Walk:
         return sample_of(sample)
 
     def ended(self) -> None:
-        """The gateway says that there is no more."""
+        """Record that the gateway ended the stream normally: there are no more samples."""
         if not self.finished:
             self.next_seed = self._end_seed
 
@@ -231,7 +233,7 @@ class Walk:
         model = self._model
         raise ModelVersionGone(
             f"version {model.version} of model {model.name!r} now has digest {digest[:12]}..., this walk began with "
-            f"{self._digest[:12]}...; other weights give other samples: start anew",
+            f"{self._digest[:12]}...; other weights give other samples: start a new walk",
             grpc.StatusCode.FAILED_PRECONDITION,
             "MODEL_VERSION_GONE",
             {"model": model.name, "model_version": model.version, "model_digest": self._digest},

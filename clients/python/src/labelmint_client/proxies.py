@@ -1,8 +1,8 @@
-"""Which proxy of the environment gRPC goes through, as gRPC's core decides it.
+"""Finds the proxy from the environment that gRPC uses for an endpoint, by the rules of gRPC's core.
 
 Rules of this file:
-- This machine is reached directly: no proxy leads to its loopback addresses.
-- What is said of a proxy leaves out the name and password that its URL may hold.
+- gRPC reaches loopback addresses directly, because no proxy leads to them.
+- A message about a proxy leaves out the user name and password that its URL may contain.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _EXCEPTIONS = ("no_grpc_proxy", "no_proxy")
 
 
 def proxy_advice(target: str) -> str:
-    """What an error of a connection to HOST:PORT has to add; "" where no proxy lies between."""
+    """Return a hint for the error of a connection to HOST:PORT; "" if gRPC uses no proxy for it."""
     variable = next((name for name in _PROXIES if os.environ.get(name)), "")
     host = _host(target)
     exceptions = next((os.environ[name] for name in _EXCEPTIONS if os.environ.get(name)), "")
@@ -25,7 +25,7 @@ def proxy_advice(target: str) -> str:
     if not variable or direct or is_loopback(target):
         return ""
     shown = os.environ[variable].rpartition("@")[2].rpartition("://")[2]
-    return f"; the way goes through the proxy {shown} ({variable}): to go past it, set no_proxy={host}"
+    return f"; gRPC connects through the proxy {shown} ({variable}): to go past it, set no_proxy={host}"
 
 
 def _host(target: str) -> str:

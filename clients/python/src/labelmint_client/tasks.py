@@ -1,8 +1,8 @@
-"""What a client makes of the labels of each task.
+"""The table of tasks: where each task's labels are and what shape they have.
 
 Rules of this file:
-- The service names a model's task; code asks the `Task` what differs and compares no names.
-- `pull/labels.py` says how a task's labels are written to files.
+- The service names a model's task. Code looks up differences in the `Task` and compares no task names.
+- `pull/labels.py` says how the labels of a task are written to files.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from labelmint_client.messages import Model, Sample
 @dataclass(frozen=True)
 class Task:
     """
-    field: of `Sample`: what a network is trained to answer.
-    dtype, dims: of that array; in the dims, "R" stands for the resolution and "K" for the number of label names.
-    names, names_field: the field with the label names, of `Model` and of a model's JSON.
+    field: the field of `Sample` that is the training target.
+    dtype, dims: those of the target array. In `dims`, "R" is the resolution and "K" the number of label names.
+    names, names_field: the fields with the label names, in `Model` and in a model's JSON.
     """
 
     field: str
@@ -44,14 +44,14 @@ TASKS: Mapping[str, Task] = {
 
 
 def task_of(model: Model) -> Task:
-    """Raises ValueError for a task that this version of the client does not know."""
+    """Return the task of a model. Raises ValueError for a task that this version of the client does not know."""
     if model.task not in TASKS:
         raise ValueError(f"model {model.name!r} has task {model.task!r}, which this client does not know: update it")
     return TASKS[model.task]
 
 
 def target_of(sample: Sample) -> npt.NDArray[Any]:
-    """What a network is trained to answer for a sample's image; raises ValueError where it was left out."""
+    """Return the training target of a sample, the label or the keypoints. Raises ValueError if it was left out."""
     for task in TASKS.values():
         if (target := getattr(sample, task.field)) is not None:
             found: npt.NDArray[Any] = target

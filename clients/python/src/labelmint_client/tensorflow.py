@@ -1,8 +1,8 @@
 """Labeled samples as a `tf.data.Dataset`.
 
 Rules of this file:
-- Elements are pairs as Keras takes them: image uint8 [H,W,3], and label uint8 [H,W] or keypoints float32 [K,3].
-- Each iterator is a walk of its own from start_seed on.
+- Elements are pairs in Keras's form: image uint8 [H,W,3], and label uint8 [H,W] or keypoints float32 [K,3].
+- Each iterator is a new walk from start_seed on.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ def labeled_samples(
     window: int = 0,
     **settings: Any,
 ) -> tf.data.Dataset:
-    """The accepted samples of a range of seeds; one shard a replica.
+    """Return the accepted samples of a range of seeds. Give each replica its own shard.
 
-    The arguments are those of `Client.stream_samples`; `settings` those of `Client`.
+    `Client.stream_samples` documents the arguments, `Client` documents `settings`.
     """
     with Client(endpoints, **settings) as client:
         described = client.get_model(model)

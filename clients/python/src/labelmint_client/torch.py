@@ -1,11 +1,11 @@
-"""Labeled samples as a PyTorch dataset: split over ranks and workers, to be resumed at any batch.
+"""Labeled samples as a PyTorch dataset that is split over ranks and workers and can resume at any batch.
 
 Rules of this file:
-- Worker w of W on rank r takes shard r * W + w of the ranks' workers: the seeds congruent to it. No seed is in two
-  shards, none is in no shard.
-- A worker's state is its cursor, `next_seed`; everything else in it is what the run was started with, so that a run
-  that does not fit is refused and not mixed.
-- Nothing is connected before a worker iterates: a dataset can be forked, pickled and copied.
+- Worker w of W on rank r takes shard r * W + w, that is, the seeds congruent to it modulo the number of all workers.
+  Each seed is in exactly one shard.
+- The only part of a worker's state that changes is its cursor, `next_seed`. The rest describes the run. With it, a
+  state from a run with other settings is refused instead of mixed in.
+- Nothing connects before a worker iterates, so a dataset can be forked, pickled and copied.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Item = TypeVar("Item")
 
 
 def image_and_label(sample: Sample) -> tuple[torch.Tensor, torch.Tensor]:
-    """image uint8 [3,H,W], and label int64 [H,W] as cross_entropy wants it, or keypoints float32 [K,3]."""
+    """Return image uint8 [3,H,W], and label int64 [H,W] as cross_entropy needs it, or keypoints float32 [K,3]."""
     assert sample.image is not None
     image = torch.from_numpy(sample.image.transpose(2, 0, 1).copy())
     target = target_of(sample)
@@ -37,15 +37,15 @@ class LabeledSampleDataset(IterableDataset[Item]):
     """The accepted samples of the seeds from start_seed up to, not including, end_seed.
 
     endpoints, and `settings`: the arguments of `Client`.
-    options, window, model_version: those of `Client.stream_samples`.
-    transform: makes an item of a `Sample`; without it items are those of `image_and_label`.
-    rank, world_size: of this process; by itself what torch.distributed says when iteration begins, else the variables
-    RANK and WORLD_SIZE; where a loader prepared by Accelerate reads the dataset, Accelerate divides it.
-    fixed: each pass has the same seeds, whatever `set_epoch` says, as libraries do by themselves: for validation.
-    resume: what `merge_states` made of another run's states: its samples do not come again.
+    options, window, model_version: the arguments of `Client.stream_samples`.
+    transform: turns a `Sample` into an item. The default is `image_and_label`.
+    rank, world_size: those of this process. The default comes from torch.distributed when iteration begins, else from
+    the variables RANK and WORLD_SIZE. If a loader prepared by Accelerate reads the dataset, Accelerate divides it.
+    fixed: each pass has the same seeds, even if a library calls `set_epoch`. Use it for validation.
+    resume: the result of `merge_states` for the states of another run, whose samples are then skipped.
 
-    Without end_seed the dataset is one pass without end. With it a pass is a fixed set, each time the same, as a
-    validation set should be; for training `set_epoch` gives each pass new seeds.
+    Without end_seed the dataset is one endless pass. With it, each pass is the same fixed set, as validation needs it.
+    For training, `set_epoch` gives each pass new seeds.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class LabeledSampleDataset(IterableDataset[Item]):
             raise ValueError(f"start_seed {start_seed}, end_seed {end_seed}: they are 0 to {SEED_END}, in this order")
         options = options or SampleOptions()
         if transform is image_and_label and (options.omit_image or options.omit_label):
-            raise ValueError("options leave out the image or the label: give a transform that can do without it")
+            raise ValueError("options leave out the image or the label: give a transform that does not need it")
         if (rank is None) != (world_size is None):
             raise ValueError("rank and world_size belong together; give both")
         if rank is not None and world_size is not None and not 0 <= rank < world_size:
@@ -82,10 +82,10 @@ class LabeledSampleDataset(IterableDataset[Item]):
         self._window = window
         self._transform = transform
         self._given: Place | None = None if rank is None or world_size is None else (rank, world_size)
-        # What a worker that is not forked is told by the process that starts it: its place, or why there is none.
+        # The place that the starting process passes to a worker that is not forked, or the reason why there is none.
         self._told: Place | str | None = None
         self._fixed = fixed
-        # In shared memory: persistent workers see what the trainer sets.
+        # In shared memory, so that persistent workers see the epoch that the training process sets.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._begin: dict[str, Any] = {
             "model_version": "",
@@ -99,9 +99,9 @@ class LabeledSampleDataset(IterableDataset[Item]):
         self._state: dict[str, Any] = {}
 
     def set_epoch(self, epoch: int) -> None:
-        """From the next pass on, epoch e takes the seeds of the range shifted by e times its length.
+        """Shift the range of seeds by `epoch` times its length, from the next pass on.
 
-        Raises ValueError where that leads beyond the last seed. Keep seeds for validation below start_seed.
+        Raises ValueError if the range would then end beyond the last seed. Keep validation seeds below start_seed.
         """
         start, end = self._range
         if self._fixed:
@@ -125,7 +125,7 @@ class LabeledSampleDataset(IterableDataset[Item]):
         if self._begin["epoch"] != epoch:
             state["done"] = []
         state["next_seed"] = max([start, *(min(layer) for layer in state["done"])])
-        # A state that was loaded is for one pass: the one that it was saved in.
+        # A loaded state applies to one pass only: the one in which it was saved.
         loaded, self._loaded = self._loaded, None
         if loaded is not None and loaded["epoch"] >= epoch:
             state |= loaded
@@ -150,27 +150,27 @@ class LabeledSampleDataset(IterableDataset[Item]):
         return place_of(self, self._given, in_worker=in_worker, ends=self._range[1] < SEED_END)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where this process is in its pass: small, and of plain numbers and texts.
+        """Return the position of this process in its pass, as a small dict of numbers, strings and lists.
 
-        Raises ValueError where Accelerate reads in one process for all: the state would be ahead of what was delivered.
+        Raises ValueError if one process of Accelerate reads for all: the state would be ahead of the delivered samples.
         """
         if is_dispatched(self):
             raise ValueError(
-                "Accelerate fetches ahead the batches that it dispatches, so that a run that is resumed with this "
-                "state would lose samples: give DataLoaderConfiguration(dispatch_batches=False), or no "
+                "Accelerate prefetches the batches that it dispatches, so a run that is resumed with this state "
+                "would lose samples: give DataLoaderConfiguration(dispatch_batches=False), or leave out "
                 "use_stateful_dataloader"
             )
         return dict(self._state)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The next pass goes on where the state was taken, in a run of as many ranks and workers."""
+        """Let the next pass resume where the state was taken. The numbers of ranks and workers must be the same."""
         self._loaded = state
         self._state = dict(state)
 
     def _walk(self, state: dict[str, Any], loaded: Mapping[str, Any] | None, end_seed: int) -> Iterator[Item]:
         done: list[list[int]] = state["done"]
-        # Only now: Accelerate's stateful loaders call `iter` when they are prepared, before it is seen that they
-        # divide, and in processes that never read.
+        # The shard is determined only now. Accelerate's stateful loaders call `iter` when they are prepared: that is
+        # before one can see that they divide the samples, and also in processes that never read.
         state |= self._shard()
         if loaded is not None:
             _check_fits(loaded, state)
@@ -198,23 +198,23 @@ class LabeledSampleDataset(IterableDataset[Item]):
 
 
 def merge_states(states: Iterable[Any]) -> dict[str, Any]:
-    """What was done by all workers of all ranks, for a run of another number of them: the dataset's `resume`.
+    """Merge the states of all ranks into the dataset's `resume`, for a run with another number of ranks or workers.
 
-    states: one a rank, of the dataset or of the StatefulDataLoader around it. The result is small: a cursor for each
-    old worker. Raises ValueError where a worker's state is missing or they are of different runs.
+    states: one per rank, from the dataset or from the StatefulDataLoader around it. The result is small: one cursor per
+    old worker. Raises ValueError if a worker's state is missing or the states come from different runs.
     """
     found = sorted((state for each in states for state in _worker_states(each)), key=lambda state: state["shard_index"])
     if not found:
-        raise ValueError("no state of a LabeledSampleDataset is in there")
+        raise ValueError("found no state of a LabeledSampleDataset in the given states")
     run = {key: found[0][key] for key in ("shard_count", "epoch", "done")}
     if any({key: state[key] for key in run} != run for state in found):
-        raise ValueError("the states are of different runs or epochs")
+        raise ValueError("the states come from different runs or epochs: give states that were saved together")
     digests = {state["model_digest"] for state in found} - {""}  # empty before a worker's first sample
     if len(digests) > 1:
-        raise ValueError(f"the states are of models with different digests: {', '.join(sorted(digests))}")
+        raise ValueError(f"the states come from models with different digests: {', '.join(sorted(digests))}")
     shards = [state["shard_index"] for state in found]
     if shards != list(range(run["shard_count"])):
-        raise ValueError(f"there were workers 0 to {run['shard_count'] - 1}, and states of {shards}: give each once")
+        raise ValueError(f"the run had workers 0 to {run['shard_count'] - 1}, and states of {shards}: give each once")
     layers = [*run["done"], [state["next_seed"] for state in found]]
     reached = max(min(layer) for layer in layers)  # below it everything is done
     return {
@@ -226,21 +226,19 @@ def merge_states(states: Iterable[Any]) -> dict[str, Any]:
 
 
 def _check_fits(state: Mapping[str, Any], run: Mapping[str, Any]) -> None:
-    """Raises ValueError where a state that is loaded is of another epoch or split than this run."""
+    """Raises ValueError if a loaded state comes from another epoch or another division into shards than this run."""
     if state["epoch"] != run["epoch"]:
-        raise ValueError(
-            f"the state is of epoch {state['epoch']}: call set_epoch({state['epoch']}) before it is loaded"
-        )
+        raise ValueError(f"the state is of epoch {state['epoch']}: call set_epoch({state['epoch']}) before you load it")
     for key in ("shard_index", "shard_count"):
         if state[key] != run[key]:
             raise ValueError(
-                f"the state has {key} {state[key]}, this run {run[key]}: where the number of ranks or workers changed, "
-                "give the states of all ranks to merge_states, and the result to the dataset as `resume`"
+                f"the state has {key} {state[key]}, this run has {run[key]}: if the number of ranks or workers has "
+                "changed, give the states of all ranks to merge_states, and the result to the dataset as `resume`"
             )
 
 
 def _worker_states(state: Any) -> Iterator[Mapping[str, Any]]:
-    """The dataset's states, wherever they are in a loader's."""
+    """Yield the dataset's states from anywhere inside the state of a loader."""
     if isinstance(state, Mapping):
         if "next_seed" in state and "shard_index" in state:
             yield state

@@ -1,8 +1,9 @@
-"""Data sets on disk: `pull` writes the accepted samples of a walk, `verify` checks what was written.
+"""Data sets on disk: `pull` writes the accepted samples of a walk, and `verify` checks the written files.
 
 Rules of this package:
-- `pulling` and `verifying` decide, `directory` writes; each format is a module of its own, listed in `formats`.
-- It needs the extra `pull`.
+- `pulling` and `verifying` make the decisions, and `directory` writes the files. Each format has its own module, listed
+  in `formats`.
+- The package needs the extra `pull`.
 """
 
 from labelmint_client.pull.errors import PullError

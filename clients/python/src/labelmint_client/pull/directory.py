@@ -1,10 +1,11 @@
-"""The directory that a pull writes to: its lock, files that appear whole, and what is done so far.
+"""The directory that a pull writes to: its lock, atomic file writes, and the record of completed shards.
 
 Rules of this file:
-- A file is written aside and renamed: whatever is killed, and whenever, what has its final name is whole.
-- What is done is what the parts in the state directory say. A part is written when all files that it speaks of are on
-  the disk; what was written after the last part is written again, with the same bytes.
-- `manifest.json` is the last file that is written. The parts stay, so that a complete pull can be extended.
+- Each file is written under a temporary name and then renamed. So a file with its final name is always complete, even
+  if the process was killed.
+- The parts in the state directory record what is done. A part is written after all its files are on the disk. Files
+  that were written after the last part are written again, with the same bytes.
+- `manifest.json` is written last. The parts stay, so that a complete pull can be extended.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ _CHUNK = 1 << 20
 
 
 def to_json(value: Any) -> bytes:
-    """One line, keys in alphabetical order: the same value has the same bytes."""
+    """Return one line of JSON. The keys are sorted, so that the same value always has the same bytes."""
     return json.dumps(value, sort_keys=True).encode() + b"\n"
 
 
 def record(directory: Path, name: str) -> Json:
-    """`path` below the directory, size in `bytes` and `sha256` in hexadecimal of a file; raises OSError."""
+    """Return `path` below the directory, size in `bytes` and `sha256` in hexadecimal of a file. Raises OSError."""
     digest = hashlib.sha256()
     with (directory / name).open("rb") as file:
         while chunk := file.read(_CHUNK):
@@ -43,9 +44,9 @@ def record(directory: Path, name: str) -> Json:
 
 
 class PullDirectory:
-    """A directory under the lock of this process, made where it is missing. A context manager.
+    """A directory that this process has locked; it is created if missing. A context manager.
 
-    Raises PullError when another pull writes to it, or when it holds something else.
+    Raises PullError if another pull is writing to the directory, or if it contains something other than a pull.
     """
 
     def __init__(self, path: Path) -> None:
@@ -53,7 +54,7 @@ class PullDirectory:
         self._state = path / _STATE
         self._unsettled: list[Path] = []
         if path.exists() and not self._state.is_dir() and (not path.is_dir() or any(path.iterdir())):
-            raise PullError(f"{path} exists and holds no unfinished pull; name a directory that is empty or new")
+            raise PullError(f"{path} exists and holds no unfinished pull; name an empty or new directory")
         self._state.mkdir(parents=True, exist_ok=True)
         self._lock = filelock.FileLock(self._state / "lock", blocking=False)
         try:
@@ -69,44 +70,44 @@ class PullDirectory:
 
     @property
     def aside(self) -> Path:
-        """Where the file that is published next is written."""
+        """The temporary path of the file that is published next."""
         return self._state / "aside"
 
     def publish(self, name: str) -> Json:
-        """Gives what was written aside its name; returns its record."""
+        """Rename the temporary file to `name` and return its record."""
         self._rename_aside(self.path / name)
         return record(self.path, name)
 
     def write(self, name: str, data: bytes) -> Json:
-        """Publishes a file with this content; returns its record."""
+        """Publish a file with this content and return its record."""
         self.aside.write_bytes(data)
         self._rename_aside(self.path / name)
         return {"path": name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
     def header(self) -> Json | None:
-        """What the whole pull must hold to, as `begin` was told; None before that."""
+        """Return the header that was given to `begin`, which holds for the whole pull; None before `begin`."""
         return _read(self._state / _HEADER)
 
     def begin(self, header: Json) -> None:
-        """From now on the directory holds a pull that is not complete, also where it held a smaller one that was."""
+        """Begin an incomplete pull. If the directory holds a smaller complete pull, that becomes incomplete too."""
         self._write_state(_HEADER, header)
         (self.path / MANIFEST).unlink(missing_ok=True)
         self._settle()
 
     def add_part(self, index: int, part: Json) -> None:
-        """All files of shard `index` are published; it replaces what there was of this shard."""
+        """Record that all files of shard `index` are published. This replaces an earlier record of the shard."""
         self._settle()
         self._write_state(_part(index), part)
 
     def parts(self) -> Iterator[Json]:
-        """The shards that are done, in order, one in memory at a time; the last may have room for more samples."""
+        """Yield the completed shards in order, one in memory at a time. The last one may have room for more samples."""
         index = 0
         while (part := _read(self._state / _part(index))) is not None:
             yield part
             index += 1
 
     def complete(self, manifest: Json) -> None:
-        """Writes the manifest, with which the pull is complete."""
+        """Write the manifest, which makes the pull complete."""
         self._settle()
         self.write(MANIFEST, json.dumps(manifest, indent=2, sort_keys=True).encode() + b"\n")
         self._settle()
@@ -122,7 +123,7 @@ class PullDirectory:
         self._unsettled.append(target)
 
     def _settle(self) -> None:
-        """What was renamed survives a loss of power from now on."""
+        """Sync the renamed files to the disk, so that they survive a loss of power."""
         for path in (*self._unsettled, *sorted({path.parent for path in self._unsettled}), self.path):
             descriptor = os.open(path, os.O_RDONLY)
             try:
@@ -133,12 +134,12 @@ class PullDirectory:
 
 
 def completed(path: Path) -> Json | None:
-    """The manifest of a complete pull, None where there is none."""
+    """Return the manifest of a complete pull, None if there is none."""
     return _read(path / MANIFEST)
 
 
 def extensible(path: Path) -> bool:
-    """Whether a complete pull has what more samples can be added to."""
+    """Whether a complete pull still has the state that is needed to add samples."""
     return (path / _STATE / _HEADER).exists()
 
 
@@ -154,5 +155,5 @@ def _read(path: Path) -> Json | None:
     except ValueError as error:
         raise PullError(f"{path} is damaged ({error}); remove {path.parent} and pull again") from None
     if not isinstance(content, dict):
-        raise PullError(f"{path} is no object of JSON; remove {path.parent} and pull again")
+        raise PullError(f"{path} is not a JSON object; remove {path.parent} and pull again")
     return content

@@ -1,7 +1,7 @@
-"""The one error of pulling and verifying that is not the service's."""
+"""The error of pulling and verifying that does not come from the service."""
 
 from __future__ import annotations
 
 
 class PullError(Exception):
-    """What is wrong with a directory or an option, and what to do; its message is one line."""
+    """A directory or an option is wrong. The message is one line: the problem, and what to do."""

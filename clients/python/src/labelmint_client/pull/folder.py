@@ -1,8 +1,8 @@
-"""Samples as a directory of images and a directory of labels: `images/SEED.png`, and `labels/SEED.png` or
+"""Writes samples as a directory of images and a directory of labels: `images/SEED.png`, and `labels/SEED.png` or
 `keypoints/SEED.json`.
 
 Rules of this file:
-- `metadata.jsonl` pairs images and labels for the `imagefolder` of Hugging Face `datasets`.
+- `metadata.jsonl` pairs images and labels for the `imagefolder` loader of Hugging Face `datasets`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ METADATA = "metadata.jsonl"
 
 
 class Writer:
-    """Two files a sample."""
+    """Writes two files per sample."""
 
     def __init__(self, directory: PullDirectory, model: Model, label_mode: LabelMode) -> None:
         self._directory = directory
@@ -25,7 +25,7 @@ class Writer:
         self._palette = model.palette if label_mode == "palette" else None
 
     def reopen(self, files: list[Json], samples: int) -> None:
-        pass  # what the shard has so far are files of their own
+        pass  # nothing to reopen: each sample of the shard has its own files
 
     def add(self, written: Written) -> Kept:
         image = self._directory.write(f"images/{written.key}.png", image_png(written.image))

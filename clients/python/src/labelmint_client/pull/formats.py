@@ -1,9 +1,9 @@
-"""What a format of a pull is.
+"""The interface of the formats of a pull.
 
 Rules of this file:
-- A format writes files by way of the PullDirectory only. It is told of each sample once, in order, and of each shard's
-  end; between shards it keeps nothing but what is in the parts, for the next shard may be another process's.
-- The module of a format is imported when it is used: it may need libraries that the others do not.
+- A format writes files only through the PullDirectory. It receives each sample once, in order, and the end of each
+  shard. Between shards it keeps only what is in the parts, because another process may write the next shard.
+- The module of a format is imported when it is used, because it may need libraries that other formats do not need.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ LabelMode = Literal["palette", "ids"]
 
 @dataclass(frozen=True, eq=False)
 class Written:
-    """A sample as it is written."""
+    """A sample in the form in which formats write it."""
 
     seed: int
     image: Bytes  # uint8 [H,W,3]
     label: Bytes | None  # uint8 [H,W] of class ids, 255 where ignored; None for a model of keypoints
-    evidence: dict[str, Any]  # for JSON
+    evidence: dict[str, Any]  # the sample's other fields, ready for JSON
 
     @property
     def key(self) -> str:
-        """The sample's name in the data set: its seed in ten digits."""
+        """The sample's name in the data set: its seed, in ten digits."""
         return f"{self.seed:010d}"
 
 
 @dataclass(frozen=True)
 class Kept:
-    """What the part keeps of a sample: the records of the files that hold it alone, and annotations for `finish`."""
+    """What a part keeps of a sample: the records of the sample's own files, and the annotations for `finish`."""
 
     files: list[Json] = field(default_factory=list)
     annotations: list[Json] = field(default_factory=list)
@@ -47,19 +47,19 @@ class Format(Protocol):
     """Writes one pull in one process."""
 
     def reopen(self, files: list[Json], samples: int) -> None:
-        """Goes on with a shard that has so many samples; `files` are what `end_shard` returned for them."""
+        """Continue a shard that has this many samples. `files` is what `end_shard` returned for it."""
 
     def add(self, written: Written) -> Kept:
-        """Takes a sample of the shard."""
+        """Add a sample to the shard."""
 
     def end_shard(self, index: int) -> list[Json]:
-        """Publishes what holds the shard as a whole; returns the records of these files."""
+        """Publish the files that hold the whole shard and return their records."""
 
     def finish(self) -> list[Json]:
-        """After the last shard, publishes what the pull has one of; returns the records of these files."""
+        """After the last shard, publish the files that exist once per pull and return their records."""
 
 
 def open_format(name: str, directory: PullDirectory, model: Model, label_mode: LabelMode) -> Format:
-    """The format of that name, one of FORMATS; `label_mode` is for those that write labels as PNG."""
+    """Return the format of that name, one of FORMATS. `label_mode` is for formats that write labels as PNG."""
     opened: Format = import_module(f"labelmint_client.pull.{name}").Writer(directory, model, label_mode)
     return opened

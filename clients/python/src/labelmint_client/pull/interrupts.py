@@ -1,7 +1,7 @@
-"""Steps that a signal does not cut in two.
+"""Delays signals until the end of a step that must not be interrupted.
 
 Rules of this file:
-- What a signal does is decided by whoever set its handler; it is only put off until the step has ended.
+- The caller's own handler still handles the signal. This module only delays the call of the handler.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def put_off() -> Iterator[None]:
-    """The first SIGINT or SIGTERM in the block is handled when the block has ended, the second at once.
+    """Handle the first SIGINT or SIGTERM in the block only after the block. A second one is handled at once.
 
-    Without effect in other threads than the main one, which alone handles signals.
+    This has an effect in the main thread only, because only the main thread handles signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,9 +1,11 @@
-"""How keypoints are written: a position and a confidence for each name.
+"""Writes keypoints: a position and a confidence for each name.
 
 Rules of this file:
-- COCO gives `keypoints.json`: an annotation for each image. The box is the image, because the generator draws one
-  object that fills it. A keypoint of less than MIN_CONFIDENCE is not labelled: visibility and coordinates 0, else 2.
-- A model's left and right are the image's, COCO's the person's: `left_eye` of the model is `right_eye` in COCO.
+- COCO gets `keypoints.json`, with one annotation per image. The box is the whole image, because the generator draws one
+  object that fills it. A keypoint with a confidence below MIN_CONFIDENCE counts as not labeled: its visibility and
+  coordinates are 0. The visibility of the others is 2.
+- Left and right in a model's names are those of the image; COCO uses those of the person. So the model's `left_eye` is
+  `right_eye` in COCO.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ def fields(sample: Sample, model: Model) -> dict[str, Any]:
 
 
 def members(written: Written) -> dict[str, bytes]:
-    """None: the JSON has them."""
+    """Return no members, because the JSON of the sample has the keypoints."""
     return {}
 
 

@@ -1,7 +1,8 @@
-"""How the labels of each task are written to files: the one table from a task to what differs.
+"""The table from each task to the module that writes its labels to files.
 
 Rules of this file:
-- A format asks this table and compares no names of tasks; a task's own file has what differs.
+- A format looks up the task's module here and compares no task names. All differences between tasks are in these
+  modules.
 """
 
 from __future__ import annotations
@@ -15,50 +16,50 @@ from labelmint_client.pull.directory import Json
 from labelmint_client.pull.formats import LabelMode, Written
 from labelmint_client.pull.pixels import Bytes
 
-# A COCO file: its name, its categories, and which of an annotation's forms its `segmentation` is ("" for none).
+# A COCO file: its name, its categories, and the form of annotation that goes into `segmentation` ("" for none).
 CocoFile: TypeAlias = tuple[str, list[Json], str]
 
 
 class Labels(Protocol):
-    """The contents of a task's file. A palette is None where labels are written as gray PNGs."""
+    """The interface of a task's module. A palette is None if labels are written as gray PNGs."""
 
-    # Whether the label is an image of class ids, whose PNG may have a palette and whose pixels may be ignored.
+    # Whether the label is an image of class ids. Only such a label may have a palette and ignored pixels.
     HAS_LABEL_IMAGE: bool
-    # The fields that the task adds to a sample's JSON, as samples of other tasks have them.
+    # The fields that the task adds to a sample's JSON, with their values in samples of other tasks.
     NO_FIELDS: dict[str, Any]
-    # The column of a Parquet file.
+    # The label's column in a Parquet file.
     COLUMN: str
-    # What a reader of the COCO files has to know, "" for nothing.
+    # A note for readers of the COCO files, "" for none.
     COCO_NOTE: str
-    # The call that opens a pull, by format; without `parquet` and `datasets`, which are the same for all tasks.
+    # The code that opens a pull, by format. `parquet` and `datasets` are missing: their code is the same for all tasks.
     CALLS: dict[str, str]
 
     def fields(self, sample: Sample, model: Model) -> dict[str, Any]:
-        """The fields that the task adds to a sample's JSON."""
+        """Return the fields that the task adds to a sample's JSON."""
 
     def members(self, written: Written) -> dict[str, bytes]:
-        """The members of a WebDataset sample, by suffix, beside the image and the JSON."""
+        """Return the further members of a WebDataset sample, by suffix, besides the image and the JSON."""
 
     def file(self, written: Written, palette: Bytes | None) -> tuple[str, bytes]:
-        """The path and the content of a sample's own file in a folder."""
+        """Return the path and content of a sample's label file in the format `folder`."""
 
     def metadata(self, line: Json, path: str) -> Json:
-        """What metadata.jsonl says of a sample, whose manifest line and file these are."""
+        """Return the label's fields in metadata.jsonl, for a sample with this manifest line and label file."""
 
     def column_type(self) -> Any:
-        """The type of COLUMN, a pyarrow.DataType."""
+        """Return the type of COLUMN, a pyarrow.DataType."""
 
     def cell(self, written: Written, palette: Bytes | None) -> Any:
-        """The value of COLUMN."""
+        """Return the value of COLUMN."""
 
     def coco_annotations(self, written: Written, model: Model) -> list[Json]:
-        """The COCO annotations of a sample, without ids."""
+        """Return the COCO annotations of a sample, without ids."""
 
     def coco_files(self, model: Model) -> list[CocoFile]:
-        """The COCO files of a pull."""
+        """Return the COCO files of a pull."""
 
     def remarks(self, name: str, label_mode: LabelMode) -> list[str]:
-        """What the README of a pull in the format of that name has to say about labels."""
+        """Return paragraphs about labels for the README of a pull in the format `name`."""
 
 
 _LABELS: Mapping[str, Labels] = {"segmentation": segmentation, "keypoints": keypoints}

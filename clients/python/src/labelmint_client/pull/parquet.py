@@ -1,9 +1,9 @@
-"""Samples as Parquet that Hugging Face `datasets` reads: `data/train-00000.parquet` and so on.
+"""Writes samples as Parquet files for Hugging Face `datasets`: `data/train-00000.parquet` and so on.
 
 Rules of this file:
-- `image` and `label` are structs of `bytes` (PNG) and `path`, declared as the feature Image, so that they come back as
-  PIL images. The label, a palette or gray PNG, is its class ids as an array.
-- Row groups are small, because a reader holds a whole one to get one image.
+- `image` and `label` are structs of `bytes` (PNG) and `path`, declared as the feature Image. So `datasets` returns PIL
+  images. The label is a palette or gray PNG; as an array, it holds the class ids.
+- Row groups are small, because a reader must load a whole row group to get one image.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _EVIDENCE = {
 
 
 class Writer:
-    """A file a shard."""
+    """Writes one file per shard."""
 
     def __init__(self, directory: PullDirectory, model: Model, label_mode: LabelMode) -> None:
         self._directory = directory
@@ -53,7 +53,7 @@ class Writer:
         told = json.dumps({"info": {"features": features}}, sort_keys=True)
         self._schema = pa.schema(types.items(), metadata={"huggingface": told})
         self._rows: list[dict[str, Any]] = []
-        self._file: Any = None  # a pq.ParquetWriter, which has no types
+        self._file: Any = None  # a pq.ParquetWriter, which has no type annotations
 
     def reopen(self, files: list[Json], samples: int) -> None:
         (file,) = files
@@ -93,7 +93,7 @@ class Writer:
 
 
 def _feature(kind: pa.DataType) -> Any:
-    """What `datasets` calls a type."""
+    """Return the description of a type in `datasets`."""
     if kind == _IMAGE:
         return {"_type": "Image"}
     if pa.types.is_list(kind):

@@ -1,8 +1,8 @@
-"""Images and labels as the PNGs and arrays that the gateway writes. Pure functions of arrays.
+"""Encodes images and labels as the same PNG and NumPy files that the gateway writes. Pure functions of arrays.
 
 Rules of this file:
-- Same arrays, same bytes: no time stamps, and the compression that the gateway uses.
-- 255 in a label means: train on nothing here.
+- The same arrays give the same bytes: there are no time stamps, and the compression is that of the gateway.
+- 255 in a label is the ignore label: training leaves out these pixels.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _IGNORE_COLOUR = (224, 224, 192)  # PASCAL VOC's
 
 
 def image_png(image: Bytes) -> bytes:
-    """uint8 [H,W,3] as RGB PNG."""
+    """Encode an image, uint8 [H,W,3], as an RGB PNG."""
     return _png(Image.fromarray(image), _IMAGE_STRATEGY)
 
 
 def label_png(label: Bytes, palette: Bytes | None) -> bytes:
-    """Class ids uint8 [H,W] as a palette PNG whose indices they are; palette uint8 [K,3], K at most 255.
+    """Encode class ids, uint8 [H,W], as the indices of a palette PNG; palette uint8 [K,3], K at most 255.
 
-    Without a palette they are the values of an 8-bit gray PNG.
+    Without a palette, the class ids are the values of an 8-bit gray PNG.
     """
     picture = Image.fromarray(label)
     if palette is None:
@@ -47,17 +47,17 @@ def label_png(label: Bytes, palette: Bytes | None) -> bytes:
 
 
 def label_npy(label: Bytes) -> bytes:
-    """The label as a NumPy file."""
+    """Encode the label as a NumPy file."""
     buffer = io.BytesIO()
     np.save(buffer, label, allow_pickle=False)
     return buffer.getvalue()
 
 
 def written_label(sample: Sample, ignore_js_quantile: float | None) -> Bytes | None:
-    """The label as it is written, uint8 [H,W]; None for a model of keypoints.
+    """Return the label to write, uint8 [H,W]; None for a keypoint model.
 
-    With a quantile, pixels whose JS is above that quantile of the same image's js_map are IGNORE. The quantile is one
-    of the values of the map (the next higher one), so that no library's interpolation is part of the label.
+    With a quantile, pixels whose JS divergence is above that quantile of the image's js_map become IGNORE. The quantile
+    is one of the values of the map (the next higher one). So the label does not depend on a library's interpolation.
     """
     if sample.label is None or ignore_js_quantile is None:
         return sample.label

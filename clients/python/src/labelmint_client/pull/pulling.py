@@ -1,11 +1,11 @@
-"""Writes the samples of a walk into a directory, goes on where a killed pull stopped, and ends with the same bytes.
+"""Writes the samples of a walk into a directory. A killed pull can continue, and ends with the same bytes.
 
 Rules of this file:
-- What is written depends on the options and the model alone: no time, no host, no order of arrival.
-- A pull keeps to the model version, digest and calibration that it began with.
-- What is done is a number of shards, of which the last may have room. Whatever ends a pull, what it received is a shard
-  then; only a kill loses the one that was under way.
-- More samples go into the room of the last shard and into further ones, as if they had been asked for at once.
+- The written bytes depend only on the options and the model, not on time, host or order of arrival.
+- A pull stays with the model version, digest and calibration that it began with.
+- Completed work is a number of shards; the last one may be partly full. If a pull ends early, the samples that it
+  received become a shard. Only a kill loses the current shard.
+- Further samples first fill the last shard and then go into new ones. The result is the same as that of a single pull.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ SAMPLES = "samples.jsonl"
 
 @dataclass(frozen=True)
 class PullOptions:
-    """What is pulled; raises PullError where that cannot be.
+    """The options of a pull; raises PullError for invalid ones.
 
-    model, model_version: the version that is the highest now, where none is named.
-    count: samples to write. All are accepted ones, unless `sample.include_rejected` is set.
-    format: what they are written as.
-    start_seed, shard_index, shard_count: the walk, as in `Client.stream_samples`; `count` is this shard's.
-    samples_per_shard: of a tar or Parquet file; a pull that is killed does no more than these again.
-    label_mode: what the values of label PNGs look like in `folder` and `parquet`: coloured ("palette") or gray ("ids").
-    ignore_js_quantile: 0 to 1; pixels whose JS is above this quantile of their own image's become 255.
-    sample: gate, truncation and mixing. What is delivered and how it travels is the pull's to choose.
+    model, model_version: the model and its version. Without a version, the pull takes the highest one at its beginning.
+    count: how many samples to write. All are accepted ones, unless `sample.include_rejected` is set.
+    format: the format of the data set.
+    start_seed, shard_index, shard_count: the walk, as in `Client.stream_samples`; `count` is for this shard alone.
+    samples_per_shard: samples per tar or Parquet file. A killed pull repeats at most this many samples.
+    label_mode: the kind of label PNGs in `folder` and `parquet`: coloured ("palette") or gray ("ids").
+    ignore_js_quantile: 0 to 1; pixels whose JS divergence is above this quantile of their own image become 255.
+    sample: gate, truncation and style mixing. The pull itself chooses the other options.
     """
 
     model: str
@@ -65,17 +65,17 @@ class PullOptions:
             (self.label_mode not in ("palette", "ids"), f"label_mode is {self.label_mode!r}; give 'palette' or 'ids'"),
             (
                 self.label_mode == "ids" and self.format not in ("folder", "parquet"),
-                f"format {self.format!r} writes no label PNGs that label_mode could be for",
+                f"format {self.format!r} writes no label PNGs: leave out label_mode",
             ),
             (self.samples_per_shard < 1, f"samples_per_shard is {self.samples_per_shard}; give at least 1"),
             (quantile is not None and not 0 <= quantile <= 1, f"ignore_js_quantile is {quantile}; give 0 to 1"),
-            (self.sample != gate, "a pull itself chooses image_encoding, include_js_map, omit_image and omit_label"),
+            (self.sample != gate, "leave out image_encoding, include_js_map, omit_image, omit_label: a pull sets them"),
         ):
             if wrong:
                 raise PullError(what)
 
     def wire(self) -> SampleOptions:
-        """What each sample is asked for with."""
+        """Return the options of the requests to the service."""
         return dataclasses.replace(self.sample, include_js_map=self.ignore_js_quantile is not None)
 
     def to_json(self) -> Json:
@@ -91,7 +91,7 @@ _GATE = ("truncation_psi", "max_js", "max_quantile", "include_rejected", "style_
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a pull is, earlier runs included: samples taken, how many of them accepted, and seeds walked over."""
+    """The progress of a pull, including earlier runs: samples taken, accepted ones among them, and seeds passed."""
 
     done: int
     accepted: int
@@ -101,11 +101,11 @@ class Progress:
 def pull(
     client: Client, options: PullOptions, out: Path | str, on_progress: Callable[[Progress], None] = lambda _: None
 ) -> Json:
-    """Writes the samples into the directory `out`, or the rest of them; returns the manifest.
+    """Write the samples, or the rest of them, into the directory `out` and return the manifest.
 
-    Called again after any end, with the same options, it goes on; a complete directory is left as it is, without a
-    call to the service. With a larger count it goes on too, also where the smaller one is complete, and ends with the
-    bytes of one pull of that count. Raises PullError, and LabelmintError where the service is the cause.
+    After an interruption, a call with the same options continues the pull. A complete directory stays unchanged; the
+    service is not called then. A larger count extends a pull, even a complete one, and gives the bytes of a single pull
+    of that count. Raises PullError, and LabelmintError for errors of the service.
     """
     out = Path(out)
     manifest = completed(out)
@@ -115,19 +115,19 @@ def pull(
             return manifest
         if not extensible(out):
             raise PullError(
-                f"{out} is complete and cannot be extended: it has no .labelmint-pull, which an earlier version did "
-                "not keep; pull the further samples into another directory"
+                f"{out} is complete and cannot be extended: it has no .labelmint-pull, which earlier versions removed; "
+                "pull the further samples into another directory"
             )
     try:
         with PullDirectory(out) as directory:
             return _Pull(client, options, directory).run(on_progress)
     except OSError as error:
         what = f"{error.filename or out}: {os.strerror(error.errno) if error.errno else error}"
-        raise PullError(f"{what}; the shards that are done are kept: the same command goes on from there") from error
+        raise PullError(f"{what}; completed shards are kept: run the same command to continue") from error
 
 
 class _Pull:
-    """A pull in a directory that this process holds."""
+    """A pull in a directory that this process has locked."""
 
     def __init__(self, client: Client, options: PullOptions, directory: PullDirectory) -> None:
         self._client = client
@@ -137,12 +137,12 @@ class _Pull:
         self._begun = header is not None and header["request"]["count"] == options.count
         self._model, self._header = self._keep_to(header)
         self._format = open_format(options.format, directory, self._model, options.label_mode)
-        # What the parts say is done, but for a last one with room, and what the shard under way has.
+        # The completed shards as recorded by the parts, without a last one that has room; then the current shard.
         self._next_shard, self._done, self._accepted, self._next_seed = 0, 0, 0, options.start_seed
         self._samples: list[Json] = []
         self._samples_accepted = 0
         self._with_room: Json | None = None
-        self._whole = False  # whether what was received can be made a shard
+        self._whole = False  # whether the received samples can become a shard now
         last = None
         for last in directory.parts():
             self._count(last)
@@ -160,7 +160,7 @@ class _Pull:
         return self._finish()
 
     def _open(self, last: Json) -> None:
-        """Makes a shard that has room the one under way."""
+        """Make a shard that has room the current one."""
         self._with_room = last
         self._samples, self._samples_accepted = last["samples"], last["accepted"]
         self._next_shard -= 1
@@ -168,7 +168,7 @@ class _Pull:
         self._accepted -= self._samples_accepted
 
     def _keep_to(self, header: Json | None) -> tuple[Model, Json]:
-        """The model, and the head of the manifest; `header` is what the pull began with, None where it begins now."""
+        """Return the model and the head of the manifest. `header` is that of an earlier run; None if there was none."""
         out, options = self._directory.path, self._options
         if header is not None:
             _check_same(out, header, options)
@@ -178,7 +178,7 @@ class _Pull:
             raise PullError(f"model {model.name!r} has task {model.task!r}: there are no label pixels to ignore")
         if options.label_mode == "ids" and not labels_of(model).HAS_LABEL_IMAGE:
             raise PullError(
-                f"model {model.name!r} has task {model.task!r}: it has no label PNGs that label_mode could be for"
+                f"model {model.name!r} has task {model.task!r}: it has no label PNGs, so leave out label_mode"
             )
         if len(model.class_names) > IGNORE:
             raise PullError(f"model {model.name!r} has {len(model.class_names)} classes; {IGNORE} is the ignore label")
@@ -211,8 +211,8 @@ class _Pull:
                 on_progress(self._progress(stream.next_seed))
         if self._done < options.count:
             raise PullError(
-                f"the seeds end after {self._done + len(self._samples)} of {options.count} samples; ask for fewer, or "
-                "give an earlier start seed or a wider gate"
+                f"the seeds end after {self._done + len(self._samples)} of {options.count} samples; give a smaller "
+                "count, an earlier start seed or a wider gate"
             )
 
     def _progress(self, next_seed: int) -> Progress:
@@ -222,7 +222,7 @@ class _Pull:
     def _take(self, sample: Sample) -> None:
         calibration = self._header["model"]["calibration"]
         if calibration is not None and sample.calibration_id != calibration["id"]:
-            raise PullError(f"{self._options.model} was calibrated anew while it was pulled; pull it anew")
+            raise PullError(f"{self._options.model} got a new calibration during the pull; pull into a new directory")
         self._whole = False
         self._begin()
         written, line = as_written(sample, self._model, self._options.ignore_js_quantile)
@@ -238,7 +238,7 @@ class _Pull:
         self._whole = True
 
     def _begin(self) -> None:
-        """Before the first sample: the service has accepted the options; those that it refuses change nothing."""
+        """Begin writing. It runs at the first sample, because options that the service refuses must change nothing."""
         if not self._begun:
             self._directory.begin(self._header)
             self._begun = True
@@ -264,7 +264,7 @@ class _Pull:
         self._next_seed = part["next_seed"]
 
     def _seeds(self, next_seed: int) -> int:
-        """How many seeds of the walk lie below next_seed."""
+        """Return how many seeds of the walk are below next_seed."""
         first, index, step = self._options.start_seed, self._options.shard_index, self._options.shard_count
         return len(range(first + (index - first) % step, next_seed, step))
 
@@ -290,7 +290,7 @@ class _Pull:
 
 
 def as_written(sample: Sample, model: Model, ignore_js_quantile: float | None) -> tuple[Written, Json]:
-    """A sample as it is written, and what the manifest tells of it."""
+    """Return a sample as formats write it, and its line in `samples.jsonl` without `shard` and `files`."""
     assert sample.image is not None, "the image was left out"
     label = written_label(sample, ignore_js_quantile)
     told = evidence(sample, model)
@@ -298,7 +298,7 @@ def as_written(sample: Sample, model: Model, ignore_js_quantile: float | None) -
 
 
 def _check_same(out: Path, header: Json, options: PullOptions) -> None:
-    # What an earlier version did not write down has its default.
+    # An option that an earlier version did not record has its default value.
     asked, begun = options.to_json(), PullOptions.from_json(header["request"]).to_json()
     asked, begun = ({**request, **request["sample"]} for request in (asked, begun))
     other = [

@@ -1,9 +1,9 @@
-"""Connected regions of a label as polygons and run lengths that cover exactly the same pixels. Pure functions.
+"""Finds the connected regions of a label, as polygons and run lengths of exactly the same pixels. Pure functions.
 
 Rules of this file:
 - Polygons run along the edges of pixels, in COCO's coordinates: pixel (x, y) is the square from (x, y) to (x+1, y+1).
-  pycocotools rasterises them to exactly the region, so that area, box, polygons and run lengths agree.
-- A COCO polygon has no holes: a region with holes is cut into pieces without.
+  pycocotools rasterises a polygon to exactly the pixels of the region. So area, box, polygons and run lengths agree.
+- COCO polygons cannot have holes, so a region with holes is cut into pieces without holes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _EIGHT_NEIGHBOURS = np.ones((3, 3), np.int8)
 
 @dataclass(frozen=True)
 class Region:
-    """Pixels of one class that touch, at least at a corner."""
+    """Pixels of one class that touch each other, at least at a corner."""
 
     class_id: int
     area: int  # pixels
@@ -33,7 +33,7 @@ class Region:
 
 
 def regions(label: npt.NDArray[np.uint8], class_ids: range) -> Iterator[Region]:
-    """The regions of a label uint8 [H,W] in the order of these classes, and in a class from top to bottom."""
+    """Yield the regions of a label, uint8 [H,W]: in the order of the classes, and within a class from top to bottom."""
     for class_id in class_ids:
         numbered, _ = ndimage.label(label == class_id, _EIGHT_NEIGHBOURS)
         for number, window in enumerate(ndimage.find_objects(numbered), 1):
@@ -49,19 +49,19 @@ def regions(label: npt.NDArray[np.uint8], class_ids: range) -> Iterator[Region]:
 
 
 def _polygons(mask: npt.NDArray[np.bool_], left: int, top: int) -> list[list[float]]:
-    """The outlines of a mask bool [h,w] whose first pixel is at (left, top)."""
+    """Return the outlines of a mask, bool [h,w], whose first pixel is at (left, top)."""
     edges = np.diff(np.pad(mask, ((0, 0), (1, 1))).astype(np.int8), axis=1)  # [h,w+1], 1 where a run begins
     y, begin = np.nonzero(edges == 1)
     end = np.nonzero(edges == -1)[1]
     runs = shapely.box(begin + left, y + top, end + left, y + top + 1)
     pieces = [piece for whole in shapely.get_parts(shapely.union_all(runs)) for piece in _without_holes(whole)]
-    # simplify(0) drops the corners that lie on a line; normalize begins every outline at the same one.
+    # simplify(0) drops corners that lie on a straight line. normalize gives every outline a fixed first corner.
     outlines = shapely.get_exterior_ring(shapely.normalize(shapely.simplify(pieces, 0)))
     return [shapely.get_coordinates(outline)[:-1].ravel().tolist() for outline in outlines]
 
 
 def _without_holes(polygon: shapely.Polygon) -> list[shapely.Polygon]:
-    """The polygon, cut along the left edge of a hole again and again until no piece has one."""
+    """Cut the polygon along the left edge of a hole, and repeat this until no piece has a hole."""
     if not polygon.interiors:
         return [polygon]
     left, top, right, bottom = polygon.bounds

@@ -1,7 +1,7 @@
-"""What is told of a sample and of its model in JSON.
+"""Builds the JSON descriptions of a sample and of its model.
 
 Rules of this file:
-- `evidence` and `model_json` have the gateway's names and values: those of samples.tar and of /v1/models.
+- `evidence` and `model_json` use the gateway's names and values: those of samples.tar and of /v1/models.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from labelmint_client.tasks import TASKS, task_of
 
 
 def evidence(sample: Sample, model: Model) -> dict[str, Any]:
-    """A sample without its pixels, ready for JSON."""
+    """Return the fields of a sample without its pixels, ready for JSON."""
     return {
         "model": sample.model,
         "model_version": sample.model_version,
@@ -36,7 +36,7 @@ def evidence(sample: Sample, model: Model) -> dict[str, Any]:
 
 
 def digests(image: Bytes, label: Bytes | None) -> dict[str, str | None]:
-    """SHA-256 over the raw pixels, rows from top to bottom: the image's RGB, and the label as it is written."""
+    """Return the SHA-256 of the raw pixels, rows from top to bottom: of the RGB image, and of the label as written."""
     return {
         "image_sha256": hashlib.sha256(image.tobytes()).hexdigest(),
         "label_sha256": None if label is None else hashlib.sha256(label.tobytes()).hexdigest(),
@@ -44,7 +44,7 @@ def digests(image: Bytes, label: Bytes | None) -> dict[str, str | None]:
 
 
 def model_json(model: Model, calibrated: bool) -> dict[str, Any]:
-    """The model that samples came from; with its calibration where that decides which are accepted."""
+    """Return the model of the samples, with its calibration if `calibrated`: if that decides which are accepted."""
     task = task_of(model)
     names = getattr(model, task.names)
     colours = [f"#{bytes(colour).hex()}" for colour in model.palette]

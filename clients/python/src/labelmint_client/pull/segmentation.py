@@ -1,9 +1,9 @@
-"""How the labels of segmentation are written: an image of class ids.
+"""Writes segmentation labels: images of class ids.
 
 Rules of this file:
-- COCO gives `instances.json` with polygons and `instances_rle.json` with run lengths: an annotation for each connected
-  region of a class, the same in both but for `segmentation`. Area and box are those of exactly these pixels.
-- Category ids are class ids. Class 0 is the background, which is no category; ignored pixels belong to no annotation.
+- COCO gets `instances.json` with polygons and `instances_rle.json` with run lengths. Both have one annotation for each
+  connected region of a class, and differ only in `segmentation`. Area and box are those of exactly these pixels.
+- Category ids are class ids. Class 0 is the background and not a category. Ignored pixels belong to no annotation.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ for path in sorted(Path("images").iterdir()):
     print(path.stem, image.shape, class_ids.shape, class_ids.max())""",
     "coco": "instances.json",
 }
-_PALETTE = """The labels are palette PNGs: the palette indices are the class ids, which PIL reads. A reader that
-turns them into gray (OpenCV's IMREAD_GRAYSCALE, torchvision, PIL's convert("L")) gives the gray of the palette's
-colours, which are no class ids. `labelmint pull --label-mode ids` writes class ids as gray, for every reader."""
+_PALETTE = """The labels are palette PNGs: the palette indices are the class ids, and PIL reads the indices. A reader
+that converts them to gray (OpenCV's IMREAD_GRAYSCALE, torchvision, PIL's convert("L")) gets the gray of the palette's
+colours instead of class ids. For such readers, `labelmint pull --label-mode ids` writes class ids as gray values."""
 _IDS = "The labels are gray PNGs: the values are the class ids. They look black, because class ids are small numbers."
 _EXACT = """`instances.json` has polygons along the edges of pixels, which pycocotools fills exactly. OpenCV's fillPoly
-draws the border too, so that its regions are up to a pixel larger; `instances_rle.json` has the same regions as run
-lengths, which are exact in every reader. Hugging Face `datasets` finds the images alone."""
+also draws the border, so its regions are up to one pixel larger. `instances_rle.json` has the same regions as run
+lengths, which are exact in every reader. Hugging Face `datasets` finds only the images."""
 
 
 def fields(sample: Sample, model: Model) -> dict[str, Any]:
@@ -46,12 +46,12 @@ def fields(sample: Sample, model: Model) -> dict[str, Any]:
 
 
 def members(written: Written) -> dict[str, bytes]:
-    """An array, because WebDataset's image decoders turn a palette PNG into its colours."""
+    """Return the label as a NumPy array, because WebDataset's image decoders turn a palette PNG into its colours."""
     return {"label.npy": label_npy(_label(written))}
 
 
 def file(written: Written, palette: Bytes | None) -> tuple[str, bytes]:
-    """A palette PNG whose indices are class ids, or a gray PNG whose values they are."""
+    """Return a palette PNG whose indices are class ids, or a gray PNG whose values are class ids."""
     return f"labels/{written.key}.png", label_png(_label(written), palette)
 
 

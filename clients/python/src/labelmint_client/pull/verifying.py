@@ -1,8 +1,8 @@
-"""Checks a pulled directory: its files against the manifest, its samples against a live service.
+"""Checks a pulled directory: its files against the manifest, and its samples against a live service.
 
 Rules of this file:
-- Every difference is found, not only the first, and each is one line.
-- A live sample is put through the same steps as when it was pulled, and compared with what the manifest tells of it.
+- All differences are reported, not only the first, one line each.
+- A live sample goes through the same steps as in the pull, and is then compared with its line in `samples.jsonl`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _BATCH = 8  # 32 MB at 1024 x 1024
 
 @dataclass(frozen=True)
 class Report:
-    """How much was compared, and what differs, a line each; `problems` is empty where all is as it was pulled."""
+    """The numbers of compared files and samples, and the differences, one line each: `problems` is empty if none."""
 
     files: int
     samples: int
@@ -32,15 +32,15 @@ class Report:
 
 
 def verify(out: Path | str, client: Client | None = None, sample_count: int | None = None) -> Report:
-    """Compares sizes and SHA-256 of all files with the manifest; with a client, samples with what is served now.
+    """Compare the sizes and SHA-256 of all files with the manifest; with a client, also samples with the service.
 
-    sample_count: how many samples to ask for again, spread evenly over the pull; None for all.
-    Raises PullError where there is no complete pull, and LabelmintError where the service cannot be asked.
+    sample_count: how many samples to request from the service, spread evenly over the pull; None for all.
+    Raises PullError if there is no complete pull, and LabelmintError if a call to the service fails.
     """
     out = Path(out)
     manifest = completed(out)
     if manifest is None:
-        raise PullError(f"{out} has no {MANIFEST}: it is no pull, or one that is not complete")
+        raise PullError(f"{out} has no {MANIFEST}: it is not a pull, or the pull is not complete")
     problems, files = [], 0
     for file in (*manifest["files"], *(file for line in _lines(out) for file in line["files"])):
         problems += _file_problems(out, file)
@@ -55,13 +55,13 @@ def verify(out: Path | str, client: Client | None = None, sample_count: int | No
 
 
 def _lines(out: Path) -> Iterator[Json]:
-    """What the manifest tells of each sample; nothing more from the first line on that cannot be read."""
+    """Yield the lines of `samples.jsonl`, up to the first line that cannot be read."""
     try:
         with (out / SAMPLES).open("rb") as file:
             for line in file:
                 yield json.loads(line)
     except (OSError, ValueError):
-        return  # the file's own record says that it is missing or changed
+        return  # the check of the file itself reports that it is missing or changed
 
 
 def _file_problems(out: Path, file: Json) -> list[str]:
@@ -78,7 +78,7 @@ def _file_problems(out: Path, file: Json) -> list[str]:
 
 
 def _compare(client: Client, manifest: Json, lines: Iterator[Json]) -> tuple[int, list[str]]:
-    """How many samples were asked for again, and the differences."""
+    """Return how many samples were compared, and the differences."""
     options = PullOptions.from_json(manifest["request"])
     pulled = manifest["model"]
     model = client.get_model(pulled["name"], pulled["version"])
@@ -90,9 +90,9 @@ def _compare(client: Client, manifest: Json, lines: Iterator[Json]) -> tuple[int
         seeds = [line["seed"] for line in batch]
         outcomes = client.batch_get_samples(model.name, seeds, wire, model_version=model.version)
         for line, sample in zip(batch, outcomes, strict=True):
-            assert not isinstance(sample, Rejection), "rejected samples were asked for too"
+            assert not isinstance(sample, Rejection), "the request includes rejected samples"
             if sample.model_digest != pulled["digest"]:
-                # One of several gateways: from here on it would be a difference for each sample that it answers.
+                # One of several gateways serves other weights. Stop here, because each of its samples would differ.
                 return compared, [*problems, _other_weights(sample.model_digest, pulled["digest"])]
             _, served = as_written(sample, model, options.ignore_js_quantile)
             other = [
@@ -105,4 +105,4 @@ def _compare(client: Client, manifest: Json, lines: Iterator[Json]) -> tuple[int
 
 
 def _other_weights(served: str, pulled: str) -> str:
-    return f"the service has digest {served[:12]}..., the pull {pulled[:12]}...: other weights"
+    return f"the service has digest {served[:12]}..., the pull has {pulled[:12]}...: other weights"

@@ -1,8 +1,8 @@
-"""Samples as tar shards for WebDataset, byte for byte what the gateway's samples.tar gives.
+"""Writes samples as tar shards for WebDataset, byte for byte like the gateway's samples.tar.
 
 Rules of this file:
-- The same samples give the same bytes: no time, no owner, ustar headers.
-- The members of a sample are `image.png`, those of its task's labels (segmentation: `label.npy`), and `json`.
+- The same samples give the same bytes: the headers are ustar, without a time or an owner.
+- The members of a sample are `image.png`, the label members of its task (segmentation: `label.npy`), and `json`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _END = b"\0" * (2 * tarfile.BLOCKSIZE)
 
 
 class Writer:
-    """`shard-000000.tar` and so on."""
+    """Writes one file per shard: `shard-000000.tar` and so on."""
 
     def __init__(self, directory: PullDirectory, model: Model, label_mode: LabelMode) -> None:
         self._directory = directory
