@@ -26,25 +26,38 @@ if _version_not_supported:
 
 
 class SampleServiceStub(object):
-    """Serves labeled samples. A seed is an identity: the same model digest, seed and options give the same bytes.
+    """Serves labeled samples. A seed identifies a sample: the same model digest, seed and options give
+    the same bytes.
 
-    Errors carry google.rpc.ErrorInfo with domain "labelmint" and a stable reason:
-    INVALID_ARGUMENT     INVALID_REQUEST, UNCALIBRATED   do not retry; metadata "field" names the field
-    NOT_FOUND            MODEL_NOT_FOUND                 do not retry
-    FAILED_PRECONDITION  SAMPLE_REJECTED                 do not retry; metadata js_score, threshold, calibration_id
-    FAILED_PRECONDITION  MODEL_VERSION_GONE              do not retry; metadata model, model_version, model_digest
-    UNAUTHENTICATED      UNAUTHENTICATED                 do not retry; send metadata "authorization: Bearer TOKEN"
-    RESOURCE_EXHAUSTED   OVERLOADED                      retry after google.rpc.RetryInfo.retry_delay
-    RESOURCE_EXHAUSTED   LIMIT_REACHED                   the same: a limit of the caller's token
-    UNAVAILABLE          TRITON_UNAVAILABLE              the same, with backoff
-    UNAVAILABLE          SERVER_DRAINING                 retry at another gateway: a new connection leads there
-    UNAVAILABLE          STREAM_EXPIRED                  resume at once: streams are renewed so that load spreads
-    DEADLINE_EXCEEDED    DEADLINE_EXCEEDED               retry if the answer is still wanted
-    INTERNAL             INFERENCE_FAILED, INTERNAL      report; do not retry blindly
-    Each method names those of INVALID_ARGUMENT, NOT_FOUND and FAILED_PRECONDITION that it can fail with; every method
-    can fail with the others. The error of a stream has metadata "next_seed" as well: where to resume. Every answer has
-    trailing metadata x-request-id: the one that the request brought if it is up to 64 letters, digits and "._:/+=@-",
-    else the trace id of its traceparent, else a new one. All methods are idempotent: they only read, so that a retry never does anything twice.
+    Each error carries google.rpc.ErrorInfo with domain "labelmint" and a stable reason. The columns
+    are the gRPC code, the reasons, and what the client should do:
+    INVALID_ARGUMENT     INVALID_REQUEST, UNCALIBRATED  do not retry; metadata: field
+    NOT_FOUND            MODEL_NOT_FOUND                do not retry
+    FAILED_PRECONDITION  SAMPLE_REJECTED                do not retry; metadata: seed, js_score,
+    threshold, calibration_id
+    FAILED_PRECONDITION  MODEL_VERSION_GONE             do not retry; metadata: model,
+    model_version, model_digest
+    UNAUTHENTICATED      UNAUTHENTICATED                do not retry; send the metadata
+    "authorization: Bearer TOKEN"
+    RESOURCE_EXHAUSTED   OVERLOADED                     retry after RetryInfo.retry_delay
+    RESOURCE_EXHAUSTED   LIMIT_REACHED                  the same; a limit of the caller's token
+    UNAVAILABLE          TRITON_UNAVAILABLE             the same, with backoff
+    UNAVAILABLE          SERVER_DRAINING                retry on a new connection, which leads to
+    another gateway
+    UNAVAILABLE          STREAM_EXPIRED                 resume at once; gateways end long streams
+    so that load spreads
+    DEADLINE_EXCEEDED    DEADLINE_EXCEEDED              retry if the answer is still needed
+    INTERNAL             INFERENCE_FAILED, INTERNAL     report it; do not retry automatically
+    RetryInfo is google.rpc.RetryInfo. Of INVALID_ARGUMENT, NOT_FOUND and FAILED_PRECONDITION, each
+    method names those that it can return. Every method can return the other codes, and also
+    INVALID_ARGUMENT for a message that cannot be parsed. The error that ends a running stream has
+    the metadata "next_seed" too, the seed to resume at; only the reason INTERNAL may lack it.
+
+    Each response has the trailing metadata x-request-id. The gateway takes it from the request's
+    x-request-id, if that has 1 to 64 letters, digits and "._:/+=@-" and begins with a letter or a
+    digit. Otherwise it is the trace id of the request's traceparent, or else a new id.
+
+    All methods are read-only and therefore idempotent: a retry is always safe.
     """
 
     def __init__(self, channel):
@@ -81,57 +94,74 @@ class SampleServiceStub(object):
 
 
 class SampleServiceServicer(object):
-    """Serves labeled samples. A seed is an identity: the same model digest, seed and options give the same bytes.
+    """Serves labeled samples. A seed identifies a sample: the same model digest, seed and options give
+    the same bytes.
 
-    Errors carry google.rpc.ErrorInfo with domain "labelmint" and a stable reason:
-    INVALID_ARGUMENT     INVALID_REQUEST, UNCALIBRATED   do not retry; metadata "field" names the field
-    NOT_FOUND            MODEL_NOT_FOUND                 do not retry
-    FAILED_PRECONDITION  SAMPLE_REJECTED                 do not retry; metadata js_score, threshold, calibration_id
-    FAILED_PRECONDITION  MODEL_VERSION_GONE              do not retry; metadata model, model_version, model_digest
-    UNAUTHENTICATED      UNAUTHENTICATED                 do not retry; send metadata "authorization: Bearer TOKEN"
-    RESOURCE_EXHAUSTED   OVERLOADED                      retry after google.rpc.RetryInfo.retry_delay
-    RESOURCE_EXHAUSTED   LIMIT_REACHED                   the same: a limit of the caller's token
-    UNAVAILABLE          TRITON_UNAVAILABLE              the same, with backoff
-    UNAVAILABLE          SERVER_DRAINING                 retry at another gateway: a new connection leads there
-    UNAVAILABLE          STREAM_EXPIRED                  resume at once: streams are renewed so that load spreads
-    DEADLINE_EXCEEDED    DEADLINE_EXCEEDED               retry if the answer is still wanted
-    INTERNAL             INFERENCE_FAILED, INTERNAL      report; do not retry blindly
-    Each method names those of INVALID_ARGUMENT, NOT_FOUND and FAILED_PRECONDITION that it can fail with; every method
-    can fail with the others. The error of a stream has metadata "next_seed" as well: where to resume. Every answer has
-    trailing metadata x-request-id: the one that the request brought if it is up to 64 letters, digits and "._:/+=@-",
-    else the trace id of its traceparent, else a new one. All methods are idempotent: they only read, so that a retry never does anything twice.
+    Each error carries google.rpc.ErrorInfo with domain "labelmint" and a stable reason. The columns
+    are the gRPC code, the reasons, and what the client should do:
+    INVALID_ARGUMENT     INVALID_REQUEST, UNCALIBRATED  do not retry; metadata: field
+    NOT_FOUND            MODEL_NOT_FOUND                do not retry
+    FAILED_PRECONDITION  SAMPLE_REJECTED                do not retry; metadata: seed, js_score,
+    threshold, calibration_id
+    FAILED_PRECONDITION  MODEL_VERSION_GONE             do not retry; metadata: model,
+    model_version, model_digest
+    UNAUTHENTICATED      UNAUTHENTICATED                do not retry; send the metadata
+    "authorization: Bearer TOKEN"
+    RESOURCE_EXHAUSTED   OVERLOADED                     retry after RetryInfo.retry_delay
+    RESOURCE_EXHAUSTED   LIMIT_REACHED                  the same; a limit of the caller's token
+    UNAVAILABLE          TRITON_UNAVAILABLE             the same, with backoff
+    UNAVAILABLE          SERVER_DRAINING                retry on a new connection, which leads to
+    another gateway
+    UNAVAILABLE          STREAM_EXPIRED                 resume at once; gateways end long streams
+    so that load spreads
+    DEADLINE_EXCEEDED    DEADLINE_EXCEEDED              retry if the answer is still needed
+    INTERNAL             INFERENCE_FAILED, INTERNAL     report it; do not retry automatically
+    RetryInfo is google.rpc.RetryInfo. Of INVALID_ARGUMENT, NOT_FOUND and FAILED_PRECONDITION, each
+    method names those that it can return. Every method can return the other codes, and also
+    INVALID_ARGUMENT for a message that cannot be parsed. The error that ends a running stream has
+    the metadata "next_seed" too, the seed to resume at; only the reason INTERNAL may lack it.
+
+    Each response has the trailing metadata x-request-id. The gateway takes it from the request's
+    x-request-id, if that has 1 to 64 letters, digits and "._:/+=@-" and begins with a letter or a
+    digit. Otherwise it is the trace id of the request's traceparent, or else a new id.
+
+    All methods are read-only and therefore idempotent: a retry is always safe.
     """
 
     def GetSample(self, request, context):
         """Returns the sample of one seed.
 
-        Errors: FAILED_PRECONDITION (SAMPLE_REJECTED) when its JS score is above the gate, unless include_rejected is set:
-        the same seed and gate give it again, ask for another seed. FAILED_PRECONDITION (MODEL_VERSION_GONE) when the
-        version was unloaded while the request waited. NOT_FOUND, INVALID_ARGUMENT.
+        Errors: FAILED_PRECONDITION (SAMPLE_REJECTED) if the JS score is above the gate and
+        include_rejected is not set. The same seed and gate are always rejected, so request another
+        seed. FAILED_PRECONDITION (MODEL_VERSION_GONE) if the model version was unloaded or replaced
+        while the request waited. NOT_FOUND, INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def BatchGetSamples(self, request, context):
-        """Returns the samples of up to 64 seeds, in the order asked for; a rejected seed has an outcome of its own instead
-        of failing the batch.
+        """Returns the samples of 1 to 64 seeds, in the order of the request. A rejected seed gets a
+        rejection as its outcome and does not fail the batch.
 
-        Errors: NOT_FOUND, INVALID_ARGUMENT, FAILED_PRECONDITION (MODEL_VERSION_GONE). There is no partial answer: where one seed fails, the batch fails with its
-        status and is retried whole.
+        Errors: NOT_FOUND, INVALID_ARGUMENT, FAILED_PRECONDITION (MODEL_VERSION_GONE). There are no
+        partial responses: if one seed fails, the whole batch fails with its status. Retry the whole
+        batch then.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StreamSamples(self, request, context):
-        """Walks the seeds from start_seed upwards and delivers each accepted sample once, in order. Rejected seeds are
-        holes. With options.style_seed, every sample has the appearance of that seed. A client that reads slowly is waited
-        for: the walk is never further ahead of it than its window. A deadline bounds the stream as a whole.
+        """Walks the seeds from start_seed upwards and delivers each accepted sample once, in order. It
+        leaves out rejected seeds, unless include_rejected is set. With options.style_seed, all samples
+        have the appearance of that seed. A slow reader slows the walk down (backpressure): the walk is
+        never further ahead of its reader than the window. A deadline limits the whole stream.
 
-        Errors: NOT_FOUND, INVALID_ARGUMENT. FAILED_PRECONDITION (MODEL_VERSION_GONE) when the version that the stream began
-        with is no longer served: another one gives other samples for the same seeds. To resume after any end of the stream, ask again with start_seed = the last
-        next_seed received: nothing is skipped and nothing comes twice.
+        Errors: NOT_FOUND, INVALID_ARGUMENT. FAILED_PRECONDITION (MODEL_VERSION_GONE) if the version
+        that the stream began with is no longer served, because another version gives other samples for
+        the same seeds. To resume after any end of the stream, send a new request with start_seed = the
+        last next_seed received. No sample is then lost or delivered twice.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -147,7 +177,8 @@ class SampleServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """Lists the served models with all their versions, ordered by name and version; those that are not ready are left out.
+        """Lists the served models with all their versions, ordered by name and version. It leaves out
+        models that are not ready.
 
         Errors: none of its own.
         """
@@ -192,25 +223,38 @@ def add_SampleServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class SampleService(object):
-    """Serves labeled samples. A seed is an identity: the same model digest, seed and options give the same bytes.
+    """Serves labeled samples. A seed identifies a sample: the same model digest, seed and options give
+    the same bytes.
 
-    Errors carry google.rpc.ErrorInfo with domain "labelmint" and a stable reason:
-    INVALID_ARGUMENT     INVALID_REQUEST, UNCALIBRATED   do not retry; metadata "field" names the field
-    NOT_FOUND            MODEL_NOT_FOUND                 do not retry
-    FAILED_PRECONDITION  SAMPLE_REJECTED                 do not retry; metadata js_score, threshold, calibration_id
-    FAILED_PRECONDITION  MODEL_VERSION_GONE              do not retry; metadata model, model_version, model_digest
-    UNAUTHENTICATED      UNAUTHENTICATED                 do not retry; send metadata "authorization: Bearer TOKEN"
-    RESOURCE_EXHAUSTED   OVERLOADED                      retry after google.rpc.RetryInfo.retry_delay
-    RESOURCE_EXHAUSTED   LIMIT_REACHED                   the same: a limit of the caller's token
-    UNAVAILABLE          TRITON_UNAVAILABLE              the same, with backoff
-    UNAVAILABLE          SERVER_DRAINING                 retry at another gateway: a new connection leads there
-    UNAVAILABLE          STREAM_EXPIRED                  resume at once: streams are renewed so that load spreads
-    DEADLINE_EXCEEDED    DEADLINE_EXCEEDED               retry if the answer is still wanted
-    INTERNAL             INFERENCE_FAILED, INTERNAL      report; do not retry blindly
-    Each method names those of INVALID_ARGUMENT, NOT_FOUND and FAILED_PRECONDITION that it can fail with; every method
-    can fail with the others. The error of a stream has metadata "next_seed" as well: where to resume. Every answer has
-    trailing metadata x-request-id: the one that the request brought if it is up to 64 letters, digits and "._:/+=@-",
-    else the trace id of its traceparent, else a new one. All methods are idempotent: they only read, so that a retry never does anything twice.
+    Each error carries google.rpc.ErrorInfo with domain "labelmint" and a stable reason. The columns
+    are the gRPC code, the reasons, and what the client should do:
+    INVALID_ARGUMENT     INVALID_REQUEST, UNCALIBRATED  do not retry; metadata: field
+    NOT_FOUND            MODEL_NOT_FOUND                do not retry
+    FAILED_PRECONDITION  SAMPLE_REJECTED                do not retry; metadata: seed, js_score,
+    threshold, calibration_id
+    FAILED_PRECONDITION  MODEL_VERSION_GONE             do not retry; metadata: model,
+    model_version, model_digest
+    UNAUTHENTICATED      UNAUTHENTICATED                do not retry; send the metadata
+    "authorization: Bearer TOKEN"
+    RESOURCE_EXHAUSTED   OVERLOADED                     retry after RetryInfo.retry_delay
+    RESOURCE_EXHAUSTED   LIMIT_REACHED                  the same; a limit of the caller's token
+    UNAVAILABLE          TRITON_UNAVAILABLE             the same, with backoff
+    UNAVAILABLE          SERVER_DRAINING                retry on a new connection, which leads to
+    another gateway
+    UNAVAILABLE          STREAM_EXPIRED                 resume at once; gateways end long streams
+    so that load spreads
+    DEADLINE_EXCEEDED    DEADLINE_EXCEEDED              retry if the answer is still needed
+    INTERNAL             INFERENCE_FAILED, INTERNAL     report it; do not retry automatically
+    RetryInfo is google.rpc.RetryInfo. Of INVALID_ARGUMENT, NOT_FOUND and FAILED_PRECONDITION, each
+    method names those that it can return. Every method can return the other codes, and also
+    INVALID_ARGUMENT for a message that cannot be parsed. The error that ends a running stream has
+    the metadata "next_seed" too, the seed to resume at; only the reason INTERNAL may lack it.
+
+    Each response has the trailing metadata x-request-id. The gateway takes it from the request's
+    x-request-id, if that has 1 to 64 letters, digits and "._:/+=@-" and begins with a letter or a
+    digit. Otherwise it is the trace id of the request's traceparent, or else a new id.
+
+    All methods are read-only and therefore idempotent: a retry is always safe.
     """
 
     @staticmethod
