@@ -1,17 +1,18 @@
 """How the labels of each task are encoded: as message fields, as archive members and as a picture.
 
 Rules of this file:
-- This is the only table from a task to its encoders. What differs between tasks is in each task's own file.
+- A task's encoders are in the module of this package that has the task's name, so that a new task changes no table.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from importlib import import_module
+from typing import Any, Protocol, cast
 
 import numpy.typing as npt
 
-from labelmint.gateway.encoding import keypoints, segmentation
+from labelmint.core.task import TASKS
 from labelmint.gateway.encoding.figure import Legend
 from labelmint.gateway.encoding.pixels import Bytes
 from labelmint.gateway.sampling.sample import Sample
@@ -37,7 +38,9 @@ class LabelEncoding(Protocol):
         """Return the image with its labels drawn on it, uint8 [H,H,3], and the legend."""
 
 
-_ENCODINGS: Mapping[str, LabelEncoding] = {"segmentation": segmentation, "keypoints": keypoints}
+_ENCODINGS: Mapping[str, LabelEncoding] = {
+    name: cast(LabelEncoding, import_module(f"labelmint.gateway.encoding.{name}")) for name in TASKS
+}
 
 
 NO_FIELDS: Mapping[str, Any] = {name: value for each in _ENCODINGS.values() for name, value in each.NO_FIELDS.items()}

@@ -8,13 +8,14 @@ Rules of this file:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol, TypeAlias
+from importlib import import_module
+from typing import Any, Protocol, TypeAlias, cast
 
 from labelmint_client import Model, Sample
-from labelmint_client.pull import keypoints, segmentation
 from labelmint_client.pull.directory import Json
 from labelmint_client.pull.formats import LabelMode, Written
 from labelmint_client.pull.pixels import Bytes
+from labelmint_client.tasks import TASKS
 
 # A COCO file: its name, its categories, and the form of annotation that goes into `segmentation` ("" for none).
 CocoFile: TypeAlias = tuple[str, list[Json], str]
@@ -62,7 +63,7 @@ class Labels(Protocol):
         """Return paragraphs about labels for the README of a pull in the format `name`."""
 
 
-_LABELS: Mapping[str, Labels] = {"segmentation": segmentation, "keypoints": keypoints}
+_LABELS: Mapping[str, Labels] = {name: cast(Labels, import_module(f"labelmint_client.pull.{name}")) for name in TASKS}
 
 NO_FIELDS: Mapping[str, Any] = {name: value for each in _LABELS.values() for name, value in each.NO_FIELDS.items()}
 
