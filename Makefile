@@ -25,7 +25,7 @@ CLIENT := clients/python/src/labelmint_client
 COPY_PROTO = cp service/labelmint/v1/sample_service_pb2* $(CLIENT)/v1/ && \
 	sed -i 's/^from labelmint\.v1 import/from labelmint_client.v1 import/' $(CLIENT)/v1/sample_service_pb2_grpc.py
 
-.PHONY: serve test check torture bench proto released-proto fiftyone oldest rivals openvino release packages papers audit clean
+.PHONY: serve test unit check torture bench proto released-proto fiftyone oldest rivals openvino release packages papers audit clean
 
 # ARGS holds options for `labelmint serve`: make serve ARGS="--http-port 9090". If the checkout is read-only, set SERVE
 # to a directory elsewhere: the environment is created there, with a copy of the program.
@@ -34,6 +34,10 @@ serve: $(SERVE)/.ready
 
 test: $(TEST)/.ready
 	@$(TEST)/bin/python -m pytest $(PYTEST_FLAGS)
+
+# What needs neither a service nor torch: a minute at most.
+unit: $(TEST)/.ready
+	@$(TEST)/bin/python -m pytest -m unit $(PYTEST_FLAGS)
 
 check: $(TEST)/.ready
 	$(TEST)/bin/ruff check .

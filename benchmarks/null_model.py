@@ -20,13 +20,13 @@ import torch
 from resuming import ROOT
 from torch import Tensor
 
-from labelmint.core.calibration import Calibration
+from labelmint.core.calibration import CALIBRATION, Calibration
 from labelmint.demo.annotate import render_seed
 from labelmint.export.modules import MAX_BATCH_SIZE, Step, TensorSpec, latent_inputs
 from labelmint.export.onnx_export import export_onnx
 from labelmint.export.repository import step_config, write_model
 from labelmint.models.generator import to_uint8
-from labelmint.triton.model_config import CALIBRATION, model_digest, read_config
+from labelmint.triton.model_config import model_digest, read_config
 
 MODEL = "faces"
 SEED = 7  # of the render

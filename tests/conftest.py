@@ -50,6 +50,14 @@ class Service:
         return self.process.wait(60)
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """`-m unit` reads only the files that are marked so: to import the others takes seconds, and torch."""
+    if config.option.markexpr != "unit":
+        return None
+    files = collection_path.rglob("test_*.py") if collection_path.is_dir() else [collection_path]
+    return not any("pytest.mark.unit" in path.read_text() for path in files) or None
+
+
 def need_program(name: str, package: str) -> str:
     """The program's path; where it is missing the test is skipped, and in CI that is a failure."""
     beside = Path(sys.executable).parent
@@ -112,7 +120,7 @@ def tiny_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository with version 1 of `tiny`. Copy it before changing it."""
     # Here and not above: most tests need no torch, and that file needs this one.
     from labelmint.export.repository import export_repository
-    from tests.gateway.conftest import tiny_weights
+    from tests.support.models import tiny_weights
 
     repository = tmp_path_factory.mktemp("tiny") / "repository"
     export_repository(repository, "tiny", *tiny_weights())

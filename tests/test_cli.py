@@ -3,8 +3,6 @@
 import ast
 import inspect
 import re
-import subprocess
-import sys
 import textwrap
 from collections.abc import Callable
 from importlib.metadata import version
@@ -17,13 +15,12 @@ from pydantic_settings import CliApp
 from labelmint import cli
 from labelmint.cli import Labelmint, Serve
 from tests.conftest import ROOT
+from tests.support.commands import run
+
+pytestmark = pytest.mark.unit
+
 
 FREE_PORTS = ("--http-port", "0", "--grpc-port", "0")
-
-
-def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "labelmint.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment or None)
 
 
 def test_help_lists_the_subcommands() -> None:

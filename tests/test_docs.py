@@ -15,6 +15,9 @@ from labelmint.demo.model_card import model_card
 from labelmint.gateway.sampling.access import TokenLimits, parse_tokens
 from tests.conftest import ROOT, Service, need_program
 
+pytestmark = [pytest.mark.triton, pytest.mark.torch]
+
+
 README = (ROOT / "README.md").read_text()
 DOCUMENTS = (
     "README.md",

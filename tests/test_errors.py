@@ -1,9 +1,12 @@
 """The error tree: each class carries its wire status, once."""
 
 import grpc
+import pytest
 
 from labelmint.core import errors
 from labelmint.core.errors import LabelmintError
+
+pytestmark = pytest.mark.unit
 
 
 def every_error() -> list[type[LabelmintError]]:

@@ -11,7 +11,10 @@ import httpx
 import pytest
 
 from tests.conftest import READY, ROOT, need_program
-from tests.gateway.test_lifecycle import alive, descendants, wait_for
+from tests.support.processes import alive, descendants, wait_for
+
+pytestmark = pytest.mark.triton
+
 
 INSTALL_SECONDS = 900
 

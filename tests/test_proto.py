@@ -9,6 +9,9 @@ import pytest
 from labelmint.v1 import sample_service_pb2 as pb
 from tests.conftest import ROOT, need_program
 
+pytestmark = pytest.mark.unit
+
+
 PROTO = ROOT / "protos" / "labelmint" / "v1" / "sample_service.proto"
 RELEASED = PROTO.parent / "released.binpb"
 

@@ -16,6 +16,8 @@ import pytest
 
 from tests.conftest import ROOT, need_program
 
+pytestmark = pytest.mark.unit
+
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -5,6 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.unit
+
+
 PACKAGE = Path(__file__).parent.parent / "service" / "labelmint"
 
 # What each package may import of the others, itself aside: data flows one way, and there is no circle.

@@ -10,9 +10,11 @@ import pytest
 from PIL import Image
 
 from labelmint.models.annotations import LabelClasses, write_masks
-from tests.checkpoints.test_nvlabs import reference_of_the_vectors
-from tests.checkpoints.writers import write_nvlabs
+from tests.checkpoints.writers import reference_of_the_vectors, write_nvlabs
 from tests.conftest import ROOT, start_service
+
+pytestmark = [pytest.mark.triton, pytest.mark.torch]
+
 
 PAGE = (ROOT / "docs" / "your-generator.md").read_text()
 STEPS = re.findall(r"```sh\n(labelmint .*?)```\n\n```text\n(.*?)```", PAGE, re.DOTALL)

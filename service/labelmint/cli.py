@@ -90,6 +90,7 @@ class Fit(BaseModel):
     def cli_cmd(self) -> None:
         from labelmint.models.fit import fit_files
 
+        formats = {"mask_format": self.mask_format, "keypoint_format": self.keypoint_format}
         fit_files(
             self.generator,
             self.annotations,
@@ -97,7 +98,7 @@ class Fit(BaseModel):
             layout=self.layout,
             heads=self.heads,
             task=self.task,
-            annotation_format=getattr(self, TASKS[self.task].annotation_option),
+            annotation_format=formats[TASKS[self.task].annotation_option],
             steps=self.steps,
         )
 

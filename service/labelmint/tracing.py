@@ -1,10 +1,10 @@
-"""What ties together all that happens for one request: its id and, where an OTLP receiver is named, its trace.
+"""Request ids and traces, which link everything that happens for one request; traces need an OTLP receiver.
 
 Rules of this file:
-- Ids and trace parents from outside are taken in a sane form only; whatever else comes is as if nothing had.
-- OpenTelemetry is imported when it is asked for. Without it a span costs one comparison.
-- Both belong to the running task and are inherited by the tasks it starts. A request has a task of its own, so what it
-  sets is never set back.
+- Request ids and traceparent headers of clients are used only if they are well-formed. Others are ignored.
+- OpenTelemetry is imported only when tracing is enabled. Without tracing, a span costs one comparison.
+- The id and the trace belong to the running asyncio task, and the tasks that it starts inherit them. Each request has
+  its own task, so they need no reset.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from importlib.metadata import version
 from typing import Any
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+=@-]{0,63}")
-# W3C Trace Context, version 00: trace id, parent id and flags, none of the ids all zero.
+# W3C Trace Context, version 00: trace id, parent id and flags. Neither id may be all zeros.
 _TRACEPARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 _request_id: ContextVar[str] = ContextVar("request_id", default="")
-_tracer: Any = None  # an opentelemetry Tracer; one for the process, as OpenTelemetry has it
+_tracer: Any = None  # an opentelemetry Tracer, one per process as is usual with OpenTelemetry
 
 
 def start_tracing(endpoint: str) -> Callable[[], None]:
-    """Send spans to the OTLP/HTTP receiver at `endpoint` ("" for none); returns what ends that.
+    """Send spans to the OTLP/HTTP receiver at `endpoint` ("" for none); returns a function that stops tracing.
 
-    The SDK's own variables (OTEL_SERVICE_NAME, OTEL_TRACES_SAMPLER, OTEL_EXPORTER_OTLP_HEADERS, ...) hold. Raises
-    ModuleNotFoundError where the extra `tracing` is not installed.
+    The SDK's own variables (OTEL_SERVICE_NAME, OTEL_TRACES_SAMPLER, OTEL_EXPORTER_OTLP_HEADERS, ...) apply. Raises
+    ModuleNotFoundError if the extra `tracing` is not installed.
     """
     global _tracer
     if not endpoint:
@@ -53,17 +53,17 @@ def start_tracing(endpoint: str) -> Callable[[], None]:
 
 
 def traces_url(endpoint: str) -> str:
-    """Where traces go below a receiver's base URL, by the OTLP specification."""
+    """The URL for traces under a receiver's base URL, as the OTLP specification defines it."""
     return f"{endpoint.rstrip('/')}/v1/traces"
 
 
 def request_id() -> str:
-    """The id of the request that the running task works for; "" outside of one."""
+    """The id of the request that the running task serves; "" outside of a request."""
     return _request_id.get()
 
 
 def trace_id() -> str:
-    """The trace of the running task in hexadecimal; "" without one."""
+    """The trace id of the running task in hexadecimal; "" without a trace."""
     if _tracer is None:
         return ""
     from opentelemetry import trace
@@ -73,9 +73,9 @@ def trace_id() -> str:
 
 
 def begin_request(name: str, given_id: str, traceparent: str) -> Callable[[str, bool], None]:
-    """Make a request the running task's: take over its id and trace, or make new ones.
+    """Begin a request in the running task: adopt the client's id and trace, or create new ones.
 
-    Returns what ends its span, with its status and whether that is the server's failure.
+    Returns a function that ends the request's span. It takes the status and whether the server is at fault.
     """
     if not _TRACEPARENT.fullmatch(traceparent):
         traceparent = ""
@@ -104,7 +104,7 @@ def begin_request(name: str, given_id: str, traceparent: str) -> Callable[[str, 
 
 @contextmanager
 def span(name: str, **attributes: str | int) -> Iterator[None]:
-    """Time what happens inside as a part of the running task's trace."""
+    """Record the duration of the enclosed block as a span of the running task's trace."""
     if _tracer is None:
         yield
         return
@@ -114,7 +114,7 @@ def span(name: str, **attributes: str | int) -> Iterator[None]:
 
 
 def outgoing_headers() -> dict[str, str]:
-    """What a call to another service carries so that its spans join the trace (W3C Trace Context)."""
+    """The headers (W3C Trace Context) that let the spans of a called service join the trace."""
     headers: dict[str, str] = {}
     if _tracer is not None:
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator

@@ -10,6 +10,8 @@ pytest.importorskip("matplotlib")
 import alternatives
 from rivals.settings import Settings
 
+pytestmark = pytest.mark.unit
+
 
 def round_of(ours: float, rivals: list[float]) -> alternatives.Figures:
     """A round in which labelmint and the rivals answered so many samples a second; p95 is 1 over it."""

@@ -10,6 +10,9 @@ from simulation.autoscaler import (
     pods_metric_replicas,
 )
 
+pytestmark = pytest.mark.unit
+
+
 FREE = Rules(0, (Policy("Percent", 1000, 15),))
 AT_ONCE = Rules(0, (Policy("Percent", 100, 15),))
 

@@ -5,6 +5,8 @@ import pytest
 pytest.importorskip("matplotlib")
 import encoders
 
+pytestmark = pytest.mark.torch
+
 
 def test_the_choice_is_the_fastest_that_is_small_enough() -> None:
     def row(level: int, seconds: float, size: float) -> encoders.Figures:

@@ -13,6 +13,9 @@ from labelmint.models.interpreter import InterpreterSpec, StyleInterpreter  # no
 from labelmint.models.layout import channels_of  # noqa: E402
 from labelmint.models.stylegan2 import ARCHITECTURES, StyleGAN2Spec  # noqa: E402
 
+pytestmark = pytest.mark.torch
+
+
 GENERATOR = StyleGAN2Spec(24, 16, 3, 32, {4: 24, 8: 20, 16: 12, 32: 8}, mapping_width=20)
 INTERPRETER = InterpreterSpec(
     layout="paper",

@@ -7,6 +7,9 @@ import pytest
 
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.torch
+
+
 pytest.importorskip("matplotlib")
 spec = importlib.util.spec_from_file_location("gate", ROOT / "benchmarks" / "gate.py")
 assert spec is not None and spec.loader is not None

@@ -19,6 +19,8 @@ from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 from tests.conftest import REPOSITORY
 
+pytestmark = pytest.mark.torch
+
 
 async def test_the_null_model_is_served_and_the_bare_server_answers_its_bytes(tmp_path: Path) -> None:
     repository, path = tmp_path / "repository", tmp_path / "sample.bin"

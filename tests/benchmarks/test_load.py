@@ -7,6 +7,8 @@ import time
 import load
 import pytest
 
+pytestmark = pytest.mark.unit
+
 
 async def answer(seed: int) -> None:
     await asyncio.sleep(0.01)

@@ -5,7 +5,9 @@ import pytest
 import torch
 from reference import ReferenceInterpreter
 
-from tests.models.test_interpreter import features, interpreter
+from tests.support.interpreters import features, interpreter
+
+pytestmark = pytest.mark.torch
 
 
 @pytest.mark.parametrize("score_kind", ["sum", "top10_mean"])

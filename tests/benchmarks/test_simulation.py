@@ -18,6 +18,9 @@ from simulation.service import MAX_BATCH, Gateway, Profile, Triton
 from labelmint.triton.model_config import read_config
 from tests.conftest import REPOSITORY, ROOT, need_program
 
+pytestmark = pytest.mark.unit
+
+
 # A second a step, whatever the batch; two steps at once do not slow each other down.
 EVEN = Profile(((1.0,) * MAX_BATCH, (1.0,) * MAX_BATCH), 1.0)
 

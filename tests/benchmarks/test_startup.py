@@ -5,6 +5,9 @@ import json
 import pytest
 import startup
 
+pytestmark = pytest.mark.torch
+
+
 COMMAND = 1767225600.0  # 2026-01-01 00:00:00 UTC
 
 

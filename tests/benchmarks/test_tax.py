@@ -12,6 +12,8 @@ import load
 import resuming
 import tax
 
+pytestmark = pytest.mark.torch
+
 
 def round_of(grpc: float, rest: float, triton: float, bare: float) -> tax.Figures:
     """A round with so many samples a second of each way at each concurrency."""

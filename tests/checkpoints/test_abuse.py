@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from labelmint.models.store import save_interpreter
-from tests.gateway.conftest import tiny_weights
+from tests.support.models import tiny_weights
 from tests.torture import files, pickle_fuzz
+
+pytestmark = pytest.mark.torch
 
 
 def test_crafted_weights_and_annotations_are_refused(tmp_path: Path) -> None:

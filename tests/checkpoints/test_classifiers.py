@@ -19,6 +19,9 @@ from labelmint.models.stylegan1 import StyleGAN1Spec
 from labelmint.models.stylegan2 import StyleGAN2Spec
 from tests.checkpoints.conftest import Vectors, vectors
 
+pytestmark = pytest.mark.torch
+
+
 LEVELS = (4, 8, 16, 32, 64, 128)
 STYLEGAN1 = StyleGAN1Spec(8, 8, 1, 128, {4: 32, 8: 32, 16: 32, 32: 32, 64: 32, 128: 16})
 

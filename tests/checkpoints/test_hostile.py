@@ -17,10 +17,13 @@ import pytest
 import torch
 
 from tests.checkpoints import reference
+from tests.checkpoints.damage import DAMAGE
 from tests.checkpoints.hostile import CASES
-from tests.checkpoints.test_nvlabs import DAMAGE
 from tests.checkpoints.writers import nvlabs_bytes, write_nvlabs
 from tests.conftest import ROOT
+
+pytestmark = pytest.mark.torch
+
 
 CHILD = ROOT / "tests" / "checkpoints" / "import_watched.py"
 FLIPS = 120

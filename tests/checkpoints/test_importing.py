@@ -11,7 +11,9 @@ from labelmint.core.errors import InvalidRequest, UnusableFile
 from labelmint.models.store import load_generator, read_notes
 from tests.checkpoints import reference
 from tests.checkpoints.writers import write_nvlabs
-from tests.test_cli import run
+from tests.support.commands import run
+
+pytestmark = pytest.mark.torch
 
 
 @pytest.fixture

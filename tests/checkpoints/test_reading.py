@@ -17,6 +17,9 @@ from labelmint.core.errors import UnusableFile
 from tests.checkpoints import reference
 from tests.checkpoints.writers import nvlabs_bytes
 
+pytestmark = pytest.mark.torch
+
+
 DTYPES = (
     torch.float64,
     torch.float32,

@@ -13,6 +13,9 @@ from labelmint.core.errors import UnusableFile
 from labelmint.models.generator import Generator
 from tests.checkpoints.conftest import Vectors, distance, draw, vectors
 
+pytestmark = pytest.mark.torch
+
+
 IMAGE_TOLERANCE = 1e-5
 FEATURE_TOLERANCE = 5e-5
 Import = Callable[..., Generator]

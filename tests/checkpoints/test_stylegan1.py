@@ -12,6 +12,9 @@ from labelmint.core.errors import InvalidRequest, UnusableFile
 from labelmint.models.generator import Generator
 from tests.checkpoints.conftest import Vectors, distance, draw, vectors
 
+pytestmark = pytest.mark.torch
+
+
 # Of the largest value, 4.2: see tests/models/test_stylegan1.py.
 IMAGE_TOLERANCE = 5e-6
 FEATURE_TOLERANCE = 1e-4

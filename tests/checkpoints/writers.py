@@ -8,9 +8,11 @@ import types
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from tests.checkpoints import reference
+from tests.checkpoints.conftest import vectors
 
 
 class EasyDict(dict):
@@ -74,3 +76,13 @@ def write_nvlabs(path: Path, generator: reference.Generator, protocol: int = 4) 
     snapshot = {"G": None, "D": None, "G_ema": generator, "augment_pipe": None}
     path.write_bytes(nvlabs_bytes(snapshot, protocol))
     return path
+
+
+def reference_of_the_vectors() -> reference.Generator:
+    """The network of the vectors, in the form in which NVlabs would write it."""
+    official = vectors("stylegan2_64")
+    channels = {r: len(official[f"param/synthesis.b{r}.conv1.bias"]) for r in (4, 8, 16, 32, 64)}
+    network = reference.Generator(64, 0, 64, channels, mapping={"num_layers": 8})
+    state = {name.removeprefix("param/"): value for name, value in official.items() if name.startswith("param/")}
+    network.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
+    return network

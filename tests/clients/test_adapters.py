@@ -6,6 +6,9 @@ import pytest
 from labelmint_client import Client, SampleOptions
 from tests.conftest import Service
 
+pytestmark = [pytest.mark.triton, pytest.mark.torch]
+
+
 ALL = SampleOptions(max_quantile=1)
 
 

@@ -35,6 +35,9 @@ from labelmint_client import (
 from tests.clients.conftest import StartGateway
 from tests.conftest import Service
 
+pytestmark = [pytest.mark.triton, pytest.mark.torch]
+
+
 NONE = SampleOptions(max_js=0)
 ALL = SampleOptions(max_js=1e9)
 

@@ -10,6 +10,8 @@ import pytest
 
 from labelmint_client import cli
 
+pytestmark = pytest.mark.unit
+
 
 def test_a_byte_order_mark_is_no_part_of_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Editors of Windows put one first."""

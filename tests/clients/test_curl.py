@@ -9,10 +9,14 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from labelmint_client import Client
 from tests.conftest import ROOT, Service, need_program
+
+pytestmark = pytest.mark.triton
+
 
 PAGE = (ROOT / "clients" / "curl" / "README.md").read_text()
 MARK = "-- next --"

@@ -21,8 +21,10 @@ from labelmint_client.v1 import sample_service_pb2 as pb
 from labelmint_client.v1 import sample_service_pb2_grpc as pb_grpc
 from tests.clients.conftest import StartGateway, Undisturbed, same
 from tests.conftest import Service, start_service
-from tests.gateway.conftest import tiny_weights
-from tests.gateway.test_lifecycle import triton_pid
+from tests.support.models import tiny_weights
+from tests.support.processes import triton_pid
+
+pytestmark = [pytest.mark.triton, pytest.mark.torch]
 
 
 def port_of(service: Service) -> str:

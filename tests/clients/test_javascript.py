@@ -24,6 +24,9 @@ from labelmint_client import Client, Sample, SampleOptions
 from tests.clients.conftest import StartGateway
 from tests.conftest import ROOT, Service, need_program
 
+pytestmark = [pytest.mark.triton, pytest.mark.torch]
+
+
 SOURCE = ROOT / "clients" / "javascript"
 SECONDS = 300
 COUNT = 600  # seconds of minting: the gateway is killed at the first

@@ -15,6 +15,9 @@ from labelmint_client.messages import model_of
 from labelmint_client.policy import MAX_PAUSE_SECONDS, Attempts, Endpoints, Healing, Walk
 from labelmint_client.v1 import sample_service_pb2 as pb
 
+pytestmark = pytest.mark.unit
+
+
 MODEL = model_of(pb.Model(name="tiny", version="1", digest="d" * 64, task="segmentation"))
 
 

@@ -16,6 +16,9 @@ from labelmint_client import SampleOptions
 from labelmint_client.torch import LabeledSampleDataset
 from tests.conftest import ROOT, Service
 
+pytestmark = [pytest.mark.triton, pytest.mark.torch]
+
+
 SCRIPT = Path(__file__).with_name("rank.py")
 STEPS = 4
 LIBRARIES = ["torchrun", "accelerate", "accelerate_with_workers", "trainer", "lightning"]

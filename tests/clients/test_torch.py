@@ -25,6 +25,9 @@ from labelmint_client import Client, ModelVersionGone, SampleOptions
 from labelmint_client.torch import LabeledSampleDataset, merge_states
 from tests.conftest import Service
 
+pytestmark = [pytest.mark.triton, pytest.mark.torch]
+
+
 MakeDataset = Callable[..., LabeledSampleDataset[Any]]
 
 

@@ -12,6 +12,8 @@ from tests.conftest import ROOT, Service
 sys.path.append(str(ROOT / "clients" / "pytorch"))
 import train_segmenter
 
+pytestmark = [pytest.mark.triton, pytest.mark.torch]
+
 
 def test_it_pulls_trains_and_judges(
     service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -5,8 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from labelmint_client import Client
 from tests.conftest import ROOT, Service
+
+pytestmark = pytest.mark.triton
 
 
 def run(script: str, service: Service, tmp_path: Path, steps: str = "") -> list[str]:

@@ -1,4 +1,4 @@
-"""The gateway's decisions: pure functions, fed with values, compared with values."""
+"""Tests of the gateway's decisions, which are pure functions."""
 
 import math
 from dataclasses import replace
@@ -26,6 +26,8 @@ from labelmint.core.policy import (
 )
 from labelmint.core.task import KEYPOINTS
 from tests.support.served import CALIBRATION, MODEL
+
+pytestmark = pytest.mark.unit
 
 
 def test_latent_is_the_official_one() -> None:

@@ -5,6 +5,8 @@ import torch
 
 from labelmint.demo import faces
 
+pytestmark = pytest.mark.torch
+
 
 @pytest.fixture(scope="module")
 def z() -> torch.Tensor:

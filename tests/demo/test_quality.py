@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import torch
 
 from labelmint.core.calibration import Calibration
@@ -13,6 +14,9 @@ from labelmint.models.draw import draw
 from labelmint.models.store import load_generator, load_interpreter
 from labelmint.triton.model_config import ensembles
 from tests.conftest import REPOSITORY, ROOT
+
+pytestmark = pytest.mark.torch
+
 
 WEIGHTS = ROOT / "service" / "labelmint" / "demo" / "weights"
 SEEDS = range(EVALUATION_SEED + 50_000, EVALUATION_SEED + 50_048)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from labelmint.export.repository import export_repository
-from tests.export.test_repository import small
+from tests.support.models import small
 
 
 @pytest.fixture(scope="session")

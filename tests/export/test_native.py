@@ -4,25 +4,31 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
 import pytest
 
 from labelmint.core.errors import IncompatibleWeights
+from labelmint.core.task import TaskName
 from labelmint.export.modules import StyleInterpreterStep
 from labelmint.export.native_export import export_native
 from labelmint.export.repository import STEPS, export_repository
 from labelmint.kernel.interpreter import KernelUnavailable, compiled
-from labelmint.models.interpreter import InterpreterSpec, StyleInterpreter, Task
+from labelmint.models.interpreter import InterpreterSpec, StyleInterpreter
 from labelmint.models.store import save_generator, save_interpreter
 from labelmint.triton.artifacts import check_models
 from labelmint.triton.model_config import check_artifacts, ensembles, read_config
 from tests.conftest import need_program
-from tests.export.test_repository import files, small
-from tests.export.test_torchscript import Exported, random_interpreter
+from tests.support.models import files, random_interpreter, small
+
+pytestmark = pytest.mark.torch
+
 
 NATIVE = "tiny_style_interpreter"
+
+Exported = Callable[[str], Path]  # the fixture `small_repository`
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +36,7 @@ def _compiler() -> None:
     need_program("cc", "gcc")
 
 
-@pytest.mark.parametrize("task", get_args(Task))
+@pytest.mark.parametrize("task", get_args(TaskName))
 def test_the_kernel_answers_what_torch_answers(task: str) -> None:
     """The export compares them, at batch 1 and 3, and gives how far they are apart."""
     generator, _ = small()

@@ -1,6 +1,5 @@
 """The committed model repository is what its weights export to, and keeps the promises of the tensor contract."""
 
-import hashlib
 import shutil
 from importlib.metadata import version
 from pathlib import Path
@@ -8,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-import torch
 from onnx import numpy_helper
 
 from labelmint.core.calibration import Calibration
@@ -19,11 +17,14 @@ from labelmint.export.modules import GeneratorStep
 from labelmint.export.onnx_export import IR_VERSION, OPSET, export_onnx
 from labelmint.export.repository import export_repository
 from labelmint.models.generator import Generator
-from labelmint.models.interpreter import InterpreterSpec, StyleInterpreter
 from labelmint.models.store import load_generator, load_interpreter
 from labelmint.models.stylegan2 import StyleGAN2Spec
 from labelmint.triton.model_config import check_artifacts, ensembles, read_config
 from tests.conftest import REPOSITORY, ROOT
+from tests.support.models import files, small
+
+pytestmark = pytest.mark.torch
+
 
 WEIGHTS = ROOT / "service" / "labelmint" / "demo" / "weights"
 INTERPRETERS = {"faces": "interpreter.safetensors", "faces_keypoints": "keypoints.safetensors"}
@@ -43,14 +44,6 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for model, weights in INTERPRETERS.items():
         export_repository(directory, model, generator, load_interpreter(WEIGHTS / weights))
     return directory
-
-
-def files(directory: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(directory.rglob("*"))
-        if path.is_file()
-    }
 
 
 def test_exporting_again_gives_the_committed_bytes(exported: Path) -> None:
@@ -109,18 +102,6 @@ def test_the_queue_has_no_policy(step: str) -> None:
     config = read_config(REPOSITORY / step / "config.pbtxt")
     assert config.backend == "onnxruntime"
     assert config.HasField("dynamic_batching") and not config.dynamic_batching.HasField("default_queue_policy")
-
-
-def small() -> tuple[Generator, StyleInterpreter]:
-    torch.manual_seed(0)
-    channels = {4: 4, 8: 4, 16: 4}
-    generator = Generator(StyleGAN2Spec(z_dim=8, w_dim=8, mapping_layers=2, resolution=16, channels=channels)).eval()
-    spec = InterpreterSpec("paper", 16, {4: 4, 8: 8, 16: 8}, 2, (4, 4), ("a", "b"), ((0, 0, 0), (1, 1, 1)))
-    interpreter = StyleInterpreter(spec)
-    with torch.no_grad():
-        for parameter in interpreter.parameters():
-            parameter.normal_()
-    return generator, interpreter
 
 
 def test_exporting_twice_gives_the_same_bytes(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -16,22 +15,23 @@ import torch
 from torch import Tensor
 
 from labelmint.core.errors import UnusableFile
+from labelmint.core.task import TASKS
 from labelmint.export import torchscript_export
 from labelmint.export.modules import GeneratorStep, Step, TensorSpec, example_inputs
 from labelmint.export.repository import STEPS, export_repository
 from labelmint.export.torchscript_export import export_torchscript
 from labelmint.models.generator import Generator
-from labelmint.models.interpreter import InterpreterSpec, StyleInterpreter, Task
-from labelmint.models.layout import channels_of
 from labelmint.models.store import save_generator, save_interpreter
 from labelmint.models.stylegan1 import StyleGAN1Spec
 from labelmint.models.stylegan2 import StyleGAN2Spec
-from labelmint.models.tasks import build_interpreter
 from labelmint.triton.artifacts import check_models
 from labelmint.triton.model_config import check_artifacts, ensembles, read_config
 from tests.conftest import ROOT
-from tests.export.test_repository import files, small
-from tests.gateway.test_lifecycle import refused_start
+from tests.support.models import files, random_interpreter, small
+from tests.support.processes import refused_start
+
+pytestmark = [pytest.mark.triton, pytest.mark.torch]
+
 
 Exported = Callable[[str], Path]  # the fixture `small_repository`
 SMALL = {"z_dim": 8, "w_dim": 8, "mapping_layers": 2, "resolution": 16, "channels": {4: 4, 8: 4, 16: 4}}
@@ -45,16 +45,6 @@ def load(data: bytes) -> torch.jit.ScriptModule:
     return torch.jit.load(io.BytesIO(data))
 
 
-def random_interpreter(generator: Generator, task: str) -> StyleInterpreter:
-    channels = channels_of("paper", generator.spec.taps)
-    spec = InterpreterSpec("paper", 16, channels, 2, (4, 4), ("a", "b"), ((0, 0, 0), (1, 1, 1)), task)
-    interpreter = build_interpreter(spec)
-    with torch.no_grad():
-        for parameter in interpreter.parameters():
-            parameter.normal_()
-    return interpreter
-
-
 @pytest.mark.parametrize(
     "spec",
     [
@@ -64,7 +54,7 @@ def random_interpreter(generator: Generator, task: str) -> StyleInterpreter:
     ],
     ids=["stylegan2", "stylegan2-gray", "stylegan1"],
 )
-@pytest.mark.parametrize("task", get_args(Task))
+@pytest.mark.parametrize("task", list(TASKS))
 def test_files_answer_what_torch_answers_to_the_bit(spec: StyleGAN2Spec | StyleGAN1Spec, task: str) -> None:
     """At batch 1 and 3, which the export compares: the batch is symbolic in the file."""
     torch.manual_seed(0)

@@ -8,10 +8,12 @@ import pytest
 
 from labelmint.v1 import sample_service_pb2 as pb
 from tests.conftest import Service
-from tests.gateway.conftest import Gateway
-from tests.gateway.test_grpc import info_of
+from tests.support.gateways import Gateway
+from tests.support.wire import info_of
 from tests.torture import grpc_bytes, grpc_messages, http_bytes
 from tests.torture.outcome import Outcome, Watch
+
+pytestmark = [pytest.mark.triton, pytest.mark.torch]
 
 
 def check(outcomes: list[Outcome]) -> None:

@@ -28,9 +28,13 @@ from labelmint.gateway.sampling.access import Caller, TokenLimits, Tokens, parse
 from labelmint.triton.server import TritonServer
 from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
-from tests.conftest import Service, start_service
-from tests.gateway.test_grpc import LOOSE, info_of
+from tests.conftest import Service
+from tests.support.running import start_before
+from tests.support.wire import LOOSE, info_of
 from tests.torture.doors import Door, routes, without_a_token, without_connecting
+
+pytestmark = pytest.mark.triton
+
 
 TOKEN, SLOW_TOKEN, METERED_TOKEN = "t0ken-of-the-training-job", "t0ken-of-a-slow-caller", "t0ken-of-a-metered-caller"
 WRONG, WITHDRAWN = "t0ken-that-nobody-has", "t0ken-of-one-who-left"
@@ -128,12 +132,6 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     return Certificates(trustme.CA(), tmp_path_factory.mktemp("certificates"))
 
 
-async def start(log: Path, triton: TritonServer, *flags: str) -> Service:
-    return await asyncio.to_thread(
-        start_service, log, "--triton-url", triton.grpc_url, *flags, repository=log.parent / "unused"
-    )
-
-
 @pytest_asyncio.fixture(scope="module")
 async def locked(
     certificates: Certificates, faces_triton: TritonServer, tmp_path_factory: pytest.TempPathFactory
@@ -147,7 +145,7 @@ async def locked(
         + line("metered", METERED_TOKEN, "samples_per_second=0.1")
     )
     flags = ("--tokens-file", str(tokens), "--host", "127.0.0.1", *certificates.flags)
-    service = await start(directory / "serve.log", faces_triton, *flags)
+    service = await start_before(directory / "serve.log", faces_triton, *flags)
     yield Locked(service, tokens, certificates.ca)
     assert await asyncio.to_thread(service.stop) == 0
     said = service.log.read_text()
@@ -286,7 +284,7 @@ async def test_a_changed_file_holds_and_a_broken_one_does_not(locked: Locked) ->
     fresh = "t0ken-that-was-added"
 
     def complaints() -> int:
-        return log.read_text().count("the tokens stay as they were")
+        return log.read_text().count("keeping the previous tokens")
 
     @asynccontextmanager
     async def complained() -> AsyncIterator[bool]:
@@ -395,7 +393,7 @@ async def test_mutual_tls(certificates: Certificates, faces_triton: TritonServer
     clients, others = trustme.CA(), trustme.CA()
     clients.cert_pem.write_to_path(str(tmp_path / "clients.pem"))
     flags = ("--tls-client-ca", str(tmp_path / "clients.pem"), "--host", "0.0.0.0", *certificates.flags)
-    service = await start(tmp_path / "serve.log", faces_triton, *flags)
+    service = await start_before(tmp_path / "serve.log", faces_triton, *flags)
     try:
         url = service.http.replace("0.0.0.0", "127.0.0.1")
         target = service.grpc.replace("0.0.0.0", "127.0.0.1")
@@ -451,7 +449,7 @@ def test_a_host_that_is_none() -> None:
 
 
 async def test_insecure_is_said_in_as_many_words(faces_triton: TritonServer, tmp_path: Path) -> None:
-    service = await start(tmp_path / "serve.log", faces_triton, "--host", "0.0.0.0", "--insecure")
+    service = await start_before(tmp_path / "serve.log", faces_triton, "--host", "0.0.0.0", "--insecure")
     try:
         url = service.http.replace("0.0.0.0", "127.0.0.1")
         async with httpx.AsyncClient(base_url=url, timeout=30.0) as http:
@@ -479,14 +477,14 @@ def test_unusable_certificates_are_named(certificates: Certificates, tmp_path: P
     [
         ("", "holds no token"),
         ("# only words\n", "holds no token"),
-        ("training\n", "line 1: holds no two fields"),
+        ("training\n", "line 1: must have at least two fields"),
         (f"training {TOKEN}\n", "line 1: the second field is not a SHA-256"),
         (line("a/b", TOKEN), "line 1: the name"),
         (line("a", TOKEN) + line("a", WRONG), "line 2: repeats"),
         (line("a", TOKEN) + line("b", TOKEN), "line 2: repeats"),
         (line("a", TOKEN, "rate=1"), "line 1: after the hash"),
         (line("a", TOKEN, "concurrency=0"), "line 1: after the hash"),
-        (line("a", TOKEN, "concurrency=1.5"), "line 1: concurrency is a whole number"),
+        (line("a", TOKEN, "concurrency=1.5"), "line 1: concurrency must be a whole number"),
         (line("a", TOKEN, "concurrency=1 concurrency=2"), "line 1: after the hash"),
         (line("a", TOKEN, "samples_per_second=inf"), "line 1: after the hash"),
     ],

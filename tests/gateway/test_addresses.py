@@ -18,8 +18,11 @@ from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 from labelmint_client import Client
 from labelmint_client.errors import Unavailable
 from tests.conftest import REPOSITORY, start_service
-from tests.gateway.conftest import Gateway, StartGateway
-from tests.gateway.test_lifecycle import refused_start
+from tests.support.gateways import Gateway, StartGateway
+from tests.support.processes import refused_start
+
+pytestmark = [pytest.mark.triton, pytest.mark.torch]
+
 
 DEAD_PROXY = "http://name:secret@127.0.0.1:9"
 ORIGIN = "https://app.example"

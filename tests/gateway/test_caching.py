@@ -12,9 +12,12 @@ from labelmint.triton.server import TritonServer
 from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 from tests.conftest import Service
-from tests.gateway.conftest import minted
-from tests.gateway.test_access import start
-from tests.gateway.test_grpc import RAW
+from tests.support.gateways import minted
+from tests.support.running import start_before
+from tests.support.wire import RAW
+
+pytestmark = pytest.mark.triton
+
 
 SAMPLE = "/v1/models/faces/samples/7"
 FORMS = ("", ".npz", "/image.png", "/label.png", "/overlay.png", "/uncertainty.png")
@@ -24,7 +27,9 @@ TAR = "/v1/models/faces/samples.tar?count=2"
 @pytest_asyncio.fixture(scope="module")
 async def keeping(faces_triton: TritonServer, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Service]:
     """A gateway that remembers as much as a few hundred samples take."""
-    service = await start(tmp_path_factory.mktemp("keeping") / "serve.log", faces_triton, "--cache-bytes", "20000000")
+    service = await start_before(
+        tmp_path_factory.mktemp("keeping") / "serve.log", faces_triton, "--cache-bytes", "20000000"
+    )
     yield service
     assert await asyncio.to_thread(service.stop) == 0
 
@@ -34,7 +39,7 @@ async def forgetful(
     faces_triton: TritonServer, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[httpx.AsyncClient]:
     """A gateway as it is by default: it keeps nothing."""
-    service = await start(tmp_path_factory.mktemp("forgetful") / "serve.log", faces_triton)
+    service = await start_before(tmp_path_factory.mktemp("forgetful") / "serve.log", faces_triton)
     async with httpx.AsyncClient(base_url=service.http, timeout=60.0) as client:
         yield client
     assert await asyncio.to_thread(service.stop) == 0
@@ -206,7 +211,7 @@ async def test_equal_requests_at_one_time_are_minted_once(keeping: Service, face
 
 async def test_memory_is_bounded_and_the_oldest_goes(faces_triton: TritonServer, tmp_path: object) -> None:
     """Room for two samples of 128 x 128: three are asked for, then the first again."""
-    service = await start(tmp_path / "serve.log", faces_triton, "--cache-bytes", "150000")  # type: ignore[operator]
+    service = await start_before(tmp_path / "serve.log", faces_triton, "--cache-bytes", "150000")  # type: ignore[operator]
     try:
         async with httpx.AsyncClient(base_url=service.http, timeout=60.0) as http:
             for seed in (800, 801, 802):

@@ -29,9 +29,12 @@ from labelmint.triton.server import TritonServer, wait_until_ready
 from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 from tests.conftest import Service
-from tests.gateway.conftest import Gateway, Names
-from tests.gateway.test_grpc import info_of, pause_of
-from tests.gateway.test_lifecycle import health_of
+from tests.support.gateways import Gateway
+from tests.support.names import Names
+from tests.support.wire import health_of, info_of, pause_of
+
+pytestmark = [pytest.mark.triton, pytest.mark.torch]
+
 
 ALL = pb.SampleOptions(max_js=1e9, omit_image=True)
 DEMAND = "labelmint_demand_samples"

@@ -14,6 +14,9 @@ import webdataset
 from labelmint.gateway.encoding import tar
 from labelmint.gateway.sampling.sample import Delivery
 
+pytestmark = pytest.mark.unit
+
+
 COUNT = 16
 
 

@@ -19,7 +19,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 from tests.conftest import READY, Service, start_service
-from tests.gateway.test_lifecycle import alive, descendants, triton_pid, wait_for
+from tests.support.processes import alive, descendants, triton_pid, wait_for
+
+pytestmark = [pytest.mark.triton, pytest.mark.torch]
+
 
 ALL = pb.SampleOptions(max_js=1e9, image_encoding=pb.ENCODING_RAW, label_encoding=pb.ENCODING_RAW)
 

@@ -35,6 +35,9 @@ from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 from tests.support.served import MODEL
 
+pytestmark = pytest.mark.triton
+
+
 TOKEN = "for-tests"
 SECONDS = 30.0  # in which all that is to happen happens, however busy the machine is
 

@@ -25,6 +25,9 @@ from labelmint.gateway.rest.gallery import CONTENT_SECURITY_POLICY, GALLERY_PATH
 from labelmint.triton.model_config import read_config, write_config
 from tests.conftest import REPOSITORY, Service, need_program, start_service
 
+pytestmark = [pytest.mark.triton, pytest.mark.torch, pytest.mark.browser]
+
+
 KEYPOINTS = "faces_keypoints"
 MILLISECONDS = 60_000  # machines that test are busy
 READY = ".pair[data-verdict]"

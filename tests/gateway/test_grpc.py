@@ -10,7 +10,6 @@ import pytest
 from google.protobuf import descriptor_pb2
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
-from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
@@ -18,34 +17,12 @@ from labelmint.gateway.grpc import reflection
 from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 from tests.conftest import Service
+from tests.support.wire import LOOSE, RAW, info_of
 
-LOOSE = pb.SampleOptions(max_quantile=1.0, include_rejected=True)
-RAW = pb.SampleOptions(
-    max_quantile=1.0,
-    include_rejected=True,
-    image_encoding=pb.ENCODING_RAW,
-    label_encoding=pb.ENCODING_RAW,
-)
+pytestmark = pytest.mark.triton
+
+
 Stub = pb_grpc.SampleServiceStub
-
-
-def info_of(error: grpc.aio.AioRpcError) -> error_details_pb2.ErrorInfo:
-    trailers = dict(error.trailing_metadata() or ())
-    status = status_pb2.Status.FromString(trailers["grpc-status-details-bin"])
-    assert status.code == error.code().value[0] and status.message == error.details()
-    info = error_details_pb2.ErrorInfo()
-    assert status.details[0].Unpack(info) and info.domain == "labelmint"
-    return info
-
-
-def pause_of(error: grpc.RpcError) -> int:
-    """The delay of google.rpc.RetryInfo in seconds; 0 where there is none."""
-    status = status_pb2.Status.FromString(dict(error.trailing_metadata() or ())["grpc-status-details-bin"])
-    info = error_details_pb2.RetryInfo()
-    for detail in status.details:
-        if detail.Unpack(info):
-            return int(info.retry_delay.seconds)
-    return 0
 
 
 async def test_a_pair_in_raw_bytes(stub: Stub) -> None:

@@ -16,7 +16,10 @@ from PIL import Image
 from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 from tests.conftest import start_service
-from tests.gateway.test_grpc import RAW
+from tests.support.wire import RAW
+
+pytestmark = pytest.mark.triton
+
 
 SEED = 7
 Stub = pb_grpc.SampleServiceStub

@@ -28,9 +28,10 @@ from labelmint.triton.model_config import ensembles, is_fused
 from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 from tests.conftest import REPOSITORY, Service, start_service
-from tests.gateway.test_grpc import LOOSE, info_of
-from tests.gateway.test_rest import LOOSE as LOOSE_QUERY
-from tests.gateway.test_rest import problem
+from tests.support.wire import LOOSE, LOOSE_QUERY, info_of, problem
+
+pytestmark = [pytest.mark.triton, pytest.mark.torch]
+
 
 TINY = "marks"
 NAMES = ("crown", "chin", "cheek")
@@ -235,7 +236,7 @@ def test_a_calibration_of_another_model_is_refused() -> None:
     """The digest says what was measured; a threshold is never applied to something else."""
     config = ensembles(REPOSITORY)["faces"]
     config.parameters["model_digest"].string_value = "0" * 64
-    with pytest.raises(MalformedModel, match="measured on a model of another digest"):
+    with pytest.raises(MalformedModel, match="measured on a model with a different digest"):
         read_served_model(config, "1")
 
 
@@ -243,5 +244,5 @@ def test_a_threshold_is_a_number() -> None:
     config = ensembles(REPOSITORY)["faces"]
     calibration = json.loads(config.parameters["calibration"].string_value)
     config.parameters["calibration"].string_value = json.dumps({**calibration, "threshold": float("nan")})
-    with pytest.raises(MalformedModel, match="threshold is finite"):
+    with pytest.raises(MalformedModel, match="threshold must be finite"):
         read_served_model(config, "1")

@@ -5,71 +5,25 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
-import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import grpc
 import grpc.aio
 import httpx
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 
 from labelmint.triton.server import TritonServer, wait_until_ready
 from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
-from tests.conftest import REPOSITORY, Service, start_service
-from tests.gateway.test_grpc import pause_of
+from tests.conftest import REPOSITORY, start_service
+from tests.support.processes import alive, descendants, refused_start, triton_pid, wait_for
+from tests.support.wire import health_of, pause_of
+
+pytestmark = pytest.mark.triton
+
 
 SAMPLE = "/v1/models/faces/samples/7.npz?max_js=1e9"
-
-
-def descendants(pid: int) -> set[int]:
-    """All processes below `pid`, from /proc."""
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            except (OSError, IndexError):
-                continue
-            children.setdefault(parent, []).append(int(entry.name))
-    found, frontier = set(), [pid]
-    while frontier:
-        for child in children.get(frontier.pop(), []):
-            found.add(child)
-            frontier.append(child)
-    return found
-
-
-def triton_pid(service: Service) -> int:
-    names = {pid: (Path("/proc") / str(pid) / "comm").read_text().strip() for pid in descendants(service.process.pid)}
-    (pid,) = [pid for pid, name in names.items() if name == "tritonserver"]
-    return pid
-
-
-def alive(pids: set[int]) -> set[int]:
-    def living(pid: int) -> bool:
-        try:
-            return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-        except OSError:
-            return False
-
-    return {pid for pid in pids if living(pid)}
-
-
-def health_of(service: Service) -> int:
-    with grpc.insecure_channel(service.grpc) as channel:
-        return health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest()).status
-
-
-def wait_for(condition: object, seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.1)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -170,16 +124,6 @@ async def test_overload_is_refused_and_told_apart_from_an_outage(tmp_path: Path)
             assert len((await stub.BatchGetSamples(batch)).outcomes) == 5
     finally:
         await asyncio.to_thread(service.stop)
-
-
-def refused_start(*arguments: str, under: Sequence[str] = ()) -> str:
-    """Run a `serve` that must not start, `under` a command that becomes it; returns what it said."""
-    command = [*under, sys.executable, "-m", "labelmint.cli", "serve", "--http-port", "0", "--grpc-port", "0"]
-    command += arguments
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stderr
 
 
 @pytest.fixture

@@ -10,9 +10,11 @@ import pytest
 
 from labelmint.triton.server import TritonServer
 from labelmint.v1 import sample_service_pb2 as pb
-from tests.gateway.conftest import Gateway, StartGateway, inferences
-from tests.gateway.test_grpc import info_of, pause_of
-from tests.gateway.test_rest import problem
+from tests.support.gateways import Gateway, StartGateway, inferences
+from tests.support.wire import info_of, pause_of, problem
+
+pytestmark = [pytest.mark.triton, pytest.mark.torch]
+
 
 ANY = pb.SampleOptions(max_js=1e9)
 SLOTS = 4  # of narrow_gateway

@@ -7,6 +7,8 @@ import pytest
 
 from labelmint.gateway.process.logs import configure_logging
 
+pytestmark = pytest.mark.unit
+
 
 def test_an_answer_for_a_client_that_had_gone_is_no_error(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

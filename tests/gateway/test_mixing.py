@@ -17,8 +17,11 @@ from PIL import Image
 
 from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
-from tests.gateway.test_grpc import RAW, info_of
-from tests.gateway.test_rest import LOOSE, problem
+from tests.support.wire import LOOSE_QUERY as LOOSE
+from tests.support.wire import RAW, info_of, problem
+
+pytestmark = pytest.mark.triton
+
 
 CROSSOVER = 7
 NUM_WS = 12

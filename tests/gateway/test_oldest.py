@@ -16,7 +16,10 @@ from packaging.version import Version
 from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 from tests.conftest import ROOT, need_program, start_service
-from tests.gateway.test_grpc import RAW
+from tests.support.wire import RAW
+
+pytestmark = pytest.mark.triton
+
 
 SEEDS = range(16)  # a whole batch of the demo
 

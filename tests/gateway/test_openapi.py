@@ -3,9 +3,12 @@
 from pathlib import Path
 
 import httpx
+import pytest
 
 from tests.conftest import Service
 from tests.torture.openapi import explore
+
+pytestmark = pytest.mark.triton
 
 
 def test_schemathesis_finds_nothing(service: Service, http: httpx.Client, tmp_path: Path) -> None:

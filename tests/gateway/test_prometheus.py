@@ -15,6 +15,8 @@ from labelmint.core.calibration import calibrate
 from labelmint.gateway.sampling.metrics import _quantile_of
 from tests.conftest import need_program, start_service
 
+pytestmark = [pytest.mark.triton, pytest.mark.torch]
+
 
 def samples_of(http: httpx.Client, **labels: str) -> dict[str, float]:
     """The values of all series that have these labels, by name and, of a histogram, bucket."""

@@ -22,8 +22,10 @@ from labelmint.triton.client import TritonClient
 from labelmint.triton.model_config import read_config
 from labelmint.triton.server import TritonServer, wait_until_ready
 from tests.conftest import start_service
-from tests.gateway.conftest import Names
-from tests.gateway.test_versions import Running
+from tests.support.names import Names
+from tests.support.running import Running
+
+pytestmark = [pytest.mark.triton, pytest.mark.torch]
 
 
 class CountingTriton(grpc.GenericRpcHandler):

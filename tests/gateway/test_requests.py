@@ -26,7 +26,10 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 from tests.conftest import Service, start_service
-from tests.gateway.test_lifecycle import refused_start, wait_for
+from tests.support.processes import refused_start, wait_for
+
+pytestmark = [pytest.mark.triton, pytest.mark.torch]
+
 
 SAMPLE = "/v1/models/tiny/samples/7"
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"

@@ -9,17 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.support.wire import LOOSE_QUERY as LOOSE
+from tests.support.wire import problem
+
+pytestmark = pytest.mark.triton
+
+
 SAMPLE = "/v1/models/faces/samples/7"
-LOOSE = {"max_quantile": 1.0, "include_rejected": True}
-
-
-def problem(answer: httpx.Response, status: int, reason: str) -> dict[str, str]:
-    assert answer.status_code == status, answer.text
-    assert answer.headers["content-type"] == "application/problem+json"
-    body = answer.json()
-    assert body["status"] == status and body["reason"] == reason and body["detail"]
-    assert "Traceback" not in answer.text
-    return dict(body["metadata"])
 
 
 def test_a_pair_as_json(http: httpx.Client) -> None:

@@ -25,8 +25,11 @@ from labelmint.triton.client import Latents, TritonClient
 from labelmint.triton.model_config import read_config
 from labelmint.triton.server import TritonServer, wait_until_ready
 from tests.conftest import start_service
-from tests.gateway.conftest import inferences
-from tests.gateway.test_versions import Running, read
+from tests.support.gateways import inferences
+from tests.support.running import Running, read
+
+pytestmark = [pytest.mark.triton, pytest.mark.torch]
+
 
 LATENT = np.zeros((1, 8), np.float32)
 LATENTS = Latents(LATENT, LATENT, 6, 1.0)

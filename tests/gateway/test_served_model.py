@@ -16,6 +16,9 @@ from labelmint.gateway.process.own_triton import OwnTriton
 from labelmint.triton.model_config import ensembles, model_digest, read_config, write_config
 from tests.conftest import REPOSITORY
 
+pytestmark = pytest.mark.torch
+
+
 FACES = ensembles(REPOSITORY)["faces"]
 NAMES = json.loads(FACES.parameters["class_names"].string_value)
 PALETTE = json.loads(FACES.parameters["palette"].string_value)
@@ -43,31 +46,31 @@ def palette(first: object) -> tuple[str, str]:
 @pytest.mark.parametrize(
     ("entry", "problem"),
     [
-        (palette([300, -1, 0]), "each is within 0 and 255"),
+        (palette([300, -1, 0]), "each must be within 0 and 255"),
         (palette([1.5, 0, 0]), "not three integers"),
         (palette([True, 0, 0]), "not three integers"),
         (palette([1, 2]), "not three integers"),
         (palette("abc"), "not three integers"),
         (("palette", "{}"), "palette is not a list"),
         (("palette", "[" * 50_000), "recursion"),
-        (names(7), "has 7, which is no name"),
-        (names(None), "has None, which is no name"),
-        (names(""), "has '', which is no name"),
-        (names("a\nb"), "is no name"),
-        (names("\ud800"), "is no name"),
+        (names(7), "has 7, which is not a printable name"),
+        (names(None), "has None, which is not a printable name"),
+        (names(""), "has '', which is not a printable name"),
+        (names("a\nb"), "is not a printable name"),
+        (names("\ud800"), "is not a printable name"),
         (names(NAMES[1]), "twice"),
         (("class_names", json.dumps("x" * len(NAMES))), "class_names is not a list"),
-        (("num_ws", "0"), "num_ws is 0, not within 1"),
-        (("num_ws", "99999999999"), "num_ws is 99999999999, not within 1"),
-        (("num_heads", "-3"), "num_heads is -3, not within 1"),
+        (("num_ws", "0"), "num_ws is 0, not between 1"),
+        (("num_ws", "99999999999"), "num_ws is 99999999999, not between 1"),
+        (("num_heads", "-3"), "num_heads is -3, not between 1"),
         (("model_digest", 'a"b'), "model_digest is not a SHA-256"),
-        (calibration(threshold=NAN), "threshold is finite"),
-        (calibration(truncation_psi=NAN), "truncation_psi is within 0 and 2, not nan"),
-        (calibration(threshold_quantile=7), "threshold_quantile is within 0 and 1, not 7"),
-        (calibration(seed_count="2000"), "seed_count is an integer from 1000 on, not '2000'"),
-        (calibration(seed_count=3), "seed_count is an integer from 1000 on, not 3"),
-        (calibration(first_seed=-1), "first_seed is an integer from 0 on"),
-        (calibration(first_seed=1.5), "first_seed is an integer from 0 on"),
+        (calibration(threshold=NAN), "threshold must be finite"),
+        (calibration(truncation_psi=NAN), "truncation_psi must be within 0 and 2, not nan"),
+        (calibration(threshold_quantile=7), "threshold_quantile must be within 0 and 1, not 7"),
+        (calibration(seed_count="2000"), "seed_count must be an integer >= 1000, not '2000'"),
+        (calibration(seed_count=3), "seed_count must be an integer >= 1000, not 3"),
+        (calibration(first_seed=-1), "first_seed must be an integer >= 0"),
+        (calibration(first_seed=1.5), "first_seed must be an integer >= 0"),
         (calibration(quantiles=CALIBRATION["quantiles"][::-1]), "finite and ascending"),
         (calibration(quantiles=[NAN] * 101), "finite and ascending"),
         (calibration(quantiles=["1"] * 101), ""),
@@ -109,7 +112,7 @@ def test_our_own_triton_is_not_started_on_it(tiny_copy: Path) -> None:
     config = read_config(path)
     config.parameters["palette"].string_value = "[[300, -1, 0], [0, 0, 0]]"
     write_config(path, config)
-    with pytest.raises(UnusableFile, match="config.pbtxt is malformed: .*each is within 0 and 255"):
+    with pytest.raises(UnusableFile, match="config.pbtxt is malformed: .*each must be within 0 and 255"):
         OwnTriton(tiny_copy, "fused", None, "")
     done = calibrate(tiny_copy)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "within 0 and 255" in done.stderr

@@ -21,8 +21,11 @@ from labelmint.triton.shared_memory import bytes_of
 from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 from tests.conftest import start_service
-from tests.gateway.conftest import export_small, tiny_weights
-from tests.gateway.test_lifecycle import refused_start, triton_pid, wait_for
+from tests.support.models import export_small, tiny_weights
+from tests.support.processes import refused_start, triton_pid, wait_for
+
+pytestmark = [pytest.mark.triton, pytest.mark.torch]
+
 
 ALL = pb.SampleOptions(max_js=1e9)
 

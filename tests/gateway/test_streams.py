@@ -12,8 +12,11 @@ from PIL import Image
 
 from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
-from tests.gateway.conftest import Gateway
-from tests.gateway.test_grpc import info_of
+from tests.support.gateways import Gateway
+from tests.support.wire import info_of
+
+pytestmark = [pytest.mark.triton, pytest.mark.torch]
+
 
 ALL = pb.SampleOptions(max_js=1e9, image_encoding=pb.ENCODING_RAW, label_encoding=pb.ENCODING_RAW, include_js_map=True)
 NONE = pb.SampleOptions(max_js=0)
@@ -142,8 +145,8 @@ async def test_jpeg_is_the_image_nearly(gateway: Gateway) -> None:
     ("options", "field", "problem"),
     [
         ({"label_encoding": pb.ENCODING_JPEG}, "label_encoding", "class ids, which JPEG would change"),
-        ({"omit_image": True, "image_encoding": pb.ENCODING_PNG}, "image_encoding", "none with omit_image"),
-        ({"omit_label": True, "label_encoding": pb.ENCODING_RAW}, "label_encoding", "none with omit_label"),
+        ({"omit_image": True, "image_encoding": pb.ENCODING_PNG}, "image_encoding", "omit_image leaves nothing"),
+        ({"omit_label": True, "label_encoding": pb.ENCODING_RAW}, "label_encoding", "omit_label leaves nothing"),
     ],
 )
 async def test_encodings_of_what_cannot_be_encoded(

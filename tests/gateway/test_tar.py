@@ -17,8 +17,11 @@ from PIL import Image
 
 from labelmint.triton.server import TritonServer, wait_until_ready
 from tests.conftest import REPOSITORY, Service
-from tests.gateway.conftest import minted
-from tests.gateway.test_access import start
+from tests.support.gateways import minted
+from tests.support.running import start_before
+
+pytestmark = pytest.mark.triton
+
 
 TAR = "/v1/models/faces/samples.tar"
 LOOSE = {"max_js": 1e9}
@@ -127,7 +130,7 @@ async def test_a_slow_reader_stops_the_walk_and_a_leaving_one_ends_it(
     faces_triton: TritonServer, tmp_path: Path
 ) -> None:
     """What is minted ahead is what fits into the buffers between, not the archive."""
-    service = await start(tmp_path / "serve.log", faces_triton)
+    service = await start_before(tmp_path / "serve.log", faces_triton)
     try:
         url = httpx.URL(service.http)
         before = await minted(faces_triton)
@@ -154,7 +157,7 @@ async def test_a_slow_reader_stops_the_walk_and_a_leaving_one_ends_it(
 
 
 async def test_leaving_ends_a_walk_that_finds_nothing(faces_triton: TritonServer, tmp_path: Path) -> None:
-    service = await start(tmp_path / "serve.log", faces_triton)
+    service = await start_before(tmp_path / "serve.log", faces_triton)
     try:
         async with httpx.AsyncClient(base_url=service.http, timeout=3.0) as http:
             before = await minted(faces_triton)
@@ -172,7 +175,7 @@ async def test_an_archive_that_breaks_off_is_no_archive(tmp_path: Path) -> None:
     await triton.start()
     try:
         await wait_until_ready(triton)
-        service = await start(tmp_path / "serve.log", triton)
+        service = await start_before(tmp_path / "serve.log", triton)
         try:
             received = bytearray()
             async with httpx.AsyncClient(base_url=service.http, timeout=60.0) as http:
@@ -203,7 +206,7 @@ def read_by_webdataset(url: str, seen: list[str]) -> None:
 
 async def test_a_reader_of_an_archive_that_was_cut_learns_of_it(faces_triton: TritonServer, tmp_path: Path) -> None:
     """The gateway is stopped while WebDataset reads: an error, never an epoch that is short; and no traceback here."""
-    service = await start(tmp_path / "serve.log", faces_triton)
+    service = await start_before(tmp_path / "serve.log", faces_triton)
     seen: list[list[str]] = [[] for _ in range(4)]
     urls = [f"{service.http}{TAR}?start_seed={1000 * i}&count=500&max_js=1e9" for i in range(4)]
     readers = [
@@ -221,7 +224,7 @@ async def test_a_reader_of_an_archive_that_was_cut_learns_of_it(faces_triton: Tr
 
 
 async def test_an_archive_ends_at_the_age_of_connections(faces_triton: TritonServer, tmp_path: Path) -> None:
-    service = await start(tmp_path / "serve.log", faces_triton, "--max-connection-age-seconds", "1.5")
+    service = await start_before(tmp_path / "serve.log", faces_triton, "--max-connection-age-seconds", "1.5")
     try:
         async with httpx.AsyncClient(base_url=service.http, timeout=60.0) as http:
             for _ in range(20):

@@ -5,10 +5,14 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from tests.conftest import ROOT, need_program
 from tests.k8s.conftest import COMPOSITIONS, K8S, OVERLAYS
+
+pytestmark = pytest.mark.unit
+
 
 DEPLOYING = (ROOT / "docs" / "deploying.md").read_text()
 

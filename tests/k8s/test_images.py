@@ -7,6 +7,9 @@ import pytest
 
 from tests.conftest import ROOT, need_program
 
+pytestmark = pytest.mark.unit
+
+
 DOCKERFILES = sorted((ROOT / "k8s" / "images").glob("*.Dockerfile"))
 
 

@@ -14,6 +14,9 @@ import pytest
 from tests.conftest import ROOT, Service
 from tests.k8s.conftest import Object, Rendered, containers
 
+pytestmark = pytest.mark.triton
+
+
 # What the image of the client runs by itself, and its Python.
 ENTRYPOINT = ["/opt/labelmint/bin/python", "-m", "labelmint_client"]
 

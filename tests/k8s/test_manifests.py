@@ -11,6 +11,9 @@ from labelmint.gateway.process.settings import ServeSettings
 from labelmint.gateway.rest.middleware import ALIVE_PATH, READY_PATH
 from tests.k8s.conftest import COMPOSITIONS, K8S, OVERLAYS, Object, Rendered, containers
 
+pytestmark = pytest.mark.unit
+
+
 QUANTITY = re.compile(r"(\d+(?:\.\d+)?)(m|k|Ki|M|Mi|G|Gi|T|Ti)?")
 UNITS = {None: 1, "m": Decimal("0.001"), "k": 10**3, "Ki": 2**10, "M": 10**6, "Mi": 2**20}
 UNITS |= {"G": 10**9, "Gi": 2**30, "T": 10**12, "Ti": 2**40}

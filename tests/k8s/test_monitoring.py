@@ -30,6 +30,9 @@ from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 from tests.conftest import REPOSITORY, need_program, start_service
 from tests.k8s.conftest import K8S, Rendered
 
+pytestmark = pytest.mark.triton
+
+
 METRIC = re.compile(r"\b(?:labelmint_|nv_|process_)\w+")
 RECORDED = re.compile(r"\blabelmint:[\w:]+")
 SECONDS = 180

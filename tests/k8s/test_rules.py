@@ -16,6 +16,9 @@ import yaml
 
 from tests.conftest import ROOT, need_program
 
+pytestmark = pytest.mark.triton
+
+
 RUNBOOK = (ROOT / "docs" / "runbook.md").read_text()
 GATEWAY = 'namespace="labelmint", pod="gateway-1", job="labelmint/labelmint-gateway"'
 TRITON = 'namespace="labelmint", pod="triton-1", job="labelmint/labelmint-triton"'

@@ -10,6 +10,9 @@ from jsonschema import Draft202012Validator
 from tests.conftest import ROOT
 from tests.k8s.conftest import Object, Rendered
 
+pytestmark = pytest.mark.unit
+
+
 CRDS = ROOT / "tests" / "data" / "crds"
 # The oldest Kubernetes that knows all that the manifests use (preStop sleep without a feature gate), and a new one.
 VERSIONS = ("1.30", kubernetes_validate.latest_version())

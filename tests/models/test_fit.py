@@ -26,8 +26,11 @@ from labelmint.models.fit import FitSettings, _Heads, _Run, choose_pixels, fit, 
 from labelmint.models.generator import Generator
 from labelmint.models.store import load_interpreter, save_generator
 from labelmint.models.stylegan2 import StyleGAN2Spec
-from tests.models.test_interpreter import SPEC as INTERPRETER_SPEC
-from tests.models.test_interpreter import upsampled
+from tests.support.interpreters import SPEC as INTERPRETER_SPEC
+from tests.support.interpreters import upsampled
+
+pytestmark = [pytest.mark.triton, pytest.mark.torch]
+
 
 SPEC = StyleGAN2Spec(z_dim=8, w_dim=8, mapping_layers=2, resolution=32, channels={4: 8, 8: 8, 16: 8, 32: 8})
 SETTINGS = FitSettings(pixels_per_image=512, steps=300, batch=64)

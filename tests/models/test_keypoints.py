@@ -9,6 +9,9 @@ from labelmint.models.interpreter import InterpreterSpec
 from labelmint.models.keypoints import KeypointInterpreter, bernoulli_entropy, heat_targets, locate
 from labelmint.models.tasks import build_interpreter
 
+pytestmark = pytest.mark.torch
+
+
 SPEC = InterpreterSpec(
     layout="paper",
     resolution=32,

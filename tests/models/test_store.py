@@ -12,8 +12,11 @@ from labelmint.models.generator import Generator
 from labelmint.models.store import load_generator, load_interpreter, read_notes, save_generator, save_interpreter
 from labelmint.models.stylegan2 import StyleGAN2Spec
 from tests.conftest import ROOT
-from tests.models.test_interpreter import interpreter
+from tests.support.interpreters import interpreter
 from tests.torture.files import generator_file
+
+pytestmark = pytest.mark.torch
+
 
 SPEC = StyleGAN2Spec(z_dim=8, w_dim=8, mapping_layers=2, resolution=16, channels={4: 8, 8: 8, 16: 4})
 

@@ -11,6 +11,9 @@ from labelmint.models.generator import Generator
 from labelmint.models.layout import channels_of
 from labelmint.models.stylegan1 import StyleGAN1Spec
 
+pytestmark = pytest.mark.torch
+
+
 # Of the largest value, 4.2. The reference itself stands 4e-6 from a double-precision run of the same network.
 IMAGE_TOLERANCE = 5e-6
 FEATURE_TOLERANCE = 1e-4

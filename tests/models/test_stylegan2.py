@@ -9,6 +9,9 @@ import torch
 from labelmint.models.generator import Generator, to_uint8
 from labelmint.models.stylegan2 import StyleGAN2Spec
 
+pytestmark = pytest.mark.torch
+
+
 IMAGE_TOLERANCE = 1e-5
 FEATURE_TOLERANCE = 5e-5
 

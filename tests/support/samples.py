@@ -1,4 +1,4 @@
-"""Samples as values, for tests of what is made of them."""
+"""Samples as plain values, for tests of the code that uses samples."""
 
 from dataclasses import replace
 
@@ -26,7 +26,7 @@ def segmented() -> Sample:
 
 
 def marked(sample: Sample, name: str) -> Sample:
-    """The sample of a model with two keypoints, the first of that name."""
+    """The sample as that of a model with two keypoints, of which the first is called `name`."""
     model = replace(MODEL, task=KEYPOINTS, label_names=(name, "chin"), palette=((255, 0, 0), (0, 0, 255)))
     positions, confidence = np.array([[1.0, 2.0], [6.0, 7.0]], np.float32), np.array([0.9, 0.4], np.float32)
     return replace(sample, model=model, labels={"keypoints": positions, "confidence": confidence})

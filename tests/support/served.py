@@ -1,4 +1,4 @@
-"""A served model as a value, for tests of what is decided about one."""
+"""A served model as a plain value, for tests of decisions about models."""
 
 import numpy as np
 

@@ -20,7 +20,7 @@ from labelmint.export.repository import export_repository
 from tests.checkpoints import reference
 from tests.checkpoints.writers import nvlabs_bytes
 from tests.conftest import REPOSITORY, ROOT, Service, start_service
-from tests.gateway.conftest import tiny_weights
+from tests.support.models import tiny_weights
 from tests.torture import (
     faults,
     files,

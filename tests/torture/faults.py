@@ -30,7 +30,7 @@ from labelmint_client import Client, Sample, SampleOptions
 from labelmint_client.pull import PullOptions, verify
 from tests.clients.pull.conftest import contents
 from tests.conftest import ROOT, Service, start_service
-from tests.gateway.test_lifecycle import triton_pid
+from tests.support.processes import triton_pid
 
 ANY = SampleOptions(max_js=1e9)
 Row = tuple[str, str]

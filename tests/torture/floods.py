@@ -31,7 +31,7 @@ import numpy as np
 from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 from tests.conftest import Service, start_service
-from tests.gateway.test_lifecycle import descendants
+from tests.support.processes import descendants
 from tests.torture.outcome import memory
 
 OPTIONS = pb.SampleOptions(max_js=1e9)

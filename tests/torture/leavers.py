@@ -16,7 +16,7 @@ import grpc.aio
 from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 from tests.conftest import Service
-from tests.gateway.test_lifecycle import triton_pid
+from tests.support.processes import triton_pid
 from tests.torture.outcome import Outcome, Watch
 
 AT_ONCE = 16

@@ -32,7 +32,7 @@ from labelmint.gateway.process.own_triton import OwnTriton
 from labelmint.triton.model_config import read_config, write_config
 from labelmint.triton.server import TritonServer, wait_until_ready
 from tests.conftest import need_program
-from tests.gateway.conftest import tiny_weights
+from tests.support.models import tiny_weights
 from tests.torture.outcome import Outcome
 
 Change = Callable[[Path, Path], object]  # of a repository; where the canary goes

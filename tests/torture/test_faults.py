@@ -2,9 +2,13 @@
 
 from pathlib import Path
 
+import pytest
+
 from labelmint_client import SampleOptions
 from tests.clients.conftest import StartGateway
 from tests.torture.faults import rolling_restart, survive
+
+pytestmark = [pytest.mark.triton, pytest.mark.torch]
 
 
 def test_nothing_is_lost_or_doubled(tmp_path: Path, tiny_repository: Path) -> None:

@@ -2,7 +2,11 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.torture.floods import flood
+
+pytestmark = [pytest.mark.triton, pytest.mark.torch]
 
 
 async def test_a_flood_is_answered_or_refused(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from labelmint_client import Client
 from tests.conftest import Service
 from tests.torture import identity
 
+pytestmark = pytest.mark.triton
+
 
 def test_the_demo_gives_the_golden_digests(service: Service) -> None:
     """A difference says what changed; where that was meant, `python -m tests.torture.identity` writes them again."""

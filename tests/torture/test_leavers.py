@@ -2,8 +2,12 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import start_service
 from tests.torture.leavers import leave
+
+pytestmark = [pytest.mark.triton, pytest.mark.torch]
 
 
 async def test_who_leaves_does_not_end_triton(tmp_path: Path, tiny_repository: Path) -> None:

@@ -7,6 +7,9 @@ import pytest
 
 from labelmint.triton.addresses import Addresses
 
+pytestmark = pytest.mark.unit
+
+
 PROXIES = ("grpc_proxy", "https_proxy", "http_proxy", "no_grpc_proxy", "no_proxy")
 
 

@@ -27,8 +27,8 @@ from labelmint.triton.regular_file import Malformed, RegularFile
 from labelmint.triton.stored_zip import check_native
 from labelmint.triton.torchscript_file import check_torchscript
 from tests.conftest import REPOSITORY, ROOT, start_service
-from tests.gateway.conftest import tiny_weights
-from tests.gateway.test_lifecycle import refused_start, triton_pid, wait_for
+from tests.support.models import tiny_weights
+from tests.support.processes import refused_start, triton_pid, wait_for
 from tests.torture.repositories import (
     ATTACKS,
     MAX_SECONDS,
@@ -46,6 +46,9 @@ from tests.torture.repositories import (
     put,
     varint,
 )
+
+pytestmark = [pytest.mark.triton, pytest.mark.torch]
+
 
 CHECKS: dict[str, tuple[str, Callable[[RegularFile], None]]] = {
     "onnx": (ONNX, check_onnx),

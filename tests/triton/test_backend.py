@@ -19,10 +19,11 @@ from labelmint.models.generator import to_uint8
 from labelmint.triton.client import Latents, TritonClient
 from labelmint.triton.model_config import read_config
 from labelmint.triton.server import TritonServer, wait_until_ready
-from tests.export.test_repository import small
-from tests.gateway.conftest import HOLD_SECONDS, hold
+from tests.support.inference import OUTPUTS, latents, statistics
+from tests.support.models import small
+from tests.support.repositories import HOLD_SECONDS, hold
 
-OUTPUTS = ("image", "label", "js_map", "js_score")
+pytestmark = [pytest.mark.triton, pytest.mark.torch]
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +46,6 @@ async def client(repository: Path) -> AsyncIterator[TritonClient]:
         await connected.close()
     finally:
         await server.stop()
-
-
-def latents(seed: int, psi: float = 1.0, crossover: int = 6) -> Latents:
-    return Latents(latent_of(seed, 8), latent_of(seed + 1, 8), crossover, psi)
 
 
 @pytest.mark.parametrize("model", ["tiny", "tiny_staged"])
@@ -117,16 +114,6 @@ async def test_a_cancelled_request_is_not_run(client: TritonClient) -> None:
         label = outcome.as_numpy("label")
         assert label is not None and label.tobytes() == alone["label"].tobytes()
     assert (await statistics(client, "held_style_interpreter"))[0] - before[0] == 4
-
-
-async def statistics(client: TritonClient, model: str) -> tuple[int, int]:
-    """(samples, executions) of a Triton model so far."""
-    connection = triton.InferenceServerClient(client.url)
-    try:
-        (entry,) = (await connection.get_inference_statistics(model)).model_stats
-        return entry.inference_count, entry.execution_count
-    finally:
-        await connection.close()
 
 
 async def test_calibrate_writes_both_ensembles(repository: Path, client: TritonClient) -> None:

@@ -13,6 +13,9 @@ from labelmint.core.errors import (
 )
 from labelmint.triton.client import TritonClient, translate
 
+pytestmark = pytest.mark.unit
+
+
 EXPECTED = {
     grpc.StatusCode.UNAVAILABLE: TritonUnavailable,
     grpc.StatusCode.NOT_FOUND: TritonUnavailable,

@@ -8,7 +8,13 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from labelmint.triton.server import DIE_WITH_PARENT
+from tests.support.processes import running
+
+pytestmark = pytest.mark.unit
+
 
 PACKAGE = Path(__file__).parent.parent.parent / "service" / "labelmint"
 START = (sys.executable, "-I", "-S", str(DIE_WITH_PARENT))
@@ -44,10 +50,3 @@ def test_nothing_of_ours_runs_between_fork_and_exec() -> None:
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             assert not (isinstance(node, ast.keyword) and node.arg == "preexec_fn"), path
-
-
-def running(pid: int) -> bool:
-    try:
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except FileNotFoundError:
-        return False

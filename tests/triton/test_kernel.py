@@ -27,6 +27,9 @@ from labelmint.models.interpreter import InterpreterSpec
 from labelmint.models.tasks import build_interpreter
 from tests.conftest import need_program
 
+pytestmark = pytest.mark.torch
+
+
 KERNEL = Path(labelmint_kernel.__file__).parent
 
 # Channels of the levels, heads, hidden widths and classes. None is a multiple of a vector; the third has levels of

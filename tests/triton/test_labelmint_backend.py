@@ -15,11 +15,12 @@ from labelmint.triton.client import Array, TritonClient
 from labelmint.triton.model_config import read_config, write_config
 from labelmint.triton.server import TritonServer, wait_until_ready
 from tests.conftest import need_program
-from tests.export.test_repository import small
-from tests.export.test_torchscript import random_interpreter
-from tests.gateway.test_lifecycle import refused_start
-from tests.triton.test_backend import OUTPUTS, latents
-from tests.triton.test_pytorch_backend import ask, refused
+from tests.support.inference import OUTPUTS, ask, latents, refused
+from tests.support.models import random_interpreter, small
+from tests.support.processes import refused_start
+
+pytestmark = [pytest.mark.triton, pytest.mark.torch]
+
 
 POINTS = ("image", "keypoints", "confidence", "js_map", "js_score")
 OUTPUTS_OF = {"tiny": OUTPUTS, "native": OUTPUTS, "one_thread": OUTPUTS, "points": POINTS, "native_points": POINTS}

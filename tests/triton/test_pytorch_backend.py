@@ -12,18 +12,19 @@ import numpy as np
 import pytest
 import pytest_asyncio
 import torch
-import tritonclient.grpc as triton
 from tritonclient.grpc import model_config_pb2 as pb
 from tritonclient.utils import InferenceServerException
 
-from labelmint.core.errors import TritonUnavailable
 from labelmint.core.policy import latent_of
 from labelmint.export.repository import STEPS, export_repository
-from labelmint.triton.client import Array, TritonClient
+from labelmint.triton.client import TritonClient
 from labelmint.triton.model_config import read_config, write_config
 from labelmint.triton.server import TritonServer, wait_until_ready
-from tests.export.test_repository import small
-from tests.triton.test_backend import OUTPUTS, latents, statistics
+from tests.support.inference import OUTPUTS, ask, latents, refused, statistics
+from tests.support.models import small
+
+pytestmark = [pytest.mark.triton, pytest.mark.torch]
+
 
 # The same weights: as ONNX, as TorchScript, and as TorchScript whose configuration lets Triton batch the requests.
 ENSEMBLES = ("tiny", "scripted", "batched")
@@ -98,17 +99,6 @@ async def client(repository: Path) -> AsyncIterator[TritonClient]:
         await server.stop()
 
 
-def ask(client: TritonClient, model: str, inputs: dict[str, Array], outputs: tuple[str, ...]) -> dict[str, Array]:
-    """A request of the batch that the arrays have, as any client of Triton may send it."""
-    tensors = []
-    for name, array in inputs.items():
-        tensors.append(triton.InferInput(name, list(array.shape), "INT32" if array.dtype == np.int32 else "FP32"))
-        tensors[-1].set_data_from_numpy(array)
-    with triton.InferenceServerClient(client.url) as connection:
-        answer = connection.infer(model, tensors, outputs=[triton.InferRequestedOutput(name) for name in outputs])
-    return {name: answer.as_numpy(name) for name in outputs}
-
-
 async def test_both_formats_give_the_same_pairs(client: TritonClient) -> None:
     same = total = 0
     for seed in range(64):
@@ -177,18 +167,6 @@ async def test_a_failure_touches_no_other_request(client: TritonClient) -> None:
             assert isinstance(answer, str) and "pytorch: " in answer and "first is negative" in answer
         else:
             assert answer == 2 * value
-
-
-async def refused(repository: Path, model: str) -> str:
-    """What is said of a Triton that must not become ready."""
-    server = TritonServer(repository, [model])
-    try:
-        await server.start()
-        with pytest.raises(TritonUnavailable) as raised:
-            await wait_until_ready(server)
-        return raised.value.message
-    finally:
-        await server.stop()
 
 
 async def test_a_configuration_that_does_not_fit_the_file_is_refused(tmp_path: Path) -> None:

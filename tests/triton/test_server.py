@@ -13,7 +13,10 @@ from labelmint.triton import server
 from labelmint.triton.client import TritonClient
 from labelmint.triton.server import TritonServer
 from tests.conftest import REPOSITORY
-from tests.triton.test_die_with_parent import running
+from tests.support.processes import running
+
+pytestmark = pytest.mark.triton
+
 
 LEAVES_A_PROCESS = """
 import subprocess, sys

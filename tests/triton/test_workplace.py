@@ -15,7 +15,10 @@ from labelmint.core.errors import InsufficientResources
 from labelmint.triton import workplace
 from labelmint.triton.workplace import Workplace
 from tests.conftest import ROOT, start_service
-from tests.gateway.test_lifecycle import alive, descendants, triton_pid, wait_for
+from tests.support.processes import alive, descendants, triton_pid, wait_for
+
+pytestmark = [pytest.mark.triton, pytest.mark.torch]
+
 
 # To a shell: several words, a quote without end, and a command. The command's file would lie in the current directory.
 HOSTILE = "a b;'\"r$(touch${IFS}marker)`touch marker`&touch marker;"

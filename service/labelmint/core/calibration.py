@@ -1,8 +1,8 @@
 """A calibration: the measured distribution of JS scores and the threshold taken from it.
 
 Rules of this file:
-- A calibration names what it was measured on: truncation, score kind, model digest and seeds.
-- Its id is a hash of its content, so an answer says exactly which calibration judged it.
+- A calibration states what it was measured on: truncation, score kind, model digest and seeds.
+- Its id is a hash of its content. A response that carries the id therefore says exactly which calibration judged it.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-CALIBRATION = "calibration"  # the parameter of a model's configuration that holds it, as JSON
-MIN_SEEDS = 1_000  # fewer make the 90th percentile a guess
+CALIBRATION = "calibration"  # the parameter of a model's configuration with the calibration as JSON
+MIN_SEEDS = 1_000  # with fewer seeds the 90th percentile is unreliable
 THRESHOLD_QUANTILE = 0.9  # the paper drops the most uncertain 10 %
 NUM_QUANTILES = 101
 
@@ -36,21 +36,21 @@ class Calibration:
     seed_count: int
 
     def __post_init__(self) -> None:
-        """Raises ValueError or TypeError for what cannot be a calibration; it may come from a file."""
+        """Validate the fields, which may come from a file; raises ValueError or TypeError."""
         if not isinstance(self.model_digest, str) or not isinstance(self.score_kind, str):
-            raise ValueError("a calibration names the digest and the score kind of a model")
+            raise ValueError("a calibration must name the digest and the score kind of a model")
         for name, highest in (("truncation_psi", 2.0), ("threshold_quantile", 1.0)):
             if not 0.0 <= getattr(self, name) <= highest:
-                raise ValueError(f"a calibration's {name} is within 0 and {highest:g}, not {getattr(self, name)}")
+                raise ValueError(f"a calibration's {name} must be within 0 and {highest:g}, not {getattr(self, name)}")
         for name, lowest in (("first_seed", 0), ("seed_count", MIN_SEEDS)):
             if type(getattr(self, name)) is not int or not lowest <= getattr(self, name) <= 1 << 32:
-                raise ValueError(f"a calibration's {name} is an integer from {lowest} on, not {getattr(self, name)!r}")
+                raise ValueError(f"a calibration's {name} must be an integer >= {lowest}, not {getattr(self, name)!r}")
         if len(self.quantiles) != NUM_QUANTILES:
-            raise ValueError(f"a calibration has {NUM_QUANTILES} quantiles, not {len(self.quantiles)}")
+            raise ValueError(f"a calibration must have {NUM_QUANTILES} quantiles, not {len(self.quantiles)}")
         if not np.all(np.isfinite(self.quantiles)) or np.any(np.diff(self.quantiles) < 0):
             raise ValueError("calibration quantiles must be finite and ascending")
         if not np.isfinite(self.threshold):
-            raise ValueError(f"a calibration's threshold is finite, not {self.threshold}")
+            raise ValueError(f"a calibration's threshold must be finite, not {self.threshold}")
 
     @cached_property
     def id(self) -> str:
@@ -58,13 +58,13 @@ class Calibration:
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
 
     def score_at(self, quantile: float) -> float:
-        """The score at a quantile in 0..1, linear between the 101 measured ones."""
+        """The score at a quantile in 0..1, interpolated linearly between the 101 measured quantiles."""
         return float(np.interp(quantile, np.linspace(0.0, 1.0, NUM_QUANTILES), self.quantiles))
 
     def described(self) -> dict[str, Any]:
-        """What both wires tell of a calibration, by the names of the proto."""
+        """The fields that gRPC and REST return for a calibration, under the names of the proto."""
         data = asdict(self)
-        del data["model_digest"], data["score_kind"]  # the model says those
+        del data["model_digest"], data["score_kind"]  # fields of the model's own description
         return {"id": self.id, **data}
 
     def to_json(self) -> str:
@@ -79,7 +79,7 @@ class Calibration:
 def calibrate(
     scores: Sequence[float], *, model_digest: str, score_kind: str, truncation_psi: float, first_seed: int
 ) -> Calibration:
-    """The calibration of measured scores; raises ValueError for fewer than `MIN_SEEDS`."""
+    """Compute the calibration of measured scores; raises ValueError for fewer than `MIN_SEEDS` scores."""
     if len(scores) < MIN_SEEDS:
         raise ValueError(f"a calibration needs at least {MIN_SEEDS} seeds, not {len(scores)}")
     quantiles = np.quantile(np.asarray(scores, dtype=np.float64), np.linspace(0.0, 1.0, NUM_QUANTILES))

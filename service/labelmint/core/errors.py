@@ -1,32 +1,32 @@
-"""Every error that a user can meet, defined once with its gRPC code and HTTP status.
+"""Every error that a user can see, defined once with its gRPC code and HTTP status.
 
 Rules of this file:
-- The tree is the documentation; a class says when it is raised and what the caller should do.
-- An error carries data (`metadata`, `retry_after_seconds`), not only prose. Nothing secret goes into either.
-- Foreign errors are translated where they enter: Triton's in `labelmint.triton.client`, nowhere else. The wire
-  adapters turn these classes into status and problem+json without looking at single classes.
+- The tree below is the documentation. It says when each class is raised and what the caller should do.
+- An error carries data (`metadata`, `retry_after_seconds`) in addition to its message. Neither contains secrets.
+- Errors of other libraries are translated where they enter. Triton's are translated in `labelmint.triton.client` only.
+  The gRPC and REST servers turn these classes into a status or problem+json without a case for any single class.
 
     LabelmintError
-    |- InvalidRequest          what was asked cannot be: names the field
-    |  `- Uncalibrated         a gate was asked for where nothing was measured
-    |- ModelNotFound           no model, or no version of it, of that name
+    |- InvalidRequest          the request cannot be fulfilled; names the field
+    |  `- Uncalibrated         the model was not calibrated for the gate that these options need
+    |- ModelNotFound           there is no model of that name, or no such version of it
     |- ModelVersionGone        the version that a request or a stream began with is no longer served
-    |- SampleRejected          the sample exists, its JS score is above the gate
-    |- RevisionChanged         a pinned URL names another state of the model than is served
-    |- Unauthenticated         no token, or none that is known
+    |- SampleRejected          the sample exists, but its JS score is above the threshold of the gate
+    |- RevisionChanged         a pinned URL names a different revision of the model than the served one
+    |- Unauthenticated         the request has no token or an unknown one
     |- RequestTooLarge         the body is larger than any request needs to be
     |- Overloaded              try again later
-    |  `- LimitReached         of the caller's token: others may still be served
+    |  `- LimitReached         a limit of the caller's token is reached; other tokens may still be served
     |- TritonUnavailable       Triton or the model in it is not ready
-    |- ServerDraining          this gateway is shutting down: go on at another one
-    |- StreamExpired           a stream was open for as long as streams may be: resume it
+    |- ServerDraining          this gateway is shutting down: continue at another one
+    |- StreamExpired           a stream reached its maximum duration: resume it
     |- DeadlineExceeded
     |- InferenceFailed         Triton ran the model and failed
-    |- IncompatibleWeights     two files that do not belong together (command line only)
-    |- UnusableFile            a file on disk is not what it should be (command line only)
-    |- CannotListen            an address or port is not to be had (command line only)
-    |- InsufficientResources   the machine grants less than serving takes (command line only)
-    `- Exposed                 anyone could ask from outside (command line only)
+    |- IncompatibleWeights     two files do not fit together (command line only)
+    |- UnusableFile            a file on disk is missing, damaged or of the wrong kind (command line only)
+    |- CannotListen            an address or port is not available (command line only)
+    |- InsufficientResources   the machine has fewer resources than serving needs (command line only)
+    `- Exposed                 other machines could send requests without authentication (command line only)
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ import grpc
 
 
 def _shortened(text: str) -> str:
-    """A caller's text as an answer may repeat it."""
+    """A caller's text, cut so that a response can repeat it."""
     return text if len(text) <= 64 else f"{text[:64]}..."
 
 
 class LabelmintError(Exception):
     """Base class. `reason` is the stable, machine-readable name (google.rpc.ErrorInfo).
 
-    `retry_after_seconds` is the pause after which the same request may succeed (google.rpc.RetryInfo, Retry-After);
-    None where waiting does not help or nobody can tell.
+    `retry_after_seconds` is the pause after which the same request may succeed (google.rpc.RetryInfo, Retry-After).
+    It is None where waiting does not help or the pause is unknown.
     """
 
     reason: ClassVar[str] = "INTERNAL"
@@ -56,7 +56,7 @@ class LabelmintError(Exception):
     http_status: ClassVar[int] = 500
     title: ClassVar[str] = "Internal error"
     retry_after_seconds: int | None = None
-    # Whether the same request to the same model ends so for ever: then a cache may keep the answer.
+    # Whether the same request to the same model always ends with this error. If so, a cache may keep the response.
     lasting: ClassVar[bool] = False
 
     def __init__(self, message: str, metadata: Mapping[str, str] | None = None) -> None:
@@ -70,14 +70,14 @@ class LabelmintError(Exception):
         return error
 
     def with_metadata(self, **metadata: str) -> LabelmintError:
-        """This error with more data, as another one: an error may have been raised to several callers at once."""
+        """A copy of this error with more metadata; a copy, because several callers may have received the same error."""
         error = copy(self)
         error.metadata = {**self.metadata, **metadata}
         return error
 
     @property
     def http_headers(self) -> dict[str, str]:
-        """What an HTTP answer says in its headers besides the status."""
+        """The headers that the error adds to an HTTP response."""
         return {} if self.retry_after_seconds is None else {"Retry-After": str(self.retry_after_seconds)}
 
 
@@ -103,7 +103,7 @@ class ModelNotFound(LabelmintError):
     title = "Model not found"
 
     def __init__(self, model: str, known: tuple[str, ...], version: str = "") -> None:
-        """`known` are the served names or, where it is the `version` that is not known, the served versions."""
+        """`known` are the served names or, if only the `version` is unknown, the served versions."""
         shown, shown_version = _shortened(model), _shortened(version)
         wanted = f"version {shown_version!r} of model {shown!r}" if version else f"model named {shown!r}"
         metadata = {"model": shown} | ({"model_version": shown_version} if version else {})
@@ -119,7 +119,7 @@ class ModelVersionGone(LabelmintError):
     def __init__(self, model: str, version: str, digest: str) -> None:
         super().__init__(
             f"version {version} of model {model!r} with digest {digest[:12]}... is no longer served; another version "
-            "gives other samples for the same seeds: start anew with one that ListModels names",
+            "generates different samples for the same seeds; start again with a version that ListModels returns",
             {"model": model, "model_version": version, "model_digest": digest},
         )
 
@@ -148,12 +148,12 @@ class RevisionChanged(LabelmintError):
     reason = "REVISION_CHANGED"
     grpc_code = grpc.StatusCode.FAILED_PRECONDITION
     http_status = 409
-    title = "The model is another than the URL names"
+    title = "The served revision is not the one in the URL"
 
     def __init__(self, model: str, served: str) -> None:
         super().__init__(
-            f"model {model!r} is served at revision {served!r}, not the one asked for; "
-            "leave revision out, or ask for that one",
+            f"model {model!r} is served at revision {served!r}, not at the requested one; "
+            "omit revision, or request the served one",
             {"model": model, "revision": served},
         )
 
@@ -162,7 +162,7 @@ class Unauthenticated(LabelmintError):
     reason = "UNAUTHENTICATED"
     grpc_code = grpc.StatusCode.UNAUTHENTICATED
     http_status = 401
-    title = "A token is needed"
+    title = "A token is required"
 
     @property
     def http_headers(self) -> dict[str, str]:
@@ -198,7 +198,7 @@ class TritonUnavailable(LabelmintError):
     grpc_code = grpc.StatusCode.UNAVAILABLE
     http_status = 503
     title = "Triton is not ready"
-    retry_after_seconds = 2  # the longest pause of the gateway's own attempts to reach it again
+    retry_after_seconds = 2  # the longest pause between the gateway's own attempts to reconnect
 
 
 class ServerDraining(LabelmintError):
@@ -209,14 +209,14 @@ class ServerDraining(LabelmintError):
     retry_after_seconds = 1
 
     def __init__(self) -> None:
-        super().__init__("this gateway is shutting down; go on at another one (a stream: from next_seed)")
+        super().__init__("this gateway is shutting down; continue at another one (resume a stream at next_seed)")
 
 
 class StreamExpired(LabelmintError):
     reason = "STREAM_EXPIRED"
     grpc_code = grpc.StatusCode.UNAVAILABLE
     http_status = 503
-    title = "The stream was open for as long as streams may be"
+    title = "The stream reached its maximum duration"
 
     def __init__(self, seconds: float) -> None:
         super().__init__(f"streams end after {seconds:g} s so that load spreads over gateways; resume at next_seed")
@@ -229,7 +229,7 @@ class DeadlineExceeded(LabelmintError):
     title = "Deadline exceeded"
 
     def __init__(self) -> None:
-        super().__init__("the sample was not ready within the deadline; allow more time or send less at once")
+        super().__init__("the sample was not ready within the deadline; allow more time or request fewer samples")
 
 
 class InferenceFailed(LabelmintError):
@@ -243,7 +243,7 @@ class IncompatibleWeights(LabelmintError):
     reason = "INCOMPATIBLE_WEIGHTS"
     grpc_code = grpc.StatusCode.FAILED_PRECONDITION
     http_status = 422
-    title = "Weights that do not belong together"
+    title = "Incompatible weights"
 
 
 class UnusableFile(LabelmintError):
@@ -267,11 +267,11 @@ class InsufficientResources(LabelmintError):
     reason = "INSUFFICIENT_RESOURCES"
     grpc_code = grpc.StatusCode.UNAVAILABLE
     http_status = 503
-    title = "The machine grants too little"
+    title = "The machine has too few resources"
 
 
 class Exposed(LabelmintError):
     reason = "EXPOSED"
     grpc_code = grpc.StatusCode.FAILED_PRECONDITION
     http_status = 422
-    title = "Open to anyone"
+    title = "Reachable without authentication"

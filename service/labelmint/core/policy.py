@@ -1,10 +1,10 @@
-"""The decisions of the gateway, free of I/O: seed to latent, options to gate and mixing, cursor of a walk.
+"""The decisions of the gateway, without I/O: seed to latent, options to gate and style mixing, seeds of a stream.
 
 Rules of this file:
-- A seed is an identity: its latent is `numpy.random.RandomState(seed).randn(1, z_dim)` in float32, as the official
+- A seed identifies a sample: its latent is `numpy.random.RandomState(seed).randn(1, z_dim)` in float32, as the official
   StyleGAN scripts draw it.
-- A threshold is never applied where it was not measured.
-- Nothing is adjusted silently: what cannot be honoured is an InvalidRequest that names the field.
+- A calibrated threshold is applied only under the conditions in which it was measured.
+- No option is adjusted silently. An option that cannot be applied raises InvalidRequest, which names the field.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MAX_TRUNCATION_PSI = 2.0
 
 @dataclass(frozen=True)
 class SampleOptions:
-    """What a caller may choose; None means the model's own value."""
+    """The options of a request; None means the model's default."""
 
     truncation_psi: float | None = None
     style_seed: int | None = None
@@ -42,7 +42,7 @@ class SampleOptions:
     omit_label: bool = False  # or the keypoints
 
     def outputs(self, model: ServedModel) -> tuple[str, ...]:
-        """The outputs of the ensemble that are wanted; its score always is."""
+        """The ensemble outputs to request; the score is always among them."""
         image = () if self.omit_image else ("image",)
         label = () if self.omit_label else model.task.label_outputs
         return (*image, *label, *(("js_map",) if self.include_js_map else ()), "js_score")
@@ -57,13 +57,13 @@ class Gate:
     calibration_id: str
 
     def accepts(self, js_score: float) -> bool:
-        # A score that is not a number is accepted by no gate.
+        # False for NaN: every gate rejects such a score.
         return js_score <= self.threshold
 
 
 @dataclass(frozen=True)
 class Mixing:
-    """One shape in another appearance: layers from `crossover` on take the style of `style_seed`'s latent."""
+    """Style mixing: layers from `crossover` on take the style of `style_seed`'s latent; the others keep the shape."""
 
     style_seed: int
     crossover: int
@@ -89,7 +89,7 @@ def latent_of(seed: int, z_dim: int) -> npt.NDArray[np.float32]:
 
 
 class _Reseeded(threading.local):
-    """A generator to seed anew: making a RandomState asks the system for entropy, which costs 20 times as much."""
+    """One generator per thread, seeded again for each latent: a new RandomState reads entropy, at 20 times the cost."""
 
     def __init__(self) -> None:
         self.generator = np.random.RandomState(0)
@@ -99,11 +99,11 @@ _reseeded = _Reseeded()
 
 
 def mixing_of(model: ServedModel, options: SampleOptions) -> Mixing | None:
-    """The style mixing of one sample, None without; raises InvalidRequest."""
+    """The style mixing of one sample, None for an unmixed one; raises InvalidRequest."""
     if options.style_seed is None and options.crossover is None:
         return None
     if options.style_seed is None:
-        raise InvalidRequest("style_seed", "missing; a crossover needs the seed whose style the layers from it on take")
+        raise InvalidRequest("style_seed", "missing; a crossover needs a style seed for the layers from it on")
     return Mixing(check_seed(options.style_seed, "style_seed"), _check_crossover(model, options.crossover))
 
 
@@ -112,14 +112,14 @@ def mixings_of(
 ) -> tuple[Mixing | None, ...]:
     """The style mixing of each of a batch's `count` samples; raises InvalidRequest.
 
-    `style_seeds` holds none, or one a sample in place of the option `style_seed`.
+    `style_seeds` is empty, or has one seed per sample and replaces the option `style_seed`.
     """
     if not style_seeds:
         return (mixing_of(model, options),) * count
     if options.style_seed is not None:
         raise InvalidRequest("style_seed", "give style_seed for the whole batch or style_seeds, not both")
     if len(style_seeds) != count:
-        raise InvalidRequest("style_seeds", f"{len(style_seeds)} given for {count} seeds; give one a seed, or none")
+        raise InvalidRequest("style_seeds", f"{len(style_seeds)} given for {count} seeds; give one per seed, or none")
     crossover = _check_crossover(model, options.crossover)
     return tuple(Mixing(check_seed(seed, "style_seeds"), crossover) for seed in style_seeds)
 
@@ -127,24 +127,24 @@ def mixings_of(
 def _check_crossover(model: ServedModel, crossover: int | None) -> int:
     allowed = f"model {model.name!r} has {model.num_ws} layers, give 1 to {model.num_ws - 1}"
     if crossover is None:
-        raise InvalidRequest("crossover", f"missing; it says from which layer the style holds: {allowed}")
+        raise InvalidRequest("crossover", f"missing; it is the first layer that takes the style: {allowed}")
     if not 1 <= crossover < model.num_ws:
         raise InvalidRequest("crossover", f"{crossover} is out of range; {allowed}")
     return crossover
 
 
 def group_id(model: ServedModel, seed: int, mixing: Mixing, truncation_psi: float) -> str:
-    """What all mixed samples of one shape share, whatever their style: 16 hexadecimal digits.
+    """The id that all mixed samples of one shape share, whatever their style: 16 hexadecimal digits.
 
-    The first of the SHA-256 over the model's digest, the seed, the crossover and the truncation, in decimal, with
-    colons between.
+    They are the first 16 of the SHA-256 over the model's digest, the seed, the crossover and the truncation. Numbers
+    are in decimal, and colons separate the parts.
     """
     content = f"{model.digest}:{seed}:{mixing.crossover}:{truncation_psi!r}"
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def gate_of(model: ServedModel, options: SampleOptions) -> Gate:
-    """The gate that applies; raises InvalidRequest or Uncalibrated."""
+    """The gate for these options; raises InvalidRequest or Uncalibrated."""
     calibration = model.calibration
     psi = options.truncation_psi
     if psi is None:
@@ -166,14 +166,13 @@ def gate_of(model: ServedModel, options: SampleOptions) -> Gate:
     if options.crossover is not None:
         raise Uncalibrated(
             "crossover",
-            "mixed samples were not calibrated, only unmixed ones, so that neither the threshold nor a quantile "
-            f"applies; give max_js with it: the calibrated threshold, {calibration.threshold:g} (see GetModel), may be "
-            "given",
+            "mixed samples were not calibrated, only unmixed ones: neither the threshold nor a quantile applies. "
+            f"Give max_js as well, for example the calibrated threshold, {calibration.threshold:g} (see GetModel)",
         )
     if psi != calibration.truncation_psi:
         raise Uncalibrated(
             "truncation_psi",
-            f"{psi:g} was not calibrated, only {calibration.truncation_psi:g}; give max_js with it",
+            f"{psi:g} was not calibrated, only {calibration.truncation_psi:g}; give max_js as well",
         )
     if options.max_quantile is not None:
         return Gate(psi, calibration.score_at(options.max_quantile), calibration.id)
@@ -181,13 +180,13 @@ def gate_of(model: ServedModel, options: SampleOptions) -> Gate:
 
 
 def check_has_label(model: ServedModel, field: str, asked: str) -> None:
-    """Raises InvalidRequest where `asked` is about the label image that a keypoint model does not have."""
+    """Raises InvalidRequest, with the advice `asked`, for a model without a label image, such as a keypoint model."""
     if not model.task.has_label_image:
         raise InvalidRequest(field, f"model {model.name!r} has task {model.task.name!r} and no label image; {asked}")
 
 
 def window_of(window: int, largest: int) -> int:
-    """How many samples of a stream are minted ahead of its reader: 0 asks for the default; raises InvalidRequest."""
+    """How many samples a stream generates ahead of its reader; 0 means the default. Raises InvalidRequest."""
     if not 0 <= window <= largest:
         raise InvalidRequest("window", f"{window} is out of range; give 1 to {largest}, or 0 for the default")
     return window or min(DEFAULT_WINDOW, largest)
@@ -202,7 +201,7 @@ class Walk:
     shard_count: int = 1
 
     def __post_init__(self) -> None:
-        # 2^32 is where a finished walk resumes: an empty one, no error.
+        # A finished walk resumes at 2^32. It is empty, and not an error.
         if self.start != SEED_END:
             check_seed(self.start, "start_seed")
         if self.shard_count < 1:

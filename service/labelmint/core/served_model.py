@@ -1,9 +1,9 @@
-"""What a client must know of a model, read from Triton's model configuration.
+"""The description of a served model, read from Triton's model configuration.
 
 Rules of this file:
-- The configuration that travels with the model is the only source; there is no model table here.
-- A configuration that lacks or contradicts something is refused whole, with the name of what is wrong: what passes can
-  be put into every answer.
+- The configuration that is stored with the model is the only source. There is no table of models here.
+- An incomplete or contradictory configuration is refused as a whole, and the error names the problem. Every response
+  can therefore use a description that was accepted.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from labelmint.core.task import IMAGE, UNCERTAINTY, Task, task_of
 
 _TYPES = {"uint8": pb.TYPE_UINT8, "float32": pb.TYPE_FP32}
 _DIGEST = re.compile("[0-9a-f]{64}")
-_MAX_LABELS = 255  # classes; a label is one byte, and export writes no more keypoints either
-_MAX_COUNT = 1024  # layers of the generator that take a style, and classifiers
+_MAX_LABELS = 255  # classes: a label is one byte; export applies the same limit to keypoints
+_MAX_COUNT = 1024  # for the generator's layers that take a style, and for the classifiers
 
 
 class MalformedModel(ValueError):
@@ -33,7 +33,7 @@ class MalformedModel(ValueError):
 class ServedModel:
     """One ensemble in Triton. `triton_name` differs from `name` for the staged pipeline.
 
-    `label_names` are those of its classes or of its keypoints, and `palette` has one colour for each.
+    `label_names` are the names of its classes or keypoints; `palette` has one colour for each.
     """
 
     name: str
@@ -58,7 +58,7 @@ def is_labelmint(config: pb.ModelConfig) -> bool:
 
 
 def read_served_model(config: pb.ModelConfig, version: str) -> ServedModel:
-    """Raises MalformedModel naming the model and what is wrong with its configuration."""
+    """Read a model's description; raises MalformedModel with the model's name and the problem."""
     parameters = {key: value.string_value for key, value in config.parameters.items()}
     try:
         return _read(config, version, parameters)
@@ -80,12 +80,12 @@ def _read(config: pb.ModelConfig, version: str, parameters: Mapping[str, str]) -
     size, count = outputs["image"][0], len(names)
     if not 1 <= size <= 1 << 14 or inputs["latent"] != inputs["style_latent"] or not inputs["latent"][0] >= 1:
         raise ValueError(
-            f"image is {outputs['image']}, latent {inputs['latent']}, style_latent {inputs['style_latent']}"
+            f"bad shapes: image {outputs['image']}, latent {inputs['latent']}, style_latent {inputs['style_latent']}"
         )
     for expected in (IMAGE, *UNCERTAINTY, *task.labels):
         name, dims, data_type = expected.name, list(expected.dims(size, count)), _TYPES[expected.dtype]
         if outputs[name] != dims:
-            raise ValueError(f"output {name} is {outputs[name]}, not {dims} as task {task.name!r} has it")
+            raise ValueError(f"output {name} is {outputs[name]}, not {dims} as task {task.name!r} requires")
         if types[name] != data_type:
             raise ValueError(f"output {name} is not {pb.DataType.Name(data_type)}")
     if not _DIGEST.fullmatch(parameters["model_digest"]):
@@ -119,9 +119,9 @@ def _list(name: str, text: str) -> list[Any]:
 def _names(name: str, parameters: Mapping[str, str]) -> tuple[str, ...]:
     names = _list(name, parameters[name])
     for entry in names:
-        # A lone surrogate, which JSON can escape, is text that no wire can carry.
+        # JSON can escape a lone surrogate, but neither gRPC nor REST can encode it.
         if not isinstance(entry, str) or not entry or not entry.isprintable():
-            raise ValueError(f"{name} has {entry!r}, which is no name")
+            raise ValueError(f"{name} has {entry!r}, which is not a printable name")
     if len(set(names)) < len(names):
         raise ValueError(f"{name} has {next(entry for entry in names if names.count(entry) > 1)!r} twice")
     if not 1 <= len(names) <= _MAX_LABELS:
@@ -134,14 +134,14 @@ def _colour(entry: Any) -> tuple[int, int, int]:
         raise ValueError(f"palette has {entry!r}, not three integers")
     red, green, blue = entry
     if not all(0 <= value <= 255 for value in entry):
-        raise ValueError(f"palette has {entry!r}; each is within 0 and 255")
+        raise ValueError(f"palette has {entry!r}; each must be within 0 and 255")
     return red, green, blue
 
 
 def _count(name: str, parameters: Mapping[str, str]) -> int:
     count = int(parameters[name])
     if not 1 <= count <= _MAX_COUNT:
-        raise ValueError(f"{name} is {count}, not within 1 and {_MAX_COUNT}")
+        raise ValueError(f"{name} is {count}, not between 1 and {_MAX_COUNT}")
     return count
 
 
@@ -153,8 +153,8 @@ def _calibration(parameters: Mapping[str, str]) -> Calibration | None:
         raise ValueError(
             f"calibrated for score kind {calibration.score_kind!r}, the model is {parameters['score_kind']!r}"
         )
-    # The staged pipeline has a digest of its own, and the calibration of the fused one.
+    # The staged pipeline has its own digest but the calibration of the fused pipeline.
     fused = parameters["pipeline"] == "fused"
     if fused and calibration.model_digest != parameters["model_digest"]:
-        raise ValueError("its calibration was measured on a model of another digest: calibrate this one, too")
+        raise ValueError("its calibration was measured on a model with a different digest; calibrate this one too")
     return calibration

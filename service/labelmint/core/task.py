@@ -1,8 +1,8 @@
-"""The tasks that a Style Interpreter can have been trained for, and what tells one from another while it is served.
+"""The tasks that a Style Interpreter can be trained for, and how they differ when a model is served.
 
 Rules of this file:
-- A model says its task by name; code asks the `Task` what differs and compares no names.
-- `gateway/encoding/labels.py` says how a task's labels are sent, `models/tasks.py` how they are learnt.
+- A model names its task. Code reads the differences from the `Task` and never compares task names.
+- `gateway/encoding/labels.py` defines how a task's labels are sent, `models/tasks.py` how they are trained.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ DType = Literal["uint8", "float32"]
 
 @dataclass(frozen=True)
 class Output:
-    """A tensor of one sample. In its shape, "R" stands for the resolution and "K" for the number of label names."""
+    """A tensor of one sample. In its shape, "R" is the resolution and "K" the number of label names."""
 
     name: str
     dtype: DType
@@ -30,15 +30,15 @@ class Output:
 
 @dataclass(frozen=True)
 class Task:
-    """What differs between tasks.
+    """The properties that differ between tasks.
 
-    labels: the outputs that are the task's labels, beside the image and the uncertainty.
-    names_parameter: the parameter of a model's configuration that holds the label names, as a JSON list.
-    names_field: the field of a Model message that holds them.
-    names: what the label names are names of, in the plural.
-    min_names: the least number of label names that makes sense.
-    has_label_image: whether the label is an image of class ids, which PNG and JPEG are about.
-    annotation_option: the option of `labelmint fit` that says how the annotations are written.
+    labels: the label outputs of the task; the image and the uncertainty are separate.
+    names_parameter: the parameter of a model's configuration with the label names, as a JSON list.
+    names_field: the field of a Model message with the label names.
+    names: what the label names denote, in the plural.
+    min_names: the smallest useful number of label names.
+    has_label_image: whether the label is an image of class ids, which can be encoded as PNG.
+    annotation_option: the option of `labelmint fit` that names the format of the annotations.
     """
 
     name: TaskName
@@ -71,7 +71,8 @@ SEGMENTATION = Task(
 )
 KEYPOINTS = Task(
     name="keypoints",
-    # Positions as (x, y) in pixels, pixel centres at integers; the confidence is the heat there, nominally 0 to 1.
+    # Positions are (x, y) in pixels, with pixel centres at integers. The confidence is the heatmap's value there,
+    # nominally 0 to 1.
     labels=(Output("keypoints", "float32", ("K", 2)), Output("confidence", "float32", ("K",))),
     names_parameter="keypoint_names",
     names_field="keypoint_classes",
@@ -85,7 +86,7 @@ TASKS: Mapping[str, Task] = {task.name: task for task in (SEGMENTATION, KEYPOINT
 
 
 def task_of(name: str) -> Task:
-    """Raises ValueError for a name that no task has."""
+    """The task of that name; raises ValueError for an unknown name."""
     if name not in TASKS:
         raise ValueError(f"unknown task {name!r}; known: {', '.join(TASKS)}")
     return TASKS[name]

@@ -19,6 +19,9 @@ from labelmint_client.pull import PullOptions, pull
 from tests.clients.pull.conftest import contents
 from tests.conftest import Service
 
+pytestmark = pytest.mark.triton
+
+
 SECONDS = 300
 
 

@@ -6,7 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import ROOT, Service
+
+pytestmark = pytest.mark.triton
+
 
 PAGE = (ROOT / "docs" / "pulling.md").read_text()
 

@@ -20,9 +20,12 @@ from pycocotools.coco import COCO
 
 from labelmint_client import Client, Sample, SampleOptions
 from labelmint_client.pull import PullError, PullOptions, pull
-from labelmint_client.pull.coco import MIN_CONFIDENCE
 from labelmint_client.pull.formats import FORMATS
+from labelmint_client.pull.keypoints import MIN_CONFIDENCE
 from tests.conftest import ROOT, Service, need_program
+
+pytestmark = pytest.mark.triton
+
 
 COUNT = 5
 

@@ -7,6 +7,8 @@ import pytest
 
 from labelmint_client.pull.interrupts import put_off
 
+pytestmark = pytest.mark.unit
+
 
 def test_the_first_signal_waits_and_the_second_does_not() -> None:
     before = signal.getsignal(signal.SIGINT)

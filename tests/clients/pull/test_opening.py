@@ -19,6 +19,9 @@ from labelmint_client.pull.formats import FORMATS
 from labelmint_client.pull.sides import of_the_person
 from tests.conftest import Service
 
+pytestmark = pytest.mark.triton
+
+
 COUNT = 2
 
 

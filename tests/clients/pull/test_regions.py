@@ -7,6 +7,8 @@ from scipy import ndimage
 
 from labelmint_client.pull.regions import regions
 
+pytestmark = pytest.mark.unit
+
 
 @pytest.mark.parametrize(("side", "grain", "classes"), [(16, 0.5, 3), (64, 0.7, 4), (64, 0.0, 2), (128, 2.0, 6)])
 def test_all_forms_agree(side: int, grain: float, classes: int) -> None:

@@ -21,6 +21,9 @@ from labelmint_client.pull.formats import FORMATS
 from tests.clients.pull.conftest import contents
 from tests.conftest import ROOT, Service
 
+pytestmark = [pytest.mark.triton, pytest.mark.torch]
+
+
 KILLS = 4
 
 

@@ -14,6 +14,9 @@ import pytest
 from labelmint_client import Client, Model, ModelNotFound, SampleOptions
 from labelmint_client.pull import PullError, PullOptions, pull, verify
 
+pytestmark = [pytest.mark.triton, pytest.mark.torch]
+
+
 COUNT = 6
 
 

@@ -1,4 +1,4 @@
-"""Names in pictures: every script is drawn by a font that has it, or spelt out, and nothing is a box or cut off."""
+"""Names in pictures: a font that has the characters draws them, or they are spelt out; no boxes, nothing cut off."""
 
 from __future__ import annotations
 
@@ -18,14 +18,17 @@ from labelmint.gateway.encoding.people import overlay_png
 from labelmint.gateway.sampling.sample import Sample
 from tests.support.served import MODEL
 
-# matplotlib brings DejaVu, which has Cyrillic, Arabic and a few emoji, and no Chinese.
+pytestmark = pytest.mark.unit
+
+
+# matplotlib ships DejaVu, which has Cyrillic, Arabic and a few emoji, but no Chinese.
 DEJAVU = str(Path(matplotlib.get_data_path()) / "fonts" / "ttf")
 Machine = Callable[..., None]
 
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
-    """Makes this a machine whose fonts are in the given folders."""
+    """A function that makes the given folders the only ones searched for fonts."""
     cached = (lettering._runs_of, lettering._font_with, lettering._machine_fonts, lettering._say_what_is_missing)
 
     def has(*folders: str) -> None:
@@ -54,7 +57,7 @@ def drawn_by(text: str) -> list[tuple[str, str]]:
     ("one", "other"), [("бровь", "брось"), ("眼睛", "眉毛"), ("😀", "😎"), ("عين", "حاجب"), ("é", "è")]
 )
 def test_no_name_is_a_row_of_boxes(machine: Machine, folders: tuple[str, ...], one: str, other: str) -> None:
-    """The box of a missing glyph is the same for all characters."""
+    """A missing glyph's box looks the same for every character, so two names drawn as boxes would be equal."""
     machine(*folders)
     assert overlay("background", one) != overlay("background", other)
 
@@ -65,7 +68,7 @@ def test_each_part_is_drawn_by_a_font_that_has_it(machine: Machine) -> None:
     assert drawn_by("левая бровь") == [("левая бровь", "DejaVuSans")]
     assert drawn_by("eye: глаз 😀") == [("eye: ", ""), ("глаз 😀", "DejaVuSans")]
     assert drawn_by("x 中国 й") == [("x [U+4E2D][U+56FD] ", ""), ("й", "DejaVuSans")]
-    assert drawn_by("и\u0306") == [("и\u0306", "DejaVuSans")]  # a mark stays with its letter
+    assert drawn_by("и\u0306") == [("и\u0306", "DejaVuSans")]  # a combining mark stays with its letter
     assert drawn_by("left\n\teye") == [("left  eye", "")]
     assert drawn_by("คิ") == [("[U+0E04 U+0E34]", "")]
 
@@ -76,7 +79,7 @@ def test_what_is_missing_is_said_once(machine: Machine, caplog: pytest.LogCaptur
     overlay("background", "眉毛")
     (record,) = caplog.records
     assert record.getMessage() == (
-        "no font here has U+773C, of a class or keypoint: pictures spell it out; "
+        "no installed font has U+773C, used in a class or keypoint name; pictures show its code point; "
         "install fonts (apt install fonts-dejavu-core fonts-unifont)"
     )
 

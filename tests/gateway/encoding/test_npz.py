@@ -1,4 +1,4 @@
-"""The NumPy archive of a sample, read back."""
+"""The NumPy archive of a sample, read back with NumPy."""
 
 import io
 from dataclasses import replace
@@ -10,6 +10,8 @@ from labelmint.core.policy import Mixing
 from labelmint.gateway.encoding.npz import npz
 from labelmint.gateway.sampling.sample import Sample
 from tests.support.samples import marked, segmented
+
+pytestmark = pytest.mark.unit
 
 
 @pytest.fixture

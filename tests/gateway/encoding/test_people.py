@@ -1,4 +1,4 @@
-"""Pictures for people: where things are drawn, and that the same sample gives the same picture."""
+"""Pictures for people: things are drawn in the right place, and one sample always yields the same picture."""
 
 import io
 from dataclasses import replace
@@ -11,6 +11,8 @@ from labelmint.gateway.encoding.people import MAX_JS, heat_colours, overlay_png,
 from labelmint.gateway.sampling.sample import Sample
 from tests.support.samples import marked, segmented
 
+pytestmark = pytest.mark.unit
+
 
 @pytest.fixture
 def sample() -> Sample:
@@ -19,14 +21,14 @@ def sample() -> Sample:
 
 def test_keypoints_are_drawn_where_they_are(sample: Sample) -> None:
     picture = np.asarray(Image.open(io.BytesIO(overlay_png(marked(sample, "crown")))))
-    # The second of two panels of 384 pixels, each pixel of 8x8 being 48: margins 12, title 40.
+    # The second of two panels of 384 pixels. Each of the 8x8 pixels is 48 wide; margins are 12, the title is 40.
     panel = picture[40 : 40 + 384, 12 + 384 + 12 :][:, :384]
     assert tuple(panel[int(2.5 * 48), int(1.5 * 48)]) == (255, 0, 0)
     assert tuple(panel[int(7.5 * 48), int(6.5 * 48)]) == (0, 0, 255)
 
 
 def test_long_names_have_wider_columns(sample: Sample) -> None:
-    """Six names that would run into each other in six columns take more lines."""
+    """Six long names would overlap in six columns, so they take more lines."""
     heights = []
     for name in ("a", "a name that is much longer than a sixth of the picture"):
         point = marked(sample, name)

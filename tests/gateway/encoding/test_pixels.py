@@ -1,4 +1,4 @@
-"""Encodings for machines, read back with real readers."""
+"""The machine-readable image encodings, read back with Pillow."""
 
 import io
 
@@ -10,6 +10,8 @@ from labelmint.gateway.encoding.pixels import image_jpeg, image_png, label_png
 from labelmint.gateway.sampling.sample import Sample
 from tests.support.samples import segmented
 from tests.support.served import MODEL
+
+pytestmark = pytest.mark.unit
 
 
 @pytest.fixture

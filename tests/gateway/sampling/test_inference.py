@@ -1,16 +1,18 @@
-"""What is decided about one sample on its way, by events and without an event loop."""
+"""The decisions about one inference, tested by method calls and without an event loop."""
 
 import pytest
 
 from labelmint.gateway.sampling.inference import RETRY_SECONDS, Hold, Inference, is_over
 from labelmint.gateway.sampling.slots import Requester
 
+pytestmark = pytest.mark.unit
+
 
 def test_the_latest_deadline_bounds_the_work() -> None:
     inference = Inference(["image"], requester=Requester("stream"), deadline=5.0)
     assert inference.seconds(2.0) == 3.0
     inference.join(Requester("request"), 9.0)
-    inference.join(Requester("request"), 3.0)  # one who is in a hurry takes nothing from it
+    inference.join(Requester("request"), 3.0)  # a shorter deadline does not shorten the work
     assert inference.seconds(2.0) == 7.0
     inference.join(Requester("request"), None)
     assert inference.seconds(2.0) is None

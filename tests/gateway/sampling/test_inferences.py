@@ -1,4 +1,4 @@
-"""Samples that are being made: who waits for whose, how long, in whose turn, and what is kept."""
+"""Running inferences: how callers share and join them, their deadlines and turns, and what the cache keeps."""
 
 import asyncio
 from collections.abc import Sequence
@@ -21,9 +21,11 @@ from labelmint.triton.client import Array, Latents
 from labelmint.triton.model_config import read_config
 from tests.conftest import REPOSITORY
 
+pytestmark = pytest.mark.unit
+
 
 class Minting:
-    """Arrays of one byte, made when `allowed`; `made` has what was asked for."""
+    """Inferences whose arrays have one byte and are ready once `allowed` is set; `made` records the calls."""
 
     def __init__(self, max_bytes: int = 1000) -> None:
         metrics = Metrics(CollectorRegistry())
@@ -154,7 +156,7 @@ async def test_what_triton_drops_at_the_deadline_of_one_is_made_for_who_can_wait
 
 
 class SlowTriton:
-    """Answers one call after the other, each when it may; `asked` has their latents."""
+    """Answers each call when the semaphore `may` lets it; `asked` records the latents of the calls."""
 
     def __init__(self) -> None:
         self.may = asyncio.Semaphore(0)
@@ -178,7 +180,7 @@ async def test_a_request_for_what_a_stream_has_waiting_keeps_its_deadline_and_it
     reading = asyncio.create_task(anext(walk))
     while sampler._slots.depth("stream") < 19:
         await asyncio.sleep(0)
-    with pytest.raises(DeadlineExceeded):  # seed 0 is in Triton, which takes longer than this one has
+    with pytest.raises(DeadlineExceeded):  # Triton has seed 0 and takes longer than this deadline
         await asyncio.wait_for(sampler.sample(model, 0, options, timeout_seconds=0.01), 30)
     asked = asyncio.create_task(sampler.sample(model, 19, options))
     while not sampler._slots.depth("request"):

@@ -1,4 +1,4 @@
-"""How a stream passes the guard: complete ones end as such, others with an error that says where to resume."""
+"""The guard of streams: complete streams end normally, others with an error that names the seed to resume at."""
 
 import asyncio
 import gc
@@ -13,6 +13,8 @@ from labelmint.gateway.sampling.catalog import Catalog
 from labelmint.gateway.sampling.lifecycle import Lifecycle
 from labelmint.triton.client import TritonClient
 
+pytestmark = pytest.mark.unit
+
 
 @dataclass
 class Step:
@@ -20,7 +22,7 @@ class Step:
 
 
 class Source:
-    """A stream of steps 1, 2, ...: `count` of them, after which it ends, waits for ever or fails."""
+    """A stream of `count` steps 1, 2, ...; after them it ends, waits for ever or fails, as `after` says."""
 
     def __init__(self, count: int, after: str) -> None:
         self.count = count
@@ -106,7 +108,7 @@ async def test_a_reader_who_leaves_closes_the_stream(catalog: Catalog) -> None:
 async def test_a_client_that_leaves_as_its_stream_ends_leaves_nothing_behind(
     catalog: Catalog, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whichever of the two comes first by a turn of the loop."""
+    """The test lets the client disconnect 0 to 7 turns of the event loop after the stream's end begins."""
     for turns in range(8):
         ending = asyncio.Event()
 

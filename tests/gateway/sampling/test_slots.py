@@ -1,4 +1,4 @@
-"""Fair turns by events, and the waiting around them by real tasks."""
+"""Fair queueing: `Turns` is tested by method calls, `Slots` by real tasks."""
 
 import asyncio
 from contextlib import AsyncExitStack
@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import pytest
 
 from labelmint.gateway.sampling.slots import Kind, Requester, Slots, Turns
+
+pytestmark = pytest.mark.unit
 
 
 @dataclass(eq=False)
@@ -52,7 +54,7 @@ def test_a_large_batch_ends_however_many_requests_come_after_it() -> None:
     taken = ""
     while "b" * 64 not in taken.replace("r", ""):
         taken += turns.take() or "nothing"
-        turns.add(Requester("request"), "r")  # before the batch has its next turn there is another one
+        turns.add(Requester("request"), "r")  # another request arrives before each turn of the batch
     assert len(taken) <= 2 * 64 and taken.startswith("brbr")
 
 
@@ -88,7 +90,7 @@ async def test_slots_are_bounded_and_all_come_back(kind: Kind) -> None:
     tasks = [asyncio.create_task(hold(Requester(kind))) for _ in range(40)]
     await asyncio.sleep(0)
     assert slots.depth(kind) == 37
-    for index, task in enumerate(tasks):  # leaves at every stage: waiting, just granted, holding, done
+    for index, task in enumerate(tasks):  # cancel tasks at every stage: waiting, just granted, holding, done
         if index % 3 == 0:
             task.cancel()
             await asyncio.sleep(0)
@@ -119,5 +121,5 @@ async def test_one_who_moves_to_a_request_waits_in_its_turn() -> None:
     await asyncio.gather(*tasks)
     assert "moved" in order[:2] and len(order) == 10
     assert slots.depth("request") == slots.depth("stream") == 0
-    slots.moved(moving, ahead)  # it waits no more
+    slots.moved(moving, ahead)  # it is no longer queued
     assert slots.depth("request") == 0

@@ -14,6 +14,8 @@ from labelmint.models.annotations import read_masks
 from labelmint.models.annotations.coco import instances_path
 from tests.models.annotations.conftest import edit
 
+pytestmark = pytest.mark.torch
+
 
 def test_masks_are_those_of_pycocotools(annotated: Path) -> None:
     ours = read_masks(annotated, "coco")

@@ -23,6 +23,9 @@ from labelmint.models.store import load_interpreter, save_generator
 from labelmint.models.stylegan2 import StyleGAN2Spec
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.torch
+
+
 DOCUMENT = (ROOT / "docs" / "annotating.md").read_text()
 SPEC = StyleGAN2Spec(z_dim=8, w_dim=8, mapping_layers=2, resolution=32, channels={4: 8, 8: 8, 16: 8, 32: 8})
 SKIN, EYE = [[2, 2], [30, 3], [28, 30], [4, 27]], [[8, 8], [14, 8], [14, 12], [8, 12]]

@@ -14,6 +14,9 @@ from labelmint.models.annotations.coco import keypoints_path
 from labelmint.models.annotations.keypoints import csv_path
 from tests.models.annotations.conftest import edit
 
+pytestmark = pytest.mark.torch
+
+
 NAMES, PALETTE = ("left_eye", "right_eye", "nose"), ((255, 0, 0), (0, 255, 0), (0, 0, 255))
 CSV = "seed,name,x,y\n3,nose,1.5,2\n3,left_eye,-0.5,23.5\n12,right_eye,39.5,0\n12,nose,0,0\n"
 

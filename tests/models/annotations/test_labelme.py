@@ -17,6 +17,8 @@ from labelmint.models.annotations import read_masks
 from labelmint.models.annotations.labelme import label_path
 from tests.models.annotations.conftest import edit
 
+pytestmark = pytest.mark.torch
+
 
 def test_masks_are_those_of_labelmes_converter(annotated: Path) -> None:
     ours, theirs = read_masks(annotated, "labelme"), read_masks(annotated, "png")

@@ -20,6 +20,9 @@ from labelmint.models.annotations import (
 )
 from tests.torture.files import png
 
+pytestmark = pytest.mark.torch
+
+
 CLASSES = LabelClasses(("background", "thing"), ((0, 0, 0), (255, 255, 255)))
 
 

@@ -1,7 +1,7 @@
-"""The fields of messages that have the same names and values on both wires.
+"""The message fields that have the same names and values in gRPC and in REST.
 
 Rules of this file:
-- The names are those of the proto, the values those of JSON; pixels are added by each wire in its own form.
+- Names are the proto's names. Values are JSON values. Each API adds the pixels in its own form.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from labelmint.gateway.sampling.sample import Sample
 
 
 def sample_fields(sample: Sample) -> dict[str, Any]:
-    """A sample without its pixels."""
+    """The fields of a sample, without its pixels."""
     return {
         "model": sample.model.name,
         "model_version": sample.model.version,
@@ -35,7 +35,7 @@ def sample_fields(sample: Sample) -> dict[str, Any]:
 
 
 def rejection_fields(sample: Sample) -> dict[str, Any]:
-    """A sample of a batch that the gate rejected."""
+    """The fields of a batch outcome that the gate rejected."""
     return {
         "seed": sample.seed,
         "js_score": sample.js_score,
@@ -45,7 +45,7 @@ def rejection_fields(sample: Sample) -> dict[str, Any]:
 
 
 def model_fields(model: ServedModel) -> dict[str, Any]:
-    """A model without the names of its labels and its calibration."""
+    """The fields of a model, without its label names and its calibration."""
     return {
         "name": model.name,
         "version": model.version,
@@ -62,5 +62,5 @@ def model_fields(model: ServedModel) -> dict[str, Any]:
 
 
 def label_name_fields(model: ServedModel, labels: list[Any]) -> dict[str, Any]:
-    """`labels`, a message for each label name, in the field of the model's task; empty in those of other tasks."""
+    """Put `labels`, one message per label name, into the field of the model's task; other tasks' fields are empty."""
     return {task.names_field: labels if task is model.task else [] for task in TASKS.values()}

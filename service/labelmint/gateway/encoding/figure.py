@@ -1,7 +1,8 @@
-"""The layout of pictures for people: a title, the score against the gate, panels side by side, and a legend.
+"""The layout of pictures for people: a title, the score and the gate, panels side by side, and a legend.
 
 Rules of this file:
-- The same sample gives the same bytes. Only names that Pillow's own font lacks look as the fonts of the machine do.
+- The same sample gives the same bytes. Only characters that Pillow's built-in font lacks can differ between machines,
+  because they are drawn with the fonts of the machine.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from labelmint.gateway.encoding.lettering import draw_text, length_of, own_font
 from labelmint.gateway.encoding.pixels import LABEL_STRATEGY, Bytes, png
 from labelmint.gateway.sampling.sample import Sample
 
-Legend: TypeAlias = Sequence[tuple[str, tuple[int, ...]]]  # each entry a name and its colour
+Legend: TypeAlias = Sequence[tuple[str, tuple[int, ...]]]  # each entry: a name and its colour
 
 PANEL = 384  # side of a panel, in pixels
 INK, PAPER = (28, 30, 36), (250, 250, 248)
@@ -26,7 +27,7 @@ _MARGIN = 12
 
 
 def figure(sample: Sample, panels: Sequence[Bytes], legend: Legend) -> bytes:
-    """The PNG of a figure; panels are uint8 [H,H,3] of any size."""
+    """Return the figure as PNG. Panels are uint8 [H,H,3] of any size."""
     widest = math.ceil(max(length_of(name, 14) for name, _ in legend)) + 21 + _MARGIN
     width = max(len(panels) * (PANEL + _MARGIN) + _MARGIN, widest + _MARGIN)
     columns = max(1, min(6, (width - _MARGIN) // widest))

@@ -1,7 +1,7 @@
-"""The labels of keypoints: a position and a confidence for each name.
+"""The labels of the keypoint task: one position and one confidence per keypoint name.
 
 Rules of this file:
-- Positions are (x, y) in pixels, pixel centres at integers.
+- Positions are (x, y) in pixels. Pixel centres are at integers.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ def arrays(sample: Sample) -> dict[str, npt.NDArray[Any]]:
 
 
 def members(sample: Sample) -> dict[str, bytes]:
-    """None: the JSON has them."""
+    """No members: the JSON already holds the keypoints."""
     return {}
 
 
 def overlay(sample: Sample) -> tuple[Bytes, Legend]:
-    """The image enlarged to a panel, with a ringed dot at each keypoint."""
+    """Return the image, enlarged to a panel, with a ringed dot at each keypoint."""
     image, names, palette = image_of(sample), sample.model.label_names, sample.model.palette
     picture = Image.fromarray(image).resize((PANEL, PANEL), Image.Resampling.NEAREST)
     draw = ImageDraw.Draw(picture)

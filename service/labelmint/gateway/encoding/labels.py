@@ -1,7 +1,7 @@
-"""How the labels of each task are sent: fields of messages, members of archives, and a picture.
+"""How the labels of each task are encoded: as message fields, as archive members and as a picture.
 
 Rules of this file:
-- This is the one table from a task to its encoders; a task's own file has what differs.
+- This is the only table from a task to its encoders. What differs between tasks is in each task's own file.
 """
 
 from __future__ import annotations
@@ -18,22 +18,23 @@ from labelmint.gateway.sampling.sample import Sample
 
 
 class LabelEncoding(Protocol):
-    """The contents of a task's file. Its functions are called for samples whose labels were not left out."""
+    """What a task's file defines. Its functions are called only for samples that carry their labels."""
 
-    # The fields that the task adds to a sample's message, as other tasks and left out labels have them; JSON values.
+    # The fields that the task adds to a sample's message, with their empty JSON values. Samples of other tasks, and
+    # samples without labels, carry these values.
     NO_FIELDS: dict[str, Any]
 
     def fields(self, sample: Sample) -> dict[str, Any]:
-        """The fields of a sample's message, on either wire, that are not pixels; JSON values."""
+        """Return the fields of a sample's message that are not pixels, as JSON values. gRPC and REST both use them."""
 
     def arrays(self, sample: Sample) -> dict[str, npt.NDArray[Any]]:
-        """The members of an .npz archive."""
+        """Return the members of an .npz archive."""
 
     def members(self, sample: Sample) -> dict[str, bytes]:
-        """The members of a WebDataset sample, by suffix, beside the image and the JSON."""
+        """Return the members of a WebDataset sample by suffix, without the image and the JSON."""
 
     def overlay(self, sample: Sample) -> tuple[Bytes, Legend]:
-        """The image under its labels, uint8 [H,H,3], and the legend."""
+        """Return the image with its labels drawn on it, uint8 [H,H,3], and the legend."""
 
 
 _ENCODINGS: Mapping[str, LabelEncoding] = {"segmentation": segmentation, "keypoints": keypoints}

@@ -1,9 +1,10 @@
-"""Text in pictures for people: in Pillow's own font, and in fonts of this machine where that one lacks a glyph.
+"""Text in pictures for people: in Pillow's built-in font, or in a font of this machine if that one lacks a glyph.
 
 Rules of this file:
-- No text is ever drawn as the box of a missing glyph: what no font has is written as code points, like U+4E2D.
-- What Pillow's own font has looks the same on every machine, to the byte. The rest looks as the machine's fonts do.
-- Fonts are looked for once, when a text needs them first.
+- No text is ever drawn as the box of a missing glyph. A character that no font has is written as its code point, like
+  U+4E2D.
+- Text in Pillow's built-in font has the same bytes on every machine. Other text depends on the machine's fonts.
+- The machine is searched for fonts once, when a text first needs one.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ from PIL import ImageDraw, ImageFont
 
 logger = logging.getLogger(__name__)
 
-# Where Linux keeps fonts: for all users, and for one.
+# Where Linux keeps fonts: for all users, and for the current user.
 _FOLDERS = ("/usr/share/fonts", "/usr/local/share/fonts", "~/.local/share/fonts", "~/.fonts")
-# Debian's packages that together have the scripts and symbols of Unicode, in 17 MB.
+# Debian packages that together cover the scripts and symbols of Unicode, in 17 MB.
 _PACKAGES = "fonts-dejavu-core fonts-unifont"
-# A plain face is taken before those whose file is named for another one.
+# A regular face is preferred to a face whose file name contains one of these words.
 _SPECIAL = ("bold", "black", "light", "thin", "medium", "italic", "oblique", "condensed", "mono", "serif", "math")
-# Unicode promises that this is no character, so that every font draws its missing glyph for it.
+# Unicode guarantees that this is not a character. Every font therefore draws its missing glyph for it.
 _NOT_A_CHARACTER = "\uffff"
-# Not assigned to any character. A font that has it (Last Resort) stands in for all others and has nothing to read.
+# Not assigned to any character. A font that draws it (Last Resort) only has placeholder glyphs, which nobody can read.
 _UNASSIGNED = "\u0378"
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -37,7 +38,7 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 @dataclass(frozen=True)
 class _Run:
-    """A part of a text that one font draws; None is Pillow's own."""
+    """A part of a text that one font draws. The font None is Pillow's built-in font."""
 
     text: str
     font: Path | None
@@ -64,20 +65,20 @@ def draw_text(
 
 
 def length_of(text: str, size: int) -> float:
-    """The width in pixels that `draw_text` takes."""
+    """Return the width in pixels that `draw_text` needs."""
     return sum(run.at(size).getlength(run.text) for run in _runs_of(text))
 
 
 @cache
 def own_font(size: int) -> Font:
-    """Pillow's own font."""
+    """Return Pillow's built-in font."""
     return ImageFont.load_default(size)
 
 
 @lru_cache(maxsize=4096)
 def _runs_of(text: str) -> tuple[_Run, ...]:
     runs: list[_Run] = []
-    for part, own in _parts_of(re.sub(r"\s", " ", text)):  # one line, whatever the name
+    for part, own in _parts_of(re.sub(r"\s", " ", text)):  # names may contain line breaks; draw one line
         drawn = [_Run(part, None)] if own else _in_other_fonts(part)
         if runs and runs[-1].font is None is drawn[0].font:
             drawn[0] = _Run(runs.pop().text + drawn[0].text, None)
@@ -86,9 +87,9 @@ def _runs_of(text: str) -> tuple[_Run, ...]:
 
 
 def _parts_of(text: str) -> Iterator[tuple[str, bool]]:
-    """Parts of the text that Pillow's own font has (True) or lacks, as long as they can be.
+    """Split the text into the longest parts that Pillow's built-in font has (True) or lacks (False).
 
-    A mark stays with the character that it stands on, and a space between two words that are lacking with them.
+    A combining mark stays with its base character. A space between two characters that the font lacks stays with them.
     """
     letters = _letters_of(text)
     own = [all(_has(None, character) for character in letter) for letter in letters]
@@ -103,7 +104,7 @@ def _parts_of(text: str) -> Iterator[tuple[str, bool]]:
 
 
 def _letters_of(text: str) -> list[str]:
-    """The characters of a text, each with the marks that stand on it."""
+    """Split a text into characters, each with its combining marks and format characters."""
     letters: list[str] = []
     for character in text:
         if letters and (unicodedata.category(character)[0] == "M" or _is_format(character)):
@@ -114,7 +115,7 @@ def _letters_of(text: str) -> list[str]:
 
 
 def _in_other_fonts(part: str) -> list[_Run]:
-    """One font that has all of the part, else one for each letter, else its code points."""
+    """Draw the part in one font that has all of it, else in one font per letter, else as code points."""
     if (font := _font_with(frozenset(part))) is not None:
         return [_Run(part, font)]
     letters = _letters_of(part)
@@ -137,9 +138,10 @@ def _spelt(letter: str) -> str:
 
 @cache
 def _say_what_is_missing(point: str) -> None:
-    if _say_what_is_missing.cache_info().currsize == 0:  # the first is enough
+    if _say_what_is_missing.cache_info().currsize == 0:  # one warning is enough
         logger.warning(
-            "no font here has %s, of a class or keypoint: pictures spell it out; install fonts (apt install %s)",
+            "no installed font has %s, used in a class or keypoint name; pictures show its code point; "
+            "install fonts (apt install %s)",
             point,
             _PACKAGES,
         )
@@ -152,7 +154,7 @@ def _font_with(characters: frozenset[str]) -> Path | None:
 
 @cache
 def _machine_fonts() -> tuple[Path, ...]:
-    """The fonts of this machine, the plainest first."""
+    """Return the fonts of this machine, regular faces first."""
     found = []
     for folder in _FOLDERS:
         for root, _, names in os.walk(Path(folder).expanduser()):
@@ -166,14 +168,14 @@ def _machine_fonts() -> tuple[Path, ...]:
 
 @lru_cache(maxsize=65536)
 def _has(path: Path | None, character: str) -> bool:
-    """Whether a font draws the character as something else than what it draws for none."""
+    """Whether a font draws the character as something other than its missing glyph."""
     if character.isspace() or _is_format(character):
         return True
     try:
         font = own_font(24) if path is None else _truetype(path, 24)
         missing = _drawn(font, _NOT_A_CHARACTER)
         return _drawn(font, character) != missing and (path is None or _drawn(font, _UNASSIGNED) == missing)
-    except (OSError, ValueError):  # no font, or one of pictures in other sizes
+    except (OSError, ValueError):  # not a font, or a bitmap font without this size
         return False
 
 
@@ -188,5 +190,5 @@ def _truetype(path: Path, size: int) -> ImageFont.FreeTypeFont:
 
 
 def _is_format(character: str) -> bool:
-    """Whether a character is a sign to the layout (joiner, variation selector) and has no glyph of its own."""
+    """Whether a character only controls layout (joiner, variation selector) and has no glyph of its own."""
     return unicodedata.category(character) == "Cf" or "\ufe00" <= character <= "\ufe0f"

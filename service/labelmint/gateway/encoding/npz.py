@@ -1,8 +1,8 @@
 """A sample as a NumPy archive.
 
 Rules of this file:
-- The same sample gives the same bytes. numpy.savez stamps its members with the present time in some versions; these
-  members carry none.
+- The same sample gives the same bytes. Some versions of numpy.savez stamp the members with the current time, so this
+  file writes the archive itself, without time stamps.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from labelmint.gateway.sampling.sample import Sample
 
 
 def npz(sample: Sample) -> bytes:
-    """`image`, `js_map`, `js_score`, `threshold`, `seed`, and the arrays of the task's labels.
+    """Write `image`, `js_map`, `js_score`, `threshold`, `seed` and the arrays of the task's labels.
 
-    Segmentation has `label`; keypoints have `keypoints` [K,2], `confidence` [K] and `keypoint_names` [K]. A mixed
+    Segmentation adds `label`. Keypoints add `keypoints` [K,2], `confidence` [K] and `keypoint_names` [K]. A mixed
     sample also has `style_seed`, `crossover` and `group_id`.
     """
     arrays: dict[str, npt.NDArray[Any]] = {

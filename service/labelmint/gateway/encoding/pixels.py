@@ -1,9 +1,9 @@
-"""Images and label images as bytes for machines: one table from encoding to encoder, for both wires.
+"""Encoders of images and label images for programs: one table from encoding to encoder, for gRPC and REST.
 
 Rules of this file:
 - The same arrays give the same bytes: no time stamps, fixed compression.
-- Every encoding but JPEG keeps the arrays exactly.
-- Encoding a large image takes milliseconds of CPU: the wires call these functions in a thread.
+- Every encoding except JPEG is lossless.
+- Compressing a large image takes milliseconds of CPU. Callers therefore compress in a thread, not on the event loop.
 """
 
 from __future__ import annotations
@@ -24,37 +24,37 @@ Bytes: TypeAlias = npt.NDArray[np.uint8]
 Encoding = Literal["raw", "png", "jpeg"]
 Encoder: TypeAlias = Callable[[Sample], bytes]
 
-# The fastest of zlib's strategies and levels within a tenth of the smallest file that level 6 gives, as measured by
-# benchmarks/encoders.py: what PNG's filters leave of an image hardly repeats itself, and a label is runs of one class.
-# Both strategies give the same at every level.
+# The fastest of zlib's strategies and levels whose file is at most a tenth larger than the smallest file at level 6, as
+# measured by benchmarks/encoders.py. A PNG-filtered image hardly repeats itself, so Huffman coding alone suffices. A
+# label consists of runs of one class, so run-length encoding suffices. With both, every level gives the same bytes.
 IMAGE_STRATEGY, LABEL_STRATEGY = zlib.Z_HUFFMAN_ONLY, zlib.Z_RLE
 _JPEG_QUALITY = 95
 
 
 def image_raw(sample: Sample) -> bytes:
-    """The image as rows of RGB bytes."""
+    """Encode the image as rows of RGB bytes."""
     return image_of(sample).tobytes()
 
 
 def image_png(sample: Sample) -> bytes:
-    """The image as RGB PNG."""
+    """Encode the image as RGB PNG."""
     return png(Image.fromarray(image_of(sample)), IMAGE_STRATEGY)
 
 
 def image_jpeg(sample: Sample) -> bytes:
-    """The image as JPEG of quality 95 with full chroma: lossy, for people and for training, never for labels."""
+    """Encode the image as JPEG of quality 95 with full chroma: lossy, for viewing and training, never for labels."""
     buffer = io.BytesIO()
     Image.fromarray(image_of(sample)).save(buffer, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
     return buffer.getvalue()
 
 
 def label_raw(sample: Sample) -> bytes:
-    """The label as rows of class ids, a byte each."""
+    """Encode the label as rows of class ids, one byte each."""
     return label_of(sample).tobytes()
 
 
 def label_png(sample: Sample) -> bytes:
-    """The label as a palette PNG: the indices are class ids."""
+    """Encode the label as a palette PNG whose indices are class ids."""
     picture = Image.fromarray(label_of(sample), mode="P")
     picture.putpalette(bytes(value for colour in sample.model.palette for value in colour))
     return png(picture, LABEL_STRATEGY)
@@ -65,19 +65,19 @@ LABEL_ENCODERS: Mapping[Encoding, Encoder] = {"raw": label_raw, "png": label_png
 
 
 def image_of(sample: Sample) -> Bytes:
-    """uint8 [R,R,3]."""
+    """Return the image, uint8 [R,R,3]."""
     assert sample.image is not None, "the image was left out"
     return sample.image
 
 
 def label_of(sample: Sample) -> Bytes:
-    """Class ids uint8 [R,R]."""
+    """Return the class ids, uint8 [R,R]."""
     assert sample.label is not None, "the label was left out, or the model's task has no label image"
     return sample.label
 
 
 def png(picture: Image.Image, strategy: int) -> bytes:
-    """A picture as PNG, compressed by one of zlib's strategies."""
+    """Encode a picture as PNG, compressed with one of zlib's strategies."""
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", compress_type=strategy, pnginfo=PngInfo())
     return buffer.getvalue()

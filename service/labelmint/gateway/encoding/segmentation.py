@@ -1,7 +1,7 @@
-"""The labels of segmentation: an image of class ids.
+"""The labels of the segmentation task: an image of class ids.
 
 Rules of this file:
-- Messages carry the label image as pixels, which `pixels.py` encodes; there are no other fields.
+- Messages carry the label image as pixels, which `pixels.py` encodes. The task adds no other fields.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def arrays(sample: Sample) -> dict[str, npt.NDArray[Any]]:
 
 
 def members(sample: Sample) -> dict[str, bytes]:
-    """An array, because WebDataset's image decoders turn a palette PNG into its colours."""
+    """Return the label as an array, because WebDataset's image decoders turn a palette PNG into colours."""
     buffer = io.BytesIO()
     np.save(buffer, label_of(sample), allow_pickle=False)
     return {"label.npy": buffer.getvalue()}

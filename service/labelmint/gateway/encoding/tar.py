@@ -2,11 +2,11 @@
 
 Rules of this file:
 - The same samples give the same bytes: no time, no owner, ustar headers.
-- The members of one sample share its seed as their key, in ten digits: `image.png`, those of its task's labels
+- The members of one sample share a key, the seed in ten digits: `image.png`, the members of its task's labels
   (segmentation: `label.npy`), and `json`.
-- Only a whole archive ends with the two zero blocks. One that breaks off ends within a member: readers of tar take an
-  end between two members for the end of the archive, and would not notice. So the last block of each sample, which
-  holds the end of its JSON, waits for the next sample or for the end.
+- Only a complete archive ends with the two zero blocks. An interrupted archive must end inside a member: a tar reader
+  takes an end between two members for the end of the archive and reports no error. `archive` therefore sends the last
+  block of each sample, which holds the end of its JSON, only with the next sample or with the end of the archive.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ END = b"\0" * (2 * tarfile.BLOCKSIZE)
 
 
 async def archive(deliveries: AsyncGenerator[Delivery, None]) -> AsyncGenerator[bytes, None]:
-    """The archive of a walk, a part a sample; closes the walk in any case."""
+    """Yield the archive of a walk in parts, one per sample. The walk is closed in any case."""
     held = b""
     async with aclosing(deliveries):
         async for delivery in deliveries:
@@ -38,9 +38,10 @@ async def archive(deliveries: AsyncGenerator[Delivery, None]) -> AsyncGenerator[
 
 
 def members(sample: Sample, next_seed: int) -> bytes:
-    """The tar blocks of one sample: the image uint8 [R,R,3] as PNG, the members of its labels, and JSON.
+    """Return the tar blocks of one sample: the image uint8 [R,R,3] as PNG, the members of its labels, and JSON.
 
-    The JSON has what the sample's own has besides pixels, and `next_seed`, where an archive after this sample begins.
+    The JSON has the fields of the sample's own JSON except the pixels. It adds `next_seed`, the seed at which the next
+    archive begins if this sample is the last of its archive.
     """
     fields = {**sample_fields(sample), "next_seed": next_seed}
     parts = {

@@ -1,9 +1,9 @@
-"""Tokens and limits on the gRPC door: one interceptor before every call, reflection included.
+"""Authentication and concurrency limits of the gRPC server: one interceptor for every call, reflection included.
 
 Rules of this file:
-- Health stays open: probes carry no token. Everything else that the server knows wants one.
-- Here a caller is found and its concurrency bounded. The sampler charges it for samples, and finds it in
-  `current_caller`.
+- The health service needs no token, because probes carry none. Every other service of the server needs one.
+- This file identifies the caller and limits its concurrency. The sampler reads the caller from `current_caller` and
+  charges it for samples.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from labelmint.gateway.sampling.access import Caller, Tokens, current_caller
 from labelmint.gateway.sampling.metrics import Metrics
 
 _OPEN = f"/{health_pb2.DESCRIPTOR.services_by_name['Health'].full_name}/"
-# What grpc.aio hands over: the handlers in it are coroutines and asynchronous generators, which its types do not say.
+# A handler of grpc.aio. Its functions are coroutines and async generators, which gRPC's type annotations do not say.
 Handler: TypeAlias = Any
 
 
 class AccessInterceptor(grpc.aio.ServerInterceptor):
-    """Asks every call but those of grpc.health.v1 for a token."""
+    """Requires a token for every call except those of grpc.health.v1."""
 
     def __init__(self, tokens: Tokens, metrics: Metrics) -> None:
         self._tokens = tokens
@@ -52,7 +52,7 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
         return self._guarded(handler, method.rpartition("/")[2], caller)
 
     def _guarded(self, handler: Handler, method: str, caller: Caller | LabelmintError) -> Handler:
-        """The same kind of handler, behind the limits of the caller or its refusal."""
+        """Wrap a handler in one of the same kind that applies the caller's limits, or refuses the call."""
         if handler.response_streaming:
             behaviour = handler.stream_stream if handler.request_streaming else handler.unary_stream
 

@@ -1,9 +1,9 @@
-"""The messages of the gRPC wire: options that come in, samples and models that go out.
+"""Conversion of gRPC messages: request options to policy options, samples and models to response messages.
 
 Rules of this file:
-- A message is made whole from its fields by name, inside of the one that it belongs to: making it alone first copies
-  its pixels once more for each message around it.
-- Nothing waits here, and nothing decides whether a sample is accepted.
+- Samples are returned as dicts of fields, and the caller builds the outermost message in one step. A nested message
+  that is built first has its pixels copied once more for each message around it.
+- Nothing here waits, and nothing here decides whether a sample is accepted.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ _VALUES: Mapping[Encoding, pb.Encoding] = {name: value for value, name in _ENCOD
 
 
 def options_of(model: ServedModel, options: pb.SampleOptions) -> SampleOptions:
-    """Raises InvalidRequest for encodings that do not fit the model or what is left out."""
+    """Raises InvalidRequest for encodings that do not fit the model or the omitted parts."""
     for field in ("image_encoding", "label_encoding"):
         if getattr(options, field) not in _ENCODINGS:
             known = ", ".join(pb.Encoding.keys())
-            raise InvalidRequest(f"options.{field}", f"{getattr(options, field)} is no encoding; known: {known}")
+            raise InvalidRequest(f"options.{field}", f"{getattr(options, field)} is not an encoding; known: {known}")
     if options.label_encoding != pb.ENCODING_UNSPECIFIED:
         check_has_label(model, "options.label_encoding", "leave it unset")
         if _ENCODINGS[options.label_encoding] not in LABEL_ENCODERS:
             raise InvalidRequest("options.label_encoding", "a label has class ids, which JPEG would change; use PNG")
     for part in ("image", "label"):
         if getattr(options, f"omit_{part}") and getattr(options, f"{part}_encoding") != pb.ENCODING_UNSPECIFIED:
-            raise InvalidRequest(f"options.{part}_encoding", f"there is none with omit_{part}; leave it unset")
+            raise InvalidRequest(f"options.{part}_encoding", f"omit_{part} leaves nothing to encode; leave it unset")
     gate = options.WhichOneof("gate")
     return SampleOptions(
         truncation_psi=options.truncation_psi if options.HasField("truncation_psi") else None,
@@ -61,13 +61,13 @@ def options_of(model: ServedModel, options: pb.SampleOptions) -> SampleOptions:
 
 
 def copies_only(options: pb.SampleOptions) -> bool:
-    """Whether pixels are only copied into the message, which is quick, and nothing is compressed."""
+    """Whether pixels are only copied into the message, which is fast, and not compressed."""
     parts = ((options.omit_image, options.image_encoding), (options.omit_label, options.label_encoding))
     return all(omitted or encoding == pb.ENCODING_RAW for omitted, encoding in parts)
 
 
 def sample_message(sample: Sample, options: pb.SampleOptions) -> Fields:
-    """The fields of a Sample."""
+    """Return the fields of a Sample message."""
     return {
         **sample_fields(sample),
         "image": _pixels(sample, sample.image, _ENCODINGS[options.image_encoding], IMAGE_ENCODERS),
@@ -77,7 +77,7 @@ def sample_message(sample: Sample, options: pb.SampleOptions) -> Fields:
 
 
 def outcome_messages(samples: list[Sample], options: pb.SampleOptions) -> list[Fields]:
-    """The fields of a batch's outcomes."""
+    """Return the fields of a batch's SampleOutcome messages."""
     return [
         {"sample": sample_message(sample, options)}
         if sample.accepted or options.include_rejected

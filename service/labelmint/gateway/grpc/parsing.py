@@ -1,9 +1,10 @@
-"""Messages that cannot be parsed: their sender's error, on every service of the gRPC door.
+"""Messages that cannot be parsed: every service of the gRPC server reports them as the client's error.
 
 Rules of this file:
-- gRPC for Python calls such a message an unknown error of the server and logs a traceback; here it is an
-  InvalidRequest, as a body that is no JSON is in REST.
-- It is the innermost interceptor: who has no token learns nothing, whatever was sent.
+- gRPC for Python reports such a message as an unknown error of the server and logs a traceback. This file reports an
+  InvalidRequest, as REST does for a body that is not JSON.
+- This is the innermost interceptor. Authentication comes first, so a client without a token learns nothing about its
+  message.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from labelmint.gateway.sampling.metrics import Metrics
 
 
 class ParsingInterceptor(grpc.aio.ServerInterceptor):
-    """Hands on what was parsed and refuses the rest."""
+    """Passes parsed messages to the handler and refuses the others."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -57,7 +58,7 @@ class ParsingInterceptor(grpc.aio.ServerInterceptor):
             except InvalidRequest as error:
                 await refuse(self._metrics, method, context, error)
 
-        # A stream of answers may also be written by a coroutine: gRPC's own watch of health is.
+        # A coroutine can also write a response stream, as gRPC's own health Watch does.
         guarded = stream if inspect.isasyncgenfunction(behaviour) else whole
         return getattr(grpc, f"{kind}_rpc_method_handler")(
             guarded, _lenient(handler.request_deserializer), handler.response_serializer
@@ -65,13 +66,13 @@ class ParsingInterceptor(grpc.aio.ServerInterceptor):
 
 
 def _lenient(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    """The message, or the InvalidRequest that it is: what raises here never reaches a handler."""
+    """Return the message, or an InvalidRequest as a value: an exception raised here would never reach a handler."""
 
     def parse(content: bytes) -> Any:
         try:
             return deserialize(content)
         except DecodeError as error:
-            return InvalidRequest("message", f"is not what this method takes: {error}")
+            return InvalidRequest("message", f"cannot be parsed as the request of this method: {error}")
 
     return parse
 

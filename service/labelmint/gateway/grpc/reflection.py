@@ -1,8 +1,8 @@
 """Server reflection as `grpc.reflection.v1` and, for older tools, as `grpc.reflection.v1alpha`.
 
 Rules of this file:
-- grpcio-reflection knows v1alpha only. v1 is the same messages under another package, so the same servicer answers it,
-  and its description is made of v1alpha's.
+- grpcio-reflection implements only v1alpha. v1 has the same messages in another package. The same servicer therefore
+  answers both, and the descriptor of v1 is built from that of v1alpha.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _OLD, _NEW = "grpc.reflection.v1alpha", "grpc.reflection.v1"
 
 
 def _described() -> ServiceDescriptor:
-    """The service of v1, in the pool from which reflection answers."""
+    """Return the descriptor of v1, after adding it to the pool from which reflection answers."""
     pool, path = descriptor_pool.Default(), "grpc/reflection/v1/reflection.proto"
     try:
         file = pool.FindFileByName(path)
@@ -41,7 +41,7 @@ SERVICE = _described()
 
 
 def add_reflection(server: grpc.aio.Server, services: Iterable[str]) -> None:
-    """Describe `services`, and itself, to who asks by either name."""
+    """Serve reflection under both names. It describes `services` and itself."""
     servicer = reflection.aio.ReflectionServicer((*services, SERVICE.full_name, reflection.SERVICE_NAME))
     handler = grpc.stream_stream_rpc_method_handler(
         servicer.ServerReflectionInfo,

@@ -1,9 +1,9 @@
-"""The gRPC wire: requests in, sampling core, messages out.
+"""The gRPC service: it passes requests to the sampling core and returns the results as messages.
 
 Rules of this file:
-- It knows nothing of Triton or policy; it translates messages and, in one place, errors.
-- Unknown exceptions become an opaque INTERNAL; their traceback goes to the log only.
-- A handler is bounded by its client's deadline and cancelled with it.
+- It knows nothing of Triton and makes no policy decisions. It translates messages and, in one place, errors.
+- Unknown exceptions become an opaque INTERNAL. Their traceback goes only to the log.
+- The client's deadline bounds a handler. When the client cancels the call, the handler is cancelled too.
 """
 
 from __future__ import annotations
@@ -78,13 +78,13 @@ class SampleService(pb_grpc.SampleServiceServicer):
         async with _Call(self._metrics, "StreamSamples", context) as call:
             walk = self._walk(call, request, context)
             deliveries = self._lifecycle.guard(walk, request.start_seed)
-            # Closed here and now when the client leaves, not when the collector finds it.
+            # Close the stream as soon as the client disconnects, not when the garbage collector finds it.
             async with aclosing(deliveries):
                 async for delivery in deliveries:
                     fields = None
                     if delivery.sample is not None:
                         fields = await _encoded(sample_message, delivery.sample, request.options)
-                    # The transport takes one message at a time and waits for a slow reader, and the walk with it.
+                    # Backpressure: the transport takes one message at a time, so a slow reader also slows the walk.
                     yield pb.StreamSamplesResponse(
                         sample=fields,
                         next_seed=delivery.next_seed,
@@ -94,7 +94,7 @@ class SampleService(pb_grpc.SampleServiceServicer):
     async def _walk(
         self, call: _Call, request: pb.StreamSamplesRequest, context: Context
     ) -> AsyncGenerator[Delivery, None]:
-        """Heartbeats until the model is there, then what is delivered of it."""
+        """Yield heartbeats until the model is available, then the deliveries of its walk."""
         walk = Walk(request.start_seed, request.shard_index, request.shard_count or 1)
         owed = self._sampler.owed_at_first(request.window, request.count)
         finding = asyncio.create_task(call.find(self._sampler, request, owed))
@@ -129,7 +129,7 @@ class SampleService(pb_grpc.SampleServiceServicer):
 
 
 class _Call:
-    """Around every handler: metrics, and the one translation of errors to gRPC status."""
+    """Wraps every handler: it records metrics and translates errors to gRPC status."""
 
     def __init__(self, metrics: Metrics, method: str, context: Context) -> None:
         self._metrics = metrics
@@ -138,7 +138,7 @@ class _Call:
         self._model = UNKNOWN_MODEL
 
     async def find(self, sampler: Sampler, request: Request, owed: int = 1) -> ServedModel:
-        """The model that the call, for `owed` samples, is about; from here on the metrics name it."""
+        """Return the model of a call that owes `owed` samples. From here on the metrics carry its name."""
         model = await sampler.find(request.model, request.model_version, owed)
         self._model = model.name
         return model
@@ -161,7 +161,7 @@ class _Call:
 
 
 async def refuse(metrics: Metrics, method: str, context: Context, error: LabelmintError) -> NoReturn:
-    """End a call before its handler, counted and translated as the handler's own errors are."""
+    """End a call before its handler runs. The error is counted and translated like the handler's own errors."""
     async with _Call(metrics, method, context):
         raise error
     raise AssertionError("the error ends the call")
@@ -169,15 +169,15 @@ async def refuse(metrics: Metrics, method: str, context: Context, error: Labelmi
 
 def _translated(error: BaseException | None) -> LabelmintError | None:
     if error is None or not isinstance(error, Exception):
-        return None  # cancellation passes through
+        return None  # cancellation is not translated
     if isinstance(error, LabelmintError):
         return error
     logger.error("unexpected error while answering", exc_info=error)
-    return LabelmintError("an unexpected error happened; the gateway's log has it")
+    return LabelmintError("an unexpected error happened; see the gateway's log")
 
 
 async def _abort(context: Context, error: LabelmintError) -> NoReturn:
-    # Trailers are bounded (8 KiB by default in many clients); beyond that the status itself would be lost.
+    # Clients limit the size of trailers (many to 8 KiB by default). Longer trailers would lose the status itself.
     message = error.message[:MAX_MESSAGE]
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN, metadata=error.metadata)
     status = status_pb2.Status(code=error.grpc_code.value[0], message=message)
@@ -187,11 +187,11 @@ async def _abort(context: Context, error: LabelmintError) -> NoReturn:
         status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
     trailers = (*context.trailing_metadata(), ("grpc-status-details-bin", status.SerializeToString()))
     await context.abort(error.grpc_code, message, trailers)
-    raise AssertionError("abort returns never")
+    raise AssertionError("abort never returns")
 
 
 async def _encoded(make: Callable[[S, pb.SampleOptions], T], minted: S, options: pb.SampleOptions) -> T:
-    """What `make` gives of samples: in a thread where pixels are compressed, here and now where they are copied."""
+    """Run `make` on samples: in a thread if it compresses pixels, directly if it only copies them."""
     if copies_only(options):
         return make(minted, options)
     return await asyncio.to_thread(make, minted, options)

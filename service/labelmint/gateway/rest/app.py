@@ -1,7 +1,7 @@
-"""The REST application: its routes, and the layers around them.
+"""The REST application: its routes and the middleware around them.
 
 Rules of this file:
-- Nothing is decided here; the routes are in `routes/`, the layers in `middleware.py`, errors in `problems.py`.
+- This file only assembles. The routes are in `routes/`, the middleware in `middleware.py`, the errors in `problems.py`.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from labelmint.gateway.sampling.access import Tokens
 from labelmint.gateway.sampling.core import SamplingCore
 from labelmint.gateway.sampling.metrics import Metrics
 
-MAX_BODY_BYTES = 1 << 20  # a request is a few numbers
+MAX_BODY_BYTES = 1 << 20  # a request body holds a few numbers
 
 
 @dataclass(frozen=True)
 class Exposure:
-    """Who may ask and what their clients are told of it.
+    """Who may use the API, and what the responses tell browsers and caches.
 
-    tokens: those that may ask; None: anyone.
+    tokens: the accepted tokens; None: requests need no token.
     tls: whether the connection is encrypted.
-    private: whether shared caches must keep nothing.
-    cors_origins: the origins whose pages may ask.
+    private: whether shared caches must not store responses.
+    cors_origins: the origins whose pages may send requests.
     """
 
     tokens: Tokens | None
@@ -45,11 +45,11 @@ class Exposure:
 
 
 def create_app(core: SamplingCore, *, version: str, exposure: Exposure) -> ASGIApp:
-    """The REST application over a sampling core."""
+    """Return the REST application of a sampling core."""
     app = FastAPI(
         title="labelmint",
         version=version,
-        description="Image-label pairs minted on demand from latent seeds.",
+        description="Image-label pairs, generated on demand from latent seeds.",
         docs_url=None,
         redoc_url=None,
     )
@@ -68,8 +68,10 @@ def create_app(core: SamplingCore, *, version: str, exposure: Exposure) -> ASGIA
 
 
 def _surrounded(app: ASGIApp, metrics: Metrics, exposure: Exposure) -> ASGIApp:
-    """The layers, from the innermost outwards; FastAPI's own middleware would leave out the answer to an unexpected
-    error."""
+    """Wrap the application in its middleware, from the innermost outwards.
+
+    FastAPI's own middleware list would not cover the response to an unexpected error.
+    """
     layered: ASGIApp = BodyLimit(app, MAX_BODY_BYTES)
     if exposure.tokens is not None:
         layered = Access(layered, exposure.tokens)

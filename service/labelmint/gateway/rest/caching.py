@@ -1,11 +1,11 @@
-"""What an HTTP cache may do with a sample: validators that need no inference, and how long an answer holds.
+"""HTTP caching of samples: ETags that need no inference, and the lifetime of a response.
 
 Rules of this file:
-- A strong ETag is known before anything is minted: it is a hash of all that decides the bytes.
-- A URL names a model, and a model may change. So a plain URL is revalidated each time, which costs no inference, and
-  only a URL that pins the model's revision is immutable.
-- Where access is restricted, answers are `private`: a shared cache does not ask for tokens.
-- A rejection is as lasting as a sample and has the same Cache-Control; every other error is never stored.
+- The strong ETag is known before a sample is generated. It is a hash of everything that determines the bytes.
+- A URL names a model, and the model may change. A cache therefore revalidates a plain URL each time, which costs no
+  inference. Only a URL that pins the model's revision is immutable.
+- If access needs a token, responses are `private`, because a shared cache does not check tokens.
+- A rejection is as permanent as a sample and has the same Cache-Control. Caches never store any other error.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from labelmint.core.errors import RevisionChanged
 from labelmint.core.served_model import ServedModel
 
 _YEAR_SECONDS = 31_536_000
-# Other encoders write other bytes for the same pixels: a strong validator must not outlive them.
+# Another version of an encoder may write other bytes for the same pixels, so the versions are part of the strong ETag.
 _ENCODERS = f"labelmint {version('labelmint')}, Pillow {PIL.__version__}, zlib {zlib.ZLIB_RUNTIME_VERSION}"
 
 
 @lru_cache(maxsize=64)
 def revision(model: ServedModel) -> str:
-    """Names all of a model that decides an answer: artifacts, calibration, names and colours of classes.
+    """Identify everything in a model that determines a response: artifacts, calibration, names and colours of labels.
 
-    The first 16 hexadecimal digits of the SHA-256 over everything that the gateway knows of it.
+    It is the first 16 hexadecimal digits of the SHA-256 over everything that the gateway knows about the model.
     """
     return hashlib.sha256(json.dumps(asdict(model), sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class Caching:
-    """What the answer to one request says to caches."""
+    """The caching headers of one response."""
 
     etag: str
     cache_control: str
@@ -49,13 +49,16 @@ class Caching:
         return {"ETag": self.etag, "Cache-Control": self.cache_control, "Accept-Ranges": "none"}
 
     def held(self, if_none_match: str | None, exists: bool = False) -> bool:
-        """Whether the client says that it holds these very bytes, or by `*` any where an answer `exists`."""
+        """Whether If-None-Match names this response, or is `*` when a response is known to exist (`exists`)."""
         tags = {tag.strip().removeprefix("W/") for tag in (if_none_match or "").split(",")}
         return self.etag in tags or (exists and "*" in tags)
 
 
 def caching_of(model: ServedModel, representation: str, query: BaseModel, pinned: str | None, private: bool) -> Caching:
-    """`representation` names seed and form, `query` has the options; raises RevisionChanged unless `pinned` holds."""
+    """Return the caching of the response in `representation` (seed and form) with the options of `query`.
+
+    Raises RevisionChanged if `pinned` is not the served revision.
+    """
     served = revision(model)
     if pinned is not None and pinned != served:
         raise RevisionChanged(model.name, served)

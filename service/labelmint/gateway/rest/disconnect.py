@@ -1,8 +1,8 @@
-"""ASGI middleware that ends the work for an HTTP client that went away.
+"""ASGI middleware that cancels the work for an HTTP client that disconnected.
 
 Rules of this file:
-- Whatever awaits inside the application is cancelled when the client disconnects before its answer is complete.
-- The application sees the request as it came; the body is read ahead by one message only.
+- If the client disconnects before its response is complete, the application's task is cancelled.
+- The application receives the request unchanged. The middleware reads at most one message of the body ahead.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class CancelOnDisconnect:
             while (message := await receive())["type"] != "http.disconnect":
                 await messages.put(message)
             if answered:
-                await messages.put(message)  # for an application that waits for it
+                await messages.put(message)  # the application may be waiting for it
             else:
                 gone = True
                 working.cancel()

@@ -1,8 +1,8 @@
-"""The page at /docs: Swagger UI from this machine, nothing from elsewhere.
+"""The page at /docs: Swagger UI, served by the gateway itself without any external resource.
 
 Rules of this file:
-- The files come from the package `fastapi-swagger`, which carries a current Swagger UI; only its files are used.
-- The page's content security policy allows what Swagger UI needs, and only on these paths.
+- The package `fastapi-swagger` ships a current Swagger UI. Only its static files are used.
+- The page's Content-Security-Policy allows what Swagger UI needs. It applies to this page only.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width">
 <title>labelmint: REST</title>
 <link rel="stylesheet" href="docs/swagger-ui.css">
-<style>.opblock-head { display: none } /* every GET again */</style>
+<style>.opblock-head { display: none } /* repeats every GET */</style>
 </head>
 <body>
 <main id="swagger-ui"></main>

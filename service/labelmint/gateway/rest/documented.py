@@ -1,7 +1,7 @@
-"""What the OpenAPI document says of answers, and the mending of what FastAPI guesses.
+"""Responses in the OpenAPI document, and corrections where FastAPI guesses wrong.
 
 Rules of this file:
-- The document at /docs is what the routes really take and answer; schemathesis holds it to that.
+- The OpenAPI document describes exactly what the routes accept and return. Schemathesis tests this.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from labelmint.gateway.rest.middleware import OPEN_PATHS
 from labelmint.gateway.rest.problems import documented
 
 NOT_MODIFIED: dict[int | str, dict[str, Any]] = {
-    304: {"description": "If-None-Match names what the client holds already."}
+    304: {"description": "The client already has this response: If-None-Match names its ETag."}
 }
 VALIDATORS = {
-    "ETag": {"description": "Strong; known before anything is minted.", "schema": {"type": "string"}},
-    "Cache-Control": {"description": "Immutable where `revision` is given.", "schema": {"type": "string"}},
+    "ETag": {"description": "Strong; known before the sample is generated.", "schema": {"type": "string"}},
+    "Cache-Control": {"description": "Immutable if `revision` is given.", "schema": {"type": "string"}},
 }
 SAMPLE_ERRORS = (400, 404, 409, 410, 422, 429, 502, 503, 504)
 BATCH_ERRORS = (400, 404, 410, 413, 429, 502, 503, 504)
 
 
 def documented_bytes(media_type: str) -> dict[int | str, dict[str, Any]]:
-    """The answers of a route whose body is of that media type."""
+    """Document the responses of a route whose body has this media type."""
     answer = {
         "description": "The bytes.",
         "content": {media_type: {"schema": {"type": "string", "format": "binary"}}},
@@ -37,7 +37,7 @@ def documented_bytes(media_type: str) -> dict[int | str, dict[str, Any]]:
 
 
 def answer_head(app: FastAPI) -> None:
-    """HEAD beside every GET. The server leaves out the body; the document says that there is none."""
+    """Add a HEAD route for every GET route. The server omits the body, and the OpenAPI document says so."""
     for route in list(app.routes):
         if not isinstance(route, APIRoute) or route.methods != {"GET"}:
             continue
@@ -57,7 +57,7 @@ def answer_head(app: FastAPI) -> None:
 
 
 def describe(app: FastAPI, tokens: bool) -> None:
-    """Make the OpenAPI document exact where FastAPI guesses."""
+    """Correct the OpenAPI document where FastAPI guesses wrong."""
     document = app.openapi()
     schemas = document["components"]["schemas"]
     schemas["Problem"] = Problem.model_json_schema()
@@ -67,7 +67,7 @@ def describe(app: FastAPI, tokens: bool) -> None:
         for method, operation in operations.items():
             responses = operation["responses"]
             if "HTTPValidationError" in str(responses.get("422")):
-                del responses["422"]  # a bad request is a 400 here
+                del responses["422"]  # this API answers an invalid request with 400
             if tokens and path not in OPEN_PATHS:
                 responses.update({str(status): answer for status, answer in documented(401, 429).items()})
                 operation["security"] = [{"bearer": []}]

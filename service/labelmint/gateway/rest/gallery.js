@@ -1,11 +1,11 @@
-// The gallery's behaviour: the address says what is shown, the REST wire gives it, this file draws it.
+// The gallery's script: it reads the URL, fetches the samples over REST and draws them.
 //
 // Rules of this file:
-// - The address is the whole state: a link shows the same pairs, the same view and the same gate to everyone.
-// - At most MAX_IN_FLIGHT requests at once, for pairs near the viewport only; when the service is busy, down or wants a
-//   token, all of them wait together.
-// - The gate is applied here, as the service applies it: a score passes that is at most the threshold.
-// - What the service sends enters the page as text and pixels, never as markup.
+// - The URL is the whole state: a link shows everyone the same pairs, the same view and the same gate.
+// - The page sends at most MAX_IN_FLIGHT requests at once, and only for pairs near the viewport. If the service is
+//   busy, down or needs a token, all requests wait together.
+// - The page applies the gate by the service's rule: a score passes if it is at most the threshold.
+// - Data of the service enters the page as text and pixels, never as markup.
 
 const MAX_IN_FLIGHT = 2;
 const MAX_COUNT = 96;
@@ -25,17 +25,17 @@ let models = [];
 let model = null;
 let state = { seed: 0, count: 24, view: "overlay", gate: null };
 let cards = [];
-let written = null; // the address that is shown
-let isolated = null; // index of the class or keypoint that alone is drawn
+let written = null; // the query string of the pairs on the page
+let isolated = null; // index of the only class or keypoint to draw; null: draw all
 
-// ---- Asking the service -------------------------------------------------------------------------------------------
+// ---- Requests -----------------------------------------------------------------------------------------------------
 
 class Refused extends Error {}
 
-let pause = null; // while all requests wait: { over: Promise, end() }
+let pause = null; // set while all requests wait: { over: Promise, end() }
 let failures = 0; // in a row
 
-/** JSON of a path, waited for through overload, outages and a missing token; throws Refused for any other answer. */
+/** Fetch the JSON of a path. Retries while the service is overloaded, down or needs a token; else throws Refused. */
 async function ask(path, signal) {
   for (;;) {
     await pause?.over;
@@ -69,7 +69,7 @@ async function ask(path, signal) {
   }
 }
 
-/** A pause that `end()` ends; the notice says why. */
+/** Start a pause, which `end()` ends. The notice shows the reason. */
 function startPause(text, control) {
   const started = {};
   started.over = new Promise((resolve) => {
@@ -87,7 +87,7 @@ function startPause(text, control) {
 
 function waitSeconds(text, retryAfter) {
   failures += 1;
-  // Retry-After is a number of seconds or a date.
+  // Retry-After is either a number of seconds or a date.
   const asked = /^\d+$/.test(retryAfter ?? "") ? Number(retryAfter) : (Date.parse(retryAfter) - Date.now()) / 1000;
   const seconds = Math.max(1, Math.ceil(asked >= 0 ? asked : Math.min(MAX_PAUSE_SECONDS, 2 ** failures)));
   const started = startPause(`${text} Trying again in ${seconds} s.`, $("retry"));
@@ -116,9 +116,9 @@ $("token-form").addEventListener("submit", (event) => {
   pause?.end();
 });
 
-// ---- The address --------------------------------------------------------------------------------------------------
+// ---- The URL ------------------------------------------------------------------------------------------------------
 
-/** What the address asks for, in place of what cannot be the default, and a sentence on that. */
+/** Read the state from the URL. Invalid values are replaced by defaults; returns a message about them. */
 function readAddress() {
   const asked = new URLSearchParams(location.search);
   const problems = [];
@@ -161,7 +161,7 @@ function defaultGate() {
 
 // ---- The gate -----------------------------------------------------------------------------------------------------
 
-/** The score at a quantile, linear between the 101 that were measured. */
+/** The score at a quantile, interpolated linearly between the 101 measured quantiles. */
 function scoreAt(quantile) {
   const scores = model.calibration.quantiles;
   const place = Number((quantile * 100).toFixed(9));
@@ -206,13 +206,13 @@ function showGate() {
   summarize();
 }
 
-/** Where a quantile stands on the slider, 0 to 1. */
+/** The position of a quantile on the slider, 0 to 1. */
 function place(quantile) {
   return Math.max(0, (quantile - 0.01) / 0.99);
 }
 
 let summarizing;
-/** Say what is shown, once things have come to rest: a screen reader reads each change aloud. */
+/** Update the summary after changes have settled, because a screen reader reads every update aloud. */
 function summarize() {
   clearTimeout(summarizing);
   summarizing = setTimeout(() => {
@@ -247,7 +247,7 @@ class Card {
     });
   }
 
-  /** Whether all that the view needs is here. */
+  /** Whether everything that the view needs is loaded. */
   get whole() {
     return this.sample !== null && (state.view !== "uncertainty" || this.heat !== null);
   }
@@ -264,7 +264,7 @@ class Card {
   async load(signal) {
     const query = new URLSearchParams({ include_rejected: true });
     if (state.view === "uncertainty") query.set("include_js_map", true);
-    if (!model.calibration) query.set("max_js", 0); // the service wants a gate; the page applies its own
+    if (!model.calibration) query.set("max_js", 0); // the service needs a gate; the page applies its own
     const path = `v1/models/${encodeURIComponent(model.name)}/samples/${this.seed}?${query}`;
     this.loading = true;
     try {
@@ -344,7 +344,7 @@ class Card {
     });
   }
 
-  /** Verdict, score and words for those who do not see the pictures. */
+  /** Update the verdict, the score and the text alternatives of the pictures. */
   judge() {
     if (!this.sample) return;
     const { js_score: score } = this.sample;
@@ -399,7 +399,7 @@ function heatLayer(nats, size) {
   return drawn;
 }
 
-let turning = new AbortController(); // what is asked for the pairs on show ends with them
+let turning = new AbortController(); // aborts the requests of the current pairs when others replace them
 let inFlight = 0;
 
 const viewport = new IntersectionObserver((entries) => {
@@ -424,7 +424,7 @@ function pump() {
 
 // ---- The page -----------------------------------------------------------------------------------------------------
 
-/** Lay out the pairs of the state anew. */
+/** Replace the pairs on the page by those of the current state. */
 function layOut() {
   turning.abort();
   turning = new AbortController();

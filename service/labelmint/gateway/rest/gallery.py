@@ -1,8 +1,8 @@
-"""The gallery at `/`: a page for people, in static files that travel with the package.
+"""The gallery at `/`: a web page made of static files in the package.
 
 Rules of this file:
-- The page is one more client of the REST wire: everything that it shows comes from /v1.
-- It loads nothing from elsewhere and runs nothing inline; the policy that it is sent with enforces that.
+- The page is an ordinary client of the REST API. Everything that it shows comes from /v1.
+- The page loads nothing from other servers and runs no inline scripts. Its Content-Security-Policy enforces both.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MEDIA_TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript",
 
 
 def add_gallery(app: FastAPI) -> None:
-    """Register the page's routes. They hold no data and need no token."""
+    """Register the page's routes. They return no data of the service, so they need no token."""
     for path in GALLERY_PATHS:
         name = {"/": "gallery.html", "/favicon.ico": "gallery.ico"}.get(path, path[1:])
         app.api_route(path, methods=["GET", "HEAD"], include_in_schema=False)(_file(name))

@@ -1,8 +1,8 @@
-"""The bodies of the REST wire, as pydantic models, and how samples and models become them.
+"""Queries and bodies of the REST API as pydantic models, and the conversion of samples and models to them.
 
 Rules of this file:
-- A model here is what the document at /docs shows; names are those of the proto.
-- Query parameters are declared once and unknown ones are refused: a misspelt gate must not be ignored.
+- The OpenAPI document at /docs is generated from these models. Names are the proto's names.
+- Query parameters are declared once. Unknown parameters are refused, because a misspelt gate must not be ignored.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ MAX_TAR_COUNT = 100_000
 
 
 class VersionModel(BaseModel):
-    """Which version of the model a request is about."""
+    """The model version of a request."""
 
     model_config = ConfigDict(extra="forbid")
 
-    model_version: Annotated[str, Field(description="Version, as /v1/models lists it; empty: the highest.")] = ""
+    model_version: Annotated[str, Field(description="Version, as /v1/models lists it. Empty: the highest.")] = ""
 
 
 class OptionsModel(VersionModel):
@@ -35,22 +35,30 @@ class OptionsModel(VersionModel):
 
     truncation_psi: Annotated[
         float | None,
-        Field(ge=0, le=MAX_TRUNCATION_PSI, description="Truncation; unset: as calibrated. Another needs max_js."),
+        Field(
+            ge=0,
+            le=MAX_TRUNCATION_PSI,
+            description="Truncation. Unset: the calibrated value. Any other value needs max_js.",
+        ),
     ] = None
     style_seed: Annotated[
         int | None,
-        Field(ge=0, lt=SEED_END, description="Layers from crossover on take this seed's style. Needs max_js."),
+        Field(
+            ge=0,
+            lt=SEED_END,
+            description="Style seed: the layers from crossover on take its style. Needs crossover and max_js.",
+        ),
     ] = None
     crossover: Annotated[
         int | None, Field(description="First layer that takes the style of style_seed: 1 to the model's num_ws - 1.")
     ] = None
     max_js: Annotated[
-        float | None, Field(ge=0, allow_inf_nan=False, description="Accept JS scores up to this, in nats.")
+        float | None, Field(ge=0, allow_inf_nan=False, description="Accept JS scores up to this value, in nats.")
     ] = None
     max_quantile: Annotated[
         float | None, Field(gt=0, le=1, description="Accept JS scores up to this quantile of the calibration.")
     ] = None
-    include_rejected: Annotated[bool, Field(description="Answer with a rejected sample too.")] = False
+    include_rejected: Annotated[bool, Field(description="Return rejected samples too.")] = False
 
     def to_sample_options(self, include_js_map: bool = False) -> SampleOptions:
         return SampleOptions(
@@ -67,14 +75,17 @@ class OptionsModel(VersionModel):
 class PinnedQuery(OptionsModel):
     revision: Annotated[
         str | None,
-        Field(description="The model's revision, as /v1/models tells it: refuse any other, and cache for ever."),
+        Field(
+            description="Revision of the model, as /v1/models lists it. The gateway refuses any other revision. "
+            "Caches may therefore keep the response for ever."
+        ),
     ] = None
 
 
 Encoding = Annotated[
     Literal["png", "raw"], Field(description="Encoding of the base64 data in the JSON: png, or raw rows of bytes.")
 ]
-IncludeJsMap = Annotated[bool, Field(description="Answer with the JS divergence of every pixel too.")]
+IncludeJsMap = Annotated[bool, Field(description="Also return the JS divergence of every pixel.")]
 
 
 class SampleQuery(PinnedQuery):
@@ -83,7 +94,7 @@ class SampleQuery(PinnedQuery):
 
 
 def _whole(value: object) -> object:
-    """JSON has one kind of number: 7.0 is the integer 7."""
+    """Convert a whole float to int, because JSON has only one number type: 7.0 is the integer 7."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -93,10 +104,10 @@ Seed = Annotated[int, Field(ge=0, lt=SEED_END, strict=True), BeforeValidator(_wh
 class TarQuery(PinnedQuery):
     start_seed: Annotated[int, Field(ge=0, le=SEED_END, description="First seed of the walk.")] = 0
     count: Annotated[
-        int, Field(ge=1, le=MAX_TAR_COUNT, description="Samples in the archive; fewer only where the seeds end.")
+        int, Field(ge=1, le=MAX_TAR_COUNT, description="Number of samples; fewer only if the seeds run out.")
     ] = 100
     shard_index: Annotated[
-        int, Field(ge=0, description="This archive takes the seeds congruent to it modulo shard_count.")
+        int, Field(ge=0, description="This archive takes the seeds congruent to shard_index modulo shard_count.")
     ] = 0
     shard_count: Annotated[int, Field(ge=1, le=SEED_END, description="Number of disjoint archives.")] = 1
 
@@ -107,7 +118,7 @@ class BatchBody(OptionsModel):
     seeds: Annotated[list[Seed], Field(min_length=1, max_length=MAX_BATCH, description=f"1 to {MAX_BATCH} seeds.")]
     style_seeds: Annotated[
         list[Seed],
-        Field(description="None, or one a seed instead of style_seed: one shape, many appearances. Needs crossover."),
+        Field(description="Empty, or one style seed per seed in place of style_seed. Needs crossover and max_js."),
     ] = []
 
 
@@ -123,7 +134,7 @@ class KeypointModel(BaseModel):
     name: str
     x: Annotated[float, Field(description="Pixels from the left; the centre of the first pixel is 0.")]
     y: Annotated[float, Field(description="Pixels from the top; the centre of the first pixel is 0.")]
-    confidence: Annotated[float, Field(description="Mean heat of the ensemble there, nominally 0 to 1.")]
+    confidence: Annotated[float, Field(description="Mean heat of the ensemble at the keypoint, nominally 0 to 1.")]
 
 
 class EvidenceModel(BaseModel):
@@ -139,7 +150,7 @@ class EvidenceModel(BaseModel):
     truncation_psi: float
     style_seed: int | None
     crossover: int | None
-    group_id: Annotated[str, Field(description="Equal in all mixed samples of one shape; empty in unmixed ones.")]
+    group_id: Annotated[str, Field(description="Equal in all mixed samples of one shape. Empty in unmixed samples.")]
     model_digest: str
     keypoints: Annotated[list[KeypointModel], Field(description="empty for a model of task segmentation")]
 
@@ -168,7 +179,7 @@ class BatchModel(BaseModel):
 class LabelClassModel(BaseModel):
     id: int
     name: str
-    rgb: Annotated[str, Field(description="#RRGGBB in palette images and pictures for people")]
+    rgb: Annotated[str, Field(description="colour in palette images and overlays, #RRGGBB")]
 
 
 class CalibrationModel(BaseModel):
@@ -185,7 +196,7 @@ class ModelModel(BaseModel):
     name: str
     version: str
     revision: Annotated[
-        str, Field(description="Changes with anything that decides an answer: artifacts, calibration, names, colours.")
+        str, Field(description="Changes with all that determines a response: artifacts, calibration, names, colours.")
     ]
     pipeline: str
     task: str

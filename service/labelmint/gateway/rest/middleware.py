@@ -1,10 +1,10 @@
-"""What surrounds every REST request: security headers, measuring, tokens, the size of bodies.
+"""Middleware of every REST request: security headers, CORS, metrics, authentication and the limit on body size.
 
 Rules of this file:
-- Plain ASGI, so that a streamed answer stays a stream and its end is seen here.
-- Open are health, since probes carry no token, and the pages, which are the same in every labelmint and hold no data.
-  Everything that tells of this one wants a token, metrics included.
-- No header allows another origin anything, but those that the operator names (`--cors-origin`).
+- The middleware is plain ASGI. A streamed response therefore stays a stream, and the middleware sees its end.
+- Health checks need no token, because probes carry none. The static pages and the OpenAPI document need none, because
+  they tell nothing about the served models. Everything else, metrics included, needs a token.
+- No header gives other origins access, except the origins that the operator names (`--cors-origin`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from labelmint.gateway.sampling.metrics import UNKNOWN_MODEL, Metrics
 ALIVE_PATH, READY_PATH = "/healthz", "/readyz"
 OPEN_PATHS = (ALIVE_PATH, READY_PATH, "/openapi.json", *DOCS_PATHS, *GALLERY_PATHS)
 
-# A page that needs more (the gallery, /docs) sets its own policy; what is set is left alone.
+# Defaults: a header that the application has set is kept. The gallery and /docs set a policy of their own.
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
@@ -40,7 +40,7 @@ _HSTS = "max-age=31536000"
 
 
 class SecurityHeaders:
-    """Sets what a browser must know to keep its user safe, on every answer."""
+    """Adds security headers for browsers to every response."""
 
     def __init__(self, app: ASGIApp, tls: bool, cors: bool) -> None:
         self._app = app
@@ -53,7 +53,7 @@ class SecurityHeaders:
                 headers = MutableHeaders(scope=message)
                 for name, value in self._headers.items():
                     headers.setdefault(name, value)
-                # On every answer: one that a browser kept without an origin would fail with one.
+                # On every response: one that a browser cached for a request without Origin fails if reused with one.
                 if self._cors and "Origin" not in headers.get("vary", ""):
                     headers.add_vary_header("Origin")
             await send(message)
@@ -62,7 +62,10 @@ class SecurityHeaders:
 
 
 def allow_origins(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
-    """Let pages of these origins ask, with tokens if they have one; browsers ask first, and without a token."""
+    """Allow pages of these origins to send requests, with or without a token.
+
+    Browsers may send a preflight request first, without a token. This middleware must therefore be outside `Access`.
+    """
     return CORSMiddleware(
         app,
         allow_origins=origins,
@@ -73,7 +76,7 @@ def allow_origins(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
 
 
 class Measured:
-    """Counts and times every request until its last byte; `state.outcome` overrides the status that was sent."""
+    """Counts every request and measures its time until the last byte. `state.outcome` overrides the sent status."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
@@ -96,7 +99,7 @@ class Measured:
         try:
             await self._app(scope, receive, send_noting_status)
         except asyncio.CancelledError:
-            state["outcome"] = "499"  # nginx's number for a client that went away
+            state["outcome"] = "499"  # nginx's status code for a client that disconnected
             raise
         finally:
             route = getattr(scope.get("route"), "path", "-")
@@ -107,7 +110,7 @@ class Measured:
 
 
 class Access:
-    """Asks every request but those for OPEN_PATHS for a token; `current_caller` is whose it is."""
+    """Requires a token for every request except those for OPEN_PATHS, and sets `current_caller` to its owner."""
 
     def __init__(self, app: ASGIApp, tokens: Tokens) -> None:
         self._app = app
@@ -122,12 +125,12 @@ class Access:
             with caller.request():
                 current_caller.set(caller)
                 await self._app(scope, receive, send)
-        except LabelmintError as error:  # the application answers its own
+        except LabelmintError as error:  # of this middleware; the application answers its own errors
             await problem(error)(scope, receive, send)
 
 
 class BodyLimit:
-    """Reads a body, at most `limit` bytes of it, before the application does."""
+    """Reads the whole body before the application does, and refuses one larger than `limit` bytes."""
 
     def __init__(self, app: ASGIApp, limit: int) -> None:
         self._app = app

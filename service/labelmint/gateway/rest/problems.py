@@ -1,8 +1,9 @@
-"""Errors on the REST wire: every one is RFC 9457 problem+json, whoever found it.
+"""Errors of the REST API: every error is an RFC 9457 problem+json response, whichever part of the stack raised it.
 
 Rules of this file:
-- This is the one place where errors become HTTP answers; a class in `labelmint.core.errors` is never looked at singly.
-- Unknown exceptions become an opaque 500; their traceback goes to the log only.
+- This is the only place where errors become HTTP responses. No code here depends on single classes of
+  `labelmint.core.errors`.
+- Unknown exceptions become an opaque 500. Their traceback goes only to the log.
 """
 
 from __future__ import annotations
@@ -27,22 +28,22 @@ PROBLEM_TYPE = "application/problem+json"
 PROBLEM_SCHEMA = {"$ref": "#/components/schemas/Problem"}
 
 _DESCRIPTIONS = {
-    400: "The request cannot be honoured; `metadata.field` names the field.",
-    401: "No token, or none that is known.",
-    404: "No such model, or no such version of it.",
-    409: "The model is at another revision than the one asked for.",
-    410: "The version of the model went while the request waited.",
+    400: "The request is invalid; `metadata.field` names the field.",
+    401: "The token is missing or not known.",
+    404: "There is no such model, or no such version of it.",
+    409: "The model has another revision than the requested one.",
+    410: "The model version was unloaded while the request waited.",
     413: "The body is too large.",
-    422: "The sample was rejected by the JS gate.",
-    429: "Too many requests in flight, or a limit of the token is reached; see Retry-After.",
+    422: "The JS gate rejected the sample.",
+    429: "Too many requests are in flight, or a limit of the token is reached; see Retry-After.",
     502: "Triton failed to run the model.",
     503: "Triton is not ready, or the gateway is shutting down.",
-    504: "The sample was not ready in time.",
+    504: "The sample was not ready before the deadline.",
 }
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """What the document at /docs says of these errors."""
+    """Return the OpenAPI responses of these errors."""
     return {
         status: {"description": _DESCRIPTIONS[status], "content": {PROBLEM_TYPE: {"schema": PROBLEM_SCHEMA}}}
         for status in statuses
@@ -50,10 +51,10 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def install(app: FastAPI) -> None:
-    """Let the application answer every error as a problem."""
+    """Register the handlers that turn every error into a problem response."""
 
     async def answer_http(request: Request, error: Exception) -> Response:
-        """Starlette's own answers: no such route, method not allowed."""
+        """Handle Starlette's own errors: no such route, method not allowed."""
         assert isinstance(error, HTTPException)
         titles = {404: "No such path", 405: "Method not allowed"}
         headers = dict(error.headers or {})
@@ -94,7 +95,7 @@ async def _answer_error(request: Request, error: Exception) -> Response:
 
 
 async def _answer_invalid(_: Request, error: Exception) -> Response:
-    """FastAPI's list of problems as one InvalidRequest that names the first field."""
+    """Turn FastAPI's list of validation errors into one InvalidRequest that names the first field."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"][1:]) or str(first["loc"][0])
@@ -102,19 +103,19 @@ async def _answer_invalid(_: Request, error: Exception) -> Response:
     if first["type"] == "json_invalid":
         field, message = "body", f"is not JSON: {first['ctx']['error']}"
     elif first["type"] == "extra_forbidden":
-        message = "unknown parameter; see /docs for those that exist"
+        message = "unknown parameter; /docs lists the parameters that exist"
     elif field in ("seed", "style_seed"):
-        message = f"{first['input']!r} is not a seed; a seed is digits, 0 to {SEED_END - 1}, without zeros in front"
+        message = f"{first['input']!r} is not a seed; give an integer from 0 to {SEED_END - 1} without leading zeros"
     return problem(InvalidRequest(field, message))
 
 
 async def _answer_unexpected(_: Request, error: Exception) -> Response:
     logger.error("unexpected error while answering", exc_info=error)
-    return problem(LabelmintError("an unexpected error happened; the gateway's log has it"))
+    return problem(LabelmintError("an unexpected error happened; see the gateway's log"))
 
 
 def _methods(app: FastAPI, request: Request) -> list[str]:
-    """The methods that the path of a request has, over all its routes."""
+    """Return the methods of all routes that match the path of a request."""
     found: set[str] = set()
     for route in app.routes:
         if route.matches(request.scope)[0] is not Match.NONE:

@@ -1,7 +1,7 @@
-"""What the routes share: finding the model that a request is about, and answering from a client's cache.
+"""Steps that the routes share: finding the model of a request, and validating the client's cached copy.
 
 Rules of this file:
-- A sample is made only where the client does not hold its bytes already.
+- The gateway generates a sample only if the client does not already have its bytes.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ from labelmint.gateway.sampling.sampler import Sampler
 
 
 def _spelled(seed: str) -> str:
-    """A number in a path has one spelling, so that a sample has one address for caches: not 007, -0 or 7.0."""
+    """Refuse other spellings of a seed, such as 007, -0 or 7.0, so that caches see one URL per sample."""
     if str(int(seed)) != seed:
-        raise ValueError("is spelled in another way")  # what is right is said for all seeds, in `problems.py`
+        raise ValueError("is spelled in another way")  # `problems.py` writes the message for all invalid seeds
     return seed
 
 
 ModelName = Annotated[str, Path(description="Name of the model, as /v1/models lists it.", examples=["faces"])]
 Seed = Annotated[int, Path(ge=0, lt=SEED_END, description="The seed: 0 to 2^32 - 1."), BeforeValidator(_spelled)]
-IfNoneMatch = Annotated[str | None, Header(description="ETags of what the client holds.")]
+IfNoneMatch = Annotated[str | None, Header(description="ETags of the responses that the client has cached.")]
 
 
 class Resources:
     def __init__(self, sampler: Sampler, private: bool) -> None:
-        """`private`: shared caches must keep nothing."""
+        """`private`: whether shared caches must not store responses."""
         self.sampler = sampler
         self._private = private
 
     async def find(self, request: Request, name: str, asked: VersionModel, *, owed: int = 1) -> ServedModel:
-        """The model that a request for `owed` samples is about; from here on the metrics name it."""
+        """Return the model of a request that owes `owed` samples. From here on the metrics carry its name."""
         model = await self.sampler.find(name, asked.model_version, owed)
         request.state.model = model.name
         return model
 
     def caching(self, request: Request, model: ServedModel, representation: str, query: PinnedQuery) -> Caching:
-        """How the answer may be cached; an error that lasts as long may be cached in the same way."""
+        """Return how the response may be cached. A permanent error (`lasting`) gets the same Cache-Control."""
         found = caching_of(model, representation, query, query.revision, self._private)
         request.state.cache_control = found.cache_control
         return found
@@ -62,7 +62,7 @@ class Resources:
         if_none_match: str | None,
         encode: Callable[[Sample, Caching], Awaitable[Any]],
     ) -> Any:
-        """What `encode` makes of a sample, or 304 where the client holds it."""
+        """Return the sample encoded by `encode`, or 304 if the client already has it."""
         caching = self.caching(request, model, representation, query)
         if caching.held(if_none_match):
             return not_modified(caching)

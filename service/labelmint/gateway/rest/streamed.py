@@ -1,10 +1,10 @@
-"""An answer that is made while it is sent, and that is only whole when all went well.
+"""A response that is generated while it is sent, and that is complete only if nothing failed.
 
 Rules of this file:
-- The next part is made when the last one was taken: a slow reader slows the making. A client who leaves ends it, by
-  the cancellation of `disconnect.py`.
-- What fails before the first part is an ordinary error; what fails later breaks the connection without the end of the
-  body, so that no client takes a part for the whole.
+- Backpressure: the next part is generated only after the last one was sent, so a slow reader slows the generation. When
+  the client disconnects, `disconnect.py` cancels the generation.
+- A failure before the first part is an ordinary error response. A later failure closes the connection without ending
+  the body, so that no client mistakes a partial response for a complete one.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Streamed(Response):
         except Exception as error:
             if not started:
                 raise
-            # To return without the end of the body makes the server close the connection.
+            # If the application returns without ending the body, the server closes the connection.
             scope["state"]["outcome"] = "aborted"
             if isinstance(error, LabelmintError):
                 level = logging.INFO if isinstance(error, (ServerDraining, StreamExpired)) else logging.ERROR

@@ -1,11 +1,11 @@
-"""Who may ask, and how much: tokens from a file, and their limits.
+"""Authentication by tokens from a file, and the limits of each token.
 
 Rules of this file:
-- The file holds SHA-256 hashes, never tokens; tokens are random, so that a plain hash of one cannot be reversed.
-- A presented token is compared with every line in constant time. Nothing that was presented is kept or logged.
-- The file is read again when it changes; one that cannot be read leaves the last good state and one line in the log.
-- Limits belong to a name, not to a connection, and survive a change of the file.
-- A request is charged before anything is minted for it; a stream is slowed to the rate, not ended.
+- The file contains SHA-256 hashes, never tokens. Tokens are random, so a plain hash of one cannot be reversed.
+- A presented token is compared with every line in constant time. Presented tokens are neither stored nor logged.
+- A changed file is read again. If the new file is unusable, the last good state stays and the log gets one line.
+- Limits belong to a name, not to a connection. What a name has used of them survives a change of the file.
+- A request is charged before any sample is generated for it. A stream is slowed to the rate, not ended.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_STAT_SECONDS = 1.0  # a changed file holds within this time
+_STAT_SECONDS = 1.0  # a changed file takes effect within this time
 
 
 @dataclass(frozen=True)
 class TokenLimits:
-    """What a token may take; None is no limit.
+    """The limits of a token; None means no limit.
 
-    `samples_per_second` counts minted samples, rejected ones included; `concurrency` counts requests and streams.
+    `samples_per_second` counts cached and rejected samples too; `concurrency` counts requests and streams.
     """
 
     samples_per_second: float | None = None
@@ -44,10 +44,10 @@ class TokenLimits:
 
 
 class Caller:
-    """One name of the tokens file, and what it has taken of its limits.
+    """One name of the tokens file, and what it has used of its limits.
 
-    The rate is a token bucket that may be overdrawn by one request: a batch larger than the bucket is served, and
-    the time until the next one is longer for it.
+    The rate is a token bucket that one request may overdraw: a batch larger than the bucket is served, and the next
+    request waits longer in return.
     """
 
     def __init__(self, name: str, limits: TokenLimits) -> None:
@@ -60,7 +60,7 @@ class Caller:
 
     @contextmanager
     def request(self) -> Iterator[None]:
-        """Around a request or stream; raises LimitReached beyond the concurrency."""
+        """Count a request or stream while it runs; raises LimitReached beyond the concurrency limit."""
         limit = self.limits.concurrency
         if limit is not None and self._in_flight >= limit:
             raise LimitReached(
@@ -74,17 +74,17 @@ class Caller:
             self._in_flight -= 1
 
     def charge(self, samples: int) -> None:
-        """Take samples of the rate, or raise LimitReached with the time after which there are some."""
+        """Take samples from the bucket; if it is empty, raises LimitReached with the time until it has some."""
         if samples > 0 and (wait := self._wait_seconds()) > 0.0:
             raise LimitReached(
-                f"{self.name!r} may have {self.limits.samples_per_second} samples a second and has had more; "
+                f"{self.name!r} has exceeded its limit of {self.limits.samples_per_second} samples per second; "
                 f"try again in {wait:.1f} s",
                 math.ceil(wait),
             )
         self._take(samples)
 
     async def pace(self, samples: int) -> None:
-        """Take samples of the rate, after the time that it takes until there are some."""
+        """Wait until the bucket has samples, then take them."""
         while samples > 0 and (wait := self._wait_seconds()) > 0.0:
             await asyncio.sleep(wait)
         self._take(samples)
@@ -94,23 +94,23 @@ class Caller:
         self._balance -= samples
 
     def _wait_seconds(self) -> float:
-        """Time until a sample may be taken; fills the bucket for the time that went by."""
+        """Refill the bucket for the time since the last call; returns the time until a sample may be taken."""
         rate, now = self.limits.samples_per_second, time.monotonic()
         passed, self._counted = now - self._counted, now
         if rate is None:
             self._balance = math.inf
             return 0.0
-        # A caller who paused may take what it missed in one second, no more.
+        # The bucket holds one second of samples (at least one), so a pause saves up no more than that.
         self._balance = min(self._balance + passed * rate, max(1.0, rate))
         return max(0.0, (1.0 - self._balance) / rate)
 
 
-# Who asks, for what runs in the task of the request; None where no token is asked for.
+# The authenticated caller of the request that the running task serves; None where no token is required.
 current_caller: ContextVar[Caller | None] = ContextVar("current_caller", default=None)
 
 
 class Tokens:
-    """The tokens file: a line each of name, SHA-256 of the token in hexadecimal, and optional limits.
+    """The tokens file: each line has a name, the token's SHA-256 in hexadecimal, and optional limits.
 
     ::
 
@@ -124,25 +124,25 @@ class Tokens:
         self._path = path
         self._stamp = self._changed()
         self._callers: dict[bytes, Caller] = {}
-        self._known: dict[str, Caller] = {}  # by name; who is withdrawn and comes back has taken what he has taken
+        self._known: dict[str, Caller] = {}  # by name; a name that is removed and returns keeps its usage
         self._take(parse_tokens(path, self._read()))
         self._looked = time.monotonic()
 
     def charged(self) -> dict[str, int]:
-        """The samples charged to each name that the file has had."""
+        """The samples charged to each name that was ever in the file."""
         return {caller.name: caller.samples for caller in self._known.values()}
 
     def authenticate(self, authorization: str | None) -> Caller:
         """The caller of an Authorization header, "Bearer TOKEN"; raises Unauthenticated."""
         self._renew()
         if authorization is None:
-            raise Unauthenticated("this gateway wants a token; send 'Authorization: Bearer TOKEN'")
+            raise Unauthenticated("this gateway requires a token; send 'Authorization: Bearer TOKEN'")
         scheme, _, token = authorization.partition(" ")
         if scheme.lower() != "bearer" or not token.strip():
             raise Unauthenticated("the Authorization header is not 'Bearer TOKEN'")
         presented = hashlib.sha256(token.strip().encode("utf-8", "surrogateescape")).digest()
         found: Caller | None = None
-        for known, caller in self._callers.items():  # to the end, whoever is found
+        for known, caller in self._callers.items():  # no early exit, so that the time does not reveal the line
             if hmac.compare_digest(known, presented):
                 found = caller
         if found is None:
@@ -161,9 +161,9 @@ class Tokens:
         try:
             self._take(parse_tokens(self._path, self._read()))
         except LabelmintError as error:
-            logger.error("the tokens stay as they were: %s", error.message)
+            logger.error("keeping the previous tokens: %s", error.message)
         else:
-            logger.warning("read %s again: %d tokens", self._path, len(self._callers))
+            logger.warning("reloaded %s: %d tokens", self._path, len(self._callers))
 
     def _take(self, entries: Mapping[bytes, tuple[str, TokenLimits]]) -> None:
         callers = {}
@@ -174,7 +174,7 @@ class Tokens:
 
     def _read(self) -> str:
         try:
-            return self._path.read_text(encoding="utf-8-sig")  # Windows puts a mark first
+            return self._path.read_text(encoding="utf-8-sig")  # editors on Windows may write a byte order mark first
         except OSError as error:
             raise UnusableFile(self._path, f"cannot be read: {error.strerror}") from error
         except UnicodeDecodeError as error:
@@ -189,7 +189,7 @@ class Tokens:
 
 
 def parse_tokens(path: Path, text: str) -> dict[bytes, tuple[str, TokenLimits]]:
-    """Name and limits by SHA-256 digest; raises UnusableFile with the line's number, never with its content."""
+    """Names and limits by SHA-256 digest; raises UnusableFile with the line's number, never with its content."""
     entries: dict[bytes, tuple[str, TokenLimits]] = {}
     for number, line in enumerate(text.splitlines(), 1):
         fields = line.split()
@@ -197,10 +197,10 @@ def parse_tokens(path: Path, text: str) -> dict[bytes, tuple[str, TokenLimits]]:
             continue
         where = f"line {number}:"
         if len(fields) < 2:
-            raise UnusableFile(path, f"{where} holds no two fields; write a name and the SHA-256 of its token")
+            raise UnusableFile(path, f"{where} must have at least two fields: a name and the SHA-256 of its token")
         name, digest, *rest = fields
         if not _NAME.fullmatch(name):
-            raise UnusableFile(path, f"{where} the name is not made of letters, digits, '.', '_' and '-', 64 at most")
+            raise UnusableFile(path, f"{where} the name must be 1 to 64 letters, digits, '.', '_' or '-'")
         if not _SHA256.fullmatch(digest.lower()):
             raise UnusableFile(
                 path, f"{where} the second field is not a SHA-256 in hexadecimal; the token itself does not belong here"
@@ -210,7 +210,7 @@ def parse_tokens(path: Path, text: str) -> dict[bytes, tuple[str, TokenLimits]]:
             raise UnusableFile(path, f"{where} repeats a name or token of a line above")
         entries[key] = name, _limits(path, where, rest)
     if not entries:
-        raise UnusableFile(path, "holds no token; nobody could ask")
+        raise UnusableFile(path, "holds no tokens, so no client could authenticate; add a line for each client")
     return entries
 
 
@@ -221,10 +221,10 @@ def _limits(path: Path, where: str, fields: list[str]) -> TokenLimits:
         number = float(value) if re.fullmatch(r"[0-9]+(\.[0-9]+)?", value) else 0.0
         if key not in ("samples_per_second", "concurrency") or key in values or number <= 0.0:
             raise UnusableFile(
-                path, f"{where} after the hash come samples_per_second=N and concurrency=N, each once, above 0"
+                path, f"{where} after the hash come only samples_per_second=N and concurrency=N, once each, above 0"
             )
         if key == "concurrency" and number != int(number):
-            raise UnusableFile(path, f"{where} concurrency is a whole number")
+            raise UnusableFile(path, f"{where} concurrency must be a whole number")
         values[key] = number
     concurrency = values.get("concurrency")
     return TokenLimits(values.get("samples_per_second"), None if concurrency is None else int(concurrency))

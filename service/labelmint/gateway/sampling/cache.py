@@ -1,9 +1,9 @@
-"""A bounded memory of samples, for jobs that ask for the same seeds every epoch.
+"""A bounded in-memory cache of samples, for jobs that request the same seeds in every epoch.
 
 Rules of this file:
-- What is kept is what Triton answered: the gate is applied anew, so one entry serves every gate. Outputs that were
-  asked for one after the other stand in one entry side by side.
-- The key has the model's digest, so that a model that changed is never mistaken for what it was.
+- The cache stores Triton's arrays, and the gate is applied at each request, so one entry serves every gate. The outputs
+  of one sample share an entry, even if separate requests fetched them.
+- The key contains the model's digest, so a changed model never gets the entries of its old state.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Arrays: TypeAlias = Mapping[str, Array]
 
 
 class SampleCache:
-    """The arrays of the samples that were asked for last, at most `max_bytes` of them; 0 keeps none."""
+    """An LRU cache of samples' arrays, limited to `max_bytes`; 0 disables it."""
 
     def __init__(self, max_bytes: int, metrics: Metrics) -> None:
         self._kept: LRUCache[Hashable, Arrays] = LRUCache(max_bytes, getsizeof=_bytes)
@@ -31,18 +31,18 @@ class SampleCache:
         return self._kept.maxsize > 0
 
     def get(self, key: Hashable, outputs: Collection[str]) -> Arrays | None:
-        """The arrays that `outputs` names, if all of them are kept."""
+        """The arrays named by `outputs`, or None unless all of them are cached."""
         arrays = self._kept.get(key)
         if arrays is None or not arrays.keys() >= set(outputs):
             return None
         return {name: arrays[name] for name in outputs}
 
     def keep(self, key: Hashable, arrays: Arrays) -> Arrays:
-        """Keep arrays beside those of the same sample or, where both do not fit, in their place; returns them."""
+        """Add arrays to the entry of their sample, or replace it if both do not fit; returns the arrays."""
         if not self.enabled:
             return arrays
         for array in arrays.values():
-            array.flags.writeable = False  # others will read it
+            array.flags.writeable = False  # other requests will share it
         for kept in ({**self._kept.get(key, {}), **arrays}, arrays):
             if _bytes(kept) <= self._kept.maxsize:
                 self._kept[key] = kept

@@ -1,12 +1,13 @@
-"""The models that Triton has ready, all their versions, kept in step with it.
+"""The models that Triton has ready, in all their versions, kept up to date.
 
 Rules of this file:
-- Triton's model configurations are the only source. They are read at most once a second, whoever wants to know and
-  however many do; who asks in between is answered at once from what was read.
-- Nobody waits long for a Triton that hangs: what it had holds until the look at it fails, and then it is away.
-- A name with a version means one digest: who began with it never gets another one's samples. Where Tritons differ, what
-  is served stays served as long as one of them has it.
-- A malformed model is left out and reported once in the log; it does not take the others with it.
+- Triton's model configurations are the only source. Requests, however many, cause at most one read per second. A
+  request in between is answered at once from the last read.
+- No request waits long for a Triton that hangs. The last known models stay valid until the read fails; then Triton
+  counts as unavailable.
+- A name and a version identify one digest, so a client that began with it never gets samples of another digest. If
+  Tritons differ, the served digest stays served as long as one of them has it.
+- A malformed model is skipped and logged once. The other models are still served.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from labelmint.triton.client import TritonClient
 logger = logging.getLogger(__name__)
 
 _REFRESH_SECONDS = 1.0
-# So long does one who asks wait for a look that is under way.
+# The longest time that `refresh` waits for a read in progress.
 _PATIENCE_SECONDS = 0.5
 
 Key: TypeAlias = tuple[str, int]
@@ -40,38 +41,38 @@ class Catalog:
     def __init__(self, triton: TritonClient, pipeline: str) -> None:
         self._triton = triton
         self._pipeline = pipeline
-        # What Triton had when it last answered; it outlasts an outage, so that a pinned version is known again.
+        # The models of Triton's last answer. An outage does not clear them: pinned versions are known again afterwards.
         self._models: dict[Key, ServedModel] = {}
-        # What only Tritons had that are away while others answer: a pinned version has not gone with them.
+        # Models that only unavailable Tritons had, while others answer. A pinned version of these is not gone.
         self._missing: dict[Key, ServedModel] = {}
-        # Nothing is unknown before the models were read once.
+        # Until the first read, no model may be reported as unknown.
         self._failure: LabelmintError | None = TritonUnavailable("the models are being read; try again in a moment")
-        self._lost = False  # it was ready and is not; this was logged
-        self._withdrawn: frozenset[str] = frozenset()  # Triton's names
-        self._changing: frozenset[str] = frozenset()  # our names of these
+        self._lost = False  # it was ready and no longer is, which was logged
+        self._withdrawn: frozenset[str] = frozenset()  # names in Triton
+        self._changing: frozenset[str] = frozenset()  # the model names of the withdrawn ensembles
         self._reported: set[str] = set()
         self._asked = float("-inf")
         self._asking = asyncio.Lock()
         self._look: asyncio.Task[None] | None = None
 
     def known(self) -> list[ServedModel]:
-        """The models by name and version as Triton last had them; none during an outage."""
+        """The models of Triton's last answer, sorted by name and version; none during an outage."""
         return [] if self._failure is not None else [self._models[key] for key in sorted(self._models)]
 
     async def refresh(self) -> None:
-        """Take over what Triton has, unless that was done within a second; raises TritonUnavailable when it is away."""
+        """Read Triton's models unless the last second had a read; raises TritonUnavailable during an outage."""
         if self._look is None or (self._look.done() and time.monotonic() - self._asked >= _REFRESH_SECONDS):
             self._begin_look()
         await self._wait_for_look(_PATIENCE_SECONDS)
         self._raise_failure()
 
     async def refresh_anew(self) -> None:
-        """Take over what Triton has from now on, however long that takes; raises as `refresh` does."""
+        """Wait for the end of a read that begins after this call; raises as `refresh` does."""
         arrived = time.monotonic()
         while self._asked < arrived:
             await self._wait_for_look()
             pause = self._asked + _REFRESH_SECONDS - time.monotonic()
-            if pause > 0:  # meanwhile somebody else may begin it
+            if pause > 0:  # another caller may begin the read meanwhile
                 await asyncio.sleep(pause)
             else:
                 self._begin_look()
@@ -79,9 +80,9 @@ class Catalog:
         self._raise_failure()
 
     async def get(self, name: str, version: str = "") -> ServedModel:
-        """The model of that name and version, its highest when ""; raises ModelNotFound or TritonUnavailable.
+        """The model of that name and version ("" for the highest); raises ModelNotFound or TritonUnavailable.
 
-        Triton is asked again, at most once a second, before something is said to be unknown.
+        Triton is read again, at most once a second, before a model is reported as unknown.
         """
         found = self._find(name, version)
         if found is None or self._failure is not None:
@@ -90,39 +91,39 @@ class Catalog:
         if found is not None:
             return found
         if name in self._changing:
-            raise TritonUnavailable(f"model {name!r} is being loaded anew; try again in a moment")
+            raise TritonUnavailable(f"model {name!r} is being reloaded; try again in a moment")
         versions = tuple(str(number) for known, number in sorted(self._models) if known == name)
         if versions:
             raise ModelNotFound(name, versions, version)
         raise ModelNotFound(name, tuple(sorted({known for known, _ in self._models})))
 
     async def list(self) -> list[ServedModel]:
-        """All models by name and version; raises TritonUnavailable."""
+        """All models, sorted by name and version; raises TritonUnavailable."""
         await self.refresh()
         return self.known()
 
     def check_pinned(self, model: ServedModel) -> None:
-        """Raises ModelVersionGone where the version of `model` was taken away or has another digest now."""
+        """Raises ModelVersionGone if the version of `model` was removed or now has a different digest."""
         current = self._models.get(_key(model)) or self._missing.get(_key(model))
         if current is None or current.digest != model.digest:
             raise ModelVersionGone(model.name, model.version, model.digest)
 
     async def check_lost(self, model: ServedModel) -> None:
-        """After a call that failed: raises ModelVersionGone if Triton answers but has this version no more."""
-        with contextlib.suppress(LabelmintError):  # an outage says nothing about versions: what is known stays
+        """After a failed call: raises ModelVersionGone if Triton answers but no longer has this version."""
+        with contextlib.suppress(LabelmintError):  # in an outage the last known models still count
             await self.refresh_anew()
         self.check_pinned(model)
 
     async def withdraw(self, triton_names: Iterable[str]) -> None:
-        """Serve these no more, whatever Triton says, until `restore`: they are about to change in it."""
-        async with self._asking:  # what is being read now may be out of date
+        """Stop serving these, whatever Triton reports, until `restore`: they are about to change in Triton."""
+        async with self._asking:  # a read in progress may return the old state
             self._withdrawn = frozenset(triton_names)
             kept = {key: model for key, model in self._models.items() if model.triton_name not in self._withdrawn}
             self._changing = frozenset(name for name, _ in self._models.keys() - kept.keys())
             self._replace(kept)
 
     async def restore(self) -> None:
-        """End `withdraw` and read what Triton has now; raises TritonUnavailable as `refresh` does."""
+        """End `withdraw` and read Triton's models at once; raises TritonUnavailable as `refresh` does."""
         async with self._asking:
             self._withdrawn = frozenset()
             await self._ask()
@@ -162,10 +163,10 @@ class Catalog:
 
     def _raise_failure(self) -> None:
         if self._failure is not None:
-            raise copy(self._failure)  # one of its own for each caller: exceptions collect tracebacks
+            raise copy(self._failure)  # a copy for each caller, because exceptions collect tracebacks
 
     async def _read(self) -> LabelmintError | None:
-        """Take over what Triton has; returns why that failed."""
+        """Read and adopt Triton's models; returns the error if that failed."""
         try:
             models = self._read_models(await self._triton.model_configs())
         except LabelmintError as error:
@@ -179,7 +180,7 @@ class Catalog:
         }
         self._replace(models)
         if not models:
-            return TritonUnavailable("the models are being loaded anew; try again in a moment")
+            return TritonUnavailable("the models are being reloaded; try again in a moment")
         return None
 
     def _read_models(self, configs: Mapping[tuple[str, str], Mapping[str, pb.ModelConfig]]) -> dict[Key, ServedModel]:
@@ -193,11 +194,11 @@ class Catalog:
             model = self._choose(found)
             twin = models.setdefault(_key(model), model)
             if twin is not model:
-                self._report(f"left out: {triton_name} is version {version} of {model.name} as {twin.triton_name} is")
+                self._report(f"left out: {triton_name} is version {version} of {model.name}, as is {twin.triton_name}")
         return models
 
     def _parse(self, config: pb.ModelConfig, version: str) -> ServedModel | None:
-        """None for what is no model of ours, of another pipeline, or malformed."""
+        """None if the model is not a labelmint model, belongs to the other pipeline, or is malformed."""
         if not is_labelmint(config) or config.parameters["pipeline"].string_value != self._pipeline:
             return None
         try:
@@ -207,9 +208,9 @@ class Catalog:
             return None
 
     def _choose(self, found: Mapping[str, ServedModel]) -> ServedModel:
-        """One of the models that Tritons have under one name and version, by their addresses.
+        """Choose among the models that Tritons have under one name and version; `found` is by address.
 
-        What is served stays; else it is what most have, and of these the one whose digest is the smallest.
+        The served model stays. Otherwise the model that most Tritons have wins, and among equals the smallest digest.
         """
         models = list(found.values())
         first = models[0]
@@ -221,7 +222,7 @@ class Catalog:
         if any(model.digest != best.digest for model in models):
             self._report(
                 f"Tritons at {self._triton.url} differ in {first.triton_name} version {first.version}: digest {told}. "
-                f"{best.digest[:12]} is served as long as one has it; give other weights another version"
+                f"{best.digest[:12]} is served as long as one has it; export different weights as a different version"
             )
         return best
 

@@ -1,7 +1,7 @@
-"""What both wires work on.
+"""The sampling core, which the gRPC and the REST server share.
 
 Rules of this file:
-- One core for the whole process: limits, demand and metrics count over both wires.
+- There is one core per process, so limits, demand and metrics cover gRPC and REST together.
 """
 
 from __future__ import annotations

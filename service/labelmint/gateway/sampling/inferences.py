@@ -1,9 +1,9 @@
-"""The samples that are being made: each waits for its slot, is asked of Triton, and is shared by all who want it.
+"""The running inferences: each waits for a slot, calls Triton, and serves all callers that joined it.
 
 Rules of this file:
-- `Inference` decides; here are the tasks, the waiting and the calls.
-- With a cache, equal samples that are wanted at one time are made once. Without one nothing is shared.
-- Triton's work is never called off: it keeps its slot until it is answered (`triton/client.py` says why).
+- `Inference` makes the decisions. This file has the tasks, the waiting and the calls.
+- With a cache, concurrent requests for the same sample share one inference. Without a cache nothing is shared.
+- A call that Triton has begun is never cancelled. It keeps its slot until Triton answers (`triton/client.py` says why).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from labelmint.tracing import span
 
 T = TypeVar("T")
 
-# One call of Triton for one sample; it takes the seconds that the call may last, None for ever.
+# Calls Triton for one sample. The argument is the longest time for the call in seconds, None for no limit.
 Infer: TypeAlias = Callable[[float | None], Awaitable[Arrays]]
 
 
@@ -36,7 +36,7 @@ class _Running:
 
 class Inferences:
     def __init__(self, slots: Slots, cache: SampleCache, metrics: Metrics, hold_seconds: float) -> None:
-        """`hold_seconds`: for how long a call is held while Triton is away."""
+        """`hold_seconds`: for how long a call is retried while Triton is unavailable."""
         self._slots = slots
         self._cache = cache
         self._metrics = metrics
@@ -46,9 +46,9 @@ class Inferences:
     async def get(
         self, key: Hashable, outputs: Collection[str], infer: Infer, *, requester: Requester, deadline: float | None
     ) -> Arrays:
-        """The arrays of a sample that `outputs` names, from the cache or else from `infer`, which makes just those.
+        """The arrays of a sample named by `outputs`, from the cache or else from `infer`, which generates only these.
 
-        `key` tells samples apart. Raises DeadlineExceeded at `deadline`, on the loop's clock, and what `infer` raises.
+        `key` identifies the sample. Raises DeadlineExceeded at `deadline`, on the loop's clock, and errors of `infer`.
         """
         while True:
             if (kept := self._cache.get(key, outputs)) is not None:
@@ -61,13 +61,13 @@ class Inferences:
             except DeadlineExceeded:
                 if joined is None or is_over(deadline, _now()):
                     raise
-                continue  # Triton dropped it for the deadline of those who wanted it first
+                continue  # Triton dropped it at the deadline of earlier callers; this one still has time
             if joined is not None:
                 self._metrics.cache_hits.inc()
             return {name: arrays[name] for name in outputs}
 
     async def hold(self, call: Callable[[], Awaitable[T]]) -> T:
-        """The result of a call that needs Triton; it is tried again while Triton is away."""
+        """The result of a call that needs Triton; the call is retried while Triton is unavailable."""
         hold = Hold(_now(), self._hold_seconds)
         while True:
             try:
@@ -93,7 +93,7 @@ class Inferences:
     ) -> _Running:
         inference = Inference(outputs, requester=requester, deadline=deadline)
         task = asyncio.create_task(self._run(key, inference, infer))
-        task.add_done_callback(lambda task: task.cancelled() or task.exception())  # nobody may be left to hear it
+        task.add_done_callback(lambda task: task.cancelled() or task.exception())  # there may be no caller left
         running = _Running(inference, task)
         if self._cache.enabled:
             self._metrics.cache_misses.inc()
@@ -112,14 +112,14 @@ class Inferences:
             inference.end()
 
     async def _wait(self, key: Hashable, running: _Running, deadline: float | None) -> Arrays:
-        """The outcome; raises DeadlineExceeded. The last who leaves ends the work."""
+        """The outcome; raises DeadlineExceeded. The task is cancelled when the last caller stops waiting."""
         try:
             await asyncio.wait([running.task], timeout=None if deadline is None else deadline - _now())
             if not running.task.done():
                 raise DeadlineExceeded()
             return running.task.result()
         except LabelmintError as error:
-            raise copy(error) from error  # one of its own for each caller: exceptions collect tracebacks
+            raise copy(error) from error  # a copy for each caller, because exceptions collect tracebacks
         finally:
             running.inference.leave()
             if running.inference.abandoned:

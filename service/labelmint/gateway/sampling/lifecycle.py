@@ -1,10 +1,12 @@
-"""Where a gateway is in its life (serving, draining, closing), and how streams learn of it.
+"""The phases of a gateway (serving, draining, closing), and how a phase ends its streams.
 
 Rules of this file:
-- Ready is who answers what comes, or holds it until Triton is there: it must be asked, or nobody learns of the demand.
-- Draining: not ready, but whoever still comes is served. Closing: no stream goes on.
-- A stream never ends by a cut connection: it ends with an error that carries the `next_seed` to resume at. That holds
-  whether its next message is waited for or always ready. What may make it wait (pacing) belongs inside the guard.
+- A gateway is ready if it answers requests or keeps them waiting until Triton is available. In the second case it must
+  still receive requests, because the demand metric would not show them otherwise.
+- A draining gateway is not ready, but it still serves the requests that arrive. A closing gateway ends all streams.
+- A stream never ends by a cut connection. It ends with an error that carries the `next_seed` to resume at, whether the
+  reader waits for each message or each message is ready at once. Anything that delays a stream (pacing) belongs inside
+  the guard, which can interrupt it there.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from labelmint.gateway.sampling.catalog import Catalog
 
 
 class Resumable(Protocol):
-    """A message of a stream: where a new stream goes on after it."""
+    """A message of a stream, with the seed at which a new stream continues after it."""
 
     @property
     def next_seed(self) -> int: ...
@@ -28,7 +30,7 @@ T = TypeVar("T", bound=Resumable)
 
 
 class Lifecycle:
-    """`max_stream_seconds`: age at which streams end, 0 for never. `holds`: what is asked waits for Triton."""
+    """`max_stream_seconds`: age at which streams end, 0 for never. `holds`: whether requests wait for Triton."""
 
     def __init__(self, catalog: Catalog, max_stream_seconds: float, holds: bool) -> None:
         self._catalog = catalog
@@ -39,17 +41,17 @@ class Lifecycle:
         self._streams: set[_Interruptible] = set()
 
     def drain(self) -> None:
-        """From now on not ready."""
+        """Stop being ready."""
         self._draining = True
 
     def close(self) -> None:
-        """From now on streams end with ServerDraining."""
+        """End all streams, present and future ones, with ServerDraining."""
         self._closed = True
         for stream in self._streams:
             stream.interrupt(ServerDraining())
 
     async def check_ready(self) -> None:
-        """Raises ServerDraining once the end has begun, and TritonUnavailable while what is asked would fail for it."""
+        """Raises ServerDraining after `drain`, and TritonUnavailable while requests would fail because of it."""
         if self._draining:
             raise ServerDraining()
         try:
@@ -59,10 +61,10 @@ class Lifecycle:
                 raise
 
     async def guard(self, stream: AsyncGenerator[T, None], next_seed: int) -> AsyncGenerator[T, None]:
-        """Pass a stream through until it ends, expires or the gateway closes; closes it in any case.
+        """Pass a stream through until it ends, expires or the gateway closes, and close it in any case.
 
-        `next_seed` is where to resume before the first message. Every LabelmintError that ends the stream carries
-        where to resume as metadata.
+        `next_seed` is the seed to resume at before the first message. Every LabelmintError that ends the stream carries
+        the seed to resume at in its metadata.
         """
         interruptible = _Interruptible()
         expiry: asyncio.TimerHandle | None = None
@@ -90,7 +92,7 @@ class Lifecycle:
 
 
 class _Interruptible:
-    """The steps of a stream, which somebody else may break off with an error; without a task for each message."""
+    """The steps of a stream, which `interrupt` can end with an error. It needs no task per message."""
 
     def __init__(self) -> None:
         self._error: LabelmintError | None = None
@@ -99,7 +101,7 @@ class _Interruptible:
         self._last = False
 
     def interrupt(self, error: LabelmintError) -> None:
-        """Let `wait` raise `error`: the one that is waiting, or else one of the next two."""
+        """Make `wait` raise `error`: the call that is waiting, or else one of the next two calls."""
         self._error = self._error or error
         self._cancel()
 
@@ -109,13 +111,14 @@ class _Interruptible:
         if self._error is not None:
             if self._last:
                 raise self._error
-            # One more step, if it needs no waiting: a complete stream ends as such.
+            # Allow one more step if it needs no waiting, so that a complete stream ends normally.
             self._last = True
             asyncio.get_running_loop().call_soon(self._cancel)
         try:
             return await step()
         except asyncio.CancelledError:
-            # Python 3.11 counts: is it the client who left, too? 3.10 cannot tell, and the error goes nowhere then.
+            # Python 3.11 counts cancellations, which shows whether the client has disconnected too. Python 3.10 cannot
+            # tell; it then raises the error, which nobody receives.
             others = self._cancelled and hasattr(self._waiting, "uncancel") and self._waiting.uncancel() > 0
             if self._error is None or not self._cancelled or others:
                 raise

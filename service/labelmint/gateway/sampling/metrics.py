@@ -1,10 +1,10 @@
 """The gateway's Prometheus metrics.
 
 Rules of this file:
-- The registry is passed in; nothing is registered globally.
-- Label values come from fixed sets, served models and the tokens file, never from a caller's text: a flood of bad
-  names must not grow the registry.
-- What is true of a model is read when it is asked for: a model that is unloaded leaves no series behind.
+- The registry is passed in. Nothing is registered globally.
+- Label values come from fixed sets, served models and the tokens file, never from a caller's text. Otherwise a flood of
+  invalid names would grow the registry.
+- Facts about a model are read at each scrape, so an unloaded model leaves no such series behind.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from labelmint.core.served_model import ServedModel
 UNKNOWN_MODEL = "-"
 
 _LATENCY_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 51.2)
-# Scores depend on resolution and score kind by orders of magnitude: powers of the square root of two.
+# Powers of the square root of two, because resolution and score kind change scores by orders of magnitude.
 _JS_SCORES = tuple(round(2.0 ** (exponent / 2), 4) for exponent in range(-20, 33))
 _QUANTILES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 
@@ -38,78 +38,78 @@ class Metrics:
         )
         self.request_seconds = Histogram(
             "labelmint_request_duration_seconds",
-            "Time from receiving a request to the end of its answer.",
+            "Time from receiving a request to the end of its response.",
             ["transport", "method"],
             buckets=_LATENCY_SECONDS,
             registry=registry,
         )
         self.samples = Counter(
             "labelmint_samples",
-            "Samples generated and judged by the JS gate, by outcome: accepted or rejected.",
+            "Samples judged by the JS gate, cached ones included, by outcome: accepted or rejected.",
             ["model", "version", "outcome"],
             registry=registry,
         )
         self.js_score = Histogram(
             "labelmint_js_score_nats",
-            "JS score of every generated sample, accepted or not.",
+            "JS score of every sample that the gate judged, accepted or not.",
             ["model", "version"],
             buckets=_JS_SCORES,
             registry=registry,
         )
         self.js_score_quantile = Histogram(
             "labelmint_js_score_calibration_quantile_ratio",
-            "Quantile of the calibration that each sample's JS score lies at, by calibrated truncation and without "
-            "mixing. The share up to q is q as long as samples are what they were when they were calibrated.",
+            "Quantile of the calibration at each sample's JS score, for unmixed samples at the calibrated truncation. "
+            "The share of samples up to q stays q as long as their distribution is the calibrated one.",
             ["model", "version"],
             buckets=_QUANTILES,
             registry=registry,
         )
         self.triton_restarts = Counter(
             "labelmint_triton_restarts",
-            "Times that our own Triton was started again after it ended.",
+            "Number of times that the gateway restarted its own Triton after it had exited.",
             registry=registry,
         )
         self.samples_in_flight = Gauge(
             "labelmint_samples_in_flight",
-            "Samples that Triton is working on or has queued for this gateway.",
+            "Samples that hold a slot: in progress or queued in Triton, or retried while Triton is unavailable.",
             registry=registry,
         )
         self.queue_depth = Gauge(
             "labelmint_queue_depth_samples",
-            "Samples that wait in the gateway for their turn in Triton, by kind: of requests or of streams.",
+            "Samples queued in the gateway for a slot in Triton, by kind: of requests or of streams.",
             ["kind"],
             registry=registry,
         )
         self.demand = Gauge(
             "labelmint_demand_samples",
-            "Accepted samples owed to clients: of each request being answered or held, all its samples; of each "
-            "stream, the smaller of its window and what remains of its count, less those that its reader could take.",
+            "Accepted samples owed to clients. A request being answered or kept waiting owes all its samples. A stream "
+            "owes the smaller of its window and the rest of its count, minus the samples that its reader could take.",
             registry=registry,
         )
         self.requests_in_flight = Gauge(
             "labelmint_requests_in_flight",
-            "Requests and streams that are being answered.",
+            "Requests and streams in progress.",
             ["transport"],
             registry=registry,
         )
         self.cache_hits = Counter(
             "labelmint_cache_hits",
-            "Samples that were answered from memory.",
+            "Samples served from the cache or from an inference that another request had begun.",
             registry=registry,
         )
         self.cache_misses = Counter(
             "labelmint_cache_misses",
-            "Samples that had to be minted though some are kept in memory.",
+            "Samples that were generated because the cache did not have them; stays 0 without a cache.",
             registry=registry,
         )
         self.cache_bytes = Gauge(
             "labelmint_cache_bytes",
-            "Memory that kept samples take.",
+            "Bytes of the samples in the cache.",
             registry=registry,
         )
 
     def judged(self, model: ServedModel, truncation_psi: float, mixed: bool, js_score: float, accepted: bool) -> None:
-        """Count a sample that was generated and judged."""
+        """Count a sample that the gate judged."""
         self.samples.labels(model.name, model.version, "accepted" if accepted else "rejected").inc()
         self.js_score.labels(model.name, model.version).observe(js_score)
         calibration = model.calibration
@@ -119,16 +119,16 @@ class Metrics:
 
 
 def _quantile_of(calibration: Calibration, js_score: float) -> float:
-    """The share of the calibration's scores that are up to this one, in steps of 0.01 and rounded up; at most 1.
+    """The share of the calibration's scores up to this one, rounded up in steps of 0.01; at most 1.
 
-    A score that is exactly the threshold is at the threshold's quantile, so that a bucket ends where the gate is.
+    A score equal to the threshold gets the threshold's quantile, so a histogram bucket ends exactly at the gate.
     """
     above = bisect_left(calibration.quantiles, js_score)
     return min(above, NUM_QUANTILES - 1) / (NUM_QUANTILES - 1)
 
 
 class ServedModels(Collector):
-    """What is known of the served models, `models()`, when the metrics are read."""
+    """The metrics of the served models, `models()`, collected at each scrape."""
 
     def __init__(self, models: Callable[[], list[ServedModel]]) -> None:
         self._models = models
@@ -137,12 +137,12 @@ class ServedModels(Collector):
         info = InfoMetricFamily("labelmint_model", "A served version of a model.", labels=["model", "version"])
         threshold = GaugeMetricFamily(
             "labelmint_calibration_threshold_nats",
-            "JS score of the calibrated gate.",
+            "Calibrated threshold of the JS score.",
             labels=["model", "version"],
         )
         acceptance = GaugeMetricFamily(
             "labelmint_calibration_acceptance_ratio",
-            "Share of samples that the calibrated gate accepted when it was calibrated.",
+            "Share of samples that the calibrated gate accepted during calibration.",
             labels=["model", "version"],
         )
         models = self._models()
@@ -167,7 +167,7 @@ class ServedModels(Collector):
 
 
 class CallerSamples(Collector):
-    """What each name of the tokens file was charged, `charged()`, when the metrics are read."""
+    """The samples charged to each name of the tokens file, `charged()`, collected at each scrape."""
 
     def __init__(self, charged: Callable[[], Mapping[str, int]]) -> None:
         self._charged = charged

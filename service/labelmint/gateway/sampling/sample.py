@@ -1,7 +1,7 @@
-"""What the sampler hands to the wires: one seed's sample, and a delivery of a walk.
+"""The results that the sampler returns to the gRPC and REST servers: a sample, and a delivery of a walk.
 
 Rules of this file:
-- These are values: nothing here waits, and nothing here knows how a sample was made or how it is sent.
+- These classes are plain values. They never wait, and they do not depend on how a sample is generated or sent.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from labelmint.core.served_model import ServedModel
 
 @dataclass(frozen=True)
 class Sample:
-    """One seed's outcome: image uint8 [R,R,3], js_map float32 [R,R], and `labels`, the outputs of the model's task by
-    name. What was left out is None; labels that were left out are empty."""
+    """The result for one seed: image uint8 [R,R,3], js_map float32 [R,R], and `labels`, the task's outputs by name.
+
+    An omitted image or js_map is None; omitted labels are an empty mapping."""
 
     model: ServedModel
     seed: int
@@ -34,7 +35,7 @@ class Sample:
 
     @property
     def label(self) -> npt.NDArray[np.uint8] | None:
-        """The label image uint8 [R,R]; None where the task has none or it was left out."""
+        """The label image uint8 [R,R]; None if the task has none or it was omitted."""
         return self.labels.get("label")
 
     @property
@@ -43,7 +44,7 @@ class Sample:
 
     @property
     def group_id(self) -> str:
-        """Names the shape that this sample shares with others; empty for an unmixed one."""
+        """The id of the shape that this sample shares with other mixed samples; empty for an unmixed one."""
         if self.mixing is None:
             return ""
         return group_id(self.model, self.seed, self.mixing, self.gate.truncation_psi)
@@ -54,7 +55,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Delivery:
-    """One sample of a walk, or None as a sign of life while none is accepted, with the cursor after it."""
+    """One sample of a walk, with the seed to resume at after it. A sample of None is a heartbeat or ends the walk."""
 
     sample: Sample | None
     next_seed: int

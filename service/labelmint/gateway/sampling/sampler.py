@@ -1,13 +1,13 @@
-"""The sampling core: what both wires call, and the only place where policy and Triton meet.
+"""The sampler, which the gRPC and REST servers call, and the only place that combines policy with Triton.
 
 Rules of this file:
-- Each seed is one Triton request; Triton's dynamic batcher makes the batches, and a sample never depends on them.
-- A walk keeps its window of samples ahead of its reader, in flight or ready, and delivers them in order; a reader who
-  pauses stops the walk.
-- Admission is bounded: beyond `max_in_flight` samples a request is refused, beyond `max_streams` a walk. What is
-  admitted waits for a slot in its fair turn (`slots.py`), no longer than its deadline.
-- A caller with a token is charged here and nowhere else: a request before anything is made for it, a walk as it goes.
-- Requests are held for `capacity_wait_seconds` while Triton is away, and count as owed meanwhile.
+- Each seed is one Triton request. Triton's dynamic batcher forms the batches, and a sample never depends on its batch.
+- A walk generates up to its window of samples ahead of its reader and delivers them in order. If the reader pauses, the
+  walk stops too.
+- Admission control: a request is refused beyond `max_in_flight` samples, a walk beyond `max_streams`. Admitted samples
+  wait for a slot by fair queueing (`slots.py`), but no longer than their deadline.
+- Only this file charges a caller with a token: a request before its samples are generated, a walk as it proceeds.
+- While Triton is unavailable, a request waits up to `capacity_wait_seconds`. Its samples count as owed meanwhile.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ from labelmint.gateway.sampling.sample import Delivery, Sample
 from labelmint.gateway.sampling.slots import KINDS, Requester, Slots
 from labelmint.triton.client import Latents, TritonClient
 
-DEFAULT_TIMEOUT_SECONDS = 60.0  # of a request that brings no deadline
+DEFAULT_TIMEOUT_SECONDS = 60.0  # of a request without a deadline
 HEARTBEAT_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the gateway takes on at once; the fields of ServeSettings with these names say more."""
+    """The limits of admission control; ServeSettings describes the fields of these names."""
 
     max_in_flight: int
     triton_slots: int
@@ -60,7 +60,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class _Spec:
-    """What a sample is made from, and the outputs that are wanted of it."""
+    """The inputs that determine a sample, and the outputs to return."""
 
     model: ServedModel
     seed: int
@@ -70,7 +70,7 @@ class _Spec:
 
     @property
     def key(self) -> Hashable:
-        """What tells its arrays from those of other samples."""
+        """The cache key, which identifies the arrays of the sample."""
         return self.model.digest, self.seed, self.mixing, self.gate.truncation_psi
 
     def latents(self) -> Latents:
@@ -95,7 +95,7 @@ class _Spec:
 
 @dataclass(eq=False)
 class _Pipeline:
-    """The samples of one walk that are ahead of its reader, by seed; `remaining` is None for a walk without end."""
+    """The samples of one walk ahead of its reader, ordered by seed; `remaining` is None for a walk without a count."""
 
     window: int
     remaining: int | None
@@ -104,16 +104,16 @@ class _Pipeline:
 
     @property
     def wanted(self) -> int:
-        """How many samples may be ahead: never more than could still be asked for."""
+        """How many samples may be ahead, at most the rest of the count."""
         return self.window if self.remaining is None else min(self.window, self.remaining)
 
     @property
     def owed(self) -> int:
-        """How many of them the reader would take now if they were ready."""
+        """How many samples the reader could take but are not ready."""
         return self.wanted - sum(self._ready(task) for task in self.ahead)
 
     def fill(self, tasks: Iterator[asyncio.Task[Sample]]) -> bool:
-        """Begin what may be ahead; returns whether there is anything to wait for."""
+        """Begin samples up to the window; returns whether there is a sample to wait for."""
         while len(self.ahead) < self.wanted and (task := next(tasks, None)) is not None:
             self.ahead.append(task)
         return self.wanted > 0 and bool(self.ahead)
@@ -122,7 +122,7 @@ class _Pipeline:
         return sample is not None and (sample.accepted or self.include_rejected)
 
     def taken(self, delivered: bool) -> None:
-        """The reader has taken the first sample, or it was rejected."""
+        """The reader has taken the first sample, or the gate has rejected it."""
         self.ahead.popleft()
         if delivered and self.remaining is not None:
             self.remaining -= 1
@@ -149,19 +149,19 @@ class Sampler:
             metrics.queue_depth.labels(kind).set_function(partial(self._slots.depth, kind))
 
     def demand(self) -> int:
-        """Accepted samples that are owed to clients, as the metric's help defines it."""
+        """Accepted samples owed to clients, as the help text of the metric defines it."""
         pipelines = sum(pipeline.owed for pipeline in self._pipelines)
         return self._owed_before_model + self._admitted_samples + pipelines
 
     async def find(self, name: str, version: str, owed: int = 1) -> ServedModel:
-        """The model that a request for `owed` samples is about; the request is held while Triton is away.
+        """The model for a request of `owed` samples; the request waits while Triton is unavailable.
 
-        Raises ModelNotFound, TritonUnavailable or Overloaded. A request that only asks what a model is counts as one
-        sample, since samples follow: a cluster without Triton gets one.
+        Raises ModelNotFound, TritonUnavailable or Overloaded. A request for a model's description counts as one sample,
+        because requests for samples usually follow. The demand then makes a cluster without a Triton start one.
         """
         limits = self._limits
         if self._owed_before_model > limits.max_in_flight + limits.max_streams * limits.max_window:
-            raise Overloaded("too much waits for Triton already; try again later")
+            raise Overloaded("too many samples are waiting for Triton already; try again later")
         self._owed_before_model += owed
         try:
             return await self._inferences.hold(lambda: self.catalog.get(name, version))
@@ -169,7 +169,7 @@ class Sampler:
             self._owed_before_model -= owed
 
     def owed_at_first(self, window: int, count: int) -> int:
-        """What a stream owes before its first sample; raises InvalidRequest."""
+        """How many samples a stream owes before its first one; raises InvalidRequest."""
         wanted = window_of(window, self._limits.max_window)
         return min(wanted, count) if count > 0 else wanted
 
@@ -196,9 +196,9 @@ class Sampler:
         style_seeds: Sequence[int] = (),
         timeout_seconds: float | None = None,
     ) -> list[Sample]:
-        """The samples of all seeds, in order, rejected ones included: the caller looks at `accepted`.
+        """The samples of all seeds, in order and including rejected ones; the caller checks `accepted`.
 
-        `style_seeds` is empty, or holds one for each seed.
+        `style_seeds` is empty, or has one style seed per seed.
         """
         _charge(len(seeds))
         checked = check_batch(seeds)
@@ -226,14 +226,14 @@ class Sampler:
         window: int = 0,
         timeout_seconds: float | None = None,
     ) -> AsyncGenerator[Delivery, None]:
-        """Deliver the samples of a walk in order, `count` of them or, when 0, to the last seed.
+        """Deliver the samples of a walk in order: `count` of them or, if `count` is 0, up to the last seed.
 
-        Rejected samples are delivered only with `include_rejected`, and are counted either way. A delivery without a
-        sample comes when none was delivered for HEARTBEAT_SECONDS, and at the end if the last seeds were rejected.
+        Rejected samples are delivered only with `include_rejected`, but are always counted. A delivery without a sample
+        is sent if none was delivered for HEARTBEAT_SECONDS, and at the end if the last seeds were rejected.
         `timeout_seconds` bounds the whole walk.
         """
         if count < 0:
-            raise InvalidRequest("count", f"{count} is negative; give 0 for a walk without end")
+            raise InvalidRequest("count", f"{count} is negative; give 0 for no limit")
         pipeline = _Pipeline(window_of(window, self._limits.max_window), count or None, options.include_rejected)
         tasks = self._begin(model, walk, options, timeout_seconds)
         now = asyncio.get_running_loop().time
@@ -257,7 +257,7 @@ class Sampler:
                         await _pace(unpaid)
                         yield Delivery(sample if delivers else None, next_seed, rejected)
                         delivered_seed, delivered_at, unpaid = next_seed, now(), 0
-                    if done:  # it counts as ahead until its reader has taken it
+                    if done:  # the sample counts as ahead until the reader has taken it
                         pipeline.taken(delivers)
                 if next_seed != delivered_seed:
                     await _pace(unpaid)
@@ -268,7 +268,7 @@ class Sampler:
     def _begin(
         self, model: ServedModel, walk: Walk, options: SampleOptions, timeout_seconds: float | None
     ) -> Iterator[asyncio.Task[Sample]]:
-        """The samples of a walk, each begun when it is asked for; raises InvalidRequest at once."""
+        """The tasks of a walk, each created when the iterator reaches it; raises InvalidRequest at once."""
         mixing, gate, outputs = mixing_of(model, options), gate_of(model, options), options.outputs(model)
         deadline = None if timeout_seconds is None else asyncio.get_running_loop().time() + timeout_seconds
         requester = Requester("stream")
@@ -286,7 +286,7 @@ class Sampler:
         return sample
 
     async def _infer(self, spec: _Spec, timeout_seconds: float | None) -> Arrays:
-        """What Triton makes of a sample; raises ModelVersionGone where that is not, or no longer, this version's."""
+        """Have Triton generate a sample; raises ModelVersionGone if Triton lacks this version with this digest."""
         model = spec.model
         try:
             arrays = await self._triton.infer(
@@ -300,7 +300,7 @@ class Sampler:
 
     @contextmanager
     def _admitted(self, count: int) -> Iterator[Requester]:
-        """Take `count` places or raise Overloaded; a batch larger than the limit is admitted when it is alone."""
+        """Admit `count` samples or raise Overloaded. A batch larger than the limit is admitted if it is alone."""
         admitted, limit = self._admitted_samples, self._limits.max_in_flight
         if admitted > 0 and admitted + count > limit:
             raise Overloaded(f"{admitted} samples are in flight and the limit is {limit}; try again in a second")
@@ -322,7 +322,7 @@ class Sampler:
             self._pipelines.remove(pipeline)
 
     def _deadline(self, timeout_seconds: float | None) -> float:
-        """When a request ends at the latest, on the loop's clock; nothing waits for ever."""
+        """The deadline of a request on the loop's clock; every request has one, so none waits for ever."""
         if timeout_seconds is None:
             timeout_seconds = DEFAULT_TIMEOUT_SECONDS + self._limits.capacity_wait_seconds
         return asyncio.get_running_loop().time() + timeout_seconds
@@ -341,5 +341,5 @@ async def _pace(samples: int) -> None:
 async def _cancel(tasks: Collection[asyncio.Task[Sample]]) -> None:
     for task in tasks:
         task.cancel()
-    # The outcomes of abandoned samples are of no interest, but they must have ended.
+    # Wait for the tasks to end, and ignore the outcomes of the abandoned samples.
     await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,12 +1,14 @@
-"""Which sample goes to Triton next: a bounded number of slots, shared fairly by requests and streams.
+"""Fair queueing for Triton: requests and streams share a bounded number of slots.
 
 Rules of this file:
-- Triton holds few samples and the others wait here, where those of a client that leaves are gone at once: what Triton
-  has begun is never called off (`triton/client.py` says why), and keeps its slot until it is answered.
-- Requests and streams take turns when both wait: a request passes all samples that streams have waiting, and a flood
-  of requests leaves streams half of the slots. Within each kind the requesters take turns, one sample a turn.
-- Every second turn of requests is the oldest one's: a large batch ends, however many requests come after it.
-- `Turns` decides and does no I/O; `Slots` adds the waiting.
+- Triton gets few samples at a time, and the others queue here. If a client disconnects, its queued samples are dropped
+  at once. A sample that Triton has begun is never cancelled (`triton/client.py` says why): it keeps its slot until
+  Triton answers.
+- Requests and streams alternate while both have samples queued. A request therefore passes all queued samples of
+  streams, and a flood of requests leaves streams half of the slots. Within each kind the requesters take turns, with
+  one sample per turn.
+- Every second turn of the requests goes to the oldest request, so a large batch ends however many requests follow it.
+- `Turns` makes the decisions, without I/O. `Slots` adds the waiting.
 """
 
 from __future__ import annotations
@@ -28,26 +30,26 @@ _numbers: Callable[[], int] = count().__next__
 
 @dataclass(frozen=True, eq=False)
 class Requester:
-    """Whose samples take turns as one: a request, be it a batch, or a stream."""
+    """A request (single or batch) or a stream. Its samples share its turns."""
 
     kind: Kind
-    number: int = field(default_factory=_numbers)  # in the order of their coming
+    number: int = field(default_factory=_numbers)  # in order of arrival
 
 
 class Turns(Generic[T]):
-    """What waits, and what is next."""
+    """The queued items, and the choice of the next one."""
 
     def __init__(self) -> None:
-        # A dict keeps its order: the first requester has the next turn and then goes to the end.
+        # A dict keeps insertion order. The first requester has the next turn and then moves to the end.
         self._rings: dict[Kind, dict[Requester, deque[T]]] = {kind: {} for kind in KINDS}
         self._last: Kind = "stream"
-        self._oldest_is_next = True  # of the requests
+        self._oldest_is_next = True  # whether the oldest request has the requests' next turn
 
     def add(self, requester: Requester, item: T) -> None:
         self._rings[requester.kind].setdefault(requester, deque()).append(item)
 
     def discard(self, requester: Requester, item: T) -> None:
-        """Forget an item, if it still waits."""
+        """Remove an item if it is still queued."""
         waiting = self._rings[requester.kind].get(requester, deque())
         if item in waiting:
             waiting.remove(item)
@@ -55,7 +57,7 @@ class Turns(Generic[T]):
                 del self._rings[requester.kind][requester]
 
     def take(self) -> T | None:
-        """The next item, which waits no longer; None when nothing waits."""
+        """Remove and return the next item; None if the queue is empty."""
         for kind in sorted(KINDS, key=lambda kind: kind == self._last):
             ring = self._rings[kind]
             if ring:
@@ -73,32 +75,32 @@ class Turns(Generic[T]):
         return None
 
     def depth(self, kind: Kind) -> int:
-        """The number of items of a kind that wait."""
+        """The number of queued items of a kind."""
         return sum(len(waiting) for waiting in self._rings[kind].values())
 
 
 class Waiter(Protocol):
-    """What waits for a slot, in the turns of its requester."""
+    """A sample that waits for a slot, in the turns of its requester."""
 
     requester: Requester
 
 
 class Slots:
-    """`capacity` slots, each held by one sample while it is in Triton."""
+    """`capacity` slots, each occupied by one sample while it is in Triton."""
 
     def __init__(self, capacity: int) -> None:
         self._free = capacity
         self._turns: Turns[Waiter] = Turns()
-        self._granted: dict[Waiter, asyncio.Future[None]] = {}  # of those who wait
+        self._granted: dict[Waiter, asyncio.Future[None]] = {}  # for the queued waiters
 
     def depth(self, kind: Kind) -> int:
-        """The number of samples of a kind that wait for a slot."""
+        """The number of queued samples of a kind."""
         return self._turns.depth(kind)
 
     @asynccontextmanager
     async def slot(self, waiter: Waiter) -> AsyncIterator[None]:
-        """Hold a slot, once it is the turn of the waiter's requester."""
-        if self._free > 0:  # then nobody waits
+        """Wait for the turn of the waiter's requester, then occupy a slot."""
+        if self._free > 0:  # then the queue is empty
             self._free -= 1
         else:
             await self._wait(waiter)
@@ -108,7 +110,7 @@ class Slots:
             self._release()
 
     def moved(self, waiter: Waiter, before: Requester) -> None:
-        """The waiter's requester was `before`: where it waits, it now waits in the turns of the new one."""
+        """The waiter's requester was `before` and has changed: if the waiter is queued, move it to the new turns."""
         if waiter.requester is not before and waiter in self._granted:
             self._turns.discard(before, waiter)
             self._turns.add(waiter.requester, waiter)
@@ -121,7 +123,7 @@ class Slots:
         except BaseException:
             self._turns.discard(waiter.requester, waiter)
             if granted.done() and not granted.cancelled():
-                self._release()  # it was granted in the moment in which its client left
+                self._release()  # the slot was granted just as the client disconnected
             raise
         finally:
             self._granted.pop(waiter, None)
@@ -129,7 +131,7 @@ class Slots:
     def _release(self) -> None:
         while (waiter := self._turns.take()) is not None:
             granted = self._granted.pop(waiter)
-            if not granted.done():  # else it was cancelled, and its task is about to notice
+            if not granted.done():  # otherwise it was cancelled, and its task is about to notice
                 granted.set_result(None)
                 return
         self._free += 1

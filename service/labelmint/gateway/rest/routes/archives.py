@@ -1,8 +1,9 @@
 """The route of samples.tar: the samples of a walk as one WebDataset shard.
 
 Rules of this file:
-- HEAD checks the request and makes no sample.
-- An archive obeys what a gRPC stream obeys: the gateway's age of connections, its end, and the caller's rate.
+- HEAD checks the request and generates no sample.
+- An archive has the same limits as a gRPC stream: the maximum connection age, the gateway's shutdown and the caller's
+  rate.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ def add_archives(app: FastAPI, resources: Resources, lifecycle: Lifecycle) -> No
         responses=documented_bytes(_MEDIA_TYPE),
         summary="The samples of a walk as a WebDataset shard",
         description=(
-            "Members `SEED.image.png`, `SEED.label.npy` (class ids; not of keypoint models) and `SEED.json` of each "
-            "accepted sample, in order. `shard_index` and `shard_count` give disjoint archives of `count` samples "
-            "each; `next_seed` in the last JSON is where another archive goes on. An archive that breaks off ends the "
-            "connection without the end of the body."
+            "The members of each accepted sample, in order: `SEED.image.png`, `SEED.label.npy` (class ids; not for "
+            "keypoint models) and `SEED.json`. `shard_index` and `shard_count` select disjoint archives of `count` "
+            "samples each. To continue with another archive, start at `next_seed` of the last JSON. If the archive "
+            "fails midway, the connection closes without the end of the body."
         ),
         response_class=Response,
     )

@@ -1,7 +1,7 @@
 """The routes that describe models.
 
 Rules of this file:
-- Nothing is sampled here. A request for a description still counts as demand, since samples follow.
+- These routes generate no samples. A request for a description still counts as demand, because sample requests follow.
 """
 
 from __future__ import annotations

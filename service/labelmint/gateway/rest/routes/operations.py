@@ -1,7 +1,7 @@
 """The routes for the operator: health checks and metrics.
 
 Rules of this file:
-- Health checks carry no token; metrics do where tokens are asked for.
+- Health checks never need a token. Metrics need one if the gateway requires tokens.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from labelmint.gateway.sampling.metrics import Metrics
 
 def add_operations(app: FastAPI, lifecycle: Lifecycle, metrics: Metrics) -> None:
     app.get(
-        ALIVE_PATH, summary="200 while the gateway answers at all", name="healthz", response_class=PlainTextResponse
+        ALIVE_PATH, summary="200 while the gateway answers requests", name="healthz", response_class=PlainTextResponse
     )(_ok)
     app.get(
         READY_PATH,

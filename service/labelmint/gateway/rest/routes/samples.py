@@ -1,8 +1,8 @@
-"""The routes of samples: one of a seed in each of its forms, and several at once as JSON.
+"""The routes of samples: the sample of one seed in several forms, and a batch of samples as JSON.
 
 Rules of this file:
-- A form of a sample is a route; each is made by the same steps, in `Resources.answer`.
-- HEAD makes the sample, because only then is it known whether one is there.
+- Each form of a sample has its own route. All of them follow the same steps, in `Resources.answer`.
+- HEAD generates the sample, because only the sample's JS score decides whether GET would return it.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ from labelmint.gateway.sampling.sample import Sample
 
 @dataclass(frozen=True)
 class _Form:
-    """A sample as one body of bytes, at the sample's path plus `suffix`."""
+    """A form of a sample as bytes. Its route is the sample's path plus `suffix`."""
 
     suffix: str
     encoder: Encoder
     media_type: str
     summary: str
-    js_map: bool = False  # whether it shows the divergence of each pixel
+    js_map: bool = False  # whether it needs the JS divergence of each pixel
     needs_label: bool = False
 
 
@@ -58,15 +58,15 @@ _FORMS = (
         "/label.png",
         label_png,
         "image/png",
-        "The label as palette PNG: indices are class ids. Not of keypoint models",
+        "The label as palette PNG whose indices are class ids. Not for keypoint models",
         needs_label=True,
     ),
-    _Form("/overlay.png", overlay_png, "image/png", "For people: image, label or keypoints, legend, score"),
+    _Form("/overlay.png", overlay_png, "image/png", "For viewing: image, label or keypoints, legend and score"),
     _Form(
         "/uncertainty.png",
         uncertainty_png,
         "image/png",
-        "For people: image and JS divergence of its pixels",
+        "For viewing: image and JS divergence of its pixels",
         js_map=True,
     ),
     _Form(
@@ -93,7 +93,7 @@ def add_samples(app: FastAPI, resources: Resources) -> None:
         "/v1/models/{model}/samples/{seed}",
         response_model=SampleModel,
         responses={**documented(*SAMPLE_ERRORS), **NOT_MODIFIED, 200: {"headers": VALIDATORS}},
-        summary="The image-label pair of a seed",
+        summary="The image-label pair of one seed",
     )
     async def get_sample(
         request: Request,
@@ -123,7 +123,7 @@ def add_batch(app: FastAPI, resources: Resources) -> None:
     @app.post(
         "/v1/models/{model}/samples:batchGet",
         responses=documented(*BATCH_ERRORS),
-        summary="The pairs of several seeds",
+        summary="The image-label pairs of several seeds",
     )
     async def batch_get_samples(request: Request, model: ModelName, body: BatchBody) -> BatchModel:
         found = await resources.find(request, model, body, owed=len(body.seeds))
@@ -146,7 +146,7 @@ def _endpoint(resources: Resources, form: _Form) -> Callable[..., Any]:
 
         found = await resources.find(request, model, query)
         if form.needs_label:
-            check_has_label(found, "model", "ask for the sample's JSON, overlay.png or .npz")
+            check_has_label(found, "model", "request the sample's JSON, overlay.png or .npz")
         answer: Response = await resources.answer(
             request,
             found,

@@ -1,0 +1,25 @@
+"""Changes of a model repository on disk; without torch."""
+
+import shutil
+from pathlib import Path
+
+from labelmint.triton.model_config import read_config, write_config
+
+HOLD_SECONDS = 2.0
+
+
+def copy_model(repository: Path, model: str, name: str, target: Path | None = None) -> None:
+    """The fused pipeline of a model under another name, in the same repository or in `target`."""
+    for suffix in ("", "_generator", "_style_interpreter"):
+        copied = Path(shutil.copytree(repository / f"{model}{suffix}", (target or repository) / f"{name}{suffix}"))
+        config = copied / "config.pbtxt"
+        config.write_text(config.read_text().replace(f'"{model}', f'"{name}'))
+
+
+def hold(repository: Path, step: str, max_queue_size: int | None = None) -> None:
+    path = repository / step / "config.pbtxt"
+    config = read_config(path)
+    config.dynamic_batching.max_queue_delay_microseconds = int(HOLD_SECONDS * 1e6)
+    if max_queue_size is not None:
+        config.dynamic_batching.default_queue_policy.max_queue_size = max_queue_size
+    write_config(path, config)
