@@ -35,7 +35,7 @@ serve: $(SERVE)/.ready
 test: $(TEST)/.ready
 	@$(TEST)/bin/python -m pytest $(PYTEST_FLAGS)
 
-# What needs neither a service nor torch: a minute at most.
+# Runs the tests that need neither a service nor torch, in at most a minute.
 unit: $(TEST)/.ready
 	@$(TEST)/bin/python -m pytest -m unit $(PYTEST_FLAGS)
 

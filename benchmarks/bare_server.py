@@ -4,7 +4,7 @@ Rules of this file:
 - It is grpc.aio's server with default options. An answer is one sample's bytes, whatever the seed. It parses requests
   because a batch must know its seeds.
 - As a relay it first requests each sample from Triton with tritonclient's asyncio client, and discards the result. This
-  is the least that the way through Triton costs. A stream has as many requests in flight as a gateway stream by default.
+  is the least that a request to Triton costs. A stream has as many requests in flight as a gateway's by default.
 
 Run by other benchmarks: `python benchmarks/bare_server.py SAMPLE [--relay TRITON --model-repository DIRECTORY]`, where
 SAMPLE is a file with a serialised Sample; it prints its port.

@@ -54,7 +54,7 @@ class Direct:
         await self._client.infer(self._model.triton_name, inputs, outputs=outputs)
 
     async def statistics(self) -> list[dict[str, float]]:
-        """Return the seconds that each step spent in each of PHASES since Triton started. Call it when Triton is idle."""
+        """Return the seconds of each step in each of PHASES since Triton started. Call it when Triton is idle."""
         entries = await self._entries()
         while len({entry.inference_count for entry in entries}) > 1:  # Triton answers before it counts the last step
             await asyncio.sleep(0.001)
