@@ -341,8 +341,8 @@ lists them, and each needs its own CUDA pool. One GPU per pod, as in `k8s/compon
 
 The interpreter processes the image in strips of 32 rows, which suits a CPU's cache. On a GPU there are two effects:
 each kernel launch costs {1e6 * LAUNCH_SECONDS:.0f} µs (an assumption) unless something hides it, and maps that fit into
-the second-level cache need not cross the memory. `strip_rows` is an argument of `StyleInterpreter`, not yet of `labelmint
-export`; the best value must be measured. At K = {CLASSES[0]}, {RESOLUTION}²:
+the second-level cache need not cross the memory. `strip_rows` is an argument of `StyleInterpreter`, not yet of
+`labelmint export`; the best value must be measured. At K = {CLASSES[0]}, {RESOLUTION}²:
 
 | Rows | Kernels, fused | Launching them, ms | Hidden map of a phase in FP16, MiB |
 | --- | --- | --- | --- |

@@ -533,8 +533,8 @@ Percentiles are those of a call, in seconds, after the first round of a loop.
 | --- | --- | --- |{" --- |" * len(PERCENTILES)} --- |
 {chr(10).join(loops)}
 
-Poisson arrivals at {arrivals["share"]:.0%} of the lowest rate of the served ways with {arrivals["callers"]} callers in \
-the same round, {arrivals["rate"]["median"]:.2f} per second:
+Poisson arrivals at {arrivals["share"]:.0%} of the lowest rate of the served ways with {arrivals["callers"]} callers \
+in the same round, {arrivals["rate"]["median"]:.2f} per second:
 
 | Way | Samples/s | {" | ".join(PERCENTILES)} | Failures |
 | --- | --- |{" --- |" * len(PERCENTILES)} --- |
