@@ -22,7 +22,7 @@ from simulation.service import Gateway, Profile, Triton
 @dataclass(frozen=True)
 class Provisioning:
     """Seconds until a replica serves. They are predictions, because there was no cluster. Each is the median of a
-    log-normal distribution with the spread `sigma`. `lifetime_seconds` is the mean life of a spot node; 0 means no end."""
+    log-normal distribution with the spread `sigma`. `lifetime_seconds`: mean life of a spot node; 0 means no end."""
 
     node_seconds: float = 90.0  # launch, boot, join, GPU driver
     image_seconds: float = 100.0  # pulling NVIDIA's image to a new node

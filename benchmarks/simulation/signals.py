@@ -27,7 +27,7 @@ KEPT_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class Scrape:
-    """One round of scrapes: counters of samples and seconds, and the (busy, queue, compute) seconds per ready Triton."""
+    """One round of scrapes: counters of samples and seconds, and (busy, queue, compute) seconds per ready Triton."""
 
     time: float
     demand: float

@@ -1,8 +1,8 @@
-"""The recording rules and alerts by `promtool`: of each alert a case in which it fires and one in which it does not.
+"""Tests of the recording rules and alerts with `promtool`: each alert has a case in which it fires and one without.
 
 Rules of this file:
-- A case is series as Prometheus would scrape them, in promtool's notation, a sample a minute: `5+2x60` is 5, 7, 9 ...
-- At the time of each case exactly the alerts that it names fire: another one's case is one more in which it does not.
+- A case has series as Prometheus would scrape them, in promtool's notation, one sample per minute: `5+2x60` is 5, 7, 9.
+- At the time of a case, exactly the alerts that it names fire. So every case also tests that the other alerts do not.
 """
 
 import re
@@ -139,7 +139,7 @@ CASES = (
 
 @pytest.fixture(scope="session")
 def rules(render: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The rules of the rendered PrometheusRule, as Prometheus reads them."""
+    """Write the rules of the rendered PrometheusRule to a file, as Prometheus reads them."""
     path: Path = tmp_path_factory.mktemp("rules") / "rules.yaml"
     path.write_text(yaml.safe_dump(render("gpu").named("PrometheusRule", "labelmint")["spec"]))
     return path
@@ -173,7 +173,7 @@ def test_alerts_fire_when_they_should_and_not_else(rules: Path, tmp_path: Path) 
     names = sorted(rule["alert"] for rule in alerts(rules))
     tests = []
     for case in CASES:
-        # How many series of each alert fire; promtool compares them all.
+        # The number of firing series of each alert; promtool compares them all.
         firing = [
             {
                 "expr": f'count by (alertname) (ALERTS{{alertstate="firing", alertname="{name}"}})',
