@@ -1,4 +1,4 @@
-# The gateway, without torch and Triton. Build it from the root of the repository:
+# The gateway, with no torch and no Triton. Build it from the root of the repository:
 #   docker buildx build --push --file k8s/images/gateway.Dockerfile --tag REGISTRY/labelmint/gateway .
 FROM python:3.12-slim-bookworm@sha256:782412e85d0f0984994c290652577d4018aff08145c85b262bb63dc0c7522254 AS build
 WORKDIR /source
