@@ -11,7 +11,7 @@ Rules of this file:
 - One server runs at a time, and is started again for each turn. In each round all take a turn, in a changing order.
   Before a server is timed, its labels are compared with labelmint's: they must agree.
 - The load is a closed loop from one process. A rate covers the time from the start to the last of a fixed number of
-  calls. Callers go on until then, because at a lower load at the end the rate would be too low.
+  calls. Callers keep sending requests until then; otherwise the load would drop at the end and lower the rate.
 - A ratio is taken within a round, to the best rival of that round. The reported figure is the median over the rounds.
 
 Rivals need a separate environment: `make rivals` creates `.venv-rivals` (the extra `rivals` of pyproject.toml), or name

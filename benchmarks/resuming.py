@@ -1,4 +1,4 @@
-"""Rounds of a benchmark that may be interrupted at any time and resumes where it stopped.
+"""Rounds of a benchmark, which may be interrupted at any time and then resumes where it stopped.
 
 Rules of this file:
 - A round measures every part once, so that a change of the machine's speed affects all parts. Figures are medians over

@@ -126,10 +126,10 @@ def closed_methods() -> Mapping[str, MethodDescriptor]:
 
 async def without_a_token(door: Door, model: str, token: str, withdrawn: str) -> Outcome:
     """Call everything with all invalid credentials. Each call must be refused as Unauthenticated and nothing else."""
-    outcome = Outcome("doors: keys that do not fit")
+    outcome = Outcome("access: invalid credentials")
     missing = await reflected(door, (("authorization", f"Bearer {token}"),)) - methods().keys()
     if missing:
-        outcome.found(f"RPCs that this attack does not know: {sorted(missing)}")
+        outcome.found(f"RPCs that this attack does not cover: {sorted(missing)}")
     closed = await routes(door, model)
     async with door.http() as client, door.channel() as channel:
         for name, headers in bad_keys(token, withdrawn).items():
@@ -162,7 +162,7 @@ async def without_a_token(door: Door, model: str, token: str, withdrawn: str) ->
 
 async def without_connecting(name: str, door: Door, known_routes: list[tuple[str, str]]) -> Outcome:
     """Call everything over a connection that must fail: plain text to TLS, or a certificate of another authority."""
-    outcome = Outcome(f"doors: {name}")
+    outcome = Outcome(f"access: {name}")
 
     async def route(method: str, path: str) -> None:
         try:

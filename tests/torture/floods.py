@@ -73,7 +73,7 @@ class Flood:
         latency = ", ".join(f"p{q} {np.percentile(self.latencies, q):.1f} s" for q in (50, 95, 100))
         memory = ", ".join(f"{n} {b:.0f} to {self.memory_most[n]:.0f} MB" for n, b in self.memory_before.items())
         return [
-            ("arrivals", f"{self.arrivals_per_second:.1f} a second, {told}"),
+            ("arrivals", f"{self.arrivals_per_second:.1f} per second, {told}"),
             ("goodput", f"{self.goodput:.2f} samples/s of {self.capacity:.2f}, {self.goodput / self.capacity:.0%}"),
             ("latency of what was admitted", latency),
             ("resident memory at most", memory),

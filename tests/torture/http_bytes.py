@@ -287,7 +287,7 @@ async def abuse(service: Service, model: str, count: int, seed: int = 8) -> list
             if len(statuses) > case.most_answers:
                 outcome.found(f"{case.name}: was answered {len(statuses)} times: {answer[:600]!r}")
             if b"root:" in answer or b"Traceback" in answer:
-                outcome.found(f"{case.name}: told what it must not: {answer[:200]!r}")
+                outcome.found(f"{case.name}: returned forbidden content: {answer[:200]!r}")
 
         await asyncio.gather(*map(one, cases))
         after = await send(service.http, get(b"/healthz"), read_seconds=60.0)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch  # noqa: F401  what is loaded with the first file would count as its doing
+import torch  # noqa: F401  loaded here, because its memory and events would count for the first file
 
 from labelmint.checkpoints.importing import ImportOptions, import_file
 from labelmint.gateway.process.own_triton import OwnTriton

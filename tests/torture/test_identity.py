@@ -13,7 +13,7 @@ pytestmark = pytest.mark.triton
 
 
 def test_the_demo_gives_the_golden_digests(service: Service) -> None:
-    """A failure says what changed. If the change is intended, `python -m tests.torture.identity` rewrites the digests."""
+    """A failure says what changed. If that is intended, `python -m tests.torture.identity` rewrites the digests."""
     golden = json.loads(identity.GOLDEN.read_text())
     if identity.kernels() not in golden:
         pytest.skip(f"there are digests for {', '.join(golden)}, this machine is {identity.kernels()}")
