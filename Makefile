@@ -1,4 +1,4 @@
-# One verb a target. Environments live in .venv (serving: no torch) and .venv-test (everything).
+# Each target is one verb. The environments are .venv (serving, without torch) and .venv-test (everything).
 
 PYTHON ?= python3
 SERVE := .venv
@@ -10,32 +10,32 @@ OPENVINO := .venv-openvino
 RELEASE := .venv-release
 DIST := dist
 PIP_FLAGS := --quiet --disable-pip-version-check --prefer-binary
-# What a person's pip is told, by variables or a file, to install elsewhere than into the environment that is asked for.
+# The user's pip settings (variables or a file) could make pip install outside the environment, so they are overridden.
 unexport PIP_TARGET PIP_PREFIX PIP_ROOT PIP_REQUIRE_VIRTUALENV PIP_NO_DEPS PIP_DRY_RUN PIP_PYTHON PYTHONHOME PYTHONPATH
 export PIP_USER := 0
-# An environment knows its checkout by its path: where that was moved or copied, it is made anew.
+# An environment records the path of its checkout. If the checkout was moved or copied, the environment is rebuilt.
 FORGOTTEN := $(shell for each in .venv .venv-test; do \
 	test -s $$each/.ready && test "$$(cat $$each/.ready)" != "$$(pwd -P)" && rm -rf $$each; done)
 
 CHECK_PYTHON = $(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13) and \
 	"labelmint needs Python 3.10, 3.11 or 3.12; name one with: make PYTHON=python3.12 ...")'
 
-# The client has a copy of its own under its own name; both can live in one process, as they describe the same file.
+# The client has its own copy in its own package. One process can load both, because they describe the same file.
 CLIENT := clients/python/src/labelmint_client
 COPY_PROTO = cp service/labelmint/v1/sample_service_pb2* $(CLIENT)/v1/ && \
 	sed -i 's/^from labelmint\.v1 import/from labelmint_client.v1 import/' $(CLIENT)/v1/sample_service_pb2_grpc.py
 
 .PHONY: serve test unit check torture bench proto released-proto fiftyone oldest rivals openvino release packages papers audit clean
 
-# Options of `labelmint serve` go into ARGS: make serve ARGS="--http-port 9090". In a checkout that cannot be written,
-# SERVE names the environment's directory, elsewhere; it gets a copy of the program.
+# ARGS holds options for `labelmint serve`: make serve ARGS="--http-port 9090". If the checkout is read-only, set SERVE
+# to a directory elsewhere: the environment is created there, with a copy of the program.
 serve: $(SERVE)/.ready
 	@exec $(SERVE)/bin/python -m labelmint.cli serve $(ARGS)
 
 test: $(TEST)/.ready
 	@$(TEST)/bin/python -m pytest $(PYTEST_FLAGS)
 
-# What needs neither a service nor torch: a minute at most.
+# Runs the tests that need neither a service nor torch, in at most a minute.
 unit: $(TEST)/.ready
 	@$(TEST)/bin/python -m pytest -m unit $(PYTEST_FLAGS)
 
@@ -44,11 +44,11 @@ check: $(TEST)/.ready
 	$(TEST)/bin/ruff format --check .
 	$(TEST)/bin/mypy
 
-# The attacks of the tests at full length; a table at the end, and a failure where one of them found something.
+# Runs the attacks of the tests at full length and prints a table. Fails if an attack found something.
 torture: $(TEST)/.ready
 	$(TEST)/bin/python -m tests.torture $(ATTACKS)
 
-# Hours; each benchmark goes on where it was interrupted, or is short. Leave the machine alone meanwhile.
+# Takes hours. Each benchmark is short or resumes after an interruption. Run nothing else on the machine meanwhile.
 bench: $(TEST)/.ready $(RIVALS)/.ready
 	$(TEST)/bin/python benchmarks/interpreter.py
 	$(TEST)/bin/python benchmarks/dataloader.py
@@ -74,37 +74,37 @@ proto: $(TEST)/.ready
 	$(COPY_PROTO)
 	cp protos/labelmint/v1/sample_service.proto clients/javascript/
 
-# What tests/test_proto.py holds the contract to. Run it at a release and never to make that test pass.
+# Writes the contract that tests/test_proto.py compares with. Run it for a release, never to make that test pass.
 released-proto: $(TEST)/.ready
 	$(TEST)/bin/buf build --exclude-source-info --output protos/labelmint/v1/released.binpb
 
-# An environment of its own for the test of FiftyOne's importer: it brings a gigabyte.
+# A separate environment for the test of FiftyOne's importer, because FiftyOne installs a gigabyte.
 fiftyone: $(FIFTYONE)/.ready
 
-# Serving with the oldest ONNX Runtime that pyproject.toml admits, for the test of identity there.
+# Serving with the oldest ONNX Runtime that pyproject.toml admits: a test checks that samples are identical there.
 oldest: $(OLDEST)/.ready
 
 # The servers that benchmarks/alternatives.py compares labelmint with.
 rivals: $(RIVALS)/.ready
 
-# An environment of its own for one arm of benchmarks/pair.py: an ONNX Runtime that takes the place of the usual one.
-# Where PyPI has no wheel of it for this machine, that arm is left out.
+# A separate environment for one arm of benchmarks/pair.py: its ONNX Runtime package replaces the usual one.
+# If PyPI has no wheel of it for this machine, the benchmark leaves that arm out.
 openvino: $(OPENVINO)/.ready
 
-# Everything that a release hands out, in dist/: of the commit, never of what lies uncommitted. The checksums come
-# last, so that a release whose audit found something, or could not be made, has none.
+# Builds all files of a release in dist/, from the commit only: uncommitted changes are left out. The checksums are
+# written last, so a release whose audit failed or could not be run has no checksums.
 release: packages
 	@rm -rf $(RELEASE)
 	@$(PYTHON) -m venv --without-pip $(RELEASE)
 	@$(TEST)/bin/python -m pip --python $(RELEASE)/bin/python install $(PIP_FLAGS) \
 		"$$(echo $(DIST)/labelmint-*.whl)[triton]" $(DIST)/labelmint_client-*.whl
-	@rm $(RELEASE)/lib/python*/site-packages/labelmint*/direct_url.json  # where on this machine they came from
+	@rm $(RELEASE)/lib/python*/site-packages/labelmint*/direct_url.json  # their path on this machine
 	@$(MAKE) --no-print-directory papers audit
 	@cd $(DIST) && sha256sum -- * > SHA256SUMS
 	@cat $(DIST)/SHA256SUMS
 
-# Wheels and source archives of both distributions. The same commit and setuptools give the same bytes: setuptools
-# dates wheels by SOURCE_DATE_EPOCH, source archives are packed again because it does not date those.
+# Wheels and source archives of both distributions. The same commit and the same setuptools produce the same bytes:
+# setuptools takes the dates in wheels from SOURCE_DATE_EPOCH. It does not for source archives, so those are repacked.
 packages: export SOURCE_DATE_EPOCH = $(shell git log -1 --format=%ct)
 packages: $(TEST)/.ready
 	@rm -rf build/release $(DIST)
@@ -120,7 +120,7 @@ packages: $(TEST)/.ready
 			-cf - -C build/release/again $$(ls build/release/again) | gzip -n >$$archive && rm -r build/release/again || exit 1; \
 	done
 
-# Of what $(RELEASE) has installed: the exact versions, their licences, and a software bill of materials.
+# Writes the release documents about the packages in $(RELEASE): exact versions, licences, software bill of materials.
 papers:
 	@mkdir -p $(DIST)
 	@$(TEST)/bin/python -m pip --python $(RELEASE)/bin/python freeze --exclude labelmint --exclude labelmint-client \
@@ -130,7 +130,7 @@ papers:
 	@$(TEST)/bin/cyclonedx-py environment --pyproject pyproject.toml --mc-type application --output-reproducible \
 		--output-format JSON --output-file $(DIST)/labelmint.cdx.json $(RELEASE)/bin/python
 
-# Asks PyPI for known vulnerabilities of those versions. Strict: what could not be asked has not passed.
+# Asks PyPI for known vulnerabilities of those versions. With --strict, a package that cannot be checked fails the audit.
 audit:
 	@$(TEST)/bin/pip-audit --requirement $(DIST)/requirements.txt --no-deps --disable-pip --strict \
 		--vulnerability-service pypi --progress-spinner off
@@ -139,7 +139,7 @@ clean:
 	rm -rf $(SERVE) $(TEST) $(FIFTYONE) $(OLDEST) $(RIVALS) $(OPENVINO) $(RELEASE) build dist
 	rm -rf service/labelmint.egg-info clients/python/src/labelmint_client.egg-info
 
-# pip is renewed first: old resolvers try source packages for minutes.
+# pip is upgraded first, because old resolvers spend minutes on source packages.
 $(SERVE)/.ready: pyproject.toml
 	@$(CHECK_PYTHON)
 	@echo "labelmint: installing into $(SERVE) (once)"

@@ -1,23 +1,23 @@
-"""labelmint against what one would write instead: FastAPI, LitServe, BentoML and PyTriton over eager torch.
+"""Compares labelmint with alternative servers: FastAPI, LitServe, BentoML and PyTriton over eager torch.
 
 Rules of this file:
-- Same weights, machine, outputs and load. Each rival is written as its own documentation advises (benchmarks/rivals/),
-  with batching on; an answer is image, label and score as raw bytes, everywhere.
-- A rival's interpreter is the published one (`reference`), and behind one of them labelmint's own torch module
-  (`factored`). What labelmint is held to is the reference; the other shows what is left when a rival has our
-  mathematics too.
-- Each has the best of a few settings (workers, torch's threads in each, largest batch), which are tried first, and all
-  have an allocator that spares eager torch its page faults (rivals/settings.py).
-- One server runs at a time and is started anew for its turn; in each round all take a turn, in an order that changes.
-  Before it is timed, its labels must be those of labelmint.
-- The load is a closed loop from one process. A rate is taken from its start to the last call of a fixed number while
-  callers go on asking, so that no server is judged by an end in which it has too little to do.
-- A ratio is taken within a round, to the best rival of that round; what is told is the median over the rounds.
+- Weights, machine, outputs and load are the same for all. Each rival follows its own documentation
+  (benchmarks/rivals/), with batching on. Every server answers with image, label and score as raw bytes.
+- A rival uses the published interpreter (`reference`). One of them is also measured with labelmint's torch module
+  (`factored`). The target applies to the reference; `factored` shows the rest of the difference when a rival has
+  labelmint's mathematics too.
+- A few settings (workers, torch threads per worker, largest batch) are tried first, and each rival gets its best. All
+  rivals get an allocator that saves eager torch its page faults (rivals/settings.py).
+- One server runs at a time, and is started again for each turn. In each round all take a turn, in a changing order.
+  Before a server is timed, its labels are compared with labelmint's: they must agree.
+- The load is a closed loop from one process. A rate covers the time from the start to the last of a fixed number of
+  calls. Callers keep sending requests until then; otherwise the load would drop at the end and lower the rate.
+- A ratio is taken within a round, to the best rival of that round. The reported figure is the median over the rounds.
 
-Rivals have an environment of their own: `make rivals` makes `.venv-rivals` (the extra `rivals` of pyproject.toml), or
-name one with `--python`. Run it as `python benchmarks/alternatives.py` on an idle machine (half an hour); it writes
+Rivals need a separate environment: `make rivals` creates `.venv-rivals` (the extra `rivals` of pyproject.toml), or name
+one with `--python`. Run `python benchmarks/alternatives.py` on an idle machine (half an hour). It writes
 benchmarks/results/alternatives.json and docs/images/alternatives.png and prints a table. Turns are kept in
-build/alternatives: what was interrupted, or stopped by `--seconds`, goes on. Remove it after a change.
+build/alternatives: a run that was interrupted, or stopped by `--seconds`, resumes. Remove the directory after a change.
 """
 
 from __future__ import annotations
@@ -60,14 +60,14 @@ KEPT = ROOT / "build" / "alternatives"
 MODEL = "faces"
 SIZE, NUM_WS = 128, 12  # of the demo's model; a crossover of NUM_WS mixes nothing
 COUNTS = {1: 2, 4: 8, 16: 32}  # calls that count, by concurrency
-JUDGED = 16  # the concurrency of the bars
-WARM_UP = 8  # calls before, by 4 callers, whose labels are compared
+JUDGED = 16  # the concurrency of the targets
+WARM_UP = 8  # calls before the timing, by 4 callers; their labels are compared
 AGREEMENT = 0.9999
 START_SECONDS = 120.0
 CORES = os.cpu_count() or 1
-# Workers, torch's threads in each, largest batch. Small batches stay in a CPU's caches.
+# Workers, torch threads per worker, largest batch. Small batches fit into a CPU's caches.
 CANDIDATES = ((1, CORES, 16), (CORES, 1, max(2, 16 // CORES)), (CORES, 1, 2))
-# What each protocol says of a server that has not started.
+# The errors of each protocol while a server has not started.
 NOT_YET = (grpc.aio.AioRpcError, httpx.TransportError, httpx.HTTPStatusError, InferenceServerException)
 Figures = dict[str, Any]
 
@@ -88,7 +88,7 @@ RIVALS = {
 }
 OURS = "labelmint"
 INTERPRETERS = ("reference", "factored")
-FACTORED_BEHIND = "pytriton"  # of the four the fastest with that module, when all were tried
+FACTORED_BEHIND = "pytriton"  # the fastest of the four with that module, when all were tried
 TURNS = (OURS, *(f"{name} {INTERPRETERS[0]}" for name in RIVALS), f"{FACTORED_BEHIND} {INTERPRETERS[1]}")
 
 
@@ -156,7 +156,10 @@ async def over_triton(port: int) -> AsyncIterator[Ask]:
 
 @contextlib.asynccontextmanager
 async def running(turn: str, settings: Settings | None, python: Path) -> AsyncIterator[Ask]:
-    """The server of a turn until the block ends, once it answers; `settings` are a rival's."""
+    """Run the server of a turn until the block ends, and enter the block once it answers.
+
+    `settings` are a rival's; None is labelmint.
+    """
     if settings is None:
         with gateway() as served:
             async with over_labelmint(served.grpc) as ask:
@@ -173,7 +176,7 @@ async def running(turn: str, settings: Settings | None, python: Path) -> AsyncIt
 
 @contextlib.contextmanager
 def rival(name: str, settings: Settings, python: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A rival's process and its children, until the block ends. What they say goes to build/alternatives/NAME.log."""
+    """Run a rival's process and its children until the block ends; they log to build/alternatives/NAME.log."""
     command = [str(python), *RIVALS[name].command]
     if name == "bentoml":
         command += ["--host", "127.0.0.1", "--port", str(settings.port)]
@@ -198,7 +201,7 @@ def rival(name: str, settings: Settings, python: Path) -> Iterator[subprocess.Po
         try:
             yield process
         finally:
-            # All of its group, which `start_new_session` made: some do not end their workers.
+            # Signal the whole process group that `start_new_session` created: some servers do not end their workers.
             for number in (signal.SIGTERM, signal.SIGKILL):
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, number)
@@ -219,10 +222,10 @@ async def until_it_answers(ask: Ask, process: subprocess.Popen[bytes] | None) ->
 
 
 async def closed_loop(ask: Ask, concurrency: int, count: int, seeds: Iterator[int], drain: bool) -> Figures:
-    """Callers that ask again as soon as they have their answer, until `count` calls have ended.
+    """Run callers that send the next request as soon as they have an answer, until `count` calls have ended.
 
-    Returns samples a second up to then, and p50 and p95 of those calls, in seconds. With `drain` the calls that are
-    still under way are waited for, otherwise given up.
+    Returns samples per second up to then, and p50 and p95 of those calls, in seconds. With `drain`, waits for the calls
+    in progress; otherwise cancels them.
     """
     run = await load.closed(ask, concurrency, seeds, answers=count, drain=drain)
     counted = run.calls[:count]
@@ -231,7 +234,7 @@ async def closed_loop(ask: Ask, concurrency: int, count: int, seeds: Iterator[in
 
 
 async def warm_up(ask: Ask, seeds: range) -> list[Answer]:
-    """The answers to `seeds`, asked for by 4 callers."""
+    """Return the answers to `seeds`, requested by 4 callers."""
     limit = asyncio.Semaphore(4)
 
     async def one(seed: int) -> Answer:
@@ -242,7 +245,7 @@ async def warm_up(ask: Ask, seeds: range) -> list[Answer]:
 
 
 def agreement(answers: list[Answer], expected: list[Answer]) -> Figures:
-    """How much the answers of a server are those of another: label pixels, image values, scores."""
+    """Compare the answers of two servers: label pixels, image values, scores."""
 
     pairs = list(zip(answers, expected, strict=True))
     return {
@@ -253,7 +256,7 @@ def agreement(answers: list[Answer], expected: list[Answer]) -> Figures:
 
 
 class Measurement:
-    """What was measured so far, on disk after each turn."""
+    """The measurements so far, written to disk after each turn."""
 
     def __init__(self, python: Path, seconds: float) -> None:
         self._python = python
@@ -270,7 +273,7 @@ class Measurement:
             raise OutOfTime
 
     async def run(self, rounds: int) -> None:
-        """Try the settings, then measure what is missing of `rounds` rounds."""
+        """Try the settings, then measure the missing turns of `rounds` rounds."""
         for turn in TURNS[1:]:
             for candidate in CANDIDATES[len(self.tried.setdefault(turn, [])) :]:
                 settings = self._settings(turn, dict(zip(("workers", "threads", "batch"), candidate, strict=True)))
@@ -286,14 +289,14 @@ class Measurement:
                 if len(self.rounds) >= rounds:
                     return
                 self.rounds.append({})
-            first = len(self.rounds) - 1  # labelmint begins the first round: its labels are what is expected
+            first = len(self.rounds) - 1  # labelmint begins the first round: its labels are the expected ones
             for turn in rotated(TURNS, first):
                 if turn not in self.rounds[-1]:
                     self.rounds[-1][turn] = await self._turn(turn, first)
                     self._keep()
 
     def best(self, turn: str) -> Figures:
-        """The settings with which a rival answered most."""
+        """Return the settings with which a rival had the highest rate."""
         return max(self.tried[turn], key=lambda each: each["samples_per_second"])
 
     def _settings(self, turn: str, numbers: Figures) -> Settings:
@@ -314,7 +317,7 @@ class Measurement:
         return found
 
     def _compared(self, turn: str, answers: list[Answer]) -> Figures:
-        """Labels that differ end the benchmark: what is not the same work is not compared."""
+        """Compare the answers with labelmint's. Raises SystemExit if labels differ: the work would not be the same."""
         path = KEPT / "expected.npz"
         if turn == OURS and not path.exists():
             np.savez(path, **{key: [getattr(each, key) for each in answers] for key in ("image", "label", "js_score")})
@@ -323,17 +326,17 @@ class Measurement:
         expected = [Answer(*each) for each in zip(*columns, strict=True)]
         found = agreement(answers, expected)
         if found["labels"] < AGREEMENT:
-            raise SystemExit(f"{turn}: {found['labels']:.4%} of the label pixels are those of labelmint: {found}")
+            raise SystemExit(f"{turn}: only {found['labels']:.4%} of the label pixels agree with labelmint's: {found}")
         return found
 
 
 def complete(rounds: list[dict[str, Figures]]) -> int:
-    """How many rounds have all turns."""
+    """Return the number of rounds that have all turns."""
     return sum(all(turn in each for turn in TURNS) for each in rounds)
 
 
 def summary(rounds: list[dict[str, Figures]]) -> Figures:
-    """Medians over the rounds: of each server's figures, and of what labelmint is to it and to the best of a kind."""
+    """Return medians over the rounds: each server's figures, and labelmint's ratios to it and to the best of a kind."""
 
     def values(turn: str, concurrency: int, key: str) -> npt.NDArray[np.float64]:
         return np.array([each[turn][str(concurrency)][key] for each in rounds])
@@ -366,7 +369,7 @@ def title(turn: str) -> str:
 def plot(found: Figures, path: Path) -> None:
     figure, panels = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True)
     colours = {OURS: "tab:green", "reference": "tab:blue", "factored": "tab:gray"}
-    # labelmint at the top, then the published interpreter, then ours inside of the others.
+    # labelmint is at the top, then rivals with the published interpreter, then a rival with labelmint's module.
     for panel, key, label in (
         (panels[0], "samples_per_second", "samples a second"),
         (panels[1], "p95", "p95 of a call, s"),
@@ -390,7 +393,7 @@ def plot(found: Figures, path: Path) -> None:
 
 
 def versions(python: Path) -> dict[str, str]:
-    """Of what the rivals run on."""
+    """Return the versions of the packages that the rivals use."""
     names = ["torch", *(each.distribution for each in RIVALS.values())]
     code = "import sys; from importlib.metadata import version; print(*map(version, sys.argv[1:]))"
     told = subprocess.run([python, "-c", code, *names], capture_output=True, text=True, check=True).stdout
@@ -401,15 +404,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after the turn in which they end")
-    parser.add_argument("--python", type=Path, default=ROOT / ".venv-rivals" / "bin" / "python", help="of the rivals")
+    parser.add_argument("--python", type=Path, default=ROOT / ".venv-rivals" / "bin" / "python", help="for rivals")
     arguments = parser.parse_args()
     if not arguments.python.exists():
-        raise SystemExit(f"{arguments.python} does not exist: `make rivals` makes it")
+        raise SystemExit(f"{arguments.python} does not exist: run `make rivals`")
     measurement = Measurement(arguments.python, arguments.seconds)
     try:
         asyncio.run(measurement.run(arguments.rounds))
     except OutOfTime:
-        print(f"{complete(measurement.rounds)} of {arguments.rounds} rounds so far; run it again to go on")
+        print(f"{complete(measurement.rounds)} of {arguments.rounds} rounds so far; run it again to resume")
         return
     found = {
         "rounds": len(measurement.rounds),
@@ -427,7 +430,7 @@ def main() -> None:
         print(f"{turn:<20}{''.join(columns)} samples/s, p95 at {JUDGED}: {each[str(JUDGED)]['p95']['median']:.2f} s")
     for kind, each in found["against"].items():
         rate, tail = (each[key]["median"] for key in ("samples_per_second", "p95"))
-        print(f"against the best {kind}: {rate:.2f} times its samples a second, {tail:.2f} times its p95")
+        print(f"against the best {kind}: {rate:.2f} times its samples per second, {tail:.2f} times its p95")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""What Triton is best scaled by: simulated workloads under our signal and under the usual ones, and a sweep of ours.
+"""Compares scaling signals for Triton: simulated workloads under the shipped signal and the usual ones, and a sweep.
 
 Rules of this file:
-- The shipped numbers are read from k8s/; every other signal gets the same limits and behaviour, and the best of its
+- The shipped numbers are read from k8s/. Every other signal gets the same limits and behaviour, and the best of its
   targets.
-- What counts is the cost of a million samples: the GPU-hours of Triton, and those of the training jobs that wait for it
-  times TRAINER_WEIGHT (simulation/scenarios.py), as jobs train on dearer GPUs. A
-  signal's score is the geometric mean of its costs over the scenarios, against the shipped one's.
-- Runs are kept in build/autoscaling: what was interrupted goes on. Remove it after a change of the simulator.
+- The measure is the cost of a million samples: the GPU-hours of Triton, plus those of the training jobs that wait for
+  it times TRAINER_WEIGHT (simulation/scenarios.py), because jobs train on more expensive GPUs. A signal's score is the
+  geometric mean of its costs over the scenarios, relative to the shipped signal.
+- Runs are kept in build/autoscaling, so an interrupted benchmark resumes. Remove it after a change of the simulator.
 - The GPU's speed and the times of nodes are predictions (simulation/scenarios.py, simulation/cluster.py).
 
 Run it as `python benchmarks/autoscaling.py` (about half an hour); it writes benchmarks/results/autoscaling.json and
@@ -39,7 +39,7 @@ from labelmint.models.annotations import write_json
 ROOT = Path(__file__).parent.parent
 KEPT = ROOT / "build" / "autoscaling"
 DEMAND = "demand (shipped)"
-FULL = GPU.rate * ACCEPTANCE  # accepted samples a second of one GPU
+FULL = GPU.rate * ACCEPTANCE  # accepted samples per second of one GPU
 OTHERS: dict[str, dict[float, Signal]] = {
     "GPU utilisation": {share: Utilisation(share) for share in (0.7, 0.9, 0.95)},
     "requests per second": {share: Rate(share * FULL) for share in (0.7, 0.9, 1.0)},
@@ -50,8 +50,9 @@ Figures = dict[str, Any]
 
 @dataclass(frozen=True)
 class Settings:
-    """Our parameters: thresholds of demand and of what waits in Triton, seconds over which each is averaged (0: the
-    newest scrape), seconds of the policies upwards, and the per cent that may leave a minute (0: one Triton)."""
+    """The parameters of the shipped signal: thresholds of demand and of requests waiting in Triton, the seconds over
+    which each is averaged (0: the newest scrape), the period of the scale-up policies in seconds, and the percentage of
+    Tritons that scaling down may remove per minute (0: one Triton)."""
 
     demand: float
     waiting: float
@@ -92,7 +93,7 @@ class Settings:
         )
 
 
-SLOW, FAST = (60, 0), (15, 10)  # upwards and downwards
+SLOW, FAST = (60, 0), (15, 10)  # scale-up and scale-down
 GRID = [
     Settings(32, 16, 30, 0, *SLOW),
     Settings(32, 32, 30, 0, *FAST),
@@ -112,7 +113,7 @@ class Run:
 
 
 def outcome(run: Run) -> Figures:
-    """The figures of a run and its timeline, from what is kept where it is there."""
+    """Return the figures of a run and its timeline, from disk if the run was kept."""
     path = KEPT / f"{hashlib.sha256(repr((run, GPU)).encode()).hexdigest()[:16]}.json"
     if not path.exists():
         found, timeline = simulate(run.scenario, run.numbers, run.signal)
@@ -122,7 +123,7 @@ def outcome(run: Run) -> Figures:
 
 
 def relative(found: list[Figures], base: list[Figures]) -> float:
-    """The geometric mean of the costs over the scenarios, against a base's."""
+    """Return the geometric mean of the costs over the scenarios, relative to a base."""
     ratios = [each["cost"] / other["cost"] for each, other in zip(found, base, strict=True)]
     return math.exp(sum(map(math.log, ratios)) / len(ratios))
 
@@ -156,8 +157,8 @@ def plot(workloads: tuple[Scenario, ...], arms: dict[str, list[Figures]], path: 
 
 def main() -> None:
     numbers, workloads = shipped(), scenarios()
-    assert Settings.of(numbers) in GRID, f"{Settings.of(numbers)} ships and is not in the grid; add it"
-    # A signal that Triton tells is not there without one: it keeps one always.
+    assert Settings.of(numbers) in GRID, f"{Settings.of(numbers)} ships but is not in the grid; add it"
+    # A signal that Triton exports does not exist without a Triton, so one Triton always runs.
     kept_one = replace(numbers, min_replicas=1)
     signals = [(name, target, signal) for name, some in OTHERS.items() for target, signal in some.items()]
     runs = [Run(scenario, each.applied(numbers), None) for each in GRID for scenario in workloads]

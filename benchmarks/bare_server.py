@@ -1,13 +1,13 @@
-"""The least that can serve samples over gRPC in Python: the same answers, already serialised, and nothing else.
+"""A minimal gRPC server of samples in Python: it returns the same answers, already serialised, and does nothing else.
 
 Rules of this file:
-- grpc.aio's server with its own defaults. An answer is one sample's bytes whatever the seed; requests are parsed,
+- It is grpc.aio's server with default options. An answer is one sample's bytes, whatever the seed. It parses requests
   because a batch must know its seeds.
-- As a relay it asks Triton for each sample first, by tritonclient's asyncio client, and leaves aside what it gets: what
-  the detour costs at least. A stream has as many on their way as a stream of the gateway has by default.
+- As a relay it first requests each sample from Triton with tritonclient's asyncio client, and discards the result. This
+  is the least that a request to Triton costs. A stream has as many requests in flight as a gateway's by default.
 
-Run by other benchmarks: `python benchmarks/bare_server.py SAMPLE [--relay TRITON --model-repository DIRECTORY]` with a
-serialised Sample in a file; it prints its port.
+Run by other benchmarks: `python benchmarks/bare_server.py SAMPLE [--relay TRITON --model-repository DIRECTORY]`, where
+SAMPLE is a file with a serialised Sample; it prints its port.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Fetch = Callable[[int], Awaitable[object]]
 
 
 def handler(sample: pb.Sample, fetch: Fetch | None) -> grpc.GenericRpcHandler:
-    """The methods that mint, with `sample` for every seed, each after `fetch`."""
+    """Return the methods that generate samples: they answer `sample` for every seed, after `fetch` of that seed."""
     single = pb.GetSampleResponse(sample=sample).SerializeToString()
     streamed = pb.StreamSamplesResponse(sample=sample, next_seed=1).SerializeToString()
 
@@ -65,7 +65,7 @@ def handler(sample: pb.Sample, fetch: Fetch | None) -> grpc.GenericRpcHandler:
 
 
 async def _ahead(seeds: Iterable[int], fetch: Fetch | None) -> AsyncIterator[int]:
-    """The seeds, each fetched, with a window of them on their way."""
+    """Yield the seeds, each after its fetch, with a window of fetches in flight."""
     if fetch is None:
         for seed in seeds:
             yield seed
@@ -103,8 +103,8 @@ async def serve(sample: pb.Sample, triton: str, repository: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sample", type=Path)
-    parser.add_argument("--relay", default="", metavar="TRITON", help="HOST:PORT of the Triton that is asked first")
-    parser.add_argument("--model-repository", type=Path, help="what that Triton serves")
+    parser.add_argument("--relay", default="", metavar="TRITON", help="HOST:PORT of the Triton to relay to")
+    parser.add_argument("--model-repository", type=Path, help="the model repository of that Triton")
     arguments = parser.parse_args()
     sample = pb.Sample.FromString(arguments.sample.read_bytes())
     asyncio.run(serve(sample, arguments.relay, arguments.model_repository))

@@ -1,11 +1,11 @@
-"""What a trainer sees: samples per second through a DataLoader, against what Triton alone gives in the same run.
+"""Measures samples per second through a PyTorch DataLoader, relative to Triton alone in the same run.
 
 Rules of this file:
-- One Triton serves all: asked directly (6 requests at a time), and through a gateway, gRPC and a DataLoader of 0, 2 and
-  4 workers, each with a window of 8: more of them give Triton larger batches.
+- One Triton serves all ways: direct (6 requests at a time), and through a gateway, gRPC and a DataLoader of 0, 2 and 4
+  workers. Each worker has a window of 8, so more workers give Triton larger batches.
 - The ways take turns; a figure is the median of the rounds.
-- A rate is taken from the first batch to the last: the start of workers is not throughput.
-- Everything is delivered (`include_rejected`), so that a seed is a sample in both.
+- A rate covers the time from the first batch to the last, because the start of workers is not throughput.
+- Rejected samples are delivered too (`include_rejected`), so that each seed is one sample in all ways.
 
 Run it as `python benchmarks/dataloader.py` on an idle machine; it writes benchmarks/results/dataloader.json.
 """
@@ -38,7 +38,7 @@ WORKERS = (0, 2, 4)
 
 
 async def direct(client: TritonClient, model: ServedModel, first_seed: int, count: int) -> float:
-    """Samples per second of Triton alone."""
+    """Return samples per second of Triton alone."""
     arrived: list[float] = []
     outputs = ("image", "label", "js_score")
     seeds = range(first_seed, first_seed + count)
@@ -48,7 +48,7 @@ async def direct(client: TritonClient, model: ServedModel, first_seed: int, coun
 
 
 def loaded(endpoint: str, workers: int, first_seed: int, count: int) -> float:
-    """Samples per second of a DataLoader."""
+    """Return samples per second of a DataLoader."""
     dataset = LabeledSampleDataset(
         endpoint,
         MODEL,
@@ -61,7 +61,7 @@ def loaded(endpoint: str, workers: int, first_seed: int, count: int) -> float:
 
 
 async def rates(rounds: int, count: int) -> dict[str, list[float]]:
-    """Samples per second of each way, one figure a round."""
+    """Return samples per second of each way, one figure per round."""
     found: dict[str, list[float]] = {name: [] for name in ("triton", *(f"workers_{n}" for n in WORKERS))}
     server = TritonServer(REPOSITORY, [MODEL])
     await server.start()
@@ -87,7 +87,7 @@ async def rates(rounds: int, count: int) -> dict[str, list[float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--count", type=int, default=160, help="samples a measurement")
+    parser.add_argument("--count", type=int, default=160, help="samples per measurement")
     arguments = parser.parse_args()
     found = asyncio.run(rates(arguments.rounds, arguments.count))
     ratios = {name: np.array(values) / np.array(found["triton"]) for name, values in found.items()}

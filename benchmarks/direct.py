@@ -1,7 +1,7 @@
-"""Triton asked without the gateway: requests of one or many samples of a fused ensemble, and what it says of its steps.
+"""Requests to Triton without the gateway: one or many samples of a fused ensemble, and the statistics of its steps.
 
 Rules of this file:
-- tritonclient's asyncio client and nothing of ours around it; answers are left as they came.
+- It uses tritonclient's asyncio client and none of labelmint's client code. Answers are not decoded.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ OUTPUTS = ("image", "label", "js_score")
 
 
 def inputs_of(seeds: Sequence[int], z_dim: int, num_ws: int) -> dict[str, np.ndarray]:
-    """What an ensemble takes for these seeds without mixing or truncation: [B,z_dim] twice, [B,1] twice."""
+    """Return an ensemble's inputs for these seeds, without mixing or truncation: [B,z_dim] twice, [B,1] twice."""
     latents = np.concatenate([latent_of(seed, z_dim) for seed in seeds])
     return {
         "latent": latents,
@@ -33,7 +33,7 @@ def inputs_of(seeds: Sequence[int], z_dim: int, num_ws: int) -> dict[str, np.nda
 
 
 class Direct:
-    """A connection to a Triton with this model; its steps are called `NAME_STEP`."""
+    """A connection to a Triton that has this model; its steps are named `NAME_STEP`."""
 
     def __init__(self, url: str, model: ServedModel) -> None:
         self._client = triton.InferenceServerClient(url, channel_args=[("grpc.max_receive_message_length", -1)])
@@ -44,7 +44,7 @@ class Direct:
         await self._client.close()
 
     async def infer(self, seeds: Sequence[int]) -> None:
-        """One request for the samples of these seeds."""
+        """Send one request for the samples of these seeds."""
         inputs = []
         for name, array in inputs_of(seeds, self._model.z_dim, self._model.num_ws).items():
             tensor = triton.InferInput(name, list(array.shape), "INT32" if array.dtype == np.int32 else "FP32")
@@ -54,7 +54,7 @@ class Direct:
         await self._client.infer(self._model.triton_name, inputs, outputs=outputs)
 
     async def statistics(self) -> list[dict[str, float]]:
-        """Seconds that each step has spent in each of PHASES since Triton was started; for when nothing runs."""
+        """Return the seconds of each step in each of PHASES since Triton started. Call it when Triton is idle."""
         entries = await self._entries()
         while len({entry.inference_count for entry in entries}) > 1:  # Triton answers before it counts the last step
             await asyncio.sleep(0.001)
@@ -62,11 +62,11 @@ class Direct:
         return [{phase: getattr(entry.inference_stats, phase).ns / 1e9 for phase in PHASES} for entry in entries]
 
     async def step_seconds(self) -> list[float]:
-        """Seconds that each step has computed since Triton was started: all but its queue."""
+        """Return the seconds that each step has computed since Triton started: all phases but the queue."""
         return [sum(step.values()) - step["queue"] for step in await self.statistics()]
 
     async def _entries(self) -> list[Any]:
-        """Triton's ModelStatistics of each step."""
+        """Return Triton's ModelStatistics of each step."""
         return [
             entry for step in self._steps for entry in (await self._client.get_inference_statistics(step)).model_stats
         ]

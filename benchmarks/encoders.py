@@ -1,12 +1,12 @@
-"""How samples are best put into PNG, and whether doing so holds up the gateway's other answers.
+"""Compares PNG encoder settings, and measures whether encoding delays the gateway's other responses.
 
 Rules of this file:
-- Pillow's encoder, which the gateway has, at every level of zlib and with each of its strategies; image and label of
-  real samples of the demo. A choice is the fastest within ALLOWED of the smallest bytes that level 6 gives.
-- What ships is timed as the gateway calls it.
-- Other answers are those of /healthz, asked one after the other while 16 callers ask for samples as PNG, or raw. The
-  model behind computes next to nothing (`null_model.py`), so that encoding is most of what there is to do. The callers
-  are a process of their own; PNG and raw take turns.
+- Pillow's encoder, which the gateway uses, runs at every level and strategy of zlib, on image and label of real samples
+  of the demo. The choice is the fastest setting whose size is within ALLOWED of the smallest size at level 6.
+- The shipped encoder is timed as the gateway calls it.
+- The other responses are those of /healthz, requested one after the other while 16 callers request samples as PNG or
+  raw. The model computes almost nothing (`null_model.py`), so encoding is most of the work. The callers are a separate
+  process. PNG and raw take turns.
 
 Run it as `python benchmarks/encoders.py` (two minutes); it writes benchmarks/results/encoders.json and prints a table.
 """
@@ -55,8 +55,8 @@ STRATEGIES = {
 CANDIDATES = [(level, strategy) for strategy in STRATEGIES for level in range(10)]
 ALLOWED = 1.1
 LOADS = {"raw": pb.ENCODING_RAW, "png": pb.ENCODING_PNG}
-SECONDS = 4.0  # of a piece of the load
-PROBE_SECONDS = 0.01  # between an answer of /healthz and the next question
+SECONDS = 4.0  # of each load measurement
+PROBE_SECONDS = 0.01  # between a response of /healthz and the next request
 Encoder = Callable[[int], bytes]  # of the sample of that number
 
 
@@ -67,7 +67,7 @@ def pillow(picture: Image.Image, level: int, strategy: str) -> bytes:
 
 
 def timed(encoders: dict[str, Encoder], count: int) -> dict[str, Figures]:
-    """Of each encoder: seconds and bytes a sample; the encoders take turns."""
+    """Return the seconds and bytes per sample of each encoder; the encoders take turns."""
     seconds: dict[str, list[float]] = {name: [] for name in encoders}
     sizes: dict[str, float] = {}
     for _ in range(REPEATS):
@@ -79,13 +79,13 @@ def timed(encoders: dict[str, Encoder], count: int) -> dict[str, Figures]:
 
 
 def chosen(rows: list[Figures]) -> Figures:
-    """The fastest within ALLOWED of the smallest bytes of level 6."""
+    """Return the fastest row whose size is within ALLOWED of the smallest size at level 6."""
     smallest = min(row["bytes"] for row in rows if row["level"] == 6)
     return min((row for row in rows if row["bytes"] <= ALLOWED * smallest), key=lambda row: row["seconds"])
 
 
 def encodings(count: int) -> Figures:
-    """For image and label: the rows of all candidates, the choice, and what ships."""
+    """Return for image and label: the rows of all candidates, the choice, and the shipped encoder."""
     model = read_served_model(ensembles(REPOSITORY)[MODEL], "1")
     pipeline = in_process.Pipeline(REPOSITORY, MODEL)
     drawn = [pipeline.infer([seed]) for seed in range(count)]
@@ -111,7 +111,7 @@ def encodings(count: int) -> Figures:
 
 
 def ask_for(endpoint: str, encoding: int, seconds: float) -> float:
-    """Samples a second of 16 callers; run in a process of its own."""
+    """Return samples per second of 16 callers. Runs in a separate process."""
     options = pb.SampleOptions()
     options.CopyFrom(RAW)
     options.image_encoding = options.label_encoding = encoding  # type: ignore[assignment]
@@ -125,7 +125,7 @@ def ask_for(endpoint: str, encoding: int, seconds: float) -> float:
 
 
 def probe(url: str, seconds: float) -> list[float]:
-    """Seconds of each answer of /healthz, over one connection."""
+    """Return the seconds of each response of /healthz, over one connection."""
     connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=60)
     latencies, ends = [], time.perf_counter() + seconds
     while time.perf_counter() < ends:
@@ -139,7 +139,7 @@ def probe(url: str, seconds: float) -> list[float]:
 
 
 async def health(rounds: int, seconds: float) -> Figures:
-    """By load: percentiles of /healthz in seconds and samples a second, medians over the rounds."""
+    """Return by load: percentiles of /healthz in seconds and samples per second, medians over the rounds."""
     found: dict[str, list[Figures]] = {name: [] for name in LOADS}
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         async with null_service() as (triton, _):
@@ -158,8 +158,8 @@ async def health(rounds: int, seconds: float) -> Figures:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--samples", type=int, default=SAMPLES)
-    parser.add_argument("--rounds", type=int, default=5, help="of the load")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="of a piece of the load")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of the load")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="seconds of each load measurement")
     arguments = parser.parse_args()
     found = {
         "cores": floor.available_cores(),

@@ -1,13 +1,12 @@
-"""What a step must cost at least: its operations and bytes over what this machine's cores and memory can do.
+"""Computes the floor of a step: the least time that its operations and bytes take on this machine's cores and memory.
 
 Rules of this file:
-- Operations are those that the mathematics asks for, a multiplication and an addition being two: matrix products and
-  convolutions. Interpolation, activations and the statistics are not counted, so that no implementation has to spend
-  less to look good, and none can.
-- A convolution is counted as it is written down. An algorithm that spends fewer (Winograd) may fall below the floor.
-- Bytes are those that have to cross the memory once: what is read (weights, features) and what is written.
-- The machine's rates are the best that any of the installed libraries reaches on large, friendly shapes. Each library
-  is measured in a process of its own, since it takes its number of threads when it is loaded.
+- Only the operations of matrix products and convolutions count; a multiplication and an addition are two operations.
+  Interpolation, activations and statistics are not counted, so no implementation can gain by doing less of them.
+- A convolution is counted by its definition. An algorithm with fewer operations (Winograd) may fall below the floor.
+- Bytes are those that must cross the memory once: inputs (weights, features) and outputs.
+- The machine's rates are the best that any installed library reaches on large, favourable shapes. Each library is
+  measured in a separate process, because it fixes its number of threads when it is loaded.
 
 Run it as `python benchmarks/floor.py` on an idle machine; it prints one line of JSON.
 """
@@ -37,20 +36,20 @@ FLOAT_BYTES = 4
 
 
 def gemm_rate(threads: int | None = None) -> float:
-    """Floating-point operations a second of float32 matrix products: the best library at its best shape.
+    """Return floating-point operations per second of float32 matrix products: the best library at its best shape.
 
-    `threads`: how many cores may work, all when None.
+    `threads`: the number of cores to use; None means all.
     """
     return max(_measured(library, threads or available_cores()) for library in _GEMMS)
 
 
 def bandwidth(threads: int | None = None) -> float:
-    """Bytes a second between memory and cores: the best of reading, copying and adding two arrays into a third."""
+    """Return bytes per second between memory and cores: the best of reading, copying, and adding two arrays."""
     return _measured("stream", threads or available_cores())
 
 
 def rates() -> dict[str, float]:
-    """Both rates of all cores, as benchmarks keep them beside their rounds."""
+    """Return both rates of all cores, as benchmarks store them with their rounds."""
     return {"flops_per_second": gemm_rate(), "bytes_per_second": bandwidth()}
 
 
@@ -59,12 +58,12 @@ def available_cores() -> int:
 
 
 def floor_seconds(flops: float, bytes_moved: float, rate: float, bytes_per_second: float) -> float:
-    """Seconds below which no implementation comes: computing and moving bytes overlap, so the longer of the two."""
+    """Return the least seconds of any implementation: computing and moving bytes overlap, so the longer of the two."""
     return max(flops / rate, bytes_moved / bytes_per_second)
 
 
 def interpreter_flops(spec: InterpreterSpec) -> int:
-    """Of one sample: the first layer at each level's own resolution, the small layers at every pixel."""
+    """Return the operations of one sample: first layer at each level's own resolution, small layers at every pixel."""
     (h1, h2), n, k = spec.hidden, spec.num_heads, spec.num_classes
     first = sum(n * h1 * channels * r**2 for r, channels in spec.channels.items())
     small = n * (h1 * h2 + h2 * k) * spec.resolution**2
@@ -72,7 +71,7 @@ def interpreter_flops(spec: InterpreterSpec) -> int:
 
 
 def interpreter_bytes(spec: InterpreterSpec, batch: int = 1) -> int:
-    """Of a batch: features in, label (uint8), JS map and score (float32) out; the weights once."""
+    """Return the bytes of a batch: features in; label (uint8), JS map and score (float32) out; the weights once."""
     (h1, h2), n, k = spec.hidden, spec.num_heads, spec.num_classes
     weights = n * (h1 * (spec.feature_dim + 1) + h2 * (h1 + 1) + k * (h2 + 1))
     outputs = (1 + FLOAT_BYTES) * spec.resolution**2 + FLOAT_BYTES
@@ -80,19 +79,22 @@ def interpreter_bytes(spec: InterpreterSpec, batch: int = 1) -> int:
 
 
 def feature_bytes(channels: Any) -> int:
-    """Of one sample's feature maps: {r: C_r} as float32."""
+    """Return the bytes of one sample's feature maps {r: C_r} as float32."""
     return FLOAT_BYTES * sum(c * r**2 for r, c in channels.items())
 
 
 def mapping_flops(spec: StyleGAN2Spec) -> int:
-    """One latent to its w."""
+    """Return the operations from one latent to its w."""
     width = spec.mapping_width or spec.w_dim
     widths = [spec.z_dim, *[width] * (spec.mapping_layers - 1), spec.w_dim]
     return 2 * sum(a * b for a, b in itertools.pairwise(widths))
 
 
 def generator_flops(spec: StyleGAN2Spec) -> int:
-    """Of one sample without style mixing: mapping, styles, demodulation, convolutions, their FIR filters and ToRGB."""
+    """Return the operations of one sample without style mixing.
+
+    They are those of mapping, styles, demodulation, convolutions, their FIR filters and ToRGB.
+    """
     total = mapping_flops(spec)
     previous: int | None = None
     for r in spec.resolutions:
@@ -101,7 +103,7 @@ def generator_flops(spec: StyleGAN2Spec) -> int:
         for inputs, side in convolutions:  # an up-convolution multiplies at its input's resolution
             total += 2 * (spec.w_dim * inputs + inputs * channels)  # style and demodulation
             total += 2 * 9 * inputs * channels * side**2
-        if previous is not None:  # the filter in two passes, of which the first keeps one column more
+        if previous is not None:  # the filter runs in two passes; the first keeps one more column
             total += 2 * len(spec.resample_filter) * channels * r * (r + 1 + r)
             if spec.architecture == "resnet":
                 total += 2 * previous * channels * (r // 2) ** 2
@@ -112,7 +114,7 @@ def generator_flops(spec: StyleGAN2Spec) -> int:
 
 
 def generator_bytes(spec: StyleGAN2Spec, channels: Any, batch: int = 1) -> int:
-    """Of a batch: features {r: C_r} and an image (uint8) out; weights and constant noise once."""
+    """Return the bytes of a batch: features {r: C_r} and an image (uint8) out; weights and constant noise once."""
     width = spec.mapping_width or spec.w_dim
     widths = [spec.z_dim, *[width] * (spec.mapping_layers - 1), spec.w_dim]
     weights = sum((a + 1) * b for a, b in itertools.pairwise(widths)) + spec.channels[4] * 16
@@ -130,7 +132,7 @@ def generator_bytes(spec: StyleGAN2Spec, channels: Any, batch: int = 1) -> int:
 
 
 def _measured(what: str, threads: int) -> float:
-    """The rate that a process of its own finds with so many threads."""
+    """Return the rate that a separate process measures with `threads` threads."""
     count = str(threads)
     environment = os.environ | {"OMP_NUM_THREADS": count, "OPENBLAS_NUM_THREADS": count, "MKL_NUM_THREADS": count}
     command = [sys.executable, __file__, "--only", what, "--threads", count]
@@ -138,7 +140,7 @@ def _measured(what: str, threads: int) -> float:
 
 
 def _best(run: Callable[[], object]) -> float:
-    """Seconds of the fastest of some calls, after one that warms up."""
+    """Return the seconds of the fastest of REPEATS calls, after one warm-up call."""
     run()
     seconds = []
     for _ in range(REPEATS):
@@ -166,7 +168,7 @@ def _onnxruntime(a: np.ndarray, b: np.ndarray, threads: int) -> Callable[[], obj
     import onnx
     import onnxruntime
 
-    # The left matrix is the constant one, as the weights of a 1x1 convolution are.
+    # The left matrix is the constant, like the weights of a 1x1 convolution.
     graph = onnx.helper.make_graph(
         [onnx.helper.make_node("MatMul", ["a", "b"], ["y"])],
         "product",

@@ -1,10 +1,10 @@
-"""Does the gate work? Label error against uncertainty score, over seeds that nobody has used.
+"""Measures whether the gate works: label error against uncertainty score, over seeds that no other step uses.
 
 Rules of this file:
 - The error of a sample is the share of its pixels whose label differs from the renderer's exact mask.
-- Risk at a coverage is the mean error of the samples with the lowest scores; the area under that curve is what counts.
-  A random order gives the mean error, the oracle orders by the error itself.
-- Measured seeds are kept in `build/gate.npz`: a run that was interrupted goes on.
+- Risk at a coverage is the mean error of the samples with the lowest scores. The measure is the area under that curve:
+  a random order has the mean error, and the oracle orders by the error itself.
+- Measured seeds are kept in `build/gate.npz`, so an interrupted run resumes.
 
 Run it as `python benchmarks/gate.py`; it writes benchmarks/results/gate.json and docs/images/gate.png.
 """
@@ -33,7 +33,8 @@ ROOT = Path(__file__).parent.parent
 WEIGHTS = ROOT / "service" / "labelmint" / "demo" / "weights"
 FIRST_SEED = 4_250_000_000
 SAVE_EVERY = 100
-# Of the paper (sum over the pixels) and its released code (mean of the top tenth); then two that need no ensemble vote.
+# The scores of the paper (sum over the pixels) and of its released code (mean of the top tenth), then two that need no
+# ensemble vote.
 SCORES = {
     "sum": "sum of JS (the paper)",
     "top10_mean": "mean of the top 10 % of JS (released code)",
@@ -46,7 +47,7 @@ Array = npt.NDArray[np.float64]
 
 @torch.no_grad()
 def measure(count: int, kept: Path) -> dict[str, Array]:
-    """Scores and error of `count` seeds: float64 [count] each."""
+    """Measure scores and error of `count` seeds: float64 [count] each."""
     generator = load_generator(WEIGHTS / "generator.safetensors")
     interpreter = load_interpreter(WEIGHTS / "interpreter.safetensors", "sum")
     top10 = load_interpreter(WEIGHTS / "interpreter.safetensors", "top10_mean")
@@ -62,10 +63,10 @@ def measure(count: int, kept: Path) -> dict[str, Array]:
         for outputs in interpreter.strips(features):
             probability, entropy, votes = interpreter.statistics(outputs)
             label, js = interpreter.uncertainty(probability, entropy, votes)
-            labels.append(interleave(label))  # the others are summed over all pixels, in whichever order
+            labels.append(interleave(label))  # the others are summed over all pixels, so their order does not matter
             divergences.append(js)
             means.append(entropy)
-            mixtures.append(entropy + js)  # JS is what the mixture's entropy is above the heads'
+            mixtures.append(entropy + js)  # JS is the mixture's entropy minus the heads' mean entropy
         js_map = torch.cat(divergences, dim=1)  # [1,R,R]
         columns["sum"].append(interpreter.score(js_map).item())
         columns["top10_mean"].append(top10.score(js_map).item())
@@ -81,12 +82,12 @@ def measure(count: int, kept: Path) -> dict[str, Array]:
 
 
 def risk_coverage(order: npt.NDArray[np.int64], error: Array) -> Array:
-    """Mean error of the first 1, 2, ... samples of an order: float64 [N]."""
+    """Return the mean error of the first 1, 2, ... samples of an order: float64 [N]."""
     return np.cumsum(error[order]) / np.arange(1, len(error) + 1)
 
 
 def evaluate(columns: dict[str, Array]) -> tuple[dict[str, Array], dict[str, object]]:
-    """The risk-coverage curves and the figures of the table."""
+    """Return the risk-coverage curves and the figures of the table."""
     error = columns["error"]
     curves = {name: risk_coverage(np.argsort(columns[name], kind="stable"), error) for name in SCORES}
     curves["random"] = np.full(len(error), error.mean())  # the expectation over all orders

@@ -1,16 +1,16 @@
-"""What the gateway's process computes per sample, against a bare gRPC server that has the same bytes ready.
+"""Measures the gateway's CPU time per sample, against a bare gRPC server that has the same bytes ready.
 
 Rules of this file:
-- User and system CPU seconds of the server's process, as the kernel counts them, over the samples that arrived. How
-  fast they came does not count.
-- Behind the gateway is a model of the demo's shapes that computes next to nothing (`null_model.py`); raw pixels,
-  everything delivered. The bare server (`bare_server.py`) answers the same bytes; as a relay it asks the same Triton
-  first, which no gateway in front of Triton is spared.
-- Single calls of 16 callers, batches of 16 from 2 callers, one stream, and 4 streams. Servers and methods take turns,
-  each round begins with another server, and a ratio is taken within a round.
+- The figure is user and system CPU seconds of the server's process, as the kernel counts them, per sample that arrived.
+  The rate of samples does not matter.
+- Behind the gateway is a model of the demo's shapes that computes almost nothing (`null_model.py`). Pixels are raw, and
+  rejected samples are delivered too. The bare server (`bare_server.py`) answers the same bytes. As a relay it first
+  sends a request to the same Triton, as every gateway in front of Triton must.
+- The loads are single calls of 16 callers, batches of 16 from 2 callers, one stream, and 4 streams. Servers and methods
+  take turns, each round begins with another server, and a ratio is taken within a round.
 
-Run it as `python benchmarks/gateway_cpu.py` (a minute a round; `--rounds 1` adds one round to what is there); it writes
-benchmarks/results/gateway_cpu.json and prints a table.
+Run it as `python benchmarks/gateway_cpu.py` (a minute per round; `--rounds 1` adds one round to the stored ones); it
+writes benchmarks/results/gateway_cpu.json and prints a table.
 """
 
 from __future__ import annotations
@@ -47,22 +47,22 @@ KEPT = BUILD / "gateway_cpu"
 MODEL = null_model.MODEL
 GATEWAY, BARE, RELAY = "gateway", "bare", "relay"
 SERVERS = (GATEWAY, BARE, RELAY)
-SECONDS = 3.0  # of a piece
-WARM_UP = 0.1  # of them, before
+SECONDS = 3.0  # of each measurement
+WARM_UP = 0.1  # seconds of the warm-up before it, as a share
 CALLERS, BATCH_CALLERS, BATCH, STREAMS = 16, 2, 16, 4
-BAR = 1.5  # times the bare server's
+BAR = 1.5  # target: at most this many times the bare server's
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
 class Server:
-    """A server of the process `pid` at an address."""
+    """A server at an address, in the process `pid`."""
 
     grpc: str
     pid: int
 
 
-Count = Callable[[pb_grpc.SampleServiceStub, float], Awaitable[int]]  # samples that arrived in so many seconds
+Count = Callable[[pb_grpc.SampleServiceStub, float], Awaitable[int]]  # samples that arrived in the given seconds
 
 
 async def singles(stub: pb_grpc.SampleServiceStub, seconds: float) -> int:
@@ -110,8 +110,8 @@ METHODS: dict[str, Count] = {
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system seconds that a process has computed, all its threads together."""
-    # The name, which stands second and in parentheses, may have spaces.
+    """Return the user and system CPU seconds of a process, over all its threads."""
+    # The second field is the name in parentheses, which may contain spaces.
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / TICKS
 
@@ -139,7 +139,7 @@ def bare(sample: Path, *arguments: str) -> Iterator[Server]:
 
 @contextlib.asynccontextmanager
 async def null_service() -> AsyncIterator[tuple[str, Path]]:
-    """A Triton with the null model: its address, and the repository."""
+    """Run a Triton with the null model. Yields its address and the repository."""
     repository = KEPT / "repository"
     null_model.export(repository)
     async with serving(repository, MODEL) as (client, _):
@@ -165,7 +165,7 @@ async def rounds_of(kept: resuming.Kept, rounds: int, seconds: float) -> None:
                     if part in done:
                         continue
                     kept.keep(index, part, await measure(servers[name], count, seconds))
-                    print(f"round {index + 1}, {part}: {1e3 * done[part]['cpu_seconds']:.3f} ms a sample", flush=True)
+                    print(f"round {index + 1}, {part}: {1e3 * done[part]['cpu_seconds']:.3f} ms per sample", flush=True)
 
 
 def part_of(server: str, method: str) -> str:
@@ -176,7 +176,7 @@ PARTS = tuple(part_of(server, method) for method in METHODS for server in SERVER
 
 
 def summary(rounds: list[dict[str, Figures]]) -> Figures:
-    """Medians over the rounds, by method: of each server's figures, and of the ratios within the rounds."""
+    """Return medians over the rounds, by method: each server's figures, and the ratios within the rounds."""
 
     def values(server: str, method: str, key: str) -> list[float]:
         return [each[part_of(server, method)][key] for each in rounds]
@@ -207,8 +207,8 @@ def summary(rounds: list[dict[str, Figures]]) -> Figures:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5, help="rounds to add to those that are there")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="of a piece")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds to add to the stored ones")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="seconds of each measurement")
     arguments = parser.parse_args()
     KEPT.mkdir(parents=True, exist_ok=True)
     files = [*resuming.serving_code(), *(Path(each.__file__) for each in (bare_server, direct, load, null_model))]
@@ -220,7 +220,7 @@ def main() -> None:
         cells = ", ".join(f"{name} {1e3 * x['cpu_seconds']['median']:.3f} ms" for name, x in each["servers"].items())
         ratios = ", ".join(f"{name} {x['median']:.2f}" for name, x in each["ratios"].items())
         print(f"{method}: {cells}; {ratios}")
-    print(f"in {found['rounds']} rounds; asked for: gateway to bare at most {BAR}")
+    print(f"in {found['rounds']} rounds; target: gateway to bare at most {BAR}")
 
 
 if __name__ == "__main__":

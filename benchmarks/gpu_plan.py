@@ -1,12 +1,12 @@
-"""What a GPU should give, computed: the floor and a prediction for StyleGAN2 at 1024 x 1024, and what to configure.
+"""Computes the floor and a prediction for StyleGAN2 at 1024 x 1024 on a GPU, and the configuration that it needs.
 
 Rules of this file:
-- No GPU was at hand: everything here is a prediction, and the page says so.
-- A GPU's rates are those that its maker publishes, dense (half of what is published "with sparsity").
-- The steps run on torch's `meta` device, which computes shapes and nothing else. Each operator that depends on the
-  inputs is a kernel; it takes the longer of its operations and its bytes at the GPU's rates. Three sums of that: the
-  floor (`floor.py`), kernels into which elementwise operators are fused, and every operator a kernel of its own.
-- The configuration that the page shows is written by Triton's own ModelConfig message.
+- There was no GPU: everything here is a prediction, and the page says so.
+- A GPU's rates are the dense rates that its maker publishes (half of the rates published "with sparsity").
+- The steps run on torch's `meta` device, which computes only shapes. Each operator that depends on the inputs is a
+  kernel; it takes the longer of its operations and its bytes at the GPU's rates. The page has three sums: the floor
+  (`floor.py`), kernels with elementwise operators fused into them, and a separate kernel for every operator.
+- Triton's ModelConfig message writes the configuration that the page shows.
 
 Run it as `python benchmarks/gpu_plan.py`; it writes docs/gpu.md in seconds.
 """
@@ -40,8 +40,8 @@ PAGE = ROOT / "docs" / "gpu.md"
 RESOLUTION = 1024
 CLASSES = (20, 34)
 STRIPS = (8, 32, 128)  # rows; 32 is what is exported
-REACHED = 0.6  # of the published rates, by kernels that are well made: an assumption
-LAUNCH_SECONDS = 4e-6  # of a kernel: an assumption
+REACHED = 0.6  # share of the published rates that good kernels reach: an assumption
+LAUNCH_SECONDS = 4e-6  # per kernel: an assumption
 PCIE_BYTES_PER_SECOND = 32e9  # PCIe 4.0, 16 lanes, one direction, as specified
 
 
@@ -61,7 +61,7 @@ GPUS = (
     Gpu("A100 SXM 80 GB", 156e12, 312e12, 2.039e12, 40 << 20),
     Gpu("H100 SXM", 494.7e12, 989.4e12, 3.35e12, 50 << 20),
 )
-WIDTH = {"TF32": 1.0, "FP16": 0.5}  # of float32's bytes
+WIDTH = {"TF32": 1.0, "FP16": 0.5}  # bytes relative to float32
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Kernel:
 
 
 class Kernels(TorchDispatchMode):
-    """Collects the operators that depend on `inputs`; what depends on weights alone is folded by an export."""
+    """Collects the operators that depend on `inputs`. An export folds those that depend only on weights."""
 
     def __init__(self, inputs: Iterable[Tensor]) -> None:
         super().__init__()
@@ -103,12 +103,12 @@ class Kernels(TorchDispatchMode):
 
 
 def _bytes(tensor: Tensor) -> int:
-    """What reading it moves: a matrix that is broadcast is read once."""
+    """Return the bytes that reading the tensor moves: a broadcast matrix is read once."""
     return min(tensor.numel() * tensor.itemsize, tensor.untyped_storage().nbytes())
 
 
 def steps_of(resolution: int, classes: int, strip_rows: int = 32) -> dict[str, Step]:
-    """The two steps without weights, on the meta device."""
+    """Return the two steps without weights, on the meta device."""
     spec = random_models.stylegan2_spec(resolution)
     with torch.device("meta"):
         generator = Generator(spec).eval().requires_grad_(False)
@@ -135,7 +135,7 @@ def kernels_of(resolution: int, classes: int, strip_rows: int = 32) -> dict[str,
 
 
 def roofline(kernels: Iterable[Kernel], flops: float, bytes_per_second: float, width: float, fused: bool) -> float:
-    """Seconds of the kernels one after the other, each at the better-hidden of its two costs."""
+    """Return the seconds of the kernels one after the other; each takes the longer of computing and moving bytes."""
     return sum(
         max(kernel.flops / flops, width * kernel.bytes / bytes_per_second)
         for kernel in kernels
@@ -144,7 +144,7 @@ def roofline(kernels: Iterable[Kernel], flops: float, bytes_per_second: float, w
 
 
 def floor_of(resolution: int, classes: int, flops: float, bytes_per_second: float, width: float) -> dict[str, float]:
-    """Seconds of each step."""
+    """Return the floor of each step in seconds."""
     spec = random_models.stylegan2_spec(resolution)
     channels = channels_of("paper", spec.taps)
     interpreter = random_models.interpreter_spec(resolution, channels, num_classes=classes)
@@ -198,7 +198,7 @@ def strips_table() -> str:
 
 
 def check_on_this_machine() -> str:
-    """The same calculation for the CPU that `pair.py` has measured."""
+    """Return the page's section with the same calculation for the CPU that `pair.py` measured."""
     path = ROOT / "benchmarks" / "results" / "pair.json"
     figures = json.loads(path.read_text()) if path.exists() else {"models": {}}
     if not any(name.startswith("r") for name in figures["models"]):
@@ -213,8 +213,8 @@ def check_on_this_machine() -> str:
             measured = model["alone"][step]["onnxruntime"]["1"]["median"]
             fused, single = (roofline(kernels, *rates, fused=is_fused) for is_fused in (True, False))
             rows.append(f"| {model['title']} | `{step}` | {fused:.2f} | {single:.2f} | {measured:.2f} |")
-    return f"""The method, where it can be checked: the same sums for the CPU of the [benchmarks](benchmarks.md), with
-its measured rates, and what ONNX Runtime takes there. Seconds a sample.
+    return f"""The method can be checked on the CPU of the [benchmarks](benchmarks.md): the table has the same sums with
+that CPU's measured rates, and ONNX Runtime's measured time. Seconds per sample.
 
 | Model | Step | Fused | Operator by operator | Measured |
 | --- | --- | --- | --- | --- |
@@ -222,7 +222,7 @@ its measured rates, and what ONNX Runtime takes there. Seconds a sample.
 
 
 def accelerated(step: str) -> str:
-    """The part of a step's config.pbtxt that TensorRT needs."""
+    """Return the part of a step's config.pbtxt that TensorRT needs."""
     inputs = steps_of(RESOLUTION, CLASSES[0])[step].inputs
     shapes = ",".join(f"{spec.name}:{'x'.join(map(str, (1, *spec.shape)))}" for spec in inputs)
     config = pb.ModelConfig()
@@ -262,86 +262,87 @@ def page() -> str:
     )
     return f"""# On a GPU: what to change, and what to expect
 
-**Every figure on this page is a prediction.** No GPU was at hand. `python benchmarks/gpu_plan.py` computes the figures
-and writes the page; the configurations are proposals that no Triton has loaded yet.
+**Every figure on this page is a prediction**, because there was no GPU to measure on. `python benchmarks/gpu_plan.py`
+computes the figures and writes the page. The configurations are proposals that no Triton has loaded yet.
 
-## What works as it is
+## What works without changes
 
-The exported repository is served unchanged by NVIDIA's Triton container. Its native `onnxruntime` backend takes the
-CUDA execution provider by itself where a GPU is: our `instance_group` names no kind. `k8s/components/gpu` gives each
-Triton one GPU and nothing else.
+NVIDIA's Triton container serves the exported repository unchanged. Its native `onnxruntime` backend uses the CUDA
+execution provider by itself if there is a GPU, because the exported `instance_group` names no kind.
+`k8s/components/gpu` gives each Triton one GPU and changes nothing else.
 
-`make bench` runs on a machine with a GPU as it stands. What it serves, it serves with the Triton of the wheel, which
-has no GPU backend, on the CPU; where the ONNX Runtime of `.venv-test` is `onnxruntime-gpu`, `benchmarks/pair.py` also
+`make bench` runs on a machine with a GPU without changes. It serves with the Triton of the wheel, which has no GPU
+backend, so serving runs on the CPU. If the ONNX Runtime of `.venv-test` is `onnxruntime-gpu`, `benchmarks/pair.py` also
 measures both steps with CUDA and TensorRT.
 
 ## What to change
 
 ### Memory between the steps
 
-A sample's features at {RESOLUTION}² have {features / 1e6:.0f} MB. Triton keeps what goes from step to step in a CUDA
-pool of 64 MB, what does not fit there in a pinned pool of 256 MB, and the rest in pageable memory; its log says so
-once ("falling back to pinned system memory"). Beyond the first pool the features cross PCIe twice: at best
-{1000 * crossing:.0f} ms a sample on 16 lanes of PCIe 4.0, more than the floor of either step. So, with room for two
-samples in flight on GPU 0, as a patch of `k8s/components/gpu`:
+A sample's features at {RESOLUTION}² take {features / 1e6:.0f} MB. Triton keeps tensors between steps in a CUDA pool of
+64 MB. Tensors that do not fit go to a pinned pool of 256 MB, and then to pageable memory; Triton's log says so once
+("falling back to pinned system memory"). Outside of the first pool the features cross PCIe twice. That takes at least
+{1000 * crossing:.0f} ms per sample on 16 lanes of PCIe 4.0, more than the floor of either step. So make the pool large
+enough for two samples in flight on GPU 0, with a patch of `k8s/components/gpu`:
 
 ```yaml
 - --cuda-memory-pool-byte-size=0:{2 * features}
 ```
 
-`input_pinned_memory` and `output_pinned_memory` are on by default and matter only for what does leave the GPU: image,
-label and JS map. A batch needs the pool times its samples; at this size `max_batch_size` is 1, since `labelmint export`
-bounds what a batch weighs between the steps (`MAX_BATCH_BYTES`).
+`input_pinned_memory` and `output_pinned_memory` are on by default and matter only for tensors that leave the GPU:
+image, label and JS map. A batch needs the pool times its samples. At this size `max_batch_size` is 1, because
+`labelmint export` limits the bytes of a batch between the steps (`MAX_BATCH_BYTES`).
 
 ### Execution provider
 
-These fields are for NVIDIA's container; our own Triton, which has no GPU, refuses a repository that has them.
+These fields are for NVIDIA's container. The Triton that labelmint starts has no GPU, and labelmint refuses a repository
+with them.
 
-CUDA alone, in the `config.pbtxt` of both steps. `HEURISTIC` spares each new batch size a search; matrices of float32
-are multiplied as TF32 on the tensor cores:
+CUDA alone, in the `config.pbtxt` of both steps. `HEURISTIC` avoids a search for each new batch size. The tensor cores
+multiply float32 matrices as TF32:
 
 ```text
 {with_cuda_alone()}
 ```
 
-TensorRT, which fuses what is elementwise into the convolutions; CUDA takes what it leaves. The generator:
+TensorRT fuses elementwise operators into the convolutions; CUDA runs the operators that TensorRT leaves. The generator:
 
 ```text
 {accelerated("generator")}
 ```
 
-`style_interpreter` alike, with the shapes of its inputs. With smallest, best and largest shape the same there is one
-engine, and one set of kernels. An engine is built in minutes, for one kind of GPU and one version of TensorRT: without
-a cache that outlives the pod (`trt_engine_cache_path` on a volume, not on the `emptyDir` of `k8s/base`) each new Triton
-builds its own, and scaling from zero takes that much longer. `precision_mode` `FP32` is the cautious half: it still
-uses TF32.
+`style_interpreter` is the same with the shapes of its inputs. Because smallest, best and largest shape are the same,
+there is one engine and one set of kernels. TensorRT builds an engine in minutes, for one kind of GPU and one version of
+TensorRT. Without a cache that outlives the pod (`trt_engine_cache_path` on a volume, not on the `emptyDir` of
+`k8s/base`), each new Triton builds its own, and scaling from zero takes that much longer. `precision_mode` `FP32` is
+the safer choice; it still uses TF32.
 
-FP16 has a range that activations of StyleGAN2 leave where `conv_clamp` is not set (the original trains with 256 for
-that), and labels flip near ties. Before FP16 is used, compare labels and calibrate again.
+Activations of StyleGAN2 exceed the range of FP16 if `conv_clamp` is not set (the original trains with 256 for this
+reason), and labels change near ties. Before you use FP16, compare labels and calibrate again.
 
 ### Identity and calibration
 
-A seed gives the same bytes within one device class and execution provider, and on a GPU that is not settled by the
-file: cuDNN and TensorRT choose kernels by shape, so a batch of another size may differ in its last bits. Until
-`tests/torture/test_identity.py` has passed there, serve `max_batch_size: 1`, or one TensorRT profile.
+A seed gives the same bytes within one device class and execution provider. On a GPU the model file does not guarantee
+this: cuDNN and TensorRT choose kernels by shape, so a batch of another size may differ in its last bits. Until
+`tests/torture/test_identity.py` has passed there, serve with `max_batch_size: 1`, or with one TensorRT profile.
 
-TF32 moves JS scores by more than float rounding does, so the threshold has to be measured on the GPU. `labelmint
-calibrate` starts the Triton of the wheel, on the CPU: it needs an option for a Triton that runs elsewhere, as `serve`
-has it (`--triton-url`).
+TF32 changes JS scores by more than float rounding does, so the threshold must be measured on the GPU. `labelmint
+calibrate` starts the Triton of the wheel, which runs on the CPU. It still needs an option for a Triton elsewhere, like
+`--triton-url` of `serve`.
 
 ### Instances
 
-One instance of each step for each GPU. The two steps then work at once on different samples, which hides what is not
-computing: launches, and copies of results. A second instance holds a second arena of ONNX Runtime and, with TensorRT, a
-second engine, and gains only where kernels are too small to fill the GPU, at 256² and below. Several GPUs in a pod:
-`gpus` lists them, and each needs its own CUDA pool; one GPU a pod, as `k8s/components/gpu` has it, needs neither.
+Use one instance of each step per GPU. The two steps then work on different samples at the same time, which hides kernel
+launches and copies of results. A second instance has a second arena of ONNX Runtime and, with TensorRT, a second
+engine. It helps only if kernels are too small to fill the GPU, at 256² and below. For several GPUs in a pod, `gpus`
+lists them, and each needs its own CUDA pool. One GPU per pod, as in `k8s/components/gpu`, needs neither.
 
 ### Strips
 
-The interpreter walks the image in strips of 32 rows, which suits a CPU's cache. On a GPU two things pull: each kernel's
-launch costs {1e6 * LAUNCH_SECONDS:.0f} µs (an assumption) where nothing hides it, and maps that fit the second-level
-cache need not cross the memory. `strip_rows` is an argument of `StyleInterpreter`, not yet of `labelmint export`; which
-is best is to be measured. At K = {CLASSES[0]}, {RESOLUTION}²:
+The interpreter processes the image in strips of 32 rows, which suits a CPU's cache. On a GPU there are two effects:
+each kernel launch costs {1e6 * LAUNCH_SECONDS:.0f} µs (an assumption) unless something hides it, and maps that fit into
+the second-level cache need not cross the memory. `strip_rows` is an argument of `StyleInterpreter`, not yet of
+`labelmint export`; the best value must be measured. At K = {CLASSES[0]}, {RESOLUTION}²:
 
 | Rows | Kernels, fused | Launching them, ms | Hidden map of a phase in FP16, MiB |
 | --- | --- | --- | --- |
@@ -355,32 +356,33 @@ batch size.
 StyleGAN2 with its own channels (config F) at {RESOLUTION}², 10 classifiers, one sample. Milliseconds are those of
 generator + interpreter.
 
-- *Floor*: the operations and bytes that must be spent, at the published rates. Nothing comes below.
-- *Fused*: each convolution, product and reduction reads its inputs and writes its outputs once; what is elementwise is
-  free. TensorRT's best case.
-- *Operator by operator*: each operator reads and writes memory. The CUDA provider's worst case.
-- *Predicted* samples a second: {REACHED:.0%} of the published rates (an assumption), between the last two; one
+- *Floor*: the necessary operations and bytes, at the published rates. No implementation is faster.
+- *Fused*: each convolution, product and reduction reads its inputs and writes its outputs once; elementwise operators
+  are free. This is TensorRT's best case.
+- *Operator by operator*: each operator reads and writes memory. This is the CUDA provider's worst case.
+- *Predicted* samples per second: {REACHED:.0%} of the published rates (an assumption), between the last two; one
   instance, the steps one after the other, nothing in the second-level cache.
 
-| GPU | K | Precision | Floor, ms | Fused, ms | Operator by operator, ms | Samples a second at the floor | Predicted |
+| GPU | K | Precision | Floor, ms | Fused, ms | Operator by operator, ms | Samples per second at the floor | Predicted |
 | --- | --- | --- | --- | --- | --- | --- | --- |
 {prediction_table()}
 
-What lies between floor and prediction is the interpreter's hidden layer, which goes through memory once a convolution.
-A kernel that keeps a tile of it on the chip through all three layers would be worth more than any setting above.
+The difference between floor and prediction is the interpreter's hidden layer, which crosses the memory once per
+convolution. A kernel that keeps a tile of it on the chip through all three layers would gain more than any setting
+above.
 
 {check_on_this_machine()}
 
-Published rates, dense, as in NVIDIA's data sheets of the
+Published dense rates, from NVIDIA's data sheets of the
 [A100](https://www.nvidia.com/content/dam/en-zz/Solutions/Data-Center/a100/pdf/nvidia-a100-datasheet-us-nvidia-1758950-r4-web.pdf)
-and the [H100](https://resources.nvidia.com/en-us-tensor-core/nvidia-tensor-core-gpu-datasheet) (which gives them with
-sparsity: twice as much):
+and the [H100](https://resources.nvidia.com/en-us-tensor-core/nvidia-tensor-core-gpu-datasheet) (which has the rates
+with sparsity: twice as high):
 
 | GPU | TF32, TFlop/s | FP16, TFlop/s | Memory, TB/s | Second-level cache |
 | --- | --- | --- | --- | --- |
 {published}
 
-What Triton's backend takes, and where tensors between steps are kept, was read in its sources: `onnxruntime.cc` of
+The fields of Triton's backend, and the place of tensors between steps, are taken from its sources: `onnxruntime.cc` of
 [onnxruntime_backend](https://github.com/triton-inference-server/onnxruntime_backend), `memory.cc` and
 `ensemble_scheduler.cc` of [core](https://github.com/triton-inference-server/core).
 """

@@ -1,13 +1,13 @@
-"""What a sample costs against resolution, heads, classes, batch and concurrent callers, and how that grows.
+"""Measures how the cost of a sample grows with resolution, heads, classes, batch and concurrent callers.
 
 Rules of this file:
-- The Style Interpreter's step as exported, in ONNX Runtime in this process, set up as it is served. One table of
-  channels for all: 64 at each level, so that only what is varied varies; everything else stays at BASE. Features and
-  weights are random.
+- The Style Interpreter's step runs as exported, in ONNX Runtime in this process, configured as it is served. All cells
+  have 64 channels at each level, so that only one parameter varies; the others stay at BASE. Features and weights are
+  random.
 - Concurrency is measured through a gateway on the demo: a closed loop of callers, as in `latency.py`.
 - The cells of an axis take turns; a figure is the median over rounds and repetitions.
-- Growth is the slope of a straight line through the logarithms: 1 is linear. Beside it stands the slope of the floor's
-  operations, which is what growth would be if nothing but them cost time.
+- Growth is the slope of a straight line through the logarithms: 1 is linear. The slope of the floor's operations is
+  reported next to it: the growth if only these operations took time.
 
 Run it as `python benchmarks/growth.py` on an idle machine (15 minutes); it writes benchmarks/results/growth.json and
 docs/images/growth.png.
@@ -45,7 +45,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "growth.json"
 PICTURE = ROOT / "docs" / "images" / "growth.png"
 CHANNELS = 64
 REPEATS = 3
-CALLS = 3  # of each caller of a closed loop, the first not counted
+CALLS = 3  # per caller of a closed loop; the first is not counted
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,12 @@ class Cell:
 
     @property
     def floor_flops(self) -> int:
-        """A sample."""
+        """Per sample."""
         return floor.interpreter_flops(self.spec)
 
     @property
     def floor_bytes(self) -> float:
-        """A sample; a batch reads the weights once."""
+        """Per sample; a batch reads the weights once."""
         return floor.interpreter_bytes(self.spec, self.batch) / self.batch
 
 
@@ -102,7 +102,7 @@ def all_cells() -> list[Cell]:
 
 
 def prepare() -> str:
-    """Export what is missing; the fingerprint of what is measured."""
+    """Export the missing files. Returns the fingerprint of what is measured."""
     code = resuming.digest_of(resuming.exporting_code(), CHANNELS)
     kept = BUILD / "growth" / "exported"
     kept.parent.mkdir(parents=True, exist_ok=True)
@@ -118,7 +118,7 @@ def prepare() -> str:
 
 
 def steps() -> Figures:
-    """By cell: seconds per sample of each repetition."""
+    """Measure by cell: seconds per sample of each repetition."""
     random = np.random.default_rng(0)
     sessions: dict[Path, Any] = {}
     inputs: dict[Cell, dict[str, np.ndarray]] = {}
@@ -140,7 +140,7 @@ def steps() -> Figures:
 
 
 async def concurrency() -> Figures:
-    """By the number of callers: samples a second, and the median seconds of a call."""
+    """Measure by the number of callers: samples per second, and the median seconds of a call."""
     found: Figures = {}
     with gateway("--model-repository", str(ROOT / "model_repository")) as served:
         async with samples_of(served.grpc, MODEL) as call:
@@ -156,7 +156,7 @@ async def concurrency() -> Figures:
 
 
 def slope(x: list[float], y: list[float]) -> float:
-    """Of the straight line through the logarithms."""
+    """Return the slope of the straight line through the logarithms."""
     return float(np.polyfit(np.log(x), np.log(y), 1)[0])
 
 
@@ -225,7 +225,7 @@ def plot(figures: Figures, path: Path) -> None:
         panel.set_xscale("log", base=2)
         panel.set_yscale("log")
         names = [f"{row['value']}²" if axis == "resolution" else str(row["value"]) for row in rows]
-        crowded = np.append(np.diff(np.log2(x)) < 0.1, False)  # by the value to the right
+        crowded = np.append(np.diff(np.log2(x)) < 0.1, False)  # too close to the value to the right
         panel.set_xticks(x, ["" if hidden else name for name, hidden in zip(names, crowded, strict=True)], fontsize=7)
         panel.minorticks_off()
         panel.set_xlabel(TITLES[axis])

@@ -1,13 +1,13 @@
-"""The steps of a fused ensemble in one process without any server, as a process of its own that is told what to run.
+"""Runs the steps of a fused ensemble without a server, in a separate process that other benchmarks control.
 
 Rules of this file:
-- The ONNX files of the repository under ONNX Runtime, with the session options that their config.pbtxt give Triton.
-- Batches are formed the simple way: callers queue, and a batch is the first of them, at most as many as Triton would
-  take. Who has an answer queues again at once.
-- It asks for the outputs that the served ways ask for.
+- ONNX Runtime runs the repository's ONNX files, with the session options that their config.pbtxt files give Triton.
+- Callers wait in one queue. A batch takes the first of them, up to Triton's largest batch. A caller that has its answer
+  joins the queue again at once.
+- It computes the same outputs as the served ways.
 
 Run by other benchmarks: `python benchmarks/in_process.py REPOSITORY MODEL` answers each line of JSON on stdin (callers,
-seconds, answers, first_seed) with a line that has the begin and end of each call in seconds.
+seconds, answers, first_seed) with a line that has the start and end of each call in seconds.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Pipeline:
             parameters = {key: x.string_value for key, x in read_config(step / "config.pbtxt").parameters.items()}
             if parameters != {"enable_mem_pattern": "0"}:
                 raise ValueError(
-                    f"{step.name} is served with {parameters}, which step_runner.onnx_session does not know"
+                    f"{step.name} is served with {parameters}, which step_runner.onnx_session does not support"
                 )
         self._steps = [
             step_runner.onnx_session(step / str(version_of(step)) / model_file(read_config(step / "config.pbtxt")))
@@ -51,7 +51,7 @@ class Pipeline:
         self.max_batch: int = config.max_batch_size
 
     def infer(self, seeds: Sequence[int]) -> Arrays:
-        """image uint8 [B,R,R,3], label uint8 [B,R,R], js_score float32 [B,1]."""
+        """Return image uint8 [B,R,R,3], label uint8 [B,R,R] and js_score float32 [B,1]."""
         arrays: Arrays = inputs_of(seeds, self._z_dim, self._num_ws)
         found: Arrays = {}
         for session in self._steps:
@@ -66,9 +66,9 @@ class Pipeline:
 def closed(
     pipeline: Pipeline, callers: int, seconds: float, answers: int, first_seed: int
 ) -> list[tuple[float, float]]:
-    """Begin and end of each call of callers who ask again until the seconds have passed and so many answers are there.
+    """Run a closed loop until both `seconds` have passed and `answers` calls have ended.
 
-    Those who wait then are answered, too.
+    Callers that wait at that time are answered too. Returns the start and end of each call.
     """
     seeds = itertools.count(first_seed)
     origin = time.perf_counter()

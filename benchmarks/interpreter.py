@@ -1,19 +1,20 @@
-"""The served Style Interpreter against the reference, and both against what the machine could do at best.
+"""Compares the served Style Interpreter with the reference, and both with the floor of this machine.
 
 Rules of this file:
 - The channel table is StyleGAN2's own, the ensemble has 10 classifiers; weights and features are random.
 - The reference (`reference.py`) is torch on all cores in this process. The served step runs in a real Triton, which
-  gets its features in shared memory; its seconds are those that Triton counts for the step, input and output included.
-- The two take turns, and while one works the other is idle; a figure is the median of the rounds, a ratio is taken
+  gets its features in shared memory. Its seconds are those that Triton counts for the step, with input and output.
+- The two take turns, and while one works the other is idle. A figure is the median of the rounds; a ratio is taken
   within a round.
-- A server is measured as it runs for days: its first requests, which touch its memory for the first time, are not
-  counted. The reference allocates its memory anew at every call, so that its first call is like the others.
-- `onnx` is what ships; `native` is `labelmint export --format native`, the kernel in C.
-- Memory is what a process needs above what it held before the call, the features included; an arm a process.
-- The floor is the time of the operations and bytes that must be spent (`floor.py`), at rates measured in the same run.
+- A server is measured in its steady state: its first requests touch its memory for the first time, so they are not
+  counted. The reference allocates its memory again at every call, so its first call is like the others.
+- `onnx` is the shipped format; `native` is `labelmint export --format native`, the kernel in C.
+- Memory is what a process needs beyond the memory before the call, which includes the features. Each arm has its own
+  process.
+- The floor is the time of the necessary operations and bytes (`floor.py`), at rates measured in the same run.
 
-Run it as `python benchmarks/interpreter.py` on an idle machine (an hour; `--rounds 1` adds one round to what is there);
-it writes benchmarks/results/interpreter.json and docs/images/interpreter.png.
+Run it as `python benchmarks/interpreter.py` on an idle machine (an hour; `--rounds 1` adds one round to the stored
+ones); it writes benchmarks/results/interpreter.json and docs/images/interpreter.png.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "interpreter.json"
 PICTURE = ROOT / "docs" / "images" / "interpreter.png"
 CASES = ((256, 20), (512, 20), (256, 34))  # resolution, classes
 MEMORY_CASES = ((256, 20), (512, 20), (1024, 20))
-REFERENCE_FITS = 512  # above it the reference's feature tensor alone has 23 GB
+REFERENCE_FITS = 512  # above it, the reference's feature tensor alone takes 23 GB
 ARMS = ("onnx", "native")
 WARMUPS, COUNTED = 3, 3  # requests to a server
 Figures = dict[str, Any]
@@ -65,14 +66,14 @@ def name_of(case: tuple[int, int]) -> str:
 
 
 def export(case: tuple[int, int], arm: str) -> None:
-    """Write the step as a Triton model, unless it is there."""
+    """Write the step as a Triton model, unless it exists."""
     repository, model = BUILD / "repository", f"{name_of(case)}_{arm}"
     if not (repository / model).exists():
         step = StyleInterpreterStep(stylegan2_interpreter(*case))
         exported = FORMATS[arm](step)
         repository.mkdir(parents=True, exist_ok=True)
         config = step_config(model, step, arm)
-        config.ClearField("model_warmup")  # what is measured is warmed up by what is not counted
+        config.ClearField("model_warmup")  # the requests that are not counted warm it up
         write_model(repository, config, 1, exported.data)
 
 
@@ -82,7 +83,7 @@ def features_of(case: tuple[int, int]) -> dict[str, np.ndarray]:
 
 
 class Served:
-    """One step in Triton, asked with features that stay in shared memory."""
+    """One step in Triton, called with features that stay in shared memory."""
 
     def __init__(self, url: str, model: str, features: Mapping[str, np.ndarray]) -> None:
         self._client = triton.InferenceServerClient(url)
@@ -101,7 +102,7 @@ class Served:
             self._regions.append(region)
 
     def seconds(self) -> tuple[float, np.ndarray]:
-        """Seconds of one image, as Triton counts them (the median of COUNTED), and its label uint8 [R,R]."""
+        """Return the seconds of one image, as Triton counts them (the median of COUNTED), and its label uint8 [R,R]."""
         seconds = []
         for _ in range(WARMUPS + COUNTED):
             before = self._counted()
@@ -125,7 +126,7 @@ class Served:
 
 
 async def one_round(case: tuple[int, int]) -> Figures:
-    """Seconds of each arm for one image."""
+    """Measure the seconds of each arm for one image."""
     interpreter = stylegan2_interpreter(*case)
     reference = ReferenceInterpreter(interpreter).eval()
     features = features_of(case)
@@ -151,8 +152,8 @@ async def one_round(case: tuple[int, int]) -> Figures:
 
 @contextmanager
 def _peak(into: multiprocessing.Queue[float]) -> Any:
-    """Megabytes that the block needs above what this process held before it."""
-    Path("/proc/self/clear_refs").write_text("5")  # begin the high-water mark anew
+    """Put the megabytes that the block needs, beyond this process's memory before it, into the queue."""
+    Path("/proc/self/clear_refs").write_text("5")  # reset the high-water mark
     before = _status("VmRSS")
     yield
     into.put(_status("VmHWM") - before)
@@ -173,7 +174,7 @@ def _extra_of_reference(case: tuple[int, int], into: multiprocessing.Queue[float
 
 def _extra_of_onnx(case: tuple[int, int], into: multiprocessing.Queue[float]) -> None:
     options = onnxruntime.SessionOptions()
-    options.enable_mem_pattern = False  # as the step's configuration has it
+    options.enable_mem_pattern = False  # as in the step's configuration
     path = BUILD / "repository" / f"{name_of(case)}_onnx" / "1" / "model.onnx"
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     features = features_of(case)
@@ -196,7 +197,7 @@ def extra_megabytes(
 def _extra_of_native(case: tuple[int, int], into: multiprocessing.Queue[float]) -> None:
     features = [x[0] for x in features_of(case).values()]
     path = BUILD / "repository" / f"{name_of(case)}_native" / "1" / "interpreter.npz"
-    with _peak(into):  # it takes what it works with when it is made, the weights included
+    with _peak(into):  # the constructor allocates its working memory and the weights
         Interpreter(path).run(features)
 
 
@@ -204,7 +205,7 @@ EXTRA = {"reference": _extra_of_reference, "onnx": _extra_of_onnx, "native": _ex
 
 
 def summary(found: Figures) -> Figures:
-    """The medians of the rounds, the ratios within them, and the share of the floor's rate."""
+    """Return the medians of the rounds, the ratios within them, and the share of the floor."""
     rates = {key: float(np.median([rates[key] for rates in found["rates"]])) for key in found["rates"][0]}
     cases = []
     for case in CASES:
@@ -263,7 +264,7 @@ def plot(figures: Figures) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5, help="rounds to add to those that are there")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds to add to the stored ones")
     parser.add_argument("--cases", nargs="*", default=[name_of(case) for case in CASES], help="such as r256_k20")
     parser.add_argument("--memory", action="store_true", help="only measure memory")
     arguments = parser.parse_args()

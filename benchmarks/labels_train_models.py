@@ -1,14 +1,14 @@
-"""Do the labels train models? The paper's comparison on the demo's domain, every network judged on exact renders.
+"""Measures how well models train on the labels: the paper's comparison on the demo's domain, tested on exact renders.
 
 Rules of this file:
-- Five ways to get training pairs: (a) the 16 annotated images, (b) the same with strong augmentation, (c) labelmint
-  with the JS gate, (d) without it, (e) exact renders, the ceiling. All but (a) are augmented in the same way.
-- All runs are `clients/pytorch/train_segmenter.py`: the same network, the same number of steps. (c) and (d) pull over
+- There are five sources of training pairs: (a) the 16 annotated images, (b) the same with strong augmentation, (c)
+  labelmint with the JS gate, (d) without it, (e) exact renders, the ceiling. All but (a) have the same augmentation.
+- All runs use `clients/pytorch/train_segmenter.py`: the same network, the same number of steps. (c) and (d) pull over
   gRPC while they train, from a gateway whose cache serves the later runs.
-- A run's figures are kept in benchmarks/results/labels_train_models.json as soon as it ends: a benchmark that was
-  interrupted goes on, and `--report` only draws.
+- A run's figures are written to benchmarks/results/labels_train_models.json as soon as it ends. So an interrupted
+  benchmark resumes, and `--report` only prints and plots.
 
-Run it as `python benchmarks/labels_train_models.py`; it writes docs/images/labels_train_models.png too.
+Run it as `python benchmarks/labels_train_models.py`; it also writes docs/images/labels_train_models.png.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ Pairs = tuple[Tensor, Tensor]  # image uint8 [N,3,R,R], label uint8 [N,R,R]
 
 @dataclass(frozen=True)
 class Run:
-    """One training: how the pairs came, how many different ones, and the seed of weights, order and augmentation."""
+    """One training: the source and number of different pairs, and the seed of weights, order and augmentation."""
 
     arm: str
     samples: int
@@ -72,13 +72,13 @@ class Run:
 
 
 def runs() -> list[Run]:
-    """The smaller sizes before the larger, whose samples include theirs."""
+    """Return all runs. Smaller sizes come first, because the samples of larger sizes include theirs."""
     small = [Run(arm, 16, seed) for arm in "ab" for seed in SEEDS]
     return small + [Run(arm, size, seed) for size in SIZES for arm in "cde" for seed in SEEDS]
 
 
 def annotated() -> Pairs:
-    """The 16 images that the demo's interpreter was fitted on, with their masks."""
+    """Return the 16 images that the demo's interpreter was fitted on, with their masks."""
     seeds = read_notes(WEIGHTS / "interpreter.safetensors")["seeds"]
     generator = load_generator(WEIGHTS / "generator.safetensors")
     images = np.stack([image for _, image in drawn_images(generator, seeds, 1.0)])  # [16,R,R,3]
@@ -87,7 +87,7 @@ def annotated() -> Pairs:
 
 
 def rendered(first_seed: int, count: int, kept: Path) -> Pairs:
-    """Exact pairs of consecutive seeds."""
+    """Return exact pairs of consecutive seeds, from the file `kept` if it exists."""
     if not kept.exists():
         kept.parent.mkdir(parents=True, exist_ok=True)
         faces_ = [render_seed(seed) for seed in tqdm(range(first_seed, first_seed + count), desc=kept.stem, unit="img")]
@@ -137,7 +137,7 @@ def measure(kept: list[dict[str, Any]]) -> None:
 
 
 def by_source(kept: list[dict[str, Any]]) -> dict[tuple[str, int], list[float]]:
-    """(arm, samples) to the mIoU of each seed."""
+    """Return the mIoU of each seed by (arm, samples)."""
     found: dict[tuple[str, int], list[float]] = {}
     for entry in kept:
         found.setdefault((entry["arm"], entry["samples"]), []).append(entry["miou"])

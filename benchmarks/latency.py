@@ -1,16 +1,17 @@
-"""The latency of one replica of the real service, and whether the simulator reproduces it.
+"""Measures the latency of one replica of the real service, and whether the simulator reproduces it.
 
 Rules of this file:
-- One Triton and one gateway, the demo model `faces`, gRPC, raw pixels, no cache; everything is delivered.
-- What the simulator is given: the seconds of each step by batch size, how much two batches at once slow each other
-  down (both as Triton tells them, asked directly), and what a single call costs outside of the steps.
-- What it must find is measured through the gateway: a closed loop at several concurrencies, and Poisson arrivals, which
-  the simulator gets at the measured instants.
-- The machine changes its pace within a minute. So each point of the curve is measured between two profiles and is
-  simulated with their mean, and what counts is the ratio of the two within a round, in the median over the rounds.
+- The replica is one Triton and one gateway with the demo model `faces`, gRPC, raw pixels and no cache. Rejected samples
+  are delivered too.
+- The simulator's inputs are the seconds of each step by batch size, how much two concurrent batches slow each other
+  down (both from Triton's statistics, without the gateway), and the cost of a single call outside of the steps.
+- Its results are compared with measurements through the gateway: a closed loop at several concurrencies, and Poisson
+  arrivals, which the simulator gets at the measured instants.
+- The machine's speed changes within a minute. So each point of the curve is measured between two profiles and simulated
+  with their mean. The figure is the ratio of simulated to measured within a round, as the median over the rounds.
 - A latency is that of a call as its client sees it; percentiles are over the calls after the first round of a loop.
 
-Run it as `python benchmarks/latency.py` on an idle machine (12 minutes; it goes on where it was interrupted); it writes
+Run it as `python benchmarks/latency.py` on an idle machine (12 minutes; an interrupted run resumes); it writes
 benchmarks/results/latency.json and docs/images/latency.png.
 """
 
@@ -47,7 +48,7 @@ REPOSITORY = ROOT / "model_repository"
 RESULTS = ROOT / "benchmarks" / "results" / "latency.json"
 MODEL = "faces"
 BATCHES = (1, 2, 4, 8, 16)
-PAIR = 8  # samples of each of two batches at once
+PAIR = 8  # samples in each of two concurrent batches
 CONCURRENCIES = (1, 2, 4, 8, 16, 32)
 LOADS = (0.3, 0.6, 0.8)  # of the rate at the largest concurrency
 OPEN_SECONDS = 15.0
@@ -55,7 +56,7 @@ Figures = dict[str, Any]
 
 
 async def batch(direct: Direct, count: int) -> list[float]:
-    """Seconds of each step for one batch alone."""
+    """Return the seconds of each step for one batch alone."""
     before = await direct.step_seconds()
     await direct.infer(range(count))
     after = await direct.step_seconds()
@@ -63,7 +64,7 @@ async def batch(direct: Direct, count: int) -> list[float]:
 
 
 async def pair(direct: Direct, rounds: int) -> list[float]:
-    """Seconds of each step for a batch while two batches of PAIR samples are always there."""
+    """Return the seconds of each step for a batch while two batches of PAIR samples always run."""
 
     async def loop() -> None:
         for _ in range(rounds):
@@ -76,13 +77,13 @@ async def pair(direct: Direct, rounds: int) -> list[float]:
 
 
 async def closed(call: load.Call, concurrency: int, rounds: int, seeds: Iterator[int]) -> Figures:
-    """Callers that ask again as soon as they have their answer: (begin, end) of each call, in seconds."""
+    """Run a closed loop of callers. Returns (start, end) of each call, in seconds."""
     run = await load.closed(call, concurrency, seeds, rounds=rounds)
     return {"concurrency": concurrency, "rounds": rounds, "calls": _rounded(run.calls)}
 
 
 async def opened(call: load.Call, rate: float, count: int, random_seed: int, seeds: Iterator[int]) -> Figures:
-    """Callers that come as a Poisson process of `rate` a second."""
+    """Run callers that arrive as a Poisson process of `rate` per second."""
     run = await load.opened(call, rate, count, seeds, random_seed)
     return {"rate": rate, "calls": _rounded(run.calls)}
 
@@ -92,7 +93,7 @@ def _rounded(calls: list[tuple[float, float]]) -> list[list[float]]:
 
 
 async def profile(direct: Direct, call: load.Call, seeds: Iterator[int]) -> Figures:
-    """What the simulator is given, once: seconds of each step by batch size, of a pair, and outside of the steps."""
+    """Measure the simulator's inputs once: seconds of each step by batch size, of a pair, and outside of the steps."""
     batches = [await batch(direct, size) for size in BATCHES]
     outside = []
     for _ in range(2):
@@ -104,7 +105,7 @@ async def profile(direct: Direct, call: load.Call, seeds: Iterator[int]) -> Figu
 
 
 async def one_round() -> Figures:
-    """Every point of the curve once, in order, and the profiles around them: points[i] is between i and i + 1."""
+    """Measure every point of the curve once, in order: points[i] lies between profiles[i] and profiles[i + 1]."""
     seeds = itertools.count()
     found: Figures = {"profiles": [], "points": []}
     async with serving(REPOSITORY, MODEL) as (client, model):
@@ -128,7 +129,7 @@ async def one_round() -> Figures:
 
 
 def profile_of(before: Figures, after: Figures) -> Profile:
-    """What the simulator is given for a point between two profiles: their mean."""
+    """Return the simulator's profile for a point between two measured profiles: their mean."""
 
     def mean(key: str) -> Any:
         return np.mean([before[key], after[key]], axis=0)
@@ -136,31 +137,32 @@ def profile_of(before: Figures, after: Figures) -> Profile:
     seconds = mean("batches").T.tolist()  # [step][size]
     alone = [step[BATCHES.index(PAIR)] for step in seconds]
     shorter = alone.index(min(alone))
-    # The shorter step always has the longer one beside it: what it takes longer then is what sharing costs.
+    # The longer step always runs at the same time as the shorter one, so the shorter one's extra time is the cost of
+    # sharing.
     together = alone[shorter] / float(mean("pair")[shorter])
     return Profile.measured(list(BATCHES), seconds, min(1.0, together), float(mean("outside")))
 
 
 def latencies(run: Figures) -> list[float]:
-    """Seconds of the calls that count, from a measured or a simulated run."""
+    """Return the seconds of the calls that count, from a measured or a simulated run."""
     calls = run["calls"][run.get("concurrency", 0) :]
     return [ended - begun for begun, ended in calls]
 
 
 def throughput(run: Figures) -> float:
-    """Samples a second of a closed loop, after its first round."""
+    """Return samples per second of a closed loop, after its first round."""
     ends = sorted(ended for _, ended in run["calls"])
     first = run["concurrency"]
     return (len(ends) - first) / (ends[-1] - ends[first - 1])
 
 
 def simulate(profile: Profile, run: Figures) -> Figures:
-    """The same calls against one simulated replica: a closed loop, or arrivals at the measured instants."""
+    """Run the same calls against one simulated replica: a closed loop, or arrivals at the measured instants."""
     env = simpy.Environment()
     settings = ServeSettings(triton_url="simulated")
     served = Gateway(env, settings.triton_slots, settings.max_in_flight, settings.max_streams, 0.0)
     served.add(Triton(env, profile, served.finished))
-    # What a call costs outside of the steps is mostly the gateway's one thread, before and after them.
+    # The cost of a call outside of the steps is mostly time in the gateway's single thread, before and after them.
     thread = simpy.Resource(env)
     calls: list[tuple[float, float]] = []
 
@@ -187,9 +189,9 @@ def simulate(profile: Profile, run: Figures) -> Figures:
 
 
 def comparison(rounds: Sequence[Figures]) -> list[Figures]:
-    """For each point what was measured and what the simulator says: p50, p95 (seconds), samples a second.
+    """Return the measured and the simulated figures of each point: p50, p95 (seconds), samples per second.
 
-    Medians over the rounds; `ratio` is that of the simulated to the measured within a round.
+    They are medians over the rounds; `ratio` is simulated to measured within a round.
     """
     rows = []
     for index, first in enumerate(rounds[0]["points"]):

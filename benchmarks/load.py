@@ -1,10 +1,10 @@
-"""Load for a service, from one event loop: callers that ask again at once, or arrivals as a Poisson process.
+"""Generates load from one event loop: a closed loop of callers, or arrivals as a Poisson process.
 
 Rules of this file:
-- A call is asked for by seed, and each call gets another one.
-- Times are seconds from the start of a load; a latency is that of a call as its caller sees it.
-- A rate is all answers over the time from the start to the last of them: the machine is busy all that time.
-- What a call raises ends the load, unless it is one of the errors that are to be counted.
+- Each call gets the next seed.
+- Times are seconds from the start of a load. A latency is that of a call as its caller sees it.
+- A rate is the number of answers over the time from the start to the last answer: the machine is busy all that time.
+- An exception of a call ends the load, unless it is one of the errors to count.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ import numpy as np
 import numpy.typing as npt
 
 Call = Callable[[int], Awaitable[object]]
-Span = tuple[float, float]  # begin and end
+Span = tuple[float, float]  # start and end
 Errors = tuple[type[Exception], ...]
 PERCENTILES = {"p50": 50, "p95": 95, "p99": 99}
 
 
 @dataclass
 class Run:
-    """The calls that were answered, in the order of their ends, and the names of the errors of the others."""
+    """The answered calls, in the order of their ends, and the names of the errors of the others."""
 
     calls: list[Span] = field(default_factory=list)
     failures: Counter[str] = field(default_factory=Counter)
@@ -45,10 +45,10 @@ async def closed(
     drain: bool = True,
     counted: Errors = (),
 ) -> Run:
-    """Callers that ask again as soon as they have their answer.
+    """Run callers that send the next request as soon as they have an answer.
 
-    A caller goes on until the seconds have passed, so many answers (or errors that are counted) have come to all, and
-    it has made so many rounds itself. With `drain` the calls that are still under way are waited for, else given up.
+    A caller continues until `seconds` have passed, all callers together have `answers` answers (or counted errors), and
+    it has made `rounds` calls itself. With `drain`, waits for the calls in progress; otherwise cancels them.
     """
     run, origin, over = Run(), time.perf_counter(), asyncio.Event()
 
@@ -80,7 +80,7 @@ async def closed(
 async def opened(
     call: Call, rate: float, count: int, seeds: Iterator[int], random_seed: int, counted: Errors = ()
 ) -> Run:
-    """`count` callers that come as a Poisson process of `rate` a second."""
+    """Run `count` callers that arrive as a Poisson process of `rate` per second."""
     gaps = np.random.default_rng(random_seed).exponential(1 / rate, count)
     run, origin = Run(), time.perf_counter()
 
@@ -103,10 +103,10 @@ async def _timed(call: Call, seed: int, run: Run, origin: float, counted: Errors
 
 
 def figures(run: Run, first_round: int = 0) -> dict[str, Any]:
-    """Samples a second, and percentiles of a call in seconds.
+    """Return samples per second, and percentiles of a call in seconds.
 
-    Percentiles are over the calls that began after the first `first_round`, where there are any: those came all at
-    once, which callers of a loop do only once.
+    Percentiles leave out the first `first_round` calls, if there are others: these start all at once, which happens in
+    a loop only at the beginning.
     """
     if not run.calls:
         raise ValueError(f"no call was answered: {dict(run.failures)}")
@@ -118,5 +118,5 @@ def figures(run: Run, first_round: int = 0) -> dict[str, Any]:
 
 
 def spread(values: Sequence[float] | npt.NDArray[np.float64]) -> dict[str, float]:
-    """Of one figure a round: the median, the least and the most."""
+    """Return the median, the least and the most of a figure with one value per round."""
     return {"median": float(np.median(values)), "least": float(np.min(values)), "most": float(np.max(values))}

@@ -1,11 +1,11 @@
-"""A model repository like the demo's whose one step computes next to nothing: what is left is what serving costs.
+"""Writes a model repository like the demo's whose only step computes almost nothing, to measure the cost of serving.
 
 Rules of this file:
-- The ensemble is called `faces` and has the demo's inputs, outputs, shapes, batch and parameters; only its digest is
-  its own. `labelmint serve` takes it as it is.
-- The image and the label are one exact render for all seeds, so that they compress as samples do; the JS map is zero,
-  and the score follows from the latent (the sum of its squares).
-- The step is exported, configured and served as any other one.
+- The ensemble is named `faces` and has the demo's inputs, outputs, shapes, batch size and parameters; only its digest
+  differs. `labelmint serve` serves it unchanged.
+- All seeds have one exact render as image and label, so that these compress as samples do. The JS map is zero, and the
+  score is the sum of the latent's squares.
+- The step is exported, configured and served like any other.
 
 Run it as `python benchmarks/null_model.py DIRECTORY`; other benchmarks call `export`.
 """
@@ -33,11 +33,11 @@ SEED = 7  # of the render
 
 
 class NullStep(Step):
-    """All of an ensemble at once: image uint8 [R,R,3] and label uint8 [R,R] whatever the latent."""
+    """The whole ensemble in one step: image uint8 [R,R,3] and label uint8 [R,R], the same for all latents."""
 
     def __init__(self, image: Tensor, label: Tensor, z_dim: int) -> None:
         super().__init__()
-        # The file names constants after the buffers, and outputs have the other names.
+        # The exported file names constants after the buffers, so their names must differ from those of the outputs.
         self.register_buffer("every_image", image)
         self.register_buffer("every_label", label)
         self.register_buffer("every_js_map", torch.zeros(label.shape))
@@ -62,7 +62,7 @@ class NullStep(Step):
 
 
 def export(repository: Path, demo: Path = ROOT / "model_repository") -> None:
-    """Write it; `demo` is the repository whose `faces` it is like."""
+    """Write the repository. `demo` is the repository whose `faces` it resembles."""
     config = read_config(demo / MODEL / "config.pbtxt")
     face = render_seed(SEED)
     step = NullStep(to_uint8(face.image)[0], face.label[0], config.input[0].dims[0])

@@ -1,17 +1,18 @@
-"""Where the time of an image-label pair goes, and which library runs each of its two steps fastest.
+"""Measures where the time of an image-label pair goes, and which library runs each of its two steps fastest.
 
 Rules of this file:
-- The demo as committed, and StyleGAN2 at 512 x 512 with its own channel table, random weights and 10 classifiers.
-- As served: a real Triton, asked for one batch at a time; seconds of a step are those that Triton counts, and what the
-  call takes beyond them is the server's own. Seconds are per sample.
-- By library: the same weights as ONNX under ONNX Runtime, as TorchScript under torch, and the ONNX file under
-  OpenVINO's execution provider, each as `step_runner.py` sets it up, in a process of its own. Where ONNX Runtime has
-  CUDA or TensorRT, they are measured, too. The interpreter's inputs are features that the generator drew.
-- The parts of a round take turns, a figure is the median of the rounds, and the floor's rates belong to the rounds.
-- Agreement is with ONNX Runtime; identity means that a sample has the same bytes alone and first of a batch.
+- The models are the demo as committed, and StyleGAN2 at 512 x 512 with its own channel table, random weights and 10
+  classifiers.
+- "As served" is a real Triton with one batch at a time. The seconds of a step are those that Triton counts; the rest of
+  the call is the cost of the server. Seconds are per sample.
+- "By library" is the same weights as ONNX under ONNX Runtime, as TorchScript under torch, and the ONNX file under
+  OpenVINO's execution provider. `step_runner.py` runs each in a separate process. CUDA and TensorRT are measured too if
+  ONNX Runtime has them. The interpreter's inputs are features from the generator.
+- The parts of a round take turns, a figure is the median of the rounds. The floor's rates are measured in each round.
+- Agreement is with ONNX Runtime; identity means that a sample has the same bytes alone and as the first of a batch.
 
-Run it as `python benchmarks/pair.py` on an idle machine (half an hour; `make openvino` before, or that library is left
-out); it writes benchmarks/results/pair.json and docs/images/pair.png. `--prepare` only exports and compares.
+Run it as `python benchmarks/pair.py` on an idle machine (half an hour; without `make openvino` before, that library is
+left out); it writes benchmarks/results/pair.json and docs/images/pair.png. `--prepare` only exports and compares.
 """
 
 from __future__ import annotations
@@ -52,14 +53,14 @@ RESULTS = ROOT / "benchmarks" / "results" / "pair.json"
 PICTURE = ROOT / "docs" / "images" / "pair.png"
 WEIGHTS = ROOT / "service" / "labelmint" / "demo" / "weights"
 OPENVINO = ROOT / ".venv-openvino" / "bin" / "python"
-REPEATS = 3  # calls of a process that are timed
-WARMUPS = 3  # calls of a server that are not: they touch its memory for the first time
+REPEATS = 3  # timed calls of a process
+WARMUPS = 3  # untimed first calls of a server: they touch its memory for the first time
 STYLE_LAYERS = 1_000_000  # a crossover beyond all layers: no style mixing
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A model that is measured; `batches` are its batch sizes, of which the largest is also used to compare."""
+    """A measured model; `batches` are its batch sizes. The largest is also used to compare libraries."""
 
     name: str
     title: str
@@ -86,7 +87,7 @@ class Subject:
         return BUILD / "pair" / self.name / f"{step}.npz"
 
 
-# Triton serves StyleGAN2 at 512 x 512 sample by sample: a batch would not fit its bound for tensors between steps.
+# Triton serves StyleGAN2 at 512 x 512 sample by sample: a batch would exceed the limit for tensors between steps.
 SUBJECTS = (
     Subject("faces", "`faces`, 128²", (1, 8)),
     Subject("r512_k20", "StyleGAN2, 512², K = 20", (1,)),
@@ -104,7 +105,7 @@ def steps_of(subject: Subject) -> dict[str, Step]:
 
 
 def prepare(subject: Subject) -> None:
-    """Export both formats and write the inputs of both steps, unless they are there for this code."""
+    """Export both formats and write the inputs of both steps, unless this code has written them before."""
     directory = BUILD / "pair" / subject.name
     kept = directory / "exported"
     wanted = resuming.digest_of(resuming.exporting_code(), subject.name)
@@ -128,7 +129,7 @@ def prepare(subject: Subject) -> None:
 
 
 def libraries(openvino: Path) -> dict[str, Path]:
-    """The libraries that are here, and the Python that has each."""
+    """Return the available libraries, each with the Python that has it."""
     found = {library: Path(sys.executable) for library in step_runner.available()}
     if openvino.exists():
         command = [str(openvino), step_runner.__file__, "--available"]
@@ -141,7 +142,7 @@ def libraries(openvino: Path) -> dict[str, Path]:
 
 
 def run_alone(subject: Subject, step: str, library: str, python: Path, repeats: int, save: Path | None) -> Figures:
-    """What `step_runner.py` says of one file in a process of its own."""
+    """Run `step_runner.py` on one file in a separate process and return its figures."""
     command = [str(python), step_runner.__file__, library, str(subject.file(step, library)), str(subject.inputs(step))]
     command += ["--outputs", *outputs_of(subject)[step], "--batches", *map(str, subject.batches)]
     command += ["--repeats", str(repeats), *(("--save", str(save)) if save else ())]
@@ -150,7 +151,7 @@ def run_alone(subject: Subject, step: str, library: str, python: Path, repeats: 
 
 
 def compare(subject: Subject, present: dict[str, Path]) -> dict[str, dict[str, Figures]]:
-    """By step and library: differences to ONNX Runtime by output, and whether a batch changes a sample."""
+    """Return by step and library: differences to ONNX Runtime by output, and whether a batch changes a sample."""
     found: dict[str, dict[str, Figures]] = {}
     for step in STEPS:
         saved = {library: BUILD / "pair" / subject.name / f"{step}_{library}.npz" for library in present}
@@ -180,14 +181,14 @@ def compare(subject: Subject, present: dict[str, Path]) -> dict[str, dict[str, F
 
 
 def difference(want: np.ndarray, got: np.ndarray) -> float:
-    """Of whole numbers the share that differs, of others the largest difference relative to the largest value."""
+    """Return the share of differing values for integers, else the largest difference relative to the largest value."""
     if want.dtype.kind in "ui":
         return float((want != got).mean())
     return float(np.abs(want - got).max() / max(float(np.abs(want).max()), 1e-12))
 
 
 async def served(subject: Subject) -> Figures:
-    """By batch size, per sample: seconds of a call, and of each phase of each step as Triton counts them."""
+    """Measure by batch size, per sample: seconds of a call, and of each phase of each step as Triton counts them."""
     async with serving(subject.repository, subject.name) as (client, model):
         direct = Direct(client.url, model)
         calls: Figures = {str(batch): [] for batch in subject.batches}
@@ -206,7 +207,7 @@ async def served(subject: Subject) -> Figures:
 
 
 def alone(subject: Subject, present: dict[str, Path]) -> Figures:
-    """By step, library and batch size: seconds per sample."""
+    """Measure by step, library and batch size: seconds per sample."""
     found: Figures = {}
     for step in STEPS:
         found[step] = {}
@@ -219,7 +220,7 @@ def alone(subject: Subject, present: dict[str, Path]) -> Figures:
 
 
 def floors(subject: Subject, rates: Figures) -> Figures:
-    """By step, per sample of a batch of one: operations, bytes and the least seconds."""
+    """Return by step, per sample of a batch of one: operations, bytes and the least seconds."""
     generator, interpreter = subject.build()
     channels = interpreter.spec.channels
     counts = {
@@ -240,7 +241,7 @@ def floors(subject: Subject, rates: Figures) -> Figures:
 
 
 def summary(subjects: list[Subject], rounds: list[dict[str, Figures]], agreement: Figures) -> Figures:
-    """Medians over all rounds and their repetitions."""
+    """Return medians over all rounds and their repetitions."""
     rates = {key: float(np.median([each["machine"][key] for each in rounds])) for key in rounds[0]["machine"]}
     models: Figures = {}
     for subject in subjects:
@@ -266,7 +267,7 @@ def summary(subjects: list[Subject], rounds: list[dict[str, Figures]], agreement
 
 
 def spread(rounds: list[list[float]]) -> Figures:
-    """Of a figure: median over everything, and the least and largest of the rounds' medians."""
+    """Return the median of a figure over everything, and the least and largest of the rounds' medians."""
     medians = [float(np.median(some)) for some in rounds]
     return {
         "median": float(np.median([x for some in rounds for x in some])),

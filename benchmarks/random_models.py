@@ -1,8 +1,8 @@
-"""Models of any size with random weights, for measurements that depend on shapes and not on what is drawn.
+"""Builds models of any size with random weights, for measurements that depend on shapes and not on the images.
 
 Rules of this file:
-- Weights keep the variance of what they are given, so that no activation overflows or dies; the same size has the same
-  weights.
+- Weights preserve the variance of their inputs, so that no activation overflows or vanishes. The same size always has
+  the same weights.
 - StyleGAN2 has its own channel table (config F).
 """
 
@@ -54,11 +54,11 @@ def stylegan2_spec(resolution: int) -> StyleGAN2Spec:
 
 
 def stylegan2_interpreter(resolution: int, num_classes: int, num_heads: int = 10) -> StyleInterpreter:
-    """An ensemble that reads all layers of StyleGAN2 at this resolution."""
+    """Return an ensemble that reads all layers of StyleGAN2 at this resolution."""
     channels = channels_of("paper", stylegan2_spec(resolution).taps)
     return interpreter(interpreter_spec(resolution, channels, num_heads, num_classes))
 
 
 def stylegan2(resolution: int, num_classes: int, num_heads: int = 10) -> tuple[Generator, StyleInterpreter]:
-    """StyleGAN2 at this resolution, and an ensemble that reads all of its layers."""
+    """Return StyleGAN2 at this resolution, and an ensemble that reads all of its layers."""
     return generator(stylegan2_spec(resolution)), stylegan2_interpreter(resolution, num_classes, num_heads)

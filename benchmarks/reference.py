@@ -1,11 +1,11 @@
-"""The interpreter as the paper tells it, written naively in torch: what labelmint's own is compared with.
+"""The reference interpreter: the paper's method, written directly in torch, which labelmint's is compared with.
 
 Rules of this file:
-- Every feature map is upsampled to R x R and all are concatenated (S*, D x R x R); the N classifiers run one after the
+- Every feature map is upsampled to R x R and all are concatenated (S*, D x R x R). The N classifiers run one after the
   other over all pixels, one image after the other, as the released code of DatasetGAN does.
-- The weights are those of a `StyleInterpreter`, so that the labels are the same; its BatchNorms are folded already,
-  which spares this one work.
-- It is plain torch that nobody slowed down: of equal ways to write a step, the faster one stands here.
+- The weights are those of a `StyleInterpreter`, so that the labels are the same. Its BatchNorms are already folded,
+  which saves the reference work.
+- The comparison must be fair, so of equivalent ways to write a step in plain torch, this file uses the faster one.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class ReferenceInterpreter(nn.Module):
         return torch.stack([label for label, _ in pairs]), js_map, self.score(js_map)
 
     def _one(self, features: Mapping[int, Tensor]) -> tuple[Tensor, Tensor]:
-        """One image: features [1,C_r,r,r] to label uint8 [R,R] and JS float32 [R,R]."""
+        """Label one image: features [1,C_r,r,r] to label uint8 [R,R] and JS float32 [R,R]."""
         size, k = self.spec.resolution, self.spec.num_classes
         upsampled = [self._upsampled(features[r]) for r in self.spec.channels]
         pixels = torch.cat(upsampled, dim=2).flatten(0, 1)  # [R*R,D]
@@ -61,18 +61,18 @@ class ReferenceInterpreter(nn.Module):
         mean = probability.mean(dim=0)  # [R*R,K]
         js = (torch.special.entr(mean).sum(dim=1) - entropy).clamp(min=0.0)  # [R*R]
         votes = F.one_hot(logits.argmax(dim=2), k).sum(dim=0)  # [R*R,K]
-        label = votes.argmax(dim=1).to(torch.uint8)  # [R*R]; the smallest id of equals
+        label = votes.argmax(dim=1).to(torch.uint8)  # [R*R]; the smallest id of a tie
         return label.view(size, size), js.view(size, size)
 
     def _upsampled(self, level: Tensor) -> Tensor:
-        """[1,C,r,r] to [R,R,C]: with the channels last, since the classifiers are faster on pixels in one piece."""
+        """[1,C,r,r] to [R,R,C]: channels last, because the classifiers are faster on contiguous pixels."""
         size = (self.spec.resolution, self.spec.resolution)
         last = level.contiguous(memory_format=torch.channels_last)
         return F.interpolate(last, size=size, mode="bilinear", align_corners=False)[0].permute(1, 2, 0)
 
 
 def _classifier(layers: list[tuple[Tensor, Tensor]]) -> nn.Sequential:
-    """Linear layers with ReLU between them; weight [out,in] and bias [out] each."""
+    """Return linear layers with ReLU between them, each from a weight [out,in] and a bias [out]."""
     modules: list[nn.Module] = []
     for weight, bias in layers:
         linear = nn.Linear(weight.shape[1], weight.shape[0])

@@ -1,8 +1,8 @@
-"""Writes docs/benchmarks.md from what the benchmarks have measured.
+"""Writes docs/benchmarks.md from the results of the benchmarks.
 
 Rules of this file:
 - No number is written by hand: every figure comes from benchmarks/results.
-- What was not measured yet is left out, and its absence is said.
+- The page says which benchmarks have no results yet.
 
 Run it as `python benchmarks/report.py`.
 """
@@ -29,8 +29,8 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 HEAD = """# Benchmarks
 
-Each section is one command. Compare ratios, not seconds: the machine had two cores and no GPU. `make bench` runs
-them all; `python benchmarks/report.py` writes this page from their results.
+Each section is one command. Compare ratios, not seconds: the machine had two cores and no GPU. `make bench` runs all
+benchmarks; `python benchmarks/report.py` writes this page from their results.
 """
 
 
@@ -51,25 +51,27 @@ def labels_train_models(runs: list[dict[str, Any]]) -> str:
     head = "| Trained on | " + " | ".join(f"{size:,}" for size in sizes) + " |\n| --- |" + " --- |" * len(sizes)
     rows = [f"| ({arm}) {title} | " + " | ".join(cell(arm, s) for s in sizes) + " |" for arm, title in ARMS.items()]
     for title, compared in (
-        ("(c) above (b), in points; 8 were asked for", lambda b, c, e: f"{100 * (c - b):.1f}"),
-        ("(c) of (e); 85 % were asked for", lambda b, c, e: f"{c / e:.1%}"),
-        ("(e) above (b), in points: what there is to gain", lambda b, c, e: f"{100 * (e - b):.1f}"),
+        ("(c) minus (b), in points; target: 8", lambda b, c, e: f"{100 * (c - b):.1f}"),
+        ("(c) relative to (e); target: 85 %", lambda b, c, e: f"{c / e:.1%}"),
+        ("(e) minus (b), in points: the possible gain", lambda b, c, e: f"{100 * (e - b):.1f}"),
     ):
         rows.append(f"| {title} | " + " | ".join(bar(size, compared) for size in sizes) + " |")
     return f"""## Do the labels train models?
 
 `python benchmarks/labels_train_models.py`
 
-A small segmentation network (`clients/pytorch/train_segmenter.py`), the same number of steps for all, judged on 1,000
-exact renders that no generator drew. mIoU by the number of different training samples, mean over the seeds of the
-training (how many in parentheses). (a) and (b) have 16 samples in every column.
+A small segmentation network (`clients/pytorch/train_segmenter.py`) is trained on each source with the same number of
+steps and tested on 1,000 exact renders, which no generator drew. The table has the mIoU by the number of different
+training samples, as the mean over training seeds (their number in parentheses). (a) and (b) have 16 samples in every
+column.
 
 {head}
 {chr(10).join(rows)}
 
-Augmentation alone takes 16 drawings far on this domain. Most of what lies between (c) and (e) is the demo's generator:
-it draws parts up to a pixel away from where the renderer has them, and small parts suffer most. The
-[model card](model-card.md) has what a segmenter that never saw a label of ours finds in its images, class by class.
+Augmentation alone goes far with 16 images on this domain. Most of the difference between (c) and (e) comes from the
+demo's generator: it draws parts up to a pixel away from their place in the renders, which costs small parts most. The
+[model card](model-card.md) shows, class by class, what a segmenter that never saw labelmint's labels finds in the
+generator's images.
 
 ![mIoU against the number of samples](images/labels_train_models.png)
 """
@@ -86,18 +88,20 @@ def gate(figures: dict[str, Any]) -> str:
         for name, title in sorted(TITLES.items(), key=lambda item: area[item[0]])
     ]
     best = min(("sum", "top10_mean"), key=lambda name: area[name])
-    verdict = "the better of the paper's two, and our default" if best == "sum" else "not the better of the paper's two"
+    verdict = "the better of the paper's two, and the default" if best == "sum" else "the worse of the paper's two"
     better = [TITLES[name] for name in gain if area[name] < area["sum"] and name != "top10_mean"]
-    remark = f" Not from the paper, and better here: {', '.join(better)}." if better else ""
+    remark = f"Better here, but not from the paper: {', '.join(better)}." if better else ""
     return f"""## Does the gate work?
 
 `python benchmarks/gate.py`
 
-{figures["seeds"]:,} seeds that nobody has used; the error of a sample is the share of its pixels whose label differs
-from the exact mask ({100 * figures["mean_error"]:.2f} % on average). Seeds are kept from the lowest score on; the area
-under the risk-coverage curve is the mean error over all such cuts.
+The benchmark uses {figures["seeds"]:,} seeds that no other step used. The error of a sample is the share of its pixels
+whose label differs from the exact mask ({100 * figures["mean_error"]:.2f} % on average). The gate keeps the seeds with
+the lowest scores. The area under the risk-coverage curve is the mean error over all such cuts.
 
-`sum` is {verdict}.{remark}
+`sum` is {verdict}.
+
+{remark}
 
 | Order by | Area under risk-coverage, % | Share of the oracle's gain | Error of the best 90 %, % |
 | --- | --- | --- | --- |
@@ -114,17 +118,17 @@ def dataloader(figures: dict[str, Any]) -> str:
         for name in rate
         if name.startswith("workers_")
     ]
-    return f"""## What a trainer sees
+    return f"""## How fast is a DataLoader?
 
 `python benchmarks/dataloader.py`
 
-Samples of `faces` per second on the same Triton: asked directly, and through gateway, gRPC and a PyTorch DataLoader.
-Medians of {figures["rounds"]} interleaved rounds of {figures["samples"]} samples. Triton alone is asked for 6
-samples at a time; each worker has a window of 8, so that more workers give larger batches.
+Samples of `faces` per second on the same Triton: directly, and through gateway, gRPC and a PyTorch DataLoader. Figures
+are medians of {figures["rounds"]} interleaved rounds of {figures["samples"]} samples. Direct requests ask Triton for 6
+samples at a time. Each worker has a window of 8, so more workers make larger batches.
 
 | Way | Samples per second | Ratio to Triton |
 | --- | --- | --- |
-| Triton, asked directly | {rate["triton"]:.2f} | 1 |
+| Triton, directly | {rate["triton"]:.2f} | 1 |
 {chr(10).join(rows)}
 """
 
@@ -154,33 +158,34 @@ def autoscaling(figures: dict[str, Any]) -> str:
     seconds = figures["gpu"]["seconds_of_a_batch"]
     nodes = figures["provisioning"]
     dearer = ", ".join(f"{arm['name']} {arm['relative_cost']:.2f}" for arm in others)
-    return f"""## What is Triton best scaled by?
+    return f"""## Which signal scales Triton best?
 
 `python benchmarks/autoscaling.py`
 
-A discrete-event simulation (`benchmarks/simulation/`): gateways, Tritons, training jobs, nodes, Prometheus, KEDA and
-the HorizontalPodAutoscaler, with the numbers of `k8s/overlays/gpu-scale-to-zero`. No GPU and no cluster was at hand. A
-prediction is what a GPU takes for 1 ({1000 * seconds[0]:.0f} ms) and for 16 ({1000 * seconds[-1]:.0f} ms), and
-what comes before a replica serves: {nodes["node_seconds"]:.0f} s for a node, {nodes["image_seconds"]:.0f} s for the
-image, {nodes["load_seconds"]:.0f} s for the models.
+A discrete-event simulation (`benchmarks/simulation/`) of gateways, Tritons, training jobs, nodes, Prometheus, KEDA and
+the HorizontalPodAutoscaler, with the numbers of `k8s/overlays/gpu-scale-to-zero`. There was no GPU and no cluster, so
+these times are predictions: a GPU takes {1000 * seconds[0]:.0f} ms for a batch of 1 and {1000 * seconds[-1]:.0f} ms
+for a batch of 16; before a replica serves, the node takes {nodes["node_seconds"]:.0f} s, the image \
+{nodes["image_seconds"]:.0f} s and the models {nodes["load_seconds"]:.0f} s.
 
-Each other signal has the same limits and policies, the best of its targets (in parentheses), and one Triton always,
-since without one there is no such signal. Waits are those of training steps, in seconds, weighted by the time that they
-cover. Goodput is the share of their time in which the jobs trained. Cost of a million samples: GPU-hours of Triton, and
-{figures["trainer_weight"]:g} times those of the jobs' own GPUs (one each) that wait, since training runs on dearer
-ones. Over the four workloads (geometric mean) the others cost, against ours: {dearer}.
+Each other signal has the same limits and policies, its best target (in parentheses), and always one Triton, because
+these signals do not exist without a Triton. Waits are those of training steps, in seconds, weighted by the time that
+they cover. Goodput is the share of their time in which the jobs trained. The cost of a million samples is the GPU-hours
+of Triton plus {figures["trainer_weight"]:g} times the hours in which the jobs' own GPUs (one each) wait, because
+training GPUs are more expensive. Costs of the other signals relative to the shipped one, as geometric means over the
+four workloads: {dearer}.
 
-| Workload | Scaled by | Wait p50 | p95 | p99 | Goodput | GPU-hours a million | Waiting | Cost |
+| Workload | Scaled by | Wait p50 | p95 | p99 | Goodput | GPU-hours per million | Waiting | Cost |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- |
 {chr(10).join(rows)}
 
 ![Tritons over time, and cost, for each workload and signal](images/autoscaling.png)
 
-The sweep of our own parameters (one seed), by cost against what ships: samples owed a Triton, samples that wait in
-a Triton, the time over which each is averaged (0: the newest scrape), the period in which the number may double (or 4
-be added), and what may leave a minute.
+A sweep of the shipped signal's parameters (one seed), with costs relative to the shipped ones. The parameters are the
+samples owed per Triton, the samples that wait per Triton, the time over which each is averaged (0: the newest scrape),
+the period in which the number of Tritons may double (or grow by 4), and the number that may be removed per minute.
 
-| Owed | Waiting | Owed over | Waiting over | Up every | Down a minute | Cost |
+| Owed | Waiting | Owed over | Waiting over | Up every | Down per minute | Cost |
 | --- | --- | --- | --- | --- | --- | --- |
 {chr(10).join(swept)}
 """
@@ -196,17 +201,17 @@ def latency(figures: dict[str, Any]) -> str:
             for cell in (f"{row['measured'][key]:.2f}", f"{row['simulated'][key]:.2f}", f"{row['ratio'][key]:.2f}")
         ]
         rows.append(f"| {calls} | {' | '.join(cells)} |")
-    return f"""## Does the simulator say what the service does?
+    return f"""## Does the simulator match the service?
 
 `python benchmarks/latency.py`
 
-One real gateway and one real Triton with `faces`, and the same calls in the simulator. It knows what Triton takes for
-batches alone, and how much two at once slow each other down, measured before and after each point; nothing of the
-curve. Calls in a closed loop, then as a Poisson process (at the measured instants) of a share of the rate that 32
-callers have. Medians of {len(figures["rounds"])} rounds; a ratio is simulated to measured within a round. A test holds
-those of p50 and of samples a second within 15 %.
+One real gateway and one real Triton with `faces`, and the same calls in the simulator. The simulator's inputs are the
+times of single batches in Triton, and how much two concurrent batches slow each other down, measured before and after
+each point; it has no figures of the curve. Calls come in a closed loop, then as a Poisson process (at the measured
+instants) with a share of the rate of 32 callers. Figures are medians of {len(figures["rounds"])} rounds; a ratio is
+simulated to measured within a round. A test checks that the ratios of p50 and of samples per second are within 15 %.
 
-| Calls | p50 measured, s | simulated | ratio | p95 | simulated | ratio | Samples a second | simulated | ratio |
+| Calls | p50 measured, s | simulated | ratio | p95 | simulated | ratio | Samples per second | simulated | ratio |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
 {chr(10).join(rows)}
 
@@ -244,28 +249,30 @@ def alternatives(figures: dict[str, Any]) -> str:
     counts = ", ".join(f"{count} at {concurrency}" for concurrency, count in figures["calls"].items())
     agreed = min(each["agreement"]["labels"] for each in servers.values())
     columns = " | ".join(f"Samples/s, {concurrency}" for concurrency in figures["calls"])
-    return f"""## Against what one would write instead
+    return f"""## How do other servers compare?
 
 `python benchmarks/alternatives.py`
 
-The demo's model behind other servers, each written as its documentation advises with batching on
-(`benchmarks/rivals/`): the same weights in eager torch, the same outputs as raw bytes ({agreed:.3%} of the label
-pixels are labelmint's, at least), the same load. `reference` is the interpreter as published (upsample and concatenate
-the features, then one classifier after the other); `factored` is labelmint's own torch module, a rival that one has
-only with labelmint in hand. Medians of {figures["rounds"]} interleaved rounds on {figures["cores"]} cores; calls that
-count in each: {counts} callers. Each rival has the settings with which it answered most of {JUDGED} callers. {known}.
+The demo's model behind other servers, each written as its documentation advises, with batching on
+(`benchmarks/rivals/`). Weights (in eager torch), outputs (raw bytes) and load are the same; at least {agreed:.3%} of
+the label pixels agree with labelmint's. `reference` is the published interpreter (upsample and concatenate the
+features, then one classifier after the other). `factored` is labelmint's torch module, which a rival has only by using
+labelmint. Figures are medians of {figures["rounds"]} interleaved rounds on {figures["cores"]} cores. Calls that count
+in each round: {counts} callers. Each rival has the settings with its highest rate at {JUDGED} callers.
 
-Asked for were at least 2 times the samples a second of the best rival, and a lower p95, {JUDGED} callers, the
-interpreter as published:
+Versions: {known}.
+
+The target at {JUDGED} callers, against the published interpreter: at least 2 times the samples per second of the best
+rival, and a lower p95.
 
 | Interpreter | Best rival | labelmint's samples/s to the best (least, most) | labelmint's p95 to the lowest |
 | --- | --- | --- | --- |
 {chr(10).join(bars)}
 
-Settings: workers x torch's threads in each, largest batch. p50 and p95, in seconds, and the last column are of
-{JUDGED} callers.
+Settings are workers x torch threads per worker, largest batch. p50 and p95 (in seconds) and the last column, the ratio
+of labelmint's rate to the server's, are at {JUDGED} callers.
 
-| Server | Interpreter | Settings | {columns} | p50 | p95 | labelmint's, times |
+| Server | Interpreter | Settings | {columns} | p50 | p95 | labelmint's ratio |
 | --- | --- | --- | {"--- | " * len(figures["calls"])}--- | --- | --- |
 {chr(10).join(rows)}
 
@@ -297,20 +304,20 @@ def interpreter(figures: dict[str, Any]) -> str:
 `python benchmarks/interpreter.py`
 
 The step as Triton serves it, one image at a time, with StyleGAN2's channel table and 10 classifiers, against the
-paper's way in torch (`benchmarks/reference.py`: upsample all, concatenate, one classifier after the other). Medians of
-{rounds} interleaved rounds. The floor is what the multiplications of the linear layers, each level at its own
-resolution, take at the best rate that this machine showed for a matrix product in the same run
+paper's method in torch (`benchmarks/reference.py`: upsample all, concatenate, one classifier after the other). Figures
+are medians of {rounds} interleaved rounds. The floor is the time of the linear layers' multiplications, each level at
+its own resolution, at the best rate that this machine reached for a matrix product in the same run
 ({rate:.0f} GFlop/s on both cores); interpolation, exponentials and all else count as nothing. Labels agree with the
 reference's at {agreement:.4%} of the pixels or more. At K = 34 the hidden layers are twice and four times as wide.
-`onnx` is what ships and runs anywhere; `native` is `labelmint export --format native`, our kernel in C for CPUs.
+`onnx` is the shipped format and runs anywhere; `native` is `labelmint export --format native`, the C kernel for CPUs.
 
-Asked for, at K = 20: 15 times faster at 256² and 30 times at 512², and 60 % of the floor at both.
+Targets at K = 20: 15 times faster at 256² and 30 times at 512², and 60 % of the floor at both.
 
 | Case | Reference, s | Floor, s{head} |
 | --- | --- | --- |{" --- | --- | --- |" * len(arms)}
 {chr(10).join(rows)}
 
-Memory that one image takes above its features, MB, K = 20; asked for: at most 600 at 512² and 1,200 at 1024².
+Memory that one image takes in addition to its features, MB, K = 20; target: at most 600 at 512² and 1,200 at 1024².
 
 | | {" | ".join(f"{size}²" for size in sizes)} |
 | --- |{" --- |" * len(sizes)}
@@ -322,7 +329,7 @@ Memory that one image takes above its features, MB, K = 20; asked for: at most 6
 
 LIBRARIES = {"onnxruntime": "ONNX Runtime", "torchscript": "TorchScript", "openvino": "OpenVINO"}
 STEP_TITLES = {"generator": "generator", "style_interpreter": "Style Interpreter"}
-GAIN = 0.2  # below which a library is not worth an environment of its own
+GAIN = 0.2  # a library with a smaller gain is not worth a separate environment
 
 
 def pair(figures: dict[str, Any]) -> str:
@@ -365,7 +372,7 @@ def pair(figures: dict[str, Any]) -> str:
                         }.get(kept, ".")
                     )
     advice = " ".join(remarks) or (
-        f"No other library is more than {GAIN:.0%} faster at any step, so that ONNX Runtime serves both."
+        f"No other library is more than {GAIN:.0%} faster at any step, so ONNX Runtime serves both."
     )
     agreement = []
     for library in present:
@@ -388,18 +395,18 @@ def pair(figures: dict[str, Any]) -> str:
 
 `python benchmarks/pair.py`
 
-As served, one batch at a time, per sample; medians of {figures["rounds"]} interleaved rounds. The floor is what the
-multiplications must take at {figures["machine"]["flops_per_second"] / 1e9:.0f} GFlop/s, or the bytes at \
-{figures["machine"]["bytes_per_second"] / 1e9:.0f} GB/s, as measured in the same rounds. "Copied" is what Triton counts
-for the steps' inputs and outputs, "beyond" what the call takes outside of the steps.
+As served, one batch at a time, per sample; medians of {figures["rounds"]} interleaved rounds. The floor is the time of
+the multiplications at {figures["machine"]["flops_per_second"] / 1e9:.0f} GFlop/s, or of the bytes at \
+{figures["machine"]["bytes_per_second"] / 1e9:.0f} GB/s, both as measured in the same rounds. "Copied" is
+the time that Triton counts for the steps' inputs and outputs. "Beyond" is the time of the call outside of the steps.
 
 | Model | Batch | Call, s | Generator, s | of the call | floor's share | Interpreter, s | of the call | floor's share \
 | Copied | Beyond |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
 {chr(10).join(served)}
 
-Each step alone, in its own process, seconds a sample; "times as fast" is against ONNX Runtime, whose share of the floor
-is the last figure but one.
+Each step alone, in its own process, in seconds per sample. "Times as fast" is relative to ONNX Runtime. "Floor's share"
+is the floor as a share of ONNX Runtime's time.
 
 | Model | Step | Batch{head} | Floor's share | Fastest |
 | --- | --- | --- |{" --- | --- |" * len(present)} --- | --- |
@@ -407,8 +414,9 @@ is the last figure but one.
 
 {advice}{missing}
 
-Against ONNX Runtime's outputs: the share of whole numbers that differ, and the largest difference relative to the
-largest value; and whether a sample has the same bytes alone and in a batch. (TorchScript runs it sample by sample.)
+Differences to ONNX Runtime's outputs: the share of differing values for integers, else the largest difference relative
+to the largest value. The last column says whether a sample has the same bytes alone and in a batch. (TorchScript runs a
+batch sample by sample.)
 
 | Library | Image | Features | Label | JS map | JS score | Same bytes in a batch |
 | --- | --- | --- | --- | --- | --- | --- |
@@ -438,17 +446,18 @@ def growth(figures: dict[str, Any]) -> str:
 `python benchmarks/growth.py`
 
 The Style Interpreter's step in ONNX Runtime, {base["resolution"]}², N = {base["heads"]}, K = {base["classes"]}, \
-{base["channels"]} channels at each level, one thing varied at a time; medians of {figures["rounds"]} interleaved \
-rounds of {figures["repeats"]}. A slope is that of the line through the logarithms: 1 is linear, 0 is none. The hidden
-layers are wider from 32 classes on (256 and 128 in place of 128 and 32), which is the step in the plot.
+{base["channels"]} channels at each level,
+with one parameter varied at a time; medians of {figures["rounds"]} interleaved rounds of {figures["repeats"]}. A slope
+is that of the line through the logarithms: 1 is linear growth, 0 is none. From 32 classes on the hidden layers are
+wider (256 and 128 instead of 128 and 32), hence the step in the plot.
 
-| Against | From, to | Milliseconds a sample | Slope | Slope of the operations | Share of the floor |
+| Against | From, to | Milliseconds per sample | Slope | Slope of the operations | Share of the floor |
 | --- | --- | --- | --- | --- | --- |
 {chr(10).join(rows)}
 
 Concurrent callers of the whole service (`faces`, gRPC, raw pixels):
 
-| Callers | Samples a second | Median seconds of a call |
+| Callers | Samples per second | Median seconds of a call |
 | --- | --- | --- |
 {chr(10).join(callers)}
 
@@ -466,8 +475,8 @@ def soak(figures: dict[str, Any]) -> str:
 `python benchmarks/soak.py`
 
 {figures["samples"]:,} samples of a small model (32²) through `labelmint serve`, by gRPC streams, gRPC calls and REST at
-once. Proportional set size of each process, MB, from {figures["settled"]:,} samples on, when caches and arenas have
-filled; growth is the slope of the line through it.
+the same time. The figure is the proportional set size of each process in MB, from {figures["settled"]:,} samples on,
+because caches and arenas fill before that. Growth is the slope of a straight line through it.
 
 | Process | At {figures["settled"]:,} samples | At the end | MB per 1,000 samples |
 | --- | --- | --- | --- |
@@ -505,18 +514,18 @@ def tax(figures: dict[str, Any]) -> str:
 `python benchmarks/tax.py`
 
 The same samples of `faces` (raw pixels) in four ways: through the gateway by gRPC and by REST (JSON, base64), from the
-same Triton asked directly, and from one process that runs the two ONNX files without a server, with the session options
-that Triton has, on batches of whoever waits. Closed loops; medians of {figures["rounds"]} interleaved rounds on \
+same Triton directly, and from one process that runs the two ONNX files without a server. That process has Triton's
+session options and batches all waiting callers. Closed loops; medians of {figures["rounds"]} interleaved rounds on \
 {figures["cores"]} cores.
 
-Samples a second of one way to another's, within a round (least, most):
+Ratio of samples per second of one way to another, within a round (least, most):
 
-| Ratio | {" | ".join(f"{c} callers" for c in concurrencies)} | At least, asked for |
+| Ratio | {" | ".join(f"{c} callers" for c in concurrencies)} | Target, at least |
 | --- |{" --- |" * len(concurrencies)} --- |
 {chr(10).join(ratios)}
 
-What Triton takes beyond the bare process is mostly the steps themselves, which take turns in two processes: in the
-section on the pair each is slower as served than alone, by more than what is copied between them.
+Most of Triton's extra time relative to the bare process is in the steps themselves, which take turns in two processes:
+the section on the pair shows that each is slower as served than alone, by more than the copies between them cost.
 
 Percentiles are those of a call, in seconds, after the first round of a loop.
 
@@ -524,8 +533,8 @@ Percentiles are those of a call, in seconds, after the first round of a loop.
 | --- | --- | --- |{" --- |" * len(PERCENTILES)} --- |
 {chr(10).join(loops)}
 
-Poisson arrivals at {arrivals["share"]:.0%} of the lowest rate that the served ways had with {arrivals["callers"]} \
-callers in the same round, {arrivals["rate"]["median"]:.2f} a second:
+Poisson arrivals at {arrivals["share"]:.0%} of the lowest rate of the served ways with {arrivals["callers"]} callers \
+in the same round, {arrivals["rate"]["median"]:.2f} per second:
 
 | Way | Samples/s | {" | ".join(PERCENTILES)} | Failures |
 | --- | --- |{" --- |" * len(PERCENTILES)} --- |
@@ -547,18 +556,19 @@ def gateway_cpu(figures: dict[str, Any]) -> str:
         )
     one = next(iter(figures["methods"].values()))
     servers, ratios = one["servers"], one["ratios"]
-    return f"""## What does the gateway compute?
+    return f"""## How much CPU does the gateway use?
 
 `python benchmarks/gateway_cpu.py`
 
 CPU milliseconds (user and system) of a server's process per sample, raw pixels, on a model of the demo's shapes that
-computes nothing. `bare` is a grpc.aio server that has the same bytes ready; `relay` is the same and asks Triton for
-each sample first, which no gateway is spared. Medians of {figures["rounds"]} interleaved rounds; ratios within a round.
+computes nothing. `bare` is a grpc.aio server that has the same bytes ready. `relay` is the same server, but it first
+requests each sample from Triton, as every gateway must. Figures are medians of {figures["rounds"]} interleaved rounds;
+ratios are taken within a round.
 
-Asked for: the gateway's at most {figures["bar"]:g} times the bare server's.
+Target: the gateway's time is at most {figures["bar"]:g} times the bare server's.
 
-Shared memory between gateway and Triton would spare copies of four bytes a pixel, which are a small part of what is
-above and nothing beside the model, and a cancelled request would leave its region in use: it is not used.
+The gateway does not use shared memory with Triton. It would save copies of four bytes per pixel, which are a small part
+of these figures and negligible next to the model, and a cancelled request would leave its region in use.
 
 | Method | {" | ".join(f"{name}, ms" for name in servers)} | {" | ".join(ratios)} |
 | --- |{" --- |" * (len(servers) + len(ratios))}
@@ -580,21 +590,21 @@ def encoders(figures: dict[str, Any]) -> str:
         f"| {1e3 * each['p99']['median']:.1f} ({1e3 * each['p99']['least']:.1f} to {1e3 * each['p99']['most']:.1f}) |"
         for name, each in figures["health"].items()
     ]
-    return f"""## How are samples put into PNG?
+    return f"""## Which PNG encoder settings are best?
 
 `python benchmarks/encoders.py`
 
-{figures["samples"]} samples of `faces`, Pillow's encoder at each level of zlib and with each of its strategies. The
-choice is the fastest within {figures["allowed"] - 1:.0%} of the smallest bytes that level 6 gives.
+{figures["samples"]} samples of `faces`, encoded by Pillow at each level and strategy of zlib. The choice is the fastest
+setting whose size is within {figures["allowed"] - 1:.0%} of the smallest size at level 6.
 
-| Part | Encoder | Milliseconds a sample | Bytes |
+| Part | Encoder | Milliseconds per sample | Bytes |
 | --- | --- | --- | --- |
 {chr(10).join(rows)}
 
-Whether encoding holds up other answers: /healthz while {figures["callers"]} callers ask for samples of a model that
+Does encoding delay other responses? /healthz while {figures["callers"]} callers request samples of a model that
 computes nothing. Medians of {figures["rounds"]} interleaved rounds.
 
-| Asked for | Samples/s | /healthz p50, ms | p99, ms (least, most) |
+| Requested | Samples/s | /healthz p50, ms | p99, ms (least, most) |
 | --- | --- | --- | --- |
 {chr(10).join(health)}
 """
@@ -606,19 +616,19 @@ def startup(figures: dict[str, Any]) -> str:
         for name, each in figures["phases"].items()
     ]
     ready, imports = figures["ready"], figures["imports"]
-    return f"""## Where does a start's time go?
+    return f"""## Where does the startup time go?
 
 `python benchmarks/startup.py`
 
-`labelmint serve` on the repository as committed, files in the page cache, by what its log and Triton's say. Ready after
-{ready["median"]:.2f} s ({ready["least"]:.2f} to {ready["most"]:.2f}), median of {figures["starts"]} starts; under \
-{figures["bar"]:g} s were asked for.
+`labelmint serve` on the committed repository, with its files in the page cache. Times come from its log and Triton's.
+It is ready after {ready["median"]:.2f} s ({ready["least"]:.2f} to {ready["most"]:.2f}), the median of \
+{figures["starts"]} starts; target: under {figures["bar"]:g} s.
 
 | Phase | Seconds | Least to most |
 | --- | --- | --- |
 {chr(10).join(rows)}
 
-Imports alone, which lie within the first phase, take {imports["median"]:.2f} s.
+Imports, which are part of the first phase, take {imports["median"]:.2f} s alone.
 """
 
 

@@ -1,8 +1,8 @@
-"""What a process and those below it hold in memory.
+"""Reads the memory of a process and its descendants.
 
 Rules of this file:
 - Sizes are proportional set sizes, in bytes: a page that two processes share counts once.
-- A process that ends while it is looked at is left out.
+- A process that ends while it is being read is left out.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def resident(root: int) -> Iterator[tuple[int, list[str], int]]:
-    """Process id, command line and bytes of `root` and of each of its descendants."""
+    """Yield process id, command line and bytes of `root` and of each of its descendants."""
     queue = [root]
     while queue:
         pid = queue.pop()

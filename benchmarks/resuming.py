@@ -1,10 +1,10 @@
-"""Rounds of a benchmark that may be interrupted at any time and goes on where it was.
+"""Rounds of a benchmark, which may be interrupted at any time and then resumes where it stopped.
 
 Rules of this file:
-- A round measures every part once, so that what happens to the machine meanwhile happens to all; figures are medians
-  over the rounds.
-- What was measured lies in build/, part by part, and counts only for what it was measured on: a fingerprint of the
-  files lies beside it.
+- A round measures every part once, so that a change of the machine's speed affects all parts. Figures are medians over
+  the rounds.
+- Measurements are kept in build/, part by part, with a fingerprint of the measured files. They are used only if the
+  fingerprint still matches.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ def add_arguments(parser: argparse.ArgumentParser, rounds: int = 5) -> None:
         type=float,
         default=float("inf"),
         metavar="SECONDS",
-        help=f"begin no other part after them and exit with {UNFINISHED}; the same command then goes on",
+        help=f"start no other part after them and exit with {UNFINISHED}; the same command then resumes",
     )
 
 
 class Kept:
-    """The rounds of a benchmark as they lie on disk: for each the figures of its parts."""
+    """The rounds of a benchmark on disk: for each round the figures of its parts."""
 
     def __init__(self, name: str, fingerprint: str) -> None:
-        """What was measured before under another fingerprint is forgotten."""
+        """Load the rounds of `name`. Measurements with another fingerprint are dropped."""
         self._path = BUILD / name / "rounds.json"
         kept: Figures = json.loads(self._path.read_text()) if self._path.exists() else {}
         if kept.get("fingerprint") != fingerprint:
@@ -48,7 +48,7 @@ class Kept:
         self.rounds: list[dict[str, Figures]] = kept["rounds"]
 
     def begin(self, parts: Iterable[str]) -> tuple[int, dict[str, Figures]]:
-        """The round that lacks some of the parts, or a new one: its index, and what it has."""
+        """Return the round that lacks some of the parts, or a new one: its index and its figures."""
         names = set(parts)
         if not self.rounds or names <= set(self.rounds[-1]):
             self.rounds.append({})
@@ -59,7 +59,7 @@ class Kept:
         write(self._path, self._kept)
 
     def complete(self, parts: Iterable[str]) -> list[dict[str, Figures]]:
-        """The rounds that have all parts."""
+        """Return the rounds that have all parts."""
         names = set(parts)
         return [each for each in self.rounds if names <= set(each)]
 
@@ -67,7 +67,7 @@ class Kept:
 def measured(
     name: str, fingerprint: str, parts: Mapping[str, Callable[[], Figures]], rounds: int, budget: float
 ) -> list[dict[str, Figures]]:
-    """Measure the parts in turn until there are so many rounds of all: for each round the figures of each part."""
+    """Measure the parts in turn until `rounds` rounds have all. Returns for each round the figures of each part."""
     kept = Kept(name, fingerprint)
     ends = time.monotonic() + budget
     while len(kept.complete(parts)) < rounds:
@@ -76,7 +76,7 @@ def measured(
             if part in done:
                 continue
             if time.monotonic() > ends:
-                print(f"{name}: {index} of {rounds} rounds; run it again to go on")
+                print(f"{name}: {index} of {rounds} rounds; run it again to resume")
                 raise SystemExit(UNFINISHED)
             started = time.monotonic()
             kept.keep(index, part, measure())
@@ -85,13 +85,13 @@ def measured(
 
 
 def rotated(names: Sequence[str], index: int) -> tuple[str, ...]:
-    """The order of a round: each begins with another one."""
+    """Return the order of a round: each round begins with another name."""
     first = index % len(names)
     return (*names[first:], *names[:first])
 
 
 def digest_of(files: Iterable[Path], *others: object) -> str:
-    """SHA-256 over files, whose order counts for nothing, and what else a measurement depends on."""
+    """Return the SHA-256 over files, in any order, and over the other things that a measurement depends on."""
     found = hashlib.sha256(json.dumps(others).encode())
     for path in sorted(files):
         found.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
@@ -99,20 +99,20 @@ def digest_of(files: Iterable[Path], *others: object) -> str:
 
 
 def serving_code() -> list[Path]:
-    """The files that decide what a running service does."""
+    """Return the files that determine what a running service does."""
     package = ROOT / "service" / "labelmint"
     rooms = (*(package / "gateway").rglob("*.py"), *(package / "triton").rglob("*.py"), *(package / "v1").glob("*.py"))
     return [*package.glob("*.py"), *rooms]
 
 
 def exporting_code() -> list[Path]:
-    """The files that decide what an export is."""
+    """Return the files that determine the content of an export."""
     package = ROOT / "service" / "labelmint"
     return [*(package / "models").glob("*.py"), *(package / "export").glob("*.py")]
 
 
 def write(path: Path, content: object) -> None:
-    """JSON, aside and renamed: an interrupted run leaves the file before it."""
+    """Write JSON under a temporary name and rename it, so that an interrupted run leaves the previous file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".part")
     aside.write_text(json.dumps(content, indent=1) + "\n")

@@ -1,12 +1,12 @@
-"""Large generators on this machine: seconds and resident memory of export, serving and fit, random weights.
+"""Measures seconds and resident memory of export, serving and fit for large generators with random weights.
 
 Rules of this file:
 - The channel table is StyleGAN2's own (config F), the ensemble has 10 classifiers and 34 classes.
-- Memory is what the kernel counts: the high-water mark of each child process, and for Triton with its backends the sum
-  of proportional set sizes (a page that two processes share counts once), read while it works.
+- Memory is as the kernel counts it: the high-water mark of each child process, and for Triton with its backends the sum
+  of proportional set sizes (a page that two processes share counts once), read while Triton works.
 
 Run it as `python benchmarks/scale.py serve 512` or `python benchmarks/scale.py fit 512`; it prints one line of JSON.
-With `--directory build/scale` an export stays there, and a second run measures it again.
+With `--directory build/scale`, the export is kept there, and a second run measures the same export.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def write_generator(path: Path, resolution: int) -> None:
 
 
 def run(*arguments: str) -> tuple[float, float]:
-    """A command of labelmint in a process of its own: seconds and peak resident GB."""
+    """Run a labelmint command in a separate process. Returns its seconds and peak resident GB."""
     started = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-m", "labelmint.cli", *arguments])
     _, status, usage = os.wait4(process.pid, 0)
@@ -52,12 +52,12 @@ def run(*arguments: str) -> tuple[float, float]:
 
 
 def resident_gb(process: int) -> float:
-    """Of a process and all its descendants."""
+    """Return the resident GB of a process and all its descendants."""
     return sum(size for _, _, size in resident(process)) / 1e9
 
 
 def tritons() -> list[int]:
-    """Our child tritonserver."""
+    """Return the process ids of this process's tritonserver children."""
     children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
     return [int(pid) for pid in children if "tritonserver" in Path(f"/proc/{pid}/comm").read_text()]
 

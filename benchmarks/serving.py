@@ -1,7 +1,7 @@
-"""What benchmarks ask: `labelmint serve` in a process of its own on free ports, and one raw sample at a time of it.
+"""Runs `labelmint serve` for benchmarks in a separate process on free ports, and requests single raw samples from it.
 
 Rules of this file:
-- The gateway is the installed program, with the arguments that a user would give.
+- The gateway is the installed program with command-line arguments, as a user starts it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 
 START_SECONDS = 120
 PATIENCE_SECONDS = 600.0
-# Everything is delivered, so that a seed is a sample.
+# Rejected samples are delivered too, so that each seed is one sample.
 RAW = pb.SampleOptions(include_rejected=True, image_encoding=pb.ENCODING_RAW, label_encoding=pb.ENCODING_RAW)
 
 
@@ -39,7 +39,7 @@ class Served:
 
 @contextlib.contextmanager
 def gateway(*arguments: str) -> Iterator[Served]:
-    """Serve until the block ends; both doors answer."""
+    """Run the gateway until the block ends. Enters the block when REST and gRPC answer."""
     with socket.socket() as grpc_socket, socket.socket() as http_socket:
         for each in (grpc_socket, http_socket):
             each.bind(("127.0.0.1", 0))
@@ -58,7 +58,7 @@ def gateway(*arguments: str) -> Iterator[Served]:
 
 
 def _wait_for_rest(url: str) -> None:
-    """Its door opens a moment after that of gRPC."""
+    """Wait until REST answers: its port opens a moment after that of gRPC."""
     ends = time.monotonic() + START_SECONDS
     while True:
         try:
@@ -74,7 +74,7 @@ def _wait_for_rest(url: str) -> None:
 async def samples_of(
     endpoint: str, model: str, options: pb.SampleOptions = RAW
 ) -> AsyncIterator[Callable[[int], Awaitable[pb.Sample]]]:
-    """Asks a gateway for the sample of a seed, over one channel."""
+    """Yield a function that requests the sample of a seed from a gateway, over one channel."""
     async with grpc.aio.insecure_channel(endpoint) as channel:
         stub = pb_grpc.SampleServiceStub(channel)
 

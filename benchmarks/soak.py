@@ -1,15 +1,15 @@
-"""Whether memory stays flat: 20,000 samples through one service, and what each of its processes holds meanwhile.
+"""Checks that memory stays flat: 20,000 samples through one service, with the memory of each of its processes.
 
 Rules of this file:
-- `labelmint serve` as installed, with a Triton of its own, on a real export of a small model (32 x 32, random
-  weights), so that samples are many and cheap: what leaks a call leaks here as it would with a large one.
-- Four callers at once, a quarter of the samples each: two gRPC streams (raw, and PNG images with the JS map), single
-  gRPC calls, and REST (npz).
-- Memory is the proportional set size that the kernel counts: a page that processes share is divided among them. The
-  growth is the slope of a straight line through what was read after the first fifth of the samples, while caches, pools
+- The service is `labelmint serve` as installed. It starts a Triton on a real export of a small model (32 x 32, random
+  weights). Its samples are cheap, so there can be many, and a leak per call is the same as with a large model.
+- Four callers run in parallel, with a quarter of the samples each: two gRPC streams (raw, and PNG images with the JS
+  map), single gRPC calls, and REST (npz).
+- Memory is the proportional set size that the kernel counts: a page that processes share is divided among them. Growth
+  is the slope of a straight line through the readings after the first fifth of the samples; until then caches, pools
   and arenas fill.
 
-Run it as `python benchmarks/soak.py` (3 minutes; times do not count, so that the machine need not be idle); it writes
+Run it as `python benchmarks/soak.py` (3 minutes; the machine need not be idle, because times do not count); it writes
 benchmarks/results/soak.json and docs/images/soak.png.
 """
 
@@ -45,11 +45,11 @@ MODEL = "small"
 SAMPLES = 20_000
 SETTLED = 0.2  # share of the samples after which growth counts
 READ_SECONDS = 1.0
-ANY_SCORE = 1e9  # the model is not calibrated: all is accepted
+ANY_SCORE = 1e9  # the model is not calibrated, so accept all samples
 
 
 def export() -> Path:
-    """The repository of the small model, exported unless it is there for this code."""
+    """Return the repository of the small model. Exports it unless this code has exported it before."""
     repository, kept = BUILD / "soak" / "repository", BUILD / "soak" / "exported"
     wanted = resuming.digest_of(resuming.exporting_code())
     if not (kept.exists() and kept.read_text() == wanted):
@@ -63,12 +63,12 @@ def export() -> Path:
 
 
 def memory(root: int) -> dict[str, float]:
-    """Proportional set size of the gateway and of each process below it, in MB, by what it is."""
+    """Return the proportional set sizes of the gateway and its descendants, in MB, by role."""
     return {"gateway" if pid == root else role_of(command): size / 1e6 for pid, command, size in resident(root) if size}
 
 
 def role_of(command: list[str]) -> str:
-    """What a process below the gateway is: Triton, or the process of one of its models."""
+    """Return the role of a process below the gateway: Triton, or the process of one of its models."""
     if "stub" in Path(command[0]).name:
         names = [each.name for each in (BUILD / "soak" / "repository").iterdir() if not each.name.startswith(".")]
         return max((name for name in names if any(name in word for word in command)), key=len, default="model")
@@ -76,7 +76,7 @@ def role_of(command: list[str]) -> str:
 
 
 class Count:
-    """Samples that have arrived at the callers."""
+    """Counts the samples that have arrived at the callers."""
 
     def __init__(self) -> None:
         self.value = 0
@@ -104,7 +104,7 @@ def rest(url: str, first: int, count: int) -> Iterator[object]:
 
 
 def soak(samples: int) -> tuple[list[Figures], float]:
-    """What was read, each with `samples` that had arrived and MB by process; and the seconds of all."""
+    """Run the soak. Returns the readings (`samples` arrived so far and MB by process) and the seconds of the whole."""
     share = samples // 4
     readings: list[Figures] = []
     count = Count()
@@ -144,7 +144,7 @@ def soak(samples: int) -> tuple[list[Figures], float]:
 
 
 def summary(readings: list[Figures], seconds: float) -> Figures:
-    """By process and for all together: MB when it had settled and at the end, and the slope in MB per 1,000 samples."""
+    """Return per process and in total: MB after settling and at the end, and the slope in MB per 1,000 samples."""
     last = readings[-1]
     processes = sorted(last["megabytes"])
     settled = [

@@ -1,11 +1,11 @@
-"""Where the time of a start goes: `labelmint serve` on the repository as committed, from the command to a sample.
+"""Measures the phases of a start: `labelmint serve` on the committed repository, from the command to a first sample.
 
 Rules of this file:
-- Moments are what the programs themselves log: the gateway's JSON lines and Triton's own log, both by this machine's
-  clock. Only the command and the first sample are timed from here.
-- Starts are warm: one before them, which does not count, has read all files.
-- A figure is the median of the starts, of each phase by itself. The phases of one start add up to it.
-- Imports are timed apart, in a process that does nothing else; they lie within the first phase.
+- Times come from the programs' logs: the gateway's JSON lines and Triton's log, both with this machine's clock. This
+  file times only the command and the first sample.
+- Starts are warm: an uncounted start before them has read all files.
+- A figure is the median of the starts, for each phase separately. The phases of one start add up to its duration.
+- Imports are timed separately, in a process that does nothing else; they are part of the first phase.
 
 Run it as `python benchmarks/startup.py` (two minutes); it writes benchmarks/results/startup.json and prints a table.
 """
@@ -37,23 +37,23 @@ BAR_SECONDS = 5.0  # from the command to ready
 READY = re.compile(r"ready after \S+ s\. REST (http://[^ ]+) ")
 TRITON_LINE = re.compile(r"[A-Z](\d{4} \d\d:\d\d:\d\d\.\d+) +\d+ \S+\] \"?(.*?)\"?$")
 IMPORTS = "import labelmint.cli, labelmint.gateway.process.server"
-# Each phase ends with a moment, and begins with the one before it; the first begins with the command.
+# Each phase ends at the named moment and begins at the previous one; the first begins with the command.
 PHASES = {
     "triton_launched": "Python starts, imports, and checks the repository",
     "models_begin": "Triton starts, until it loads a model",
     "models_loaded": "Triton loads and warms up the models",
-    "triton_serves": "Triton opens its door",
-    "gateway_ready": "the gateway sees it and opens its doors",
-    "first_sample": "a first sample",
+    "triton_serves": "Triton opens its port",
+    "gateway_ready": "the gateway sees Triton and opens its ports",
+    "first_sample": "the first sample",
 }
 READY_PHASE = "gateway_ready"
 
 
 def gateway_moments(lines: Iterable[str]) -> tuple[dict[str, float], str]:
-    """Of the gateway's JSON lines: seconds since 1970 of what they tell, and the URL of REST."""
+    """Return the moments in the gateway's JSON lines, in seconds since 1970, and the URL of REST."""
     moments, url = {}, ""
     for line in lines:
-        if not line.startswith("{"):  # a library's own warning
+        if not line.startswith("{"):  # a warning of a library
             continue
         entry = json.loads(line)
         at = datetime.fromisoformat(entry["time"]).timestamp()
@@ -65,7 +65,7 @@ def gateway_moments(lines: Iterable[str]) -> tuple[dict[str, float], str]:
 
 
 def triton_moments(lines: Iterable[str], year: int) -> dict[str, float]:
-    """Of Triton's log, which tells no year and counts in UTC: seconds since 1970."""
+    """Return the moments in Triton's log in seconds since 1970. The log has no year, and its times are UTC."""
     moments: dict[str, float] = {}
     for line in lines:
         if not (found := TRITON_LINE.match(line.rstrip("\n"))):
@@ -81,17 +81,17 @@ def triton_moments(lines: Iterable[str], year: int) -> dict[str, float]:
 
 
 def phases(command: float, moments: dict[str, float]) -> Figures:
-    """Seconds of each phase, and from the command to ready; raises ValueError where a moment is missing."""
+    """Return the seconds of each phase, and from the command to ready. Raises ValueError if a moment is missing."""
     missing = [name for name in PHASES if name not in moments]
     if missing:
-        raise ValueError(f"the logs do not tell {', '.join(missing)}")
+        raise ValueError(f"the logs do not contain {', '.join(missing)}")
     ends = [command, *(moments[name] for name in PHASES)]
     found = {name: end - begin for name, begin, end in zip(PHASES, ends, ends[1:], strict=False)}
     return {"phases": found, "ready": moments[READY_PHASE] - command}
 
 
 def start() -> Figures:
-    """One start, until its first sample has come."""
+    """Measure one start, until its first sample has arrived."""
     with tempfile.TemporaryDirectory() as temporary:
         triton, log = Path(temporary) / "triton.log", Path(temporary) / "serve.log"
         command = [sys.executable, "-m", "labelmint.cli", "serve", "--model-repository", str(REPOSITORY)]
@@ -105,7 +105,7 @@ def start() -> Figures:
                 if process.poll() is not None or time.time() > begun + START_SECONDS:
                     raise SystemExit(f"labelmint serve did not become ready:\n{log.read_text()}")
                 time.sleep(0.01)
-                # The last line may be half written.
+                # The last line may be incomplete.
                 moments, url = gateway_moments(log.read_text().rpartition("\n")[0].splitlines())
             path = f"{url}/v1/models/{MODEL}/samples/0?include_rejected=true"
             urllib.request.urlopen(path, timeout=START_SECONDS).read()
@@ -118,7 +118,7 @@ def start() -> Figures:
 
 
 def imports() -> float:
-    """Seconds of a process that imports what serving needs."""
+    """Return the seconds of a process that imports the modules that serving needs."""
     begun = time.perf_counter()
     subprocess.run([sys.executable, "-c", IMPORTS], check=True)
     return time.perf_counter() - begun
@@ -150,7 +150,7 @@ def main() -> None:
     for name, title in PHASES.items():
         print(f"{title}: {found['phases'][name]['median']:.2f} s")
     print(f"(imports alone: {found['imports']['median']:.2f} s)")
-    print(f"ready after {found['ready']['median']:.2f} s of {found['starts']} starts; asked for: {BAR_SECONDS} s")
+    print(f"ready after {found['ready']['median']:.2f} s of {found['starts']} starts; target: {BAR_SECONDS} s")
 
 
 if __name__ == "__main__":

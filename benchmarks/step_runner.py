@@ -1,10 +1,11 @@
-"""Runs the file of one step with one library, as a process of its own: seconds by batch size, and what came out.
+"""Runs the file of one step with one library, in a separate process: seconds by batch size, and the outputs.
 
 Rules of this file:
-- It needs NumPy and the library, nothing of labelmint: it also runs in an environment that has another ONNX Runtime.
-- A library is set up as the service's backend of that name sets it up; OpenVINO computes in float32.
-- Seconds are those of a call with arrays in and arrays out, after one call of the same batch size that warms up. A
-  library that is served sample by sample runs a batch sample by sample.
+- It imports NumPy and the library, and nothing of labelmint, because it also runs in an environment with another ONNX
+  Runtime.
+- A library is configured like the service's backend of that name; OpenVINO computes in float32.
+- Seconds are those of a call with arrays in and arrays out, after one warm-up call with the same batch size. A library
+  that is served sample by sample runs a batch sample by sample.
 
 Run by other benchmarks: `python benchmarks/step_runner.py LIBRARY FILE INPUTS`; `--available` lists the libraries here.
 """
@@ -37,7 +38,7 @@ TORCH = ("torchscript",)
 
 
 def available() -> list[str]:
-    """The libraries that this environment has."""
+    """Return the libraries that this environment has."""
     found = []
     try:
         import onnxruntime
@@ -59,7 +60,7 @@ def available() -> list[str]:
 
 
 def onnx_session(file: Path, library: str = "onnxruntime"):
-    """An InferenceSession with the options of `labelmint/triton/backends/onnxruntime` and our config.pbtxt."""
+    """Return a session with the options of `labelmint/triton/backends/onnxruntime` and the exported config.pbtxt."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -76,7 +77,7 @@ def load(library: str, file: Path, outputs: list[str]) -> Run:
 
 
 def _torchscript(file: Path, outputs: list[str]) -> Run:
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is loaded
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch reads it when it is loaded
     import torch
 
     module = torch.jit.load(str(file), map_location="cpu")
@@ -108,7 +109,7 @@ def main() -> None:
     parser.add_argument("--outputs", nargs="+", help="names, in the order of the step")
     parser.add_argument("--batches", type=int, nargs="+", default=[1])
     parser.add_argument("--repeats", type=int, default=1, help="timed calls of each batch size, which take turns")
-    parser.add_argument("--save", type=Path, help="npz for what came out of each batch size, as NAME@BATCH")
+    parser.add_argument("--save", type=Path, help="npz for the outputs of each batch size, as NAME@BATCH")
     arguments = parser.parse_args()
     if arguments.available:
         print(json.dumps(available()))

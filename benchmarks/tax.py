@@ -1,16 +1,18 @@
-"""What the servers cost: the demo through the gateway by gRPC and REST, from Triton itself, and in a bare process.
+"""Measures the cost of the servers: the demo through the gateway (gRPC, REST), from Triton, and in a bare process.
 
 Rules of this file:
-- The demo model `faces`, raw pixels, everything delivered, no cache. One Triton, one gateway, and one process that runs
-  the two ONNX files without a server (`in_process.py`), each a process of its own; the load is in this one.
-- Closed loops at several concurrencies. A piece lasts its seconds, and until there are as many answers as callers; what
-  is under way is waited for. Percentiles are over the calls after the first round of a loop.
-- Then Poisson arrivals at a share of the lowest rate that the served ways had with 16 callers in the same round.
-- The ways take turns, and each round begins with another one. A ratio is taken within a round; what is told is the
-  median over the rounds.
+- The demo model `faces` is served with raw pixels and no cache; rejected samples are delivered too. One Triton, one
+  gateway, and one process that runs the two ONNX files without a server (`in_process.py`) are separate processes. The
+  load runs in this process.
+- Closed loops run at several concurrencies. A measurement lasts its seconds and at least until there are as many
+  answers as callers, then waits for the calls in progress. Percentiles are over the calls after the first round of a
+  loop.
+- Then come Poisson arrivals at a share of the lowest rate of the served ways with 16 callers in the same round.
+- The ways take turns, and each round begins with another one. A ratio is taken within a round; the reported figure is
+  the median over the rounds.
 
-Run it as `python benchmarks/tax.py` on an idle machine (two minutes a round; `--rounds 1` adds one round to what is
-there, and an interrupted one is finished first); it writes benchmarks/results/tax.json and docs/images/tax.png.
+Run it as `python benchmarks/tax.py` on an idle machine (two minutes per round; `--rounds 1` adds one round to the
+stored ones, after it finished an interrupted one); it writes benchmarks/results/tax.json and docs/images/tax.png.
 """
 
 from __future__ import annotations
@@ -53,18 +55,18 @@ GRPC, REST, TRITON, BARE = "gateway gRPC", "gateway REST", "Triton", "in-process
 SERVED = (GRPC, REST, TRITON)
 WAYS = (*SERVED, BARE)
 CONCURRENCIES = (1, 4, 16, 64)
-SECONDS = 4.0  # of a piece, at least
+SECONDS = 4.0  # of each measurement, at least
 JUDGED = 16  # the concurrency whose rate the arrivals follow
 SHARE = 0.6  # of that rate
-ARRIVAL_PIECES = 2  # that arrivals last
-# What is held to a share of what, in samples a second.
+ARRIVAL_PIECES = 2  # arrivals last this many times the seconds
+# Targets: the least ratio of samples per second of the first way to the second.
 BARS = {(GRPC, TRITON): 0.95, (TRITON, BARE): 0.90}
 RATIOS = (*BARS, (REST, TRITON))
 COUNTED = (grpc.aio.AioRpcError, httpx.HTTPError, InferenceServerException)
 
 
 def arrivals_of(way: str) -> str:
-    """The name of a way's part with Poisson arrivals."""
+    """Return the name of a way's part with Poisson arrivals."""
     return f"{way}, arrivals"
 
 
@@ -94,7 +96,7 @@ async def over_triton(url: str, model: ServedModel) -> AsyncIterator[Call]:
 
 @contextlib.contextmanager
 def bare_process() -> Iterator[subprocess.Popen[str]]:
-    """`in_process.py` with the model, warmed up."""
+    """Run `in_process.py` with the model, warmed up."""
     command = [sys.executable, in_process.__file__, str(REPOSITORY), MODEL]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -107,7 +109,7 @@ def bare_process() -> Iterator[subprocess.Popen[str]]:
 
 
 async def told(process: subprocess.Popen[str], seconds: float, callers: int, first_seed: int) -> Run:
-    """A closed loop in the bare process."""
+    """Run a closed loop in the bare process."""
     assert process.stdin is not None and process.stdout is not None
     asked = {"callers": callers, "seconds": seconds, "answers": callers, "first_seed": first_seed}
     print(json.dumps(asked), file=process.stdin, flush=True)
@@ -116,7 +118,7 @@ async def told(process: subprocess.Popen[str], seconds: float, callers: int, fir
 
 
 async def measure(kept: resuming.Kept, rounds: int, seconds: float) -> None:
-    """Add so many rounds, with pieces of so many seconds."""
+    """Add `rounds` rounds, with measurements of `seconds` seconds."""
     seeds = itertools.count()
     async with contextlib.AsyncExitStack() as stack:
         client, model = await stack.enter_async_context(serving(REPOSITORY, MODEL))
@@ -169,7 +171,7 @@ def _say(index: int, part: str, found: Figures, started: float) -> None:
 
 
 def summary(rounds: list[dict[str, Figures]]) -> Figures:
-    """Medians over the rounds of each way's figures, and of the ratios within the rounds."""
+    """Return medians over the rounds of each way's figures, and of the ratios within the rounds."""
     keys = ("samples_per_second", *load.PERCENTILES)
 
     def over_rounds(found: list[Figures]) -> Figures:
@@ -242,8 +244,8 @@ def plot(found: Figures, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5, help="rounds to add to those that are there")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="of a piece, at least")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds to add to the stored ones")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="seconds of each measurement, at least")
     arguments = parser.parse_args()
     files = [*resuming.serving_code(), *(Path(module.__file__) for module in (load, in_process))]
     files += [path for path in REPOSITORY.rglob("*") if path.is_file()]
@@ -258,7 +260,7 @@ def main() -> None:
             print(f"{way}, {callers} callers: {each['samples_per_second']['median']:.2f} samples/s, {tails}")
     for name, ratio in found["ratios"].items():
         cells = ", ".join(f"{each['median']:.3f} at {callers}" for callers, each in ratio["by_concurrency"].items())
-        print(f"{name}: {cells}" + (f"; asked for: {ratio['bar']}" if ratio["bar"] else ""))
+        print(f"{name}: {cells}" + (f"; target: {ratio['bar']}" if ratio["bar"] else ""))
     print(f"in {found['rounds']} rounds")
 
 

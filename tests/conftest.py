@@ -1,8 +1,8 @@
-"""Real parts for the tests: a running `labelmint serve` on the committed model repository.
+"""Shared fixtures: a running `labelmint serve` on the committed model repository.
 
 Rules of this file:
-- The service is the installed program in a process of its own, with a real Triton, reached over real sockets.
-- It takes free ports, so that tests run beside a service that a developer has running.
+- The service is the installed program in a separate process, with a real Triton, reached over real sockets.
+- It takes free ports, because a developer may have a service running at the same time.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import pytest_asyncio
 
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 
-# A shell that starts the tests in the background has them, and all that they start, ignore SIGINT.
+# A shell starts background jobs with SIGINT ignored, and their child processes inherit that. Restore the default.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -51,7 +51,7 @@ class Service:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """`-m unit` reads only the files that are marked so: to import the others takes seconds, and torch."""
+    """With `-m unit`, collect only marked files, because importing the others takes seconds and needs torch."""
     if config.option.markexpr != "unit":
         return None
     files = collection_path.rglob("test_*.py") if collection_path.is_dir() else [collection_path]
@@ -59,7 +59,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def need_program(name: str, package: str) -> str:
-    """The program's path; where it is missing the test is skipped, and in CI that is a failure."""
+    """Return the program's path. If it is missing, skips the test; in CI, fails it."""
     beside = Path(sys.executable).parent
     found = shutil.which(name, path=f"{beside}{os.pathsep}{os.environ['PATH']}")
     if found is None:
@@ -77,8 +77,10 @@ def start_service(
     under: Sequence[str] = (),
     python: str = sys.executable,
 ) -> Service:
-    """Start the program in `python`'s environment, `under` a command that becomes it, and wait for its own word that
-    it is ready."""
+    """Start the program in `python`'s environment and wait until it logs that it is ready.
+
+    `under` is a command that runs the program by exec, so that the process is the same.
+    """
     command = [*under, python, "-m", "labelmint.cli", "serve", "--model-repository", str(repository)]
     command += ["--http-port", "0", "--grpc-port", "0", "--triton-log", str(log.with_suffix(".triton")), *arguments]
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("LABELMINT_", "OTEL_"))}
@@ -118,7 +120,7 @@ async def stub(service: Service) -> AsyncIterator[pb_grpc.SampleServiceStub]:
 @pytest.fixture(scope="session")
 def tiny_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository with version 1 of `tiny`. Copy it before changing it."""
-    # Here and not above: most tests need no torch, and that file needs this one.
+    # Imported here because most tests do not need torch.
     from labelmint.export.repository import export_repository
     from tests.support.models import tiny_weights
 

@@ -1,1 +1,1 @@
-"""Other servers of the demo's model, for benchmarks/alternatives.py to compare labelmint with."""
+"""Other servers of the demo's model, which benchmarks/alternatives.py compares with labelmint."""

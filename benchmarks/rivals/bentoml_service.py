@@ -1,9 +1,10 @@
-"""BentoML over eager torch: a batchable service, and before it the one that takes requests.
+"""BentoML over eager torch: a batchable service, and a service in front of it that takes requests.
 
 Rules of this file:
-- As its documentation advises for requests of several fields: the batchable method takes a list of a Pydantic model,
-  and a second service wraps each request into a list of one. The wrapper is asynchronous, so that requests meet.
-- Workers are the batchable service's `workers`.
+- It follows BentoML's documentation for requests with several fields: the batchable method takes a list of a Pydantic
+  model, and a second service wraps each request into a list of one. The wrapper is asynchronous, so that concurrent
+  requests share a batch.
+- The number of workers is the batchable service's `workers`.
 
 Run by benchmarks/alternatives.py.
 """
@@ -21,7 +22,7 @@ from rivals.model import Painter, Request
 from rivals.settings import Settings
 
 settings = Settings.of_environment()
-LATENCY_MS = 600_000  # beyond it BentoML refuses; nothing is to be refused here
+LATENCY_MS = 600_000  # BentoML refuses slower requests; here it must refuse none
 
 
 class Ask(BaseModel):
@@ -37,7 +38,7 @@ class Model:
 
     @bentoml.api(batchable=True, max_batch_size=settings.batch, max_latency_ms=LATENCY_MS)
     def paint(self, asks: list[Ask]) -> np.ndarray:
-        """The bodies of a batch, uint8 [B,bytes]."""
+        """Return the bodies of a batch, uint8 [B,bytes]."""
         bodies = self.painter.bodies([Request(**ask.model_dump()) for ask in asks])
         return np.stack([np.frombuffer(body, np.uint8) for body in bodies])
 

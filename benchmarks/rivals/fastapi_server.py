@@ -1,9 +1,9 @@
 """FastAPI over eager torch: a queue, and tasks that take batches from it into threads.
 
 Rules of this file:
-- FastAPI has no batching of its own; this is the usual micro-batcher: the first request opens a batch, what has come
-  WAIT_SECONDS later joins it.
-- The workers are threads of one process: torch lets go of the interpreter lock, and one queue keeps all of them busy.
+- FastAPI has no batching, so this file has the usual micro-batcher: the first request opens a batch, and requests that
+  arrive within WAIT_SECONDS join it.
+- The workers are threads of one process, because torch releases the interpreter lock and one queue keeps all busy.
 
 Run by benchmarks/alternatives.py.
 """

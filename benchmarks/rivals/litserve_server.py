@@ -1,8 +1,8 @@
-"""LitServe over eager torch: a LitAPI with its own batching.
+"""LitServe over eager torch: a LitAPI with LitServe's batching.
 
 Rules of this file:
-- As its documentation advises: `max_batch_size` and `batch_timeout` on the API, `batch` and `unbatch` written out, the
-  answer as a Response of bytes; workers are its `workers_per_device`.
+- It follows LitServe's documentation: `max_batch_size` and `batch_timeout` on the API, explicit `batch` and `unbatch`,
+  the answer as a Response of bytes. The number of workers is `workers_per_device`.
 
 Run by benchmarks/alternatives.py.
 """
@@ -20,7 +20,7 @@ class SampleAPI(litserve.LitAPI):
     def setup(self, device: str) -> None:
         self.painter = Painter(settings)
 
-    def decode_request(self, request) -> Request:  # LitServe reads the annotations: with none it is given the JSON
+    def decode_request(self, request) -> Request:  # without annotations, LitServe passes the JSON
         return Request(request["seed"], request["truncation_psi"], request["crossover"])
 
     def batch(self, inputs: list[Request]) -> list[Request]:

@@ -1,8 +1,8 @@
 """The model that each rival serves.
 
 Rules of this file:
-- The weights are the demo's own, in eager torch; a seed's latent is drawn as labelmint draws it.
-- `reference` is the interpreter as published, `factored` labelmint's own torch module inside of the rival.
+- The weights are the demo's, in eager torch. A seed's latent is drawn as labelmint draws it.
+- `reference` is the published interpreter; `factored` is labelmint's torch module inside of the rival.
 - An answer is one body of bytes: js_score float32, image uint8 [R,R,3], label uint8 [R,R], little endian.
 """
 
@@ -27,7 +27,7 @@ WEIGHTS = Path(__file__).parent.parent.parent / "service" / "labelmint" / "demo"
 
 @dataclass(frozen=True)
 class Request:
-    """One sample; an unmixed one has a crossover behind the last layer."""
+    """One sample. Without style mixing, its crossover is after the last layer."""
 
     seed: int
     truncation_psi: float
@@ -48,7 +48,7 @@ class Painter:
     def arrays(
         self, seeds: Sequence[int], truncation_psi: npt.NDArray[np.float32], crossover: npt.NDArray[np.int32]
     ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
-        """B seeds, truncations [B,1] and crossovers [B,1] to image [B,R,R,3], label [B,R,R] and js_score [B,1]."""
+        """Return image [B,R,R,3], label [B,R,R], js_score [B,1] of B seeds, truncations [B,1] and crossovers [B,1]."""
         z_dim = self.generator.spec.z_dim
         latent = torch.from_numpy(np.concatenate([latent_of(seed, z_dim) for seed in seeds]))  # [B,z]
         psi = torch.from_numpy(truncation_psi)
@@ -57,7 +57,7 @@ class Painter:
         return to_uint8(image).numpy(), label.numpy(), js_score.numpy()
 
     def bodies(self, requests: Sequence[Request]) -> list[bytes]:
-        """The answers to a batch of requests."""
+        """Return the answers to a batch of requests."""
         psi = np.array([[each.truncation_psi] for each in requests], np.float32)
         crossover = np.array([[each.crossover] for each in requests], np.int32)
         arrays = self.arrays([each.seed for each in requests], psi, crossover)

@@ -1,8 +1,8 @@
 """PyTriton over eager torch: an inference function bound to Triton, with Triton's dynamic batcher.
 
 Rules of this file:
-- As its documentation advises: `@batch` on the function, `DynamicBatcher` in the model's configuration; workers are
-  several functions bound to one model.
+- It follows PyTriton's documentation: `@batch` on the function, `DynamicBatcher` in the model's configuration. Several
+  workers are several functions bound to one model.
 
 Run by benchmarks/alternatives.py.
 """

@@ -1,7 +1,7 @@
-"""What the benchmark asks of a rival, through the environment.
+"""The settings of a rival, which the benchmark passes through the environment.
 
 Rules of this file:
-- No rival has a setting that the others lack, and none decides one for itself.
+- All rivals have the same settings, and only the benchmark sets them, so that the comparison is fair.
 """
 
 from __future__ import annotations
@@ -9,21 +9,22 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-WAIT_SECONDS = 0.01  # what a batcher waits for more requests once it has one
+WAIT_SECONDS = 0.01  # how long a batcher with a request waits for more
 
-# Memory of large tensors is kept for the next ones. By default glibc gives it back each time and its pages are faulted
-# in anew: a good part of what eager torch takes on a CPU. One arena, as only the main one may grow to any size.
+# Keep the memory of large tensors for the next ones. By default glibc returns it each time, and the pages are faulted
+# in again, which is a large part of eager torch's time on a CPU. One arena, because only the main arena can grow
+# freely.
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(4 << 30), "MALLOC_TRIM_THRESHOLD_": str(4 << 30), "MALLOC_ARENA_MAX": "1"}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a rival works, and where it listens on this machine."""
+    """The settings of a rival, and its port on this machine."""
 
     interpreter: str  # reference or factored
-    workers: int  # copies of the model that work at once
-    threads: int  # torch's threads in each
-    batch: int  # most requests in one
+    workers: int  # copies of the model that work in parallel
+    threads: int  # torch threads per worker
+    batch: int  # largest batch
     port: int
 
     @classmethod
@@ -33,6 +34,6 @@ class Settings:
 
     def environment(self) -> dict[str, str]:
         told = {f"RIVAL_{name.upper()}": str(value) for name, value in vars(self).items()}
-        # torch reads these before any code of ours can set its threads, and for threads that others start.
+        # torch reads these before the rival's code can set its threads, and for threads that libraries start.
         threads = {name: str(self.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
         return told | threads | ALLOCATOR

@@ -1,9 +1,11 @@
-"""The algorithms of Kubernetes' HorizontalPodAutoscaler (autoscaling/v2) and of KEDA, as they are documented.
+"""The algorithms of Kubernetes' HorizontalPodAutoscaler (autoscaling/v2) and of KEDA, as documented.
 
 Rules of this file:
-- Decisions only: metrics and time come in, numbers of replicas go out; nothing here waits or simulates.
-- A metric proposes replicas, the largest proposal is taken, then the behaviour holds it: stabilisation, then policies.
-- KEDA switches between none and the first; from there on its HorizontalPodAutoscaler decides.
+- It only decides: the inputs are metrics and time, the outputs are numbers of replicas. Nothing here waits or
+  simulates.
+- Each metric proposes replicas, and the largest proposal is taken. The behaviour then limits it: first stabilisation,
+  then policies.
+- KEDA switches between zero and one replica. Above that, its HorizontalPodAutoscaler decides.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ TOLERANCE = 0.1  # --horizontal-pod-autoscaler-tolerance
 
 @dataclass(frozen=True)
 class Policy:
-    """At most `value` pods, or per cent of the pods, in `period_seconds`."""
+    """Allows a change of at most `value` pods, or per cent of the pods, in `period_seconds`."""
 
     kind: str  # Pods, Percent
     value: int
@@ -41,17 +43,17 @@ class Rules:
 
 
 def average_value_replicas(usage: float, target: float, current: int) -> int:
-    """Replicas that an External metric with an AverageValue target proposes: usage is the sum over all."""
+    """Return the replicas that an External metric with an AverageValue target proposes. `usage` is the sum over all."""
     if abs(usage / (target * current) - 1.0) <= TOLERANCE:
         return current
     return math.ceil(usage / target)
 
 
 def pods_metric_replicas(values: Sequence[float], target: float, current: int) -> int:
-    """Replicas that a Pods metric proposes, from the values of the pods that have one (of `current`).
+    """Return the replicas that a Pods metric proposes, from the values of the pods (of `current`) that have one.
 
-    Pods without a value (not started, or not ready) are taken for idle when more would be wanted and for just at the
-    target when fewer would; where that turns the decision around, nothing changes.
+    Pods without a value (not started, or not ready) count as idle for a scale-up and as exactly at the target for a
+    scale-down. If that reverses the decision, nothing changes.
     """
     if not values:
         return current
@@ -68,7 +70,7 @@ def pods_metric_replicas(values: Sequence[float], target: float, current: int) -
 
 @dataclass
 class HorizontalPodAutoscaler:
-    """The state of one: its recommendations and the scalings that it has made."""
+    """The state of one autoscaler: its recommendations and the scalings that it has made."""
 
     min_replicas: int
     max_replicas: int
@@ -78,7 +80,7 @@ class HorizontalPodAutoscaler:
     _scalings: list[tuple[float, int]] = field(default_factory=list)  # (time, change)
 
     def decide(self, now: float, current: int, proposals: Sequence[int]) -> int:
-        """The number of replicas from now on. With none the target is switched off, and nothing is decided."""
+        """Return the number of replicas from now on. With `current` 0 the target is switched off and stays at 0."""
         if current == 0:
             return 0
         if current > self.max_replicas or current < self.min_replicas:
@@ -111,7 +113,7 @@ class HorizontalPodAutoscaler:
         return current
 
     def _limit(self, now: float, current: int, rules: Rules) -> int:
-        """As far as the policies let the number go; `Max` is the policy that lets it change most."""
+        """Return the furthest number that the policies allow; `Max` takes the policy that allows the largest change."""
         up = rules is self.up
         if rules.select == "Disabled":
             return current
@@ -131,7 +133,7 @@ class HorizontalPodAutoscaler:
 
 @dataclass
 class Keda:
-    """What KEDA itself decides, every `polling_seconds`: whether there is a replica at all."""
+    """KEDA's own decision, every `polling_seconds`: whether there is a replica at all."""
 
     polling_seconds: float
     cooldown_seconds: float
@@ -139,7 +141,7 @@ class Keda:
     _active_at: float = -math.inf
 
     def decide(self, now: float, current: int, active: bool) -> int:
-        """`active`: a trigger's value is above its activationThreshold."""
+        """Return the replicas. `active`: a trigger's value is above its activationThreshold."""
         if active:
             self._active_at = now
             return max(current, self.min_replicas, 1)

@@ -1,11 +1,12 @@
-"""Who asks: training jobs that read streams, and callers of single samples.
+"""The clients: training jobs that read streams, and callers of single samples.
 
 Rules of this file:
-- A job takes a step's samples, computes for as long as its rate says, and takes the next; its streams mint ahead of it.
-- What a DataLoader prefetches beyond the streams' windows is left out: a job waits a little sooner than a real one.
-- Steps vary a little, so that no scrape meets them always in the same phase.
-- A job's waits are those of its steps, and each counts for the time that it covers: a job that gets little waits long,
-  and must not count little for it.
+- A job takes the samples of a step, computes for the time that its rate gives, and takes the next. Meanwhile its
+  streams generate samples ahead of it.
+- A DataLoader's prefetching beyond the streams' windows is left out, so a job waits a little earlier than a real one.
+- The length of steps varies a little, because otherwise scrapes could always meet them in the same phase.
+- A job's waits are those of its steps, each weighted by the time that it covers. Without weights, a job that gets few
+  samples would count little, although it waits long.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ import simpy
 
 from simulation.service import Gateway
 
-STEP_SPREAD = 0.1  # of the seconds of a training step, to both sides
+STEP_SPREAD = 0.1  # share of the seconds of a training step, up and down
 RETRY_INFO_SECONDS = 5.0  # after a refusal
 
 
 @dataclass(frozen=True)
 class JobSpec:
-    """A training job: begins at `start` (seconds), wants `rate` samples a second, `total` in all, `step` at a time."""
+    """A training job. It begins at `start` (seconds) and wants `rate` samples per second, `total` in all, `step` at a
+    time."""
 
     start: float
     rate: float
@@ -62,11 +64,11 @@ class Job:
         self._env.timeout(RETRY_INFO_SECONDS).callbacks.append(lambda _: self._fill())
 
     def open_wait(self) -> float:
-        """Seconds that it has waited for its present step."""
+        """Return the seconds that the job has waited for its current step."""
         return 0.0 if self._waiting_since is None else self._env.now - self._waiting_since
 
     def _fill(self) -> None:
-        """Ask for what the windows have room for."""
+        """Request as many samples as the windows have room for."""
         spec = self._spec
         room = min(spec.streams * spec.window, spec.total - self.taken) - self._asked
         if room > 0:
@@ -100,7 +102,7 @@ class Job:
 
 
 class Caller:
-    """A request for one sample, made as soon as it exists; `done` is an event with its latency in seconds, or None when
+    """A request for one sample, sent when it is constructed. `done` is an event with its latency in seconds, or None if
     it was refused."""
 
     def __init__(self, env: simpy.Environment, gateway: Gateway) -> None:

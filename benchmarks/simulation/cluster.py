@@ -1,10 +1,10 @@
-"""Nodes and pods of Triton: what it takes until a replica that was asked for serves, and what it costs.
+"""Nodes and pods of Triton: the time until a requested replica serves, and its cost.
 
 Rules of this file:
-- A pod takes a node that is empty, or a new one is created for it; then image, models and the gateways' next look-up of
-  addresses. A node of which the pod has left stays for a while and is then removed.
+- A pod takes an empty node, or a new one is created for it. Then it needs the image, the models, and the gateways' next
+  look-up of addresses. A node without a pod stays for a while and is then removed.
 - A GPU is paid from the launch of its node to its removal.
-- Pods that do not serve yet are removed first, then the youngest, as a ReplicaSet does.
+- As in a ReplicaSet, pods that do not serve yet are removed first, then the youngest.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from simulation.service import Gateway, Profile, Triton
 
 @dataclass(frozen=True)
 class Provisioning:
-    """Seconds until a replica serves; predictions, as no cluster was at hand. Each is the median of a log-normal
-    distribution with the spread `sigma`. `lifetime_seconds`: mean life of a spot node, 0 for one that stays."""
+    """Seconds until a replica serves. They are predictions, because there was no cluster. Each is the median of a
+    log-normal distribution with the spread `sigma`. `lifetime_seconds`: mean life of a spot node; 0 means no end."""
 
     node_seconds: float = 90.0  # launch, boot, join, GPU driver
-    image_seconds: float = 100.0  # NVIDIA's image onto a new node
+    image_seconds: float = 100.0  # pulling NVIDIA's image to a new node
     load_seconds: float = 30.0  # models read and warmed up
     sigma: float = 0.2
     lifetime_seconds: float = 0.0
@@ -34,21 +34,21 @@ class Provisioning:
 class Node:
     def __init__(self, launched_at: float) -> None:
         self.launched_at = launched_at
-        self.up = False  # it runs and has the image
+        self.up = False  # the node runs and has the image
         self.alive = True
         self.pod: Pod | None = None
-        self.emptied = 0  # times; tells an old timer from the newest
+        self.emptied = 0  # how often; distinguishes an old timer from the newest
 
 
 class Pod:
     def __init__(self, node: Node) -> None:
         self.node = node
-        self.triton: Triton | None = None  # when it is ready
+        self.triton: Triton | None = None  # set when it is ready
         self.deleted = False
 
 
 class Cluster:
-    """The Deployment of Triton; `pods` are those that it owns, `gpu_seconds()` what was paid so far."""
+    """The Deployment of Triton. `pods` are the pods that it owns; `gpu_seconds()` is the time paid so far."""
 
     def __init__(
         self,
@@ -72,12 +72,12 @@ class Cluster:
         self._nodes: list[Node] = []
         self._paid_seconds = 0.0
         self.pods: list[Pod] = []
-        # Counters of Tritons that are gone, so that sums over all never fall.
+        # Counters of removed Tritons, so that sums over all never decrease.
         self.past_queue_seconds = self.past_compute_seconds = 0.0
 
     @property
     def tritons(self) -> list[Triton]:
-        """Those that are ready."""
+        """Return the ready Tritons."""
         return [pod.triton for pod in self.pods if pod.triton is not None]
 
     def gpu_seconds(self) -> float:
@@ -94,7 +94,7 @@ class Cluster:
             self._delete(pod)
 
     def take_away(self, share: float) -> None:
-        """A share of the nodes vanishes at once, without warning."""
+        """Remove a share of the nodes at once, without warning."""
         nodes = [node for node in self._nodes if node.up]
         for index in self._rng.permutation(len(nodes))[: math.ceil(share * len(nodes))]:
             self._vanish(nodes[index])
@@ -124,7 +124,7 @@ class Cluster:
         if pod.deleted or not node.alive:
             return
         pod.triton = Triton(self._env, self._profile, self._gateway.finished)
-        # A gateway looks addresses up when one of its connections ends, which each does after its age.
+        # A gateway looks up addresses when one of its connections ends at its maximum age.
         yield self._env.timeout(self._rng.uniform(0.0, self._connection_age_seconds))
         if not pod.deleted and node.alive:
             self._gateway.add(pod.triton)
@@ -140,7 +140,7 @@ class Cluster:
             self._env.process(self._drain(pod, pod.triton))
 
     def _drain(self, pod: Pod, triton: Triton) -> Generator[simpy.Event, None, None]:
-        """It ends what it has begun; nothing new comes once its address is gone."""
+        """Let the Triton finish the samples that it has. It gets no new ones once its address is gone."""
         self._gateway.remove(triton)
         yield self._env.timeout(self._drain_seconds)
         if pod.node.alive:
@@ -174,7 +174,7 @@ class Cluster:
             self._gateway.remove(pod.triton)
             for party, count in pod.triton.lost():
                 self._gateway.retry(party, count)
-        if pod in self.pods:  # the Deployment wants another one in its place
+        if pod in self.pods:  # the Deployment will replace it
             self.pods.remove(pod)
             pod.deleted = True
             if pod.triton is not None:

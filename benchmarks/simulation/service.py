@@ -1,11 +1,13 @@
 """Tritons and gateways: samples wait for slots, go to Tritons in turn, and are served in batches by two steps.
 
 Rules of this file:
-- The unit of events is the batch of a step. Samples are counted, not followed: a few of one party travel together.
-- The dynamic batcher takes what waits, up to the largest batch, as soon as its step is free (no queue delay is set).
-- Both steps of a Triton run at once and then slow each other down, as they share one device.
-- The gateways are one: clients spread over them evenly. Turns, limits and held samples are as in gateway/sampling.py.
-- Every sample asked for is delivered, refused or owed: `Gateway.owed` is what is left.
+- The unit of events is the batch of a step. Samples are counted, not tracked: a few samples of one party move together.
+- The dynamic batcher takes the waiting samples, up to the largest batch, as soon as its step is free (no queue delay is
+  set).
+- Both steps of a Triton may run at the same time. They then slow each other down, because they share one device.
+- All gateways are simulated as one, because clients spread over them evenly. Turns, limits and waiting samples are as
+  in gateway/sampling.
+- Every requested sample is delivered, refused or owed; `Gateway.owed` counts the owed ones.
 """
 
 from __future__ import annotations
@@ -20,13 +22,13 @@ import simpy
 
 MAX_BATCH = 16
 STEPS = (0, 1)  # generator, style_interpreter
-RETRY_SECONDS = 1.0  # of the gateway, while Triton is away
+RETRY_SECONDS = 1.0  # of the gateway, while Triton is unavailable
 
 
 @dataclass(frozen=True)
 class Profile:
-    """How fast one Triton is: `seconds[step][n - 1]` for a batch of n alone, and the speed (0 to 1] of each of two
-    steps that run at the same time; `outside_seconds` of a call in the gateway's one thread."""
+    """The speed of one Triton: `seconds[step][n - 1]` for a batch of n alone, the speed (0 to 1] of each of two steps
+    that run at the same time, and the `outside_seconds` of a call in the gateway's single thread."""
 
     seconds: tuple[tuple[float, ...], tuple[float, ...]]
     speed_together: float
@@ -36,37 +38,40 @@ class Profile:
     def measured(
         cls, sizes: list[int], seconds: list[list[float]], speed_together: float, outside_seconds: float
     ) -> Profile:
-        """From the seconds of a few batch sizes, for each step; between them it is interpolated."""
+        """Return a profile from the seconds of a few batch sizes for each step, interpolated between them."""
         every = np.arange(1, MAX_BATCH + 1)
         first, second = (tuple(np.interp(every, sizes, step).tolist()) for step in seconds)
         return cls((first, second), speed_together, outside_seconds)
 
     @classmethod
     def linear(cls, fixed_seconds: float, sample_seconds: float) -> Profile:
-        """A device that both steps share: each takes half of `fixed_seconds` a batch and `sample_seconds` a sample."""
+        """Return the profile of a device that both steps share.
+
+        Each step takes half of `fixed_seconds` per batch and of `sample_seconds` per sample.
+        """
         step = tuple((fixed_seconds + sample_seconds * n) / 2 for n in range(1, MAX_BATCH + 1))
         return cls((step, step), 0.5)
 
     @property
     def rate(self) -> float:
-        """Samples a second with full batches, as far as the steps share one device."""
+        """Return samples per second with full batches, if the steps share one device."""
         return MAX_BATCH / sum(step[-1] for step in self.seconds)
 
 
 class Requester(Protocol):
-    """Whose samples take turns as one: a request or the streams of a training job."""
+    """A party that has one turn for all its samples: a request, or the streams of a training job."""
 
     def delivered(self, count: int) -> None: ...
 
     def refused(self, count: int) -> None: ...
 
 
-# Samples of one party, and since when they wait in a queue.
+# A number of samples of one party, and the time since when they wait in a queue.
 Chunk = tuple[Requester, int, float]
 
 
 class Triton:
-    """One replica. `finished(party, count)` is called with what leaves the second step."""
+    """One replica. It calls `finished(party, count)` for samples that leave the second step."""
 
     def __init__(self, env: simpy.Environment, profile: Profile, finished: Callable[[Requester, int], None]) -> None:
         self._env = env
@@ -90,12 +95,12 @@ class Triton:
             self._go_on()
 
     def busy_seconds(self) -> float:
-        """Seconds in which a step ran, up to now."""
+        """Return the seconds in which a step ran, up to now."""
         self._advance()
         return self._busy_seconds
 
     def lost(self) -> list[tuple[Requester, int]]:
-        """The Triton vanishes; returns what was in it."""
+        """Remove the Triton. Returns the samples that were in it."""
         self._timer += 1
         batches = [*self._queues, *(batch for batch in self._running if batch is not None)]
         gone = [(party, count) for batch in batches for party, count, _ in batch]
@@ -110,7 +115,7 @@ class Triton:
         first, second = self._running
         if first is not None or second is not None:
             worked = elapsed * self._speed()
-            # What is not running is set when it starts.
+            # The time of a step that is not running is set when it starts.
             self._left[0] -= worked
             self._left[1] -= worked
             self._busy_seconds += elapsed
@@ -148,7 +153,7 @@ class Triton:
 
     def _ended(self, timer: simpy.Event) -> None:
         if timer.value != self._timer:
-            return  # something has changed since it was set
+            return  # an outdated timer: another one has been set since
         self._advance()
         now = self._env.now
         leaving: list[Chunk] = []
@@ -170,9 +175,10 @@ class Triton:
 
 
 class Gateway:
-    """All gateways together: `slots` samples in Triton at once, `max_streams` streams, held for `capacity_wait_seconds`
-    while there is no Triton. `acceptance` is the share of the samples that the JS gate lets through; the others are
-    minted anew. Samples of one party go to a Triton `grain` at a time, or more when they are many for the Tritons."""
+    """All gateways together: at most `slots` samples in Triton and `max_streams` streams. While there is no Triton,
+    samples wait for up to `capacity_wait_seconds`. `acceptance` is the share of samples that the JS gate accepts; for
+    the others, new ones are generated. Samples of one party go to a Triton `grain` at a time, or more if there are many
+    per Triton."""
 
     def __init__(
         self,
@@ -190,9 +196,9 @@ class Gateway:
         self._max_streams = max_streams
         self._capacity_wait_seconds = capacity_wait_seconds
         self._rejection = 1.0 - acceptance
-        self._rejected = 0.5  # fractions of a sample carried on: no random numbers, and right on average
+        self._rejected = 0.5  # carried fraction of a sample: right on average without random numbers
         self._grain = grain
-        self._waiting: dict[Requester, deque[list[float]]] = {}  # turns, in their order: [count, since] each
+        self._waiting: dict[Requester, deque[list[float]]] = {}  # in the order of turns: [count, since] each
         self._tritons: deque[Triton] = deque()
         self._streams = 0
         self._in_flight = 0
@@ -206,16 +212,16 @@ class Gateway:
 
     @property
     def in_triton(self) -> int:
-        """Samples that hold a slot."""
+        """Return the number of samples that occupy a slot."""
         return self._slots - self._free
 
     @property
     def waiting(self) -> int:
-        """Samples that wait for a slot, `labelmint_queue_depth_samples`."""
+        """Return the number of samples that wait for a slot, `labelmint_queue_depth_samples`."""
         return int(sum(count for chunks in self._waiting.values() for count, _ in chunks))
 
     def open_streams(self, count: int) -> bool:
-        """Whether so many streams more are taken on; if so they are open."""
+        """Open `count` more streams if the limit allows it. Returns whether they are open."""
         if self._streams + count > self._max_streams:
             return False
         self._streams += count
@@ -225,7 +231,7 @@ class Gateway:
         self._streams -= count
 
     def admit(self, count: int) -> bool:
-        """Whether a request for so many samples is taken on; if not, they are refused."""
+        """Admit a request for `count` samples if the limit allows it. Returns False if it is refused."""
         if self._in_flight > 0 and self._in_flight + count > self._max_in_flight:
             self.asked += count
             self.refused += count
@@ -234,11 +240,11 @@ class Gateway:
         return True
 
     def leave(self, count: int) -> None:
-        """A request that was taken on has its answer."""
+        """End an admitted request: it has its answer."""
         self._in_flight -= count
 
     def ask(self, party: Requester, count: int) -> None:
-        """Samples of a request that was taken on, or of streams whose windows have room."""
+        """Queue samples of an admitted request, or of streams whose windows have room."""
         if count > 0:
             self.asked += count
             self._wait(party, count, self._env.now)
@@ -253,7 +259,7 @@ class Gateway:
             self._tritons.remove(triton)
 
     def finished(self, party: Requester, count: int) -> None:
-        """Triton has minted samples: those that pass the gate are delivered."""
+        """Deliver those of Triton's finished samples that pass the gate."""
         self.minted += count
         self._free += count
         self._rejected += count * self._rejection
@@ -268,7 +274,7 @@ class Gateway:
         self._grant()
 
     def retry(self, party: Requester, count: int) -> None:
-        """A Triton vanished with these in it: they keep their slots and are asked of another one, a little later."""
+        """Send samples of a Triton that vanished to another one, a little later. They keep their slots."""
 
         def again(_: simpy.Event) -> None:
             self._free += count
@@ -290,7 +296,7 @@ class Gateway:
             if chunks[0][0] == 0:
                 chunks.popleft()
             if chunks:
-                self._waiting[party] = chunks  # at the end: the others have their turns
+                self._waiting[party] = chunks  # at the end, so that the others get their turns
             self._free -= count
             each = max(self._grain, -(-count // len(self._tritons)))
             while count > 0:
@@ -300,7 +306,7 @@ class Gateway:
                 self._tritons[-1].submit(party, part)
 
     def _expire(self) -> Generator[simpy.Event, None, None]:
-        """While no Triton is there, what has waited for too long is refused (UNAVAILABLE)."""
+        """While there is no Triton, refuse samples that have waited too long (UNAVAILABLE)."""
         while True:
             yield self._env.timeout(RETRY_SECONDS)
             if self._tritons:

@@ -1,10 +1,10 @@
-"""What an autoscaler sees: metrics as Prometheus has scraped them, and the signals made of them.
+"""The autoscaler's inputs: metrics as Prometheus has scraped them, and the scaling signals computed from them.
 
 Rules of this file:
-- Nothing is newer than the last scrape; windows and rates are over scrapes, as PromQL's are.
-- `Demand` is what ships. The others are what people scale by; each has one target, chosen where it does best.
-- GPU utilisation is a metric of pods; requests per second and demand are sums; queue time is Triton's, over its time of
-  computing, which is how NVIDIA's examples scale.
+- No value is newer than the last scrape; windows and rates are over scrapes, as in PromQL.
+- `Demand` is the shipped signal. The others are common alternatives; each has one target, the best for it.
+- GPU utilisation is a metric of pods. Requests per second and demand are sums. Queue time is Triton's queue time
+  divided by its compute time, as in NVIDIA's examples.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ KEPT_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class Scrape:
-    """One round of scrapes; counters of samples and seconds, and per ready Triton (busy, queue, compute) seconds."""
+    """One round of scrapes: counters of samples and seconds, and (busy, queue, compute) seconds per ready Triton."""
 
     time: float
     demand: float
@@ -38,7 +38,7 @@ class Scrape:
 
 
 class Prometheus:
-    """Scrapes every `scrape_seconds`. Where one simulated part stands for `slice_of`, sums are multiplied by it."""
+    """Scrapes every `scrape_seconds`. If one simulated part stands for `slice_of` parts, sums are multiplied by it."""
 
     def __init__(
         self, env: simpy.Environment, gateway: Gateway, cluster: Cluster, scrape_seconds: float, slice_of: int = 1
@@ -70,29 +70,30 @@ class Prometheus:
         )
 
     def owed(self) -> int:
-        """Samples owed at this moment."""
+        """Return the samples owed at this moment."""
         return self._slice_of * self._gateway.owed
 
     def value(self, trigger: Trigger) -> float:
-        """What the trigger's query answers now."""
+        """Return the current value of the trigger's query."""
         if trigger.name in ("demand", "pending"):
             since = self._env.now - trigger.window_seconds
             scrapes = [scrape for scrape in self._scrapes if scrape.time > since] or [self._scrapes[-1]]
             return sum(getattr(scrape, trigger.name) for scrape in scrapes) / len(scrapes)
         if trigger.name == "queue-time":
             first, last = self._ends(trigger.window_seconds)
-            # Rounded: a difference of sums over Tritons that come and go is not exactly zero, as that of a series is.
+            # Rounded, because a difference of sums over changing Tritons is not exactly zero, unlike that of one
+            # series.
             gained = round(last.queue_seconds - first.queue_seconds, 6)
             return gained / max(last.time - first.time, self._scrape_seconds)
         raise ValueError(f"trigger {trigger.name!r} is not simulated")
 
     def delivered_rate(self) -> float:
-        """Accepted samples a second."""
+        """Return accepted samples per second."""
         first, last = self._ends(RATE_SECONDS)
         return (last.delivered - first.delivered) / max(last.time - first.time, self._scrape_seconds)
 
     def utilisation(self) -> list[float]:
-        """Share of the time in which each ready Triton ran something, 0 to 1."""
+        """Return the share of the time in which each ready Triton ran a step, 0 to 1."""
         first, last = self._ends(RATE_SECONDS)
         shares = []
         for triton, (busy, _, _) in last.tritons.items():
@@ -101,7 +102,7 @@ class Prometheus:
         return shares * self._slice_of
 
     def queue_to_compute(self) -> list[float]:
-        """Seconds waited by seconds computed, of what each ready Triton finished lately."""
+        """Return queue seconds per compute second, of the samples that each ready Triton finished lately."""
         first, last = self._ends(RATE_SECONDS)
         ratios = []
         for triton, (_, queue, compute) in last.tritons.items():
@@ -117,7 +118,7 @@ class Prometheus:
 
 
 class Signal(Protocol):
-    """Proposes numbers of replicas; `active` is what KEDA starts the first for."""
+    """Proposes numbers of replicas. KEDA starts the first replica if the signal is `active`."""
 
     def active(self, seen: Prometheus) -> bool: ...
 
@@ -138,7 +139,7 @@ class Demand:
 
 
 class _AlwaysOne:
-    """A signal that Triton itself tells is not there without a Triton."""
+    """A signal that Triton exports: it does not exist without a Triton, so one must always run."""
 
     def active(self, seen: Prometheus) -> bool:
         return True
@@ -154,7 +155,7 @@ class Utilisation(_AlwaysOne):
 
 @dataclass(frozen=True)
 class Rate(_AlwaysOne):
-    target: float  # accepted samples a second and Triton
+    target: float  # accepted samples per second and Triton
 
     def proposals(self, seen: Prometheus, current: int) -> list[int]:
         return [average_value_replicas(seen.delivered_rate(), self.target, current)]
@@ -162,7 +163,7 @@ class Rate(_AlwaysOne):
 
 @dataclass(frozen=True)
 class QueueTime(_AlwaysOne):
-    target: float  # seconds waited a second computed
+    target: float  # queue seconds per compute second
 
     def proposals(self, seen: Prometheus, current: int) -> list[int]:
         return [pods_metric_replicas(seen.queue_to_compute(), self.target, current)]

@@ -1,4 +1,4 @@
-# The client's `pull` and `verify`, for k8s/jobs. From the root of the repository:
+# The client's `pull` and `verify`, for k8s/jobs. Build it from the root of the repository:
 #   docker buildx build --push --file k8s/images/client.Dockerfile --tag REGISTRY/labelmint/client .
 FROM python:3.12-slim-bookworm@sha256:782412e85d0f0984994c290652577d4018aff08145c85b262bb63dc0c7522254 AS build
 WORKDIR /source

@@ -1,4 +1,4 @@
-"""The arithmetic and the load of the comparison with other servers, on servers whose answers are known."""
+"""Tests of the comparison with other servers: its arithmetic and its load, on servers with known answers."""
 
 import asyncio
 import itertools
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.unit
 
 
 def round_of(ours: float, rivals: list[float]) -> alternatives.Figures:
-    """A round in which labelmint and the rivals answered so many samples a second; p95 is 1 over it."""
+    """Return a round with these samples per second of labelmint and the rivals; p95 is the inverse."""
     rates = dict(zip(alternatives.TURNS, [ours, *rivals], strict=True))
     return {
         turn: {"agreement": {"labels": 1.0}}
@@ -30,7 +30,7 @@ def test_ratios_are_taken_within_a_round_and_to_its_best() -> None:
     rounds = [
         round_of(8.0, [1, 2, 2, 1, 4]),
         round_of(4.0, [1, 1, 1, 1, 2]),  # a slow machine makes the same ratio
-        round_of(9.0, [3, 1, 2, 1, 4]),  # another one was the best here
+        round_of(9.0, [3, 1, 2, 1, 4]),  # another rival was the best here
     ]
     found = alternatives.summary(rounds)
     assert found["against"]["reference"]["samples_per_second"] == {"median": 4.0, "least": 3.0, "most": 4.0}

@@ -1,4 +1,4 @@
-"""The autoscalers' algorithms against worked examples of the documentation of Kubernetes and KEDA."""
+"""Tests of the autoscalers' algorithms, against worked examples from the documentation of Kubernetes and KEDA."""
 
 import pytest
 from simulation.autoscaler import (
@@ -18,7 +18,7 @@ AT_ONCE = Rules(0, (Policy("Percent", 100, 15),))
 
 
 def course(hpa: HorizontalPodAutoscaler, start: int, proposals: list[int], every: float = 60.0) -> list[int]:
-    """The replicas after each of these proposals, one every `every` seconds."""
+    """Return the replicas after each of these proposals, one every `every` seconds."""
     replicas, found = start, []
     for index, proposed in enumerate(proposals):
         replicas = hpa.decide(index * every, replicas, [proposed])
@@ -29,13 +29,13 @@ def course(hpa: HorizontalPodAutoscaler, start: int, proposals: list[int], every
 @pytest.mark.parametrize(
     ("usage", "current", "wanted"),
     [
-        (200, 1, 2),  # 200m where 100m are wanted: doubled
+        (200, 1, 2),  # 200m with a target of 100m: doubled
         (100, 2, 1),  # 50m: halved
         (109, 1, 1),  # within the tolerance of 10 %
         (91, 1, 1),
         (329, 3, 3),
         (331, 3, 4),  # rounded up
-        (1000, 1, 10),  # a sum does not depend on how many there are
+        (1000, 1, 10),  # a sum does not depend on the number of pods
         (1000, 9, 10),
     ],
 )
@@ -49,11 +49,11 @@ def test_a_sum_proposes_usage_by_target(usage: float, current: int, wanted: int)
         ([200, 200], 2, 4),
         ([50, 50], 2, 1),
         ([105, 95, 100], 3, 3),
-        ([], 3, 3),  # nothing known, nothing done
-        ([200, 200], 4, 4),  # two that do not tell yet count as idle: (200 + 200) / 4 is the target
+        ([], 3, 3),  # no values, no change
+        ([200, 200], 4, 4),  # two pods without a value count as idle: (200 + 200) / 4 is the target
         ([200, 200, 200], 4, 6),
-        ([20, 20, 20], 4, 2),  # downwards they count as busy: (60 + 100) / 4 is 40 % of the target
-        ([110.5, 110.5], 3, 3),  # 221 / 3 is below the target though 110.5 is above it: nothing is done
+        ([20, 20, 20], 4, 2),  # for a scale-down they count as busy: (60 + 100) / 4 is 40 % of the target
+        ([110.5, 110.5], 3, 3),  # 221 / 3 is below the target although 110.5 is above it: no change
     ],
 )
 def test_pods_that_do_not_tell_yet_damp(values: list[float], current: int, wanted: int) -> None:
@@ -61,7 +61,7 @@ def test_pods_that_do_not_tell_yet_damp(values: list[float], current: int, wante
 
 
 def test_the_larger_of_two_policies_downwards() -> None:
-    """80 pods go down by 10 %: 8, then 8 of 72 (7.2, rounded up); below 40 the policy of 4 pods lets more go."""
+    """80 pods shrink by 10 %: 8, then 8 of 72 (7.2, rounded up). Below 40, the policy of 4 pods removes more."""
     down = Rules(0, (Policy("Pods", 4, 60), Policy("Percent", 10, 60)))
     found = course(HorizontalPodAutoscaler(1, 100, FREE, down), 80, [10] * 14)
     assert found == [72, 64, 57, 51, 45, 40, 36, 32, 28, 24, 20, 16, 12, 10]
@@ -84,7 +84,7 @@ def test_upwards_as_fast_as_the_policy_says() -> None:
 
 
 def test_a_period_counts_what_was_added_in_it() -> None:
-    """Four a minute are four a minute, however often it is looked."""
+    """Four per minute stay four per minute, however often the autoscaler decides."""
     rules = Rules(0, (Policy("Pods", 4, 60),))
     assert course(HorizontalPodAutoscaler(1, 100, rules, AT_ONCE), 1, [3, 50, 50, 50, 50], 15) == [3, 5, 5, 5, 7]
 
@@ -105,14 +105,14 @@ def test_the_largest_proposal_counts_within_the_limits() -> None:
     assert hpa.decide(15, 6, [50]) == 8
     assert hpa.decide(30, 8, [0]) == 2
     assert hpa.decide(45, 12, [12]) == 8 and hpa.decide(60, 1, [1]) == 2
-    assert hpa.decide(75, 0, [5]) == 0, "none is a scaler switched off; KEDA brings the first"
+    assert hpa.decide(75, 0, [5]) == 0, "zero replicas switch the scaler off; KEDA starts the first"
 
 
 def test_keda_starts_the_first_and_stops_the_last() -> None:
     keda = Keda(polling_seconds=15, cooldown_seconds=300, min_replicas=0)
     assert keda.decide(0, 0, active=False) == 0
     assert keda.decide(15, 0, active=True) == 1
-    assert keda.decide(30, 4, active=True) == 4, "from one on it is the HorizontalPodAutoscaler's"
+    assert keda.decide(30, 4, active=True) == 4, "from one on, the HorizontalPodAutoscaler decides"
     assert keda.decide(315, 4, active=False) == 4
-    assert keda.decide(330, 4, active=False) == 0, "the cooldown is over, counted from the last time it was active"
+    assert keda.decide(330, 4, active=False) == 0, "the cooldown counts from the last active time"
     assert Keda(15, 300, min_replicas=2).decide(1e6, 0, active=False) == 2

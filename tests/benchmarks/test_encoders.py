@@ -1,4 +1,4 @@
-"""The choice of an encoder, on encoders whose figures are known."""
+"""Tests of the choice of an encoder, on encoders with known figures."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The floor's counts, against what torch counts when it runs the same mathematics."""
+"""Tests of the floor's counts, against torch's counts when it runs the same mathematics."""
 
 from dataclasses import replace
 
@@ -53,7 +53,7 @@ def test_a_generator_counts_what_torch_counts(architecture: str) -> None:
     image, features = generator(*inputs(2), "paper")
     moved = sum(4 * x.numel() for x in features.values()) + image.numel()
     channels = {r: x.shape[1] for r, x in features.items()}
-    # A noise strength is one number a convolution, and the average w is read where there is truncation.
+    # Left out: a noise strength is one number per convolution, and the average w is read only with truncation.
     weights = weight_bytes(generator, "noise_strength", "w_avg")
     assert floor.generator_bytes(spec, channels, batch=2) == moved + weights
 

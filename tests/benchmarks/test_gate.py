@@ -1,4 +1,4 @@
-"""The arithmetic of the gate's benchmark, on samples whose answer is known."""
+"""Tests of the gate benchmark's arithmetic, on samples with known results."""
 
 import importlib.util
 

@@ -1,4 +1,5 @@
-"""The null model is served as the demo is, the bare server answers the same bytes, and seconds are counted right."""
+"""Tests of the gateway's CPU benchmark: the null model is served like the demo, the bare server answers the same bytes,
+and seconds are counted correctly."""
 
 import os
 import time
@@ -32,7 +33,7 @@ async def test_the_null_model_is_served_and_the_bare_server_answers_its_bytes(tm
         async with samples_of(served.grpc, null_model.MODEL) as ask:
             samples = [await ask(seed) for seed in (0, 1)]
     assert len(samples[0].image.data) == 128 * 128 * 3 and samples[0].image.data == samples[1].image.data
-    assert len(np.unique(np.frombuffer(samples[0].label.data, np.uint8))) > 5, "it compresses as a sample does"
+    assert len(np.unique(np.frombuffer(samples[0].label.data, np.uint8))) > 5, "it compresses like a sample"
     for seed, sample in enumerate(samples):
         assert sample.js_score == pytest.approx(float((latent_of(seed, 64) ** 2).sum()), rel=1e-5)
     path.write_bytes(samples[0].SerializeToString())

@@ -1,4 +1,4 @@
-"""The load that benchmarks share, on services whose times are known."""
+"""Tests of the benchmarks' shared load generator, on services with known times."""
 
 import asyncio
 import itertools
@@ -18,7 +18,7 @@ async def test_callers_go_on_until_the_seconds_and_the_answers_are_there() -> No
     run = await load.closed(answer, 4, itertools.count(), seconds=0.1, answers=4)
     assert run.calls[-1][1] > 0.1 and len(run.calls) > 12
     run = await load.closed(answer, 8, itertools.count(), seconds=0.0, answers=8)
-    assert 8 <= len(run.calls) < 16, "those that had asked again are waited for"
+    assert 8 <= len(run.calls) < 16, "calls in progress are waited for"
     run = await load.closed(answer, 3, itertools.count(), rounds=5)
     assert len(run.calls) == 15
 

@@ -1,4 +1,4 @@
-"""The naive interpreter of the benchmarks and labelmint's own are the same function."""
+"""Tests that the benchmarks' reference interpreter and labelmint's compute the same function."""
 
 import numpy as np
 import pytest

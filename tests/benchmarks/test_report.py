@@ -1,4 +1,4 @@
-"""The page of benchmarks says what their results say."""
+"""Tests that the generated pages are up to date with the results."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.unit
 
 
 def page_of(script: str) -> str:
-    """What a script of benchmarks/ would write, made in a process of its own."""
+    """Return the page that a script of benchmarks/ would write, from a separate process."""
     code = f"import sys; sys.path.insert(0, 'benchmarks'); import {script}; print({script}.page(), end='')"
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
 

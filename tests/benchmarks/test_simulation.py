@@ -1,4 +1,4 @@
-"""The simulated service: nothing is lost, batches form as Triton forms them, and the same seed gives the same run."""
+"""Tests of the simulated service: no sample is lost, batches form as in Triton, and a seed gives the same run."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ from tests.conftest import REPOSITORY, ROOT, need_program
 pytestmark = pytest.mark.unit
 
 
-# A second a step, whatever the batch; two steps at once do not slow each other down.
+# One second per step, whatever the batch; concurrent steps do not slow each other down.
 EVEN = Profile(((1.0,) * MAX_BATCH, (1.0,) * MAX_BATCH), 1.0)
 
 
@@ -38,7 +38,7 @@ def served(env: simpy.Environment, profile: Profile, slots: int = 64, **limits: 
 
 
 def test_the_batcher_takes_what_waits() -> None:
-    """The first goes alone, those that came meanwhile go together, and at most a batch."""
+    """The first sample runs alone. Those that came meanwhile run together, up to a full batch."""
     env = simpy.Environment()
     gateway = served(env, EVEN)
     callers = [Caller(env, gateway) for _ in range(1 + MAX_BATCH + 3)]
@@ -47,13 +47,14 @@ def test_the_batcher_takes_what_waits() -> None:
 
 
 def test_steps_that_run_at_once_share_the_device() -> None:
-    """A second of work beside two, each at half speed: the short one ends after two seconds, the long after three."""
+    """One and two seconds of work at half speed each: the short one ends after two seconds, the long after three."""
     env = simpy.Environment()
     profile = Profile(((1.0,) * MAX_BATCH, (2.0,) * MAX_BATCH), 0.5)
     gateway = served(env, profile)
     first, second = Caller(env, gateway), Caller(env, gateway)
     env.run(until=20)
-    # 1: the first's generator, alone. Then its second step (2 s) beside the other's generator (1 s, done at 3).
+    # Until 1 s: the first's generator, alone. Then its second step (2 s) runs with the other's generator (1 s, done at
+    # 3).
     assert first.done.value == pytest.approx(4.0)
     assert second.done.value == pytest.approx(6.0)
 
@@ -96,7 +97,7 @@ def test_what_is_held_is_refused_in_the_end() -> None:
 
 @pytest.mark.parametrize("acceptance", [1.0, 0.9, 0.3])
 def test_every_sample_is_delivered_refused_or_owed(acceptance: float) -> None:
-    """Counted at the clients and at the gateway, at every moment, while Tritons come and vanish."""
+    """The clients' counts and the gateway's agree at every moment, while Tritons come and vanish."""
     env = simpy.Environment()
     gateway = Gateway(env, 48, 128, 64, capacity_wait_seconds=5.0, acceptance=acceptance, grain=4)
     rng = np.random.default_rng(1)
@@ -140,7 +141,7 @@ def test_the_numbers_are_those_of_the_manifests(numbers: Shipped) -> None:
 
 
 def test_the_shipped_defaults_win(numbers: Shipped) -> None:
-    """The results are of the numbers that ship, and nothing else costs less."""
+    """The stored results are those of the shipped numbers, and no other setting costs less."""
     results = json.loads((ROOT / "benchmarks" / "results" / "autoscaling.json").read_text())
     assert results["shipped"] == dataclasses.asdict(autoscaling.Settings.of(numbers))
     cheapest = results["sweep"][0]
@@ -153,7 +154,7 @@ def test_the_shipped_defaults_win(numbers: Shipped) -> None:
 
 def test_one_replica_reproduces_the_measured_latency() -> None:
     if not latency.RESULTS.exists():
-        pytest.skip("not measured yet: `python benchmarks/latency.py` wants an idle machine")
+        pytest.skip("not measured yet: run `python benchmarks/latency.py` on an idle machine")
     rows = latency.comparison(json.loads(latency.RESULTS.read_text())["rounds"])
     assert [row["concurrency"] for row in rows if "concurrency" in row] == list(latency.CONCURRENCIES)
     assert [row["load"] for row in rows if "load" in row] == list(latency.LOADS)

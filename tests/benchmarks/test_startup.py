@@ -1,4 +1,4 @@
-"""What the logs of a start tell."""
+"""Tests of the startup benchmark's reading of logs."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The arithmetic of what the servers cost, on rounds whose figures are known, and where a round goes on."""
+"""Tests of the benchmark of the servers' cost: its arithmetic on rounds with known figures, and how a round resumes."""
 
 import itertools
 from pathlib import Path
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.torch
 
 
 def round_of(grpc: float, rest: float, triton: float, bare: float) -> tax.Figures:
-    """A round with so many samples a second of each way at each concurrency."""
+    """Return a round with these samples per second of each way at each concurrency."""
 
     def figures(rate: float) -> tax.Figures:
         return {"samples_per_second": rate, "failures": {}} | dict.fromkeys(load.PERCENTILES, 1 / rate)
@@ -27,7 +27,7 @@ def round_of(grpc: float, rest: float, triton: float, bare: float) -> tax.Figure
 
 
 def test_ratios_are_taken_within_a_round() -> None:
-    # The machine was half as fast in the second round, and what the gateway costs the same.
+    # In the second round the machine was half as fast, and the gateway's share of the cost was the same.
     found = tax.summary([round_of(9, 8, 10, 12.5), round_of(4.5, 4, 5, 6.25), round_of(10, 5, 10, 10)])
     ratio = found["ratios"]["gateway gRPC to Triton"]
     assert ratio["bar"] == 0.95 and ratio["by_concurrency"]["16"] == {"median": 0.9, "least": 0.9, "most": 1.0}
@@ -65,11 +65,12 @@ def test_measured_rounds_are_measured_once(tmp_path: Path, monkeypatch: pytest.M
     assert resuming.measured("some", "fingerprint", parts, 1, 60.0) == first[:1]
 
 
-# All 40 have an answer after the third batch, in which some had come again; who waits then is answered, too.
+# All 40 have an answer after the third batch, which also had callers of the second turn. Callers waiting then are
+# answered too.
 @pytest.mark.parametrize(("callers", "batches"), [(1, [1]), (4, [4]), (40, [16, 16, 16, 16, 8])])
 def test_without_a_server_a_batch_is_who_waits(callers: int, batches: list[int]) -> None:
     seen: list[list[int]] = []
     pipeline = SimpleNamespace(max_batch=16, infer=seen.append)
     calls = in_process.closed(pipeline, callers, 0.0, callers, 0)  # type: ignore[arg-type]
     assert list(map(len, seen)) == batches and len(calls) == sum(batches)
-    assert list(itertools.chain.from_iterable(seen)) == list(range(len(calls))), "each call has a seed of its own"
+    assert list(itertools.chain.from_iterable(seen)) == list(range(len(calls))), "each call has a different seed"

@@ -1,8 +1,8 @@
-"""The manifests as a cluster would get them.
+"""Fixtures with the rendered manifests, as a cluster would get them.
 
 Rules of this file:
-- `kubectl kustomize` renders; nothing here reads the sources of an overlay.
-- A `Rendered` is all objects of one composition; helpers find what every test asks for.
+- `kubectl kustomize` renders the manifests; nothing here reads the sources of an overlay.
+- A `Rendered` has all objects of one composition, and helpers that find objects for the tests.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ class Rendered:
         return found
 
     def workloads(self) -> Iterator[tuple[Object, Object]]:
-        """Every object that makes pods, with its pod template."""
+        """Yield every object that creates pods, with its pod template."""
         for each in self.of_kind("Deployment", "Job"):
             yield each, each["spec"]["template"]
 
     def environment(self, pod: Object, container: Object) -> dict[str, str]:
-        """The environment of a container as far as ConfigMaps and values decide it."""
+        """Return the part of a container's environment that comes from ConfigMaps and plain values."""
         found: dict[str, str] = {}
         for source in container.get("envFrom", []):
             if "configMapRef" in source:
@@ -56,7 +56,7 @@ class Rendered:
 
 
 def containers(template: Object) -> list[Object]:
-    """The containers of a pod template, those that run first included."""
+    """Return the containers of a pod template, including init containers."""
     return template["spec"].get("initContainers", []) + template["spec"]["containers"]
 
 
@@ -69,7 +69,10 @@ def build(directory: Path, name: str) -> Rendered:
 
 @pytest.fixture(scope="session")
 def render(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Renders "base", an overlay, "store/NAME" (the base with a model store) or "jobs/NAME", once each."""
+    """Return a function that renders "base", an overlay, "store/NAME" (the base with a model store) or "jobs/NAME".
+
+    It renders each composition once.
+    """
 
     @cache
     def rendered(name: str) -> Rendered:
@@ -89,6 +92,6 @@ COMPOSITIONS = ("base", *OVERLAYS, *(f"store/{name}" for name in STORES), "jobs/
 
 @pytest.fixture(params=COMPOSITIONS)
 def manifests(request: pytest.FixtureRequest, render: Any) -> Rendered:
-    """Each composition in turn."""
+    """Yield each composition in turn."""
     rendered: Rendered = render(request.param)
     return rendered

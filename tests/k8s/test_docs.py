@@ -1,4 +1,4 @@
-"""What docs/deploying.md says of the manifests, and its commands as far as they run without a cluster."""
+"""Tests of docs/deploying.md: its statements about the manifests, and its commands that run without a cluster."""
 
 import re
 import subprocess
@@ -30,7 +30,7 @@ def test_every_overlay_and_component_is_in_the_tables() -> None:
 
 
 def test_the_secrets_are_made_that_the_overlays_want(render: Any, tmp_path: Path) -> None:
-    """The commands of step 4, against no cluster; the certificate's files are empty."""
+    """Runs the commands of step 4 without a cluster; the certificate's files are empty."""
     (script,) = [each for each in re.findall(r"```sh\n(.*?)```", DEPLOYING, re.DOTALL) if "secret" in each]
     for name in ("tls.crt", "tls.key", "ca.crt"):
         (tmp_path / name).touch()

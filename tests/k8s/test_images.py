@@ -1,4 +1,4 @@
-"""The Dockerfiles, as far as that goes without building them: hadolint, and that they copy what is there."""
+"""Tests of the Dockerfiles without building them: hadolint passes, and the copied files exist."""
 
 import fnmatch
 import subprocess

@@ -1,4 +1,4 @@
-"""The job that pulls, its containers run one after the other as a cluster would, with the programs of their images."""
+"""Tests of the pull job: its containers run one after the other as in a cluster, with the programs of their images."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ from tests.k8s.conftest import Object, Rendered, containers
 pytestmark = pytest.mark.triton
 
 
-# What the image of the client runs by itself, and its Python.
+# The entry point of the client's image, with its Python.
 ENTRYPOINT = ["/opt/labelmint/bin/python", "-m", "labelmint_client"]
 
 
@@ -27,7 +27,7 @@ def job_of(manifests: Rendered) -> Object:
 
 
 def run(container: Object, environment: dict[str, str], places: dict[str, str]) -> str:
-    """A container's program, with the paths of its volumes and its Python put where they are here."""
+    """Run a container's program, with the paths of its volumes and its Python replaced by local ones."""
     words = container.get("command", ENTRYPOINT) + container.get("args", [])
     words = [re.sub(r"\$\((\w+)\)", lambda match: environment[match[1]], word) for word in words]
     for theirs, ours in places.items():
@@ -64,7 +64,7 @@ def test_the_job_ends_with_one_manifest_of_what_was_verified(render: Any, servic
     places = {"/data": str(data), "/job": str(scripts), "/opt/labelmint/bin/python": sys.executable}
     steps = containers(spec["template"])
     shards = range(spec["completions"])
-    for index in (*shards, 0):  # the last is a pod that was started again: nothing is done twice
+    for index in (*shards, 0):  # the last is a restarted pod, which must do nothing twice
         assert (data / "manifest.json").exists() is (index == 0 and (data / "part-1").exists())
         for container in steps:
             environment = manifests.environment(spec["template"], container)

@@ -1,4 +1,4 @@
-"""What schemas do not see: that the parts of a composition fit each other, and the programs they run."""
+"""Tests of what schemas cannot check: the parts of a composition fit each other and the programs that they run."""
 
 import re
 from decimal import Decimal
@@ -19,19 +19,19 @@ UNITS = {None: 1, "m": Decimal("0.001"), "k": 10**3, "Ki": 2**10, "M": 10**6, "M
 UNITS |= {"G": 10**9, "Gi": 2**30, "T": 10**12, "Ti": 2**40}
 TRITON_PATHS = {"/v2/health/live", "/v2/health/ready"}
 ZEROS = "sha256:" + "0" * 64
-# Two batches: one that runs and one that waits.
+# Two batches: one running and one waiting.
 SAMPLES_PER_TRITON = 32
 
 
 def quantity(text: str) -> Decimal:
-    """Kubernetes' notation of an amount; raises AssertionError for what is none."""
+    """Parse a Kubernetes quantity. Raises AssertionError if it is not one."""
     match = QUANTITY.fullmatch(text)
-    assert match is not None, f"{text!r} is no quantity"
+    assert match is not None, f"{text!r} is not a quantity"
     return Decimal(match[1]) * UNITS[match[2]]
 
 
 def selected(manifests: Rendered, selector: dict[str, str]) -> list[Object]:
-    """The pod templates with these labels."""
+    """Return the pod templates with these labels."""
     return [
         template for _, template in manifests.workloads() if selector.items() <= template["metadata"]["labels"].items()
     ]
@@ -42,13 +42,13 @@ def ports(template: Object) -> dict[str, int]:
 
 
 def deployment(manifests: Rendered, name: str) -> tuple[Object, Object]:
-    """The pod's specification and its first container."""
+    """Return the pod's specification and its first container."""
     spec = manifests.named("Deployment", f"labelmint-{name}")["spec"]["template"]["spec"]
     return spec, spec["containers"][0]
 
 
 def seconds(manifests: Rendered, setting: str) -> float:
-    """A setting of the gateway, as it would read it."""
+    """Return a setting of the gateway, parsed as the gateway parses it."""
     spec, gateway = deployment(manifests, "gateway")
     environment = manifests.environment(spec, gateway)
     found: float = getattr(ServeSettings(**{setting: environment[f"LABELMINT_{setting.upper()}"]}), setting)
@@ -57,7 +57,7 @@ def seconds(manifests: Rendered, setting: str) -> float:
 
 @pytest.fixture(params=["base", *OVERLAYS])
 def service(request: pytest.FixtureRequest, render: Any) -> Rendered:
-    """Each composition that serves."""
+    """Yield each composition that serves."""
     found: Rendered = render(request.param)
     return found
 
@@ -95,7 +95,7 @@ def test_ports_exist(manifests: Rendered) -> None:
 
 
 def test_addresses_lead_somewhere(render: Any) -> None:
-    """Triton's address in the gateway, and the gateway's in the job, are services with that port."""
+    """Triton's address in the gateway's settings, and the gateway's in the job's, are services with that port."""
     base, job = render("base"), render("jobs/pull")
     spec, gateway = deployment(base, "gateway")
     (pull, _) = next(job.workloads())[1]["spec"]["initContainers"]
@@ -108,7 +108,7 @@ def test_addresses_lead_somewhere(render: Any) -> None:
 
 
 def test_network_policies_open_both_ends(render: Any) -> None:
-    """A way is open where the one who calls may leave and the one who is called may be entered."""
+    """A connection needs egress at the caller and ingress at the called pod."""
     base, job = render("base"), render("jobs/pull")
     out = base.named("NetworkPolicy", "labelmint-gateway")["spec"]["egress"][0]
     into = base.named("NetworkPolicy", "labelmint-triton")["spec"]["ingress"][0]
@@ -154,7 +154,7 @@ def test_volumes_are_there(manifests: Rendered) -> None:
 
 
 def test_pods_are_restricted(manifests: Rendered) -> None:
-    """Pod Security Standards, level restricted, and a root file system that cannot be written besides."""
+    """Pods meet the Pod Security Standards, level restricted, and have a read-only root file system."""
     for each, template in manifests.workloads():
         spec, name = template["spec"], each["metadata"]["name"]
         assert spec["securityContext"]["runAsNonRoot"] is True and spec["securityContext"]["runAsUser"] > 0, name
@@ -199,7 +199,7 @@ def test_probes_mean_different_things_and_hit_routes(service: Rendered) -> None:
         name: [container[f"{probe}Probe"]["httpGet"]["path"] for probe in ("startup", "readiness", "liveness")]
         for name, container in (("gateway", gateway), ("triton", triton))
     }
-    # Starting a gateway must not wait for Triton: with none there is no demand to see, and none would ever come.
+    # A gateway must start without Triton: a scaler starts a Triton only for demand, which only a gateway can report.
     assert found["gateway"] == [ALIVE_PATH, READY_PATH, ALIVE_PATH]
     assert found["triton"] == ["/v2/health/ready", "/v2/health/ready", "/v2/health/live"]
     tls = "LABELMINT_TLS_CERTIFICATE" in service.environment({}, gateway)
@@ -214,7 +214,7 @@ def test_the_end_of_a_gateway_fits_its_grace_period(service: Rendered) -> None:
     spec, gateway = deployment(service, "gateway")
     own = seconds(service, "drain_seconds") + seconds(service, "grace_seconds") + 2  # two pauses of a second at the end
     assert own < spec["terminationGracePeriodSeconds"]
-    assert "lifecycle" not in gateway, "drain_seconds is the pause; another one before it would only add up"
+    assert "lifecycle" not in gateway, "drain_seconds is the pause; a preStop pause would be added to it"
     probe = gateway["readinessProbe"]
     assert seconds(service, "drain_seconds") > probe["periodSeconds"] * probe["failureThreshold"]
 
@@ -229,7 +229,7 @@ def test_the_end_of_a_triton_fits_its_grace_period(service: Rendered) -> None:
 def test_a_rollout_of_triton_needs_no_spare_gpu(service: Rendered) -> None:
     spec = service.named("Deployment", "labelmint-triton")["spec"]
     assert spec["strategy"] == {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}
-    # Meanwhile requests are held: for as long as the old one ends and the next one starts.
+    # The gateways keep requests waiting while the old pod ends and the next one starts.
     assert seconds(service, "capacity_wait_seconds") > 2 * spec["template"]["spec"]["terminationGracePeriodSeconds"]
 
 
@@ -250,7 +250,7 @@ def test_a_gpu_is_asked_for_where_it_should_be(render: Any) -> None:
 
 @pytest.mark.parametrize("name", [name for name in COMPOSITIONS if name != "jobs/pull"])
 def test_environment_variables_are_settings(render: Any, name: str) -> None:
-    """The gateway's are settings of `labelmint serve` with values that it takes, together."""
+    """The gateway's variables are settings of `labelmint serve`, and it accepts their values together."""
     manifests: Rendered = render(name)
     spec, gateway = deployment(manifests, "gateway")
     environment = manifests.environment(spec, gateway)
@@ -277,7 +277,7 @@ def test_arguments_name_variables_that_are_there(manifests: Rendered) -> None:
 
 
 def scalers(manifests: Rendered) -> dict[str, tuple[int, int]]:
-    """The smallest and largest number of pods by scaled deployment."""
+    """Return the smallest and largest number of pods of each scaled deployment."""
     found = {}
     for each in manifests.of_kind("HorizontalPodAutoscaler"):
         spec = each["spec"]
@@ -298,7 +298,7 @@ def test_scalers_own_the_number_of_pods(service: Rendered) -> None:
         assert ("replicas" in each["spec"]) is (each["metadata"]["name"] not in scaled)
     if service.name == "gpu-scale-to-zero":
         assert scaled["labelmint-triton"][0] == 0
-        assert scaled["labelmint-gateway"][0] >= 1, "somebody must see the demand"
+        assert scaled["labelmint-gateway"][0] >= 1, "a gateway must report the demand"
 
 
 def test_disruption_budgets_let_nodes_be_drained(service: Rendered) -> None:
@@ -311,7 +311,7 @@ def test_disruption_budgets_let_nodes_be_drained(service: Rendered) -> None:
 
 
 def test_gateways_have_slots_for_every_triton(service: Rendered) -> None:
-    """Slots of the fewest gateways hold two batches of each Triton at the largest scale: else some would be idle."""
+    """The slots of the fewest gateways suffice for two batches per Triton at the largest scale. Otherwise some idle."""
     scaled = scalers(service)
     gateways = (
         scaled.get("labelmint-gateway", (0, 0))[0]

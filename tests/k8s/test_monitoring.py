@@ -1,8 +1,8 @@
-"""Scalers, rules and the dashboard against what a real Prometheus scrapes from a real gateway and a real Triton.
+"""Tests of scalers, rules and the dashboard with a real Prometheus that scrapes a real gateway and a real Triton.
 
 Rules of this file:
-- Nothing is written down twice: the metrics that exist are those that Prometheus has seen.
-- An expression is good when it has data under a little load; which numbers they are is for other tests.
+- There is no list of metrics here: the metrics that exist are those that Prometheus has scraped.
+- An expression passes if it has data under a little load. Other tests check the numbers.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Prometheus:
         return result
 
     def without_data(self, expressions: list[str]) -> list[str]:
-        """Those that have no data though they were waited for."""
+        """Return the expressions that still have no data after a wait."""
         deadline = time.monotonic() + SECONDS
         left = expressions
         while (left := [each for each in left if not self.query(each)]) and time.monotonic() < deadline:
@@ -59,7 +59,7 @@ class Prometheus:
 
 @pytest_asyncio.fixture(scope="module")
 async def loaded(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The addresses of a gateway's and its Triton's metrics, after some work of every kind."""
+    """Yield the addresses of a gateway's and its Triton's metrics, after some work of every kind."""
     directory = tmp_path_factory.mktemp("loaded")
     triton = TritonServer(REPOSITORY, ["faces"])
     await triton.start()
@@ -78,7 +78,7 @@ async def loaded(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture(scope="module")
 def prometheus(render: Any, loaded: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
-    """A Prometheus with our rules, in which the gateway and Triton have the labels that PodMonitors give them."""
+    """Run a Prometheus with the rendered rules. Gateway and Triton have the labels that PodMonitors give them."""
     service, triton = loaded
     directory: Path = tmp_path_factory.mktemp("prometheus")
     rules = render("gpu").named("PrometheusRule", "labelmint")["spec"]
@@ -119,7 +119,7 @@ def prometheus(render: Any, loaded: Any, tmp_path_factory: pytest.TempPathFactor
                     assert process.poll() is None, (directory / "log").read_text()
                 assert time.monotonic() < deadline, (directory / "log").read_text()
                 time.sleep(0.2)
-            # Work after the first scrape: rates need something to rise.
+            # Send requests after the first scrape, because rates need counters that rise.
             ask(service.http, service.grpc)
             yield found
     finally:
@@ -128,7 +128,7 @@ def prometheus(render: Any, loaded: Any, tmp_path_factory: pytest.TempPathFactor
 
 
 def ask(http: str, address: str) -> None:
-    """Samples one by one and in streams, over both doors."""
+    """Request samples one by one and in streams, over REST and gRPC."""
     for seed in range(4):
         httpx.get(f"{http}/v1/models/faces/samples/{seed}?include_rejected=true", timeout=60.0).raise_for_status()
     with grpc.insecure_channel(address) as channel:
@@ -139,7 +139,7 @@ def ask(http: str, address: str) -> None:
 
 
 def scaler_queries(render: Any) -> list[str]:
-    """What KEDA asks Prometheus, and what prometheus-adapter asks for the HorizontalPodAutoscaler."""
+    """Return the queries of KEDA, and those of prometheus-adapter for the HorizontalPodAutoscaler."""
     keda: Rendered = render("gpu-scale-to-zero")
     triggers = keda.named("ScaledObject", "labelmint-triton")["spec"]["triggers"]
     values = yaml.safe_load((K8S / "components/autoscale-hpa/prometheus-adapter-values.yaml").read_text())
@@ -171,11 +171,11 @@ def test_scalers_get_numbers(prometheus: Prometheus, render: Any) -> None:
     queries = scaler_queries(render)
     assert prometheus.without_data(queries) == []
     for query in queries:
-        assert len(prometheus.query(query)) == 1, f"one number is wanted: {query}"
+        assert len(prometheus.query(query)) == 1, f"the query must return one number: {query}"
 
 
 def test_recording_rules_have_data(prometheus: Prometheus, render: Any) -> None:
-    # Errors have none as long as nothing failed.
+    # The error rules have no data as long as nothing failed.
     records = [rule["record"] for rule in rules_of(render) if "record" in rule]
     assert prometheus.without_data([name for name in records if "request_errors" not in name]) == []
 
@@ -210,7 +210,7 @@ def test_both_scalers_follow_the_same_numbers(render: Any) -> None:
         assert trigger["metadata"]["serverAddress"].startswith("http://")
     thresholds = [trigger["metadata"]["threshold"] for trigger in keda["triggers"]]
     assert thresholds == [each["external"]["target"]["averageValue"] for each in hpa["metrics"]]
-    # From nothing only what the gateways say can start a Triton: its own metrics are gone with it.
+    # Only the gateways' metrics can start the first Triton, because Triton's own metrics do not exist without it.
     for trigger in keda["triggers"]:
         own = "labelmint_" in trigger["metadata"]["query"]
         assert trigger["metadata"]["ignoreNullValues"] == ("false" if own else "true")

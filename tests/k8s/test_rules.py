@@ -1,8 +1,8 @@
-"""The recording rules and alerts by `promtool`: of each alert a case in which it fires and one in which it does not.
+"""Tests of the recording rules and alerts with `promtool`: each alert has a case in which it fires and one without.
 
 Rules of this file:
-- A case is series as Prometheus would scrape them, in promtool's notation, a sample a minute: `5+2x60` is 5, 7, 9 ...
-- At the time of each case exactly the alerts that it names fire: another one's case is one more in which it does not.
+- A case has series as Prometheus would scrape them, in promtool's notation, one sample per minute: `5+2x60` is 5, 7, 9.
+- At the time of a case, exactly the alerts that it names fire. So every case also tests that the other alerts do not.
 """
 
 import re
@@ -108,15 +108,15 @@ CASES = (
     Case("every fifth sample is slow", 70, latencies("0+80x80", "0+100x80"), ("LabelmintLatencyBudget",)),
     Case("one in twenty is slow", 70, latencies("0+95x80", "0+100x80")),
     Case("the gate lets too few pass", 90, quantiles("0+50x100", "0+80x100", "0+100x100"), ("LabelmintAcceptanceOff",)),
-    Case("the gate lets pass what it should", 90, quantiles("0+50x100", "0+89x100", "0+100x100")),
-    Case("too few to tell", 90, quantiles("0+1x100", "0+1x100", "0+5x100")),
+    Case("the gate accepts the calibrated share", 90, quantiles("0+50x100", "0+89x100", "0+100x100")),
+    Case("too few samples to judge", 90, quantiles("0+1x100", "0+1x100", "0+5x100")),
     Case("the lower half is empty", 90, quantiles("0+30x100", "0+90x100", "0+100x100"), ("LabelmintScoreDrift",)),
     Case("the lower half is nearly a half", 90, quantiles("0+45x100", "0+90x100", "0+100x100")),
     Case("ten seconds in Triton's queue", 20, queue("0+600000000x30", "0+60x30"), ("LabelmintQueueWait",)),
     Case("a second in Triton's queue", 20, queue("0+60000000x30", "0+60x30")),
     Case("a gateway finds no model in a Triton that runs", 10, RUNS | ready("0x20"), ("LabelmintTritonNotReady",)),
     Case("a gateway finds its model", 10, RUNS | ready("1x20")),
-    Case("nobody asks and no Triton runs", 30, ready("0x40") | demand("0x40")),
+    Case("no requests and no Triton", 30, ready("0x40") | demand("0x40")),
     Case("owed, and no Triton", 15, ready("0x40") | demand("8x40"), ("LabelmintDemandWithoutCapacity",)),
     Case("owed, and a Triton comes", 15, ready("0x6 1x20") | demand("8x40")),
     Case(
@@ -127,9 +127,9 @@ CASES = (
     ),
     Case("a gateway starts twice", 25, {f"process_start_time_seconds{{{GATEWAY}}}": "100x5 200x40"}),
     Case("a Triton comes and goes", 25, ready("1x2 0x2 1x2 0x2 1x2 0x2 1x2 0x2 1x20"), ("LabelmintTritonRestartLoop",)),
-    Case("a Triton was exchanged", 25, ready("1x5 0x2 1x40")),
+    Case("a Triton was replaced", 25, ready("1x5 0x2 1x40")),
     Case(
-        "our own Triton dies again and again",
+        "the Triton that the gateway started dies repeatedly",
         25,
         {f"labelmint_triton_restarts_total{{{GATEWAY}}}": "0x2 1x4 2x4 3x4 4x20"},
         ("LabelmintTritonRestartLoop",),
@@ -139,7 +139,7 @@ CASES = (
 
 @pytest.fixture(scope="session")
 def rules(render: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The rules of the rendered PrometheusRule, as Prometheus reads them."""
+    """Write the rules of the rendered PrometheusRule to a file, as Prometheus reads them."""
     path: Path = tmp_path_factory.mktemp("rules") / "rules.yaml"
     path.write_text(yaml.safe_dump(render("gpu").named("PrometheusRule", "labelmint")["spec"]))
     return path
@@ -173,7 +173,7 @@ def test_alerts_fire_when_they_should_and_not_else(rules: Path, tmp_path: Path) 
     names = sorted(rule["alert"] for rule in alerts(rules))
     tests = []
     for case in CASES:
-        # How many series of each alert fire; promtool compares them all.
+        # The number of firing series of each alert; promtool compares them all.
         firing = [
             {
                 "expr": f'count by (alertname) (ALERTS{{alertstate="firing", alertname="{name}"}})',

@@ -1,4 +1,4 @@
-"""Every object against the schema of its kind, with unknown fields as errors."""
+"""Tests every object against the schema of its kind; unknown fields are errors."""
 
 from typing import Any
 
@@ -14,12 +14,12 @@ pytestmark = pytest.mark.unit
 
 
 CRDS = ROOT / "tests" / "data" / "crds"
-# The oldest Kubernetes that knows all that the manifests use (preStop sleep without a feature gate), and a new one.
+# The oldest Kubernetes that supports all that the manifests use (preStop sleep without a feature gate), and a new one.
 VERSIONS = ("1.30", kubernetes_validate.latest_version())
 
 
 def strict(schema: Any) -> Any:
-    """An OpenAPI schema that refuses fields which it does not name, as `kubectl --validate=strict` does."""
+    """Return an OpenAPI schema that refuses unknown fields, as `kubectl --validate=strict` does."""
     if isinstance(schema, list):
         return [strict(each) for each in schema]
     if not isinstance(schema, dict):
@@ -32,7 +32,7 @@ def strict(schema: Any) -> Any:
 
 
 def custom_schemas() -> dict[tuple[str, str], Object]:
-    """The schemas of custom resources by API version and kind."""
+    """Return the schemas of custom resources by API version and kind."""
     found = {}
     for path in sorted(CRDS.glob("*.yaml")):
         for definition in yaml.safe_load_all(path.read_text()):
@@ -68,7 +68,7 @@ def test_objects_are_what_their_schemas_say(manifests: Rendered) -> None:
 
 
 def test_a_wrong_field_is_found(render: Any) -> None:
-    """The validators are strict: what they pass was looked at."""
+    """The validators are strict: they find an unknown field in each kind."""
     gpu = render("gpu-scale-to-zero")
     for kind in ("ScaledObject", "PodMonitor", "PrometheusRule", "NodePool"):
         wrong = {**gpu.of_kind(kind)[0]}

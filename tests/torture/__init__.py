@@ -1,4 +1,4 @@
-"""Attacks: functions that try a number of things and say what they found. `python -m tests.torture` runs them long.
+"""Attacks: functions that make many attempts and report their findings. `python -m tests.torture` runs them at length.
 
 The ordinary tests call the same functions with small numbers.
 """

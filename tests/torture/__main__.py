@@ -1,7 +1,7 @@
 """`python -m tests.torture [NAME ...]`: the attacks at full length, and a table of what they found.
 
-Without names all of them run: what measures by itself, the others two at a time. It ends with 1 where one found
-something, or raised it.
+Without names all attacks run: those that measure run alone, the others two at a time. The exit code is 1 if an attack
+found something or raised an exception.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 
 from tests.torture.attacks import ATTACKS, run
 
-MEASURE = ("floods",)  # wants the machine for itself
+MEASURE = ("floods",)  # needs the machine for itself
 
 
 def results(names: list[str]) -> Iterator[tuple[str, bool]]:
-    """What `run` returns for each attack, as they end."""
+    """Yield the results of `run` for each attack, as they end."""
     yield from (run(name) for name in names if name in MEASURE)
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
         others = [pool.submit(run, name) for name in names if name not in MEASURE]

@@ -1,6 +1,6 @@
-"""The attacks of `make torture`, by name: each gets an empty directory and returns what came of it.
+"""The attacks of `make torture`, by name: each gets an empty directory and returns its outcomes.
 
-A new attack is a function here that returns outcomes, and its name in ATTACKS.
+To add an attack, write a function here that returns outcomes, and add its name to ATTACKS.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from tests.torture import (
 from tests.torture.outcome import Outcome
 
 MODEL = "tiny"
-# Each of our five RPCs is sent so many spoiled messages, and the REST door so many spoiled requests.
+# The number of damaged messages to each of labelmint's five RPCs, and of damaged requests to REST.
 MESSAGES = 100_000
 MUTATED_REQUESTS = 6_000
 LEAVERS = 60_000
@@ -48,9 +48,9 @@ EXAMPLES, OPENAPI_SECONDS = 30, 75
 
 @contextlib.contextmanager
 def serving(directory: Path, *arguments: str, repository: Path | None = None) -> Iterator[Service]:
-    """A repository, or MODEL: much of what is spoiled is minted all the same, and that is not the point.
+    """Serve `repository`, or by default the small MODEL: many damaged requests are still valid, and it is fast.
 
-    Its log tells what fails and not each request.
+    Its log has failures, not every request.
     """
     if repository is None:
         repository = directory / "repository"
@@ -63,7 +63,8 @@ def serving(directory: Path, *arguments: str, repository: Path | None = None) ->
 
 
 def attack_messages(directory: Path) -> list[Outcome]:
-    # What is still valid mostly asks for the same seeds: without the cache a third of the time would be Triton's.
+    # Messages that are still valid mostly request the same seeds. Without the cache, a third of the time would be
+    # Triton's.
     with serving(directory, "--cache-bytes", str(100 << 20)) as service:
         return asyncio.run(grpc_messages.fuzz(service, MODEL, MESSAGES))
 
@@ -82,7 +83,7 @@ def attack_bytes(directory: Path) -> list[Outcome]:
 
 
 def attack_openapi(directory: Path) -> list[Outcome]:
-    with serving(directory, repository=REPOSITORY) as service:  # the hooks of schemathesis ask for the demo
+    with serving(directory, repository=REPOSITORY) as service:  # the hooks of schemathesis request the demo
         return [openapi.explore(service, directory, EXAMPLES, OPENAPI_SECONDS)]
 
 
@@ -153,9 +154,9 @@ ATTACKS: dict[str, Callable[[Path], list[Outcome]]] = {
 
 
 def run(name: str) -> tuple[str, bool]:
-    """The rows of an attack, a line each and one below for each finding, and whether there is none.
+    """Run an attack. Returns its rows, with a line below for each finding, and whether there are none.
 
-    The directory of an attack that found something stays, for its logs.
+    If the attack found something, its directory is kept for the logs.
     """
     started = time.monotonic()
     directory = Path(tempfile.mkdtemp(prefix=f"labelmint-torture-{name}-"))

@@ -1,7 +1,8 @@
-"""Every route and every RPC with every kind of key that does not fit: none of them opens.
+"""Calls every route and every RPC with every kind of invalid credentials: all must be refused.
 
-What there is to open is read from the gateway itself: the OpenAPI document, and gRPC's reflection. A new route or RPC
-is attacked from the day it exists. Open on purpose are health and the pages (`OPEN_PATHS`), to those who may connect.
+The routes and RPCs are read from the gateway itself (the OpenAPI document, and gRPC's reflection), so a new one is
+attacked without a change here. Health checks and the pages (`OPEN_PATHS`) are open on purpose to clients that may
+connect.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from tests.torture.http_bytes import send
 from tests.torture.outcome import Outcome
 
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-# What the REST application answers to paths that lead around its middleware, if any did.
+# Paths that might lead around the middleware of the REST application.
 DETOURS = (
     b"//metrics",
     b"/./metrics",
@@ -48,7 +49,7 @@ DETOURS = (
 
 @dataclass(frozen=True)
 class Door:
-    """Where a gateway listens, and how a client connects to it."""
+    """The addresses of a gateway, and how a client connects to them."""
 
     url: str
     target: str
@@ -66,7 +67,7 @@ class Door:
 
 
 def bad_keys(token: str, withdrawn: str) -> dict[str, list[tuple[str, str]]]:
-    """Headers that are no key: `token` is one that fits, `withdrawn` one that did."""
+    """Return headers with invalid credentials. `token` is a valid token, `withdrawn` a formerly valid one."""
     return {
         "nothing": [],
         "an empty header": [("authorization", "")],
@@ -88,7 +89,7 @@ def bad_keys(token: str, withdrawn: str) -> dict[str, list[tuple[str, str]]]:
 
 
 async def routes(door: Door, model: str) -> list[tuple[str, str]]:
-    """Method and path of every closed route that the OpenAPI document describes."""
+    """Return method and path of every protected route that the OpenAPI document describes."""
     async with door.http() as client:
         document = (await client.get("/openapi.json")).json()
     return [
@@ -100,7 +101,7 @@ async def routes(door: Door, model: str) -> list[tuple[str, str]]:
 
 
 async def reflected(door: Door, metadata: tuple[tuple[str, str], ...]) -> set[str]:
-    """The path of every RPC that a gateway says it has."""
+    """Return the path of every RPC that the gateway reports."""
     found = set()
     async with door.channel() as channel:
         stub = reflection_pb2_grpc.ServerReflectionStub(channel)
@@ -124,11 +125,11 @@ def closed_methods() -> Mapping[str, MethodDescriptor]:
 
 
 async def without_a_token(door: Door, model: str, token: str, withdrawn: str) -> Outcome:
-    """Everything with each key that is none; refused as Unauthenticated, not in some other way."""
-    outcome = Outcome("doors: keys that do not fit")
+    """Call everything with all invalid credentials. Each call must be refused as Unauthenticated and nothing else."""
+    outcome = Outcome("access: invalid credentials")
     missing = await reflected(door, (("authorization", f"Bearer {token}"),)) - methods().keys()
     if missing:
-        outcome.found(f"RPCs that this attack does not know: {sorted(missing)}")
+        outcome.found(f"RPCs that this attack does not cover: {sorted(missing)}")
     closed = await routes(door, model)
     async with door.http() as client, door.channel() as channel:
         for name, headers in bad_keys(token, withdrawn).items():
@@ -142,7 +143,8 @@ async def without_a_token(door: Door, model: str, token: str, withdrawn: str) ->
                 outcome.tries += 1
                 if code is not grpc.StatusCode.UNAUTHENTICATED:
                     outcome.found(f"{path} with {name}: {code.name}")
-        # And the right key opens all of them, or the above says nothing. What nobody knows keeps the answers short.
+        # The valid token must be accepted everywhere, or the refusals above prove nothing. The requests name unknown
+        # models to keep the answers short.
         for method, path in closed:
             answer = await client.request(
                 method, path, headers={"authorization": f"Bearer {token}"}, params={"no_such_parameter": "1"}
@@ -159,8 +161,8 @@ async def without_a_token(door: Door, model: str, token: str, withdrawn: str) ->
 
 
 async def without_connecting(name: str, door: Door, known_routes: list[tuple[str, str]]) -> Outcome:
-    """Everything over a connection that must not come about: plain text to TLS, a certificate of another authority."""
-    outcome = Outcome(f"doors: {name}")
+    """Call everything over a connection that must fail: plain text to TLS, or a certificate of another authority."""
+    outcome = Outcome(f"access: {name}")
 
     async def route(method: str, path: str) -> None:
         try:

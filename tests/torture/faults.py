@@ -1,10 +1,10 @@
-"""Faults: everything between a client and its samples is killed, cut or filled up, and nothing is lost or doubled.
+"""Faults: kills, cuts or fills up everything between a client and its samples; no sample may be lost or duplicated.
 
 Rules of this file:
-- Moments are drawn from a fixed seed and counted in samples; the next fault waits until the stream has come back from
-  the last one. A gateway that was killed is started again on its port, as Kubernetes would.
-- One SHA-256 over seed, score, image and label of every sample is compared with that of a walk nobody disturbed.
-- A limit on the size of a file stands for a full disk: the same error of the same calls.
+- The times of faults come from a fixed seed and are counted in samples. The next fault waits until the stream has
+  recovered from the last one. A killed gateway is restarted on its port, as Kubernetes would do.
+- One SHA-256 over seed, score, image and label of every sample is compared with that of an undisturbed stream.
+- A limit on the file size replaces a full disk, because the same calls then fail in the same way.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Row = tuple[str, str]
 
 
 class Proxy:
-    """A TCP relay on a port of its own, whose connections can all be cut at once."""
+    """A TCP relay on its own port, whose connections can all be cut at once."""
 
     def __init__(self, target: str) -> None:
         self._host, _, port = target.rpartition(":")
@@ -65,7 +65,7 @@ class Proxy:
 
     async def _end(self) -> None:
         self._server.close()
-        self._abort()  # asyncio logs a relay that is cancelled, and none that finds its connections gone
+        self._abort()  # asyncio logs a cancelled relay, but not one whose connections are gone
         await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()}, return_exceptions=True)
 
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -90,7 +90,7 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 
 class Healing(logging.Handler):
-    """Counts how often the client says that a stream goes on."""
+    """Counts how often the client logs that a stream resumes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -112,14 +112,14 @@ def healing() -> Iterator[Healing]:
 
 
 def median_gate(endpoint: str) -> SampleOptions:
-    """A gate that half of the samples of `tiny` pass."""
+    """Return options with a gate that accepts half of the samples of `tiny`."""
     with Client(endpoint) as client:
         scores = sorted(sample.js_score for sample in client.batch_get_samples("tiny", range(64), ANY))
     return SampleOptions(max_js=scores[32])
 
 
 def digest(samples: Iterable[Sample]) -> str:
-    """One SHA-256 of all samples in their order."""
+    """Return one SHA-256 of all samples in their order."""
     found = hashlib.sha256()
     for sample in samples:
         assert sample.image is not None and sample.label is not None
@@ -130,7 +130,7 @@ def digest(samples: Iterable[Sample]) -> str:
 
 
 class Stage:
-    """A gateway with its own Triton of `tiny`, and a proxy before it."""
+    """A gateway that starts a Triton with `tiny`, and a proxy in front of it."""
 
     def __init__(self, directory: Path, repository: Path) -> None:
         self._directory = directory
@@ -168,9 +168,9 @@ class Stage:
 
 
 def survive(directory: Path, repository: Path, samples: int, kinds: Sequence[str], pulled: int) -> list[Row]:
-    """Stream `samples` of `tiny` through faults of these kinds while a pull of `pulled` does the same on a full disk.
+    """Stream `samples` samples of `tiny` through faults of these kinds, and pull `pulled` meanwhile with a full disk.
 
-    Raises AssertionError where anything is lost, doubled or changed. Returns what happened, a row each.
+    Raises AssertionError if a sample is lost, duplicated or changed. Returns a row for each event.
     """
     stage = Stage(directory, repository)
     rows = []
@@ -232,9 +232,9 @@ def pull_on_a_full_disk(endpoint: str, out: Path, options: PullOptions) -> str:
 
 
 def rolling_restart(start: Callable[..., Service], gate: SampleOptions, rounds: int) -> list[Row]:
-    """Two gateways behind one client, restarted one after the other under single requests and two streams.
+    """Restart two gateways behind one client, one after the other, during single requests and two streams.
 
-    `start(*arguments)` starts a gateway. Raises the first error that a request or a stream met.
+    `start(*arguments)` starts a gateway. Raises the first error of a request or a stream.
     """
     services = [start(), start()]
     over = threading.Event()

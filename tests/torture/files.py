@@ -1,7 +1,8 @@
-"""Hostile weights, masks, annotations and repositories, read in a process of limited memory that is watched.
+"""Hostile weights, masks and annotations, read in a monitored process with limited memory.
 
-Crafted checkpoints are those of tests/checkpoints/hostile.py; here is what else the commands read. Each file is refused
-with one message, or read where what it says is harmless; nothing is run and nothing appears outside of its directory.
+Crafted checkpoints come from tests/checkpoints/hostile.py; this file has the other files that the commands read. Each
+file must be refused with one message, or read if its content is harmless. Nothing may be run, and nothing may be
+written outside of its directory.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from tests.torture.outcome import Outcome
 CHILD = ROOT / "tests" / "torture" / "import_files.py"
 ANNOTATIONS = ROOT / "tests" / "data" / "annotations"
 ANSWERS = {"UnusableFile", "InvalidRequest", "IncompatibleWeights", "read"}
-# What one file may cost: the largest limits of the readers, with room.
+# The most that one file may cost: the readers' largest limits, with a margin.
 MAX_MEGABYTES = 600
 MAX_SECONDS = 60.0
 MASK, IMAGE = "masks/0000000003.png", "images/0000000003.png"
@@ -35,7 +36,7 @@ Change = Callable[[Path], object]
 
 
 def png(width: int, height: int, mode: int = 0, more: bytes = b"") -> bytes:
-    """A PNG that declares a size; its pixels are zeros, as many as fit a few kilobytes."""
+    """Return a PNG that declares a size. Its pixels are zeros, as many as fit into a few kilobytes."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -80,7 +81,7 @@ def saved(mode: str, format_name: str) -> bytes:
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(canary) (w) file closefile\nshowpage\n%%EOF\n"
 COCO, LABELME = "annotations/instances_default.json", "images/0000000003.json"
 
-# Of a directory of annotations: what is done to it, and as what it is read.
+# By name: the format that a directory of annotations is read as, and the change to it.
 ANNOTATED: dict[str, tuple[str, Change]] = {
     "mask of 4 gigapixels": ("masks", written(MASK, png(65535, 65535))),
     "mask of 170 megapixels": ("masks", written(MASK, png(13000, 13000))),
@@ -152,7 +153,7 @@ def tensors_file(header: dict, data: bytes = b"") -> bytes:  # type: ignore[type
 
 
 def generator_file(**spec: object) -> bytes:
-    """A safetensors file whose header says that it is a generator of ours, with one small tensor."""
+    """Return a safetensors file whose header declares a labelmint generator, with one small tensor."""
     channels = {"4": 4, "8": 4}
     declared = {"z_dim": 8, "w_dim": 8, "mapping_layers": 2, "resolution": 8, "channels": channels, **spec}
     ours = {"labelmint": json.dumps({"format_version": 1, "kind": "stylegan2", "spec": declared}), "notes": "{}"}
@@ -185,7 +186,7 @@ WEIGHTS: dict[str, bytes] = {
 
 
 def read_watched(cases: list[tuple[str, str, Path]], directory: Path, title: str) -> Outcome:
-    """Read each (name, kind, path) in the child; what it must not have done are findings."""
+    """Read each (name, kind, path) in the child process. Forbidden actions are findings."""
     outcome, work = Outcome(title, len(cases)), directory / "work"
     work.mkdir()
     plan = directory / "plan.json"
@@ -220,7 +221,7 @@ def read_watched(cases: list[tuple[str, str, Path]], directory: Path, title: str
 
 
 def crafted(directory: Path, checkpoints: bool) -> Outcome:
-    """All that is crafted: annotations, weights and, where asked, the checkpoints of tests/checkpoints/hostile.py."""
+    """Read all crafted files: annotations, weights and, if requested, those of tests/checkpoints/hostile.py."""
     cases: list[tuple[str, str, Path]] = []
     for number, (name, (kind, change)) in enumerate(ANNOTATED.items()):
         copy = Path(shutil.copytree(ANNOTATIONS, directory / f"annotated{number}"))
@@ -238,7 +239,7 @@ def crafted(directory: Path, checkpoints: bool) -> Outcome:
 
 
 def cut(files: dict[str, tuple[str, bytes]], directory: Path, step: int = 1024) -> Outcome:
-    """Good files, (kind, content) by name, cut off at every `step` bytes."""
+    """Read valid files, (kind, content) by name, cut off at every `step` bytes."""
     cases = []
     for name, (kind, content) in files.items():
         for end in range(0, len(content), step):

@@ -1,13 +1,13 @@
-"""Floods: many times more than the gateway can mint, from clients that read slowly, vanish or say half a sentence.
+"""Floods: many times the gateway's capacity, from clients that read slowly, disconnect or send incomplete requests.
 
 Rules of this file:
-- Triton has the last core for itself and the gateway shares the others with its clients: a node for each, as in k8s/.
-  What refusing costs is then a matter of the gateway, and not of whose turn it is on a core.
-- Capacity is measured first, in a closed loop on the same gateway; then arrivals come at a fixed rate, come what may.
-- The steady state is that of the same company at the gateway's pace: after batches of all sizes, and with the streams,
-  slow readers and half-open connections of the flood beside a closed loop of requests at both doors.
-- An arrival ends in an answer, an explicit refusal, or by its own client leaving. Anything else is a finding.
-- Goodput, memory and latency are returned as figures; who has the machine for himself judges them (`Flood.judge`).
+- Triton has the last core for itself, and the gateway shares the others with the clients, like separate nodes in k8s/.
+  So the cost of refusing depends on the gateway, and not on the scheduling of a core.
+- Capacity is measured first, in a closed loop on the same gateway. Then arrivals come at a fixed rate.
+- The steady state before the flood has the same clients at the gateway's pace: after batches of all sizes, with the
+  flood's streams, slow readers and half-open connections, and a closed loop of REST and gRPC requests.
+- An arrival ends with an answer, an explicit refusal, or its client's disconnect. Anything else is a finding.
+- Goodput, memory and latency are returned as figures. They can be judged only on an idle machine (`Flood.judge`).
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from tests.torture.outcome import memory
 
 OPTIONS = pb.SampleOptions(max_js=1e9)
 DEADLINE_SECONDS = 60.0
-MAX_IN_FLIGHT = 32  # admitted requests: their wait is well below the deadline on a machine that mints one a second
-CLOSED_LOOP = 32  # requests at once: as many as keep Triton's batches full
+MAX_IN_FLIGHT = 32  # admitted requests: their wait is well below the deadline even at one sample per second
+CLOSED_LOOP = 32  # concurrent requests: enough to keep Triton's batches full
 WARM_LOOPS = 2 * (1, 2, 3, 5, 8, 13, 21, 32)
 STREAMS = 8
 SLOW_READERS = 4
 SLOW_READER_PAUSE_SECONDS = 5.0
-# Otherwise a channel takes megabytes ahead of its reader, and minutes until it holds the gateway back.
+# Otherwise a channel reads megabytes ahead, and it takes minutes until backpressure reaches the gateway.
 SLOW_READER_CHANNEL = (("grpc.http2.bdp_probe", 0),)
 HALF_OPEN = 20
 HALF_SENTENCES = (
@@ -52,12 +52,12 @@ HALF_SENTENCES = (
     b"POST / HTTP/1.1\r\ncontent-length: 9\r\n\r\n{",
 )
 Row = tuple[str, str]
-Door = Callable[[], Awaitable[str]]  # one request, and what came of it
+Door = Callable[[], Awaitable[str]]  # sends one request over REST or gRPC and returns its result
 
 
 @dataclass
 class Flood:
-    """What came of it. Rates in samples per second, latencies in seconds, memory in megabytes by process."""
+    """The results of a flood: rates in samples per second, latencies in seconds, memory in megabytes by process."""
 
     arrivals_per_second: float = 0.0
     capacity: float = 0.0
@@ -73,14 +73,14 @@ class Flood:
         latency = ", ".join(f"p{q} {np.percentile(self.latencies, q):.1f} s" for q in (50, 95, 100))
         memory = ", ".join(f"{n} {b:.0f} to {self.memory_most[n]:.0f} MB" for n, b in self.memory_before.items())
         return [
-            ("arrivals", f"{self.arrivals_per_second:.1f} a second, {told}"),
+            ("arrivals", f"{self.arrivals_per_second:.1f} per second, {told}"),
             ("goodput", f"{self.goodput:.2f} samples/s of {self.capacity:.2f}, {self.goodput / self.capacity:.0%}"),
             ("latency of what was admitted", latency),
             ("resident memory at most", memory),
         ]
 
     def judge(self) -> list[str]:
-        """The findings, and the bars that need an idle machine."""
+        """Return the findings, and the missed targets, which need an idle machine."""
         judged = list(self.findings)
         if self.goodput < 0.9 * self.capacity:
             judged.append(f"goodput is {self.goodput / self.capacity:.0%} of the capacity, not 90 %")
@@ -91,7 +91,7 @@ class Flood:
 
 
 async def flood(directory: Path, seconds: float, factor: float = 10.0) -> Flood:
-    """Flood a gateway of the demo for so long with `factor` times its capacity."""
+    """Flood a gateway of the demo for `seconds` with `factor` times its capacity."""
     service = await asyncio.to_thread(start_service, directory / "serve.log", "--max-in-flight", str(MAX_IN_FLIGHT))
     found = Flood()
     cores = os.sched_getaffinity(0)
@@ -120,7 +120,7 @@ async def flood(directory: Path, seconds: float, factor: float = 10.0) -> Flood:
 
 
 def separate(service: Service) -> None:
-    """Triton's processes to the last core that we may use, the gateway and this thread to the others, if any."""
+    """Pin Triton's processes to the last available core, and the gateway and this thread to the others, if any."""
     *shared, last = sorted(os.sched_getaffinity(0))
     if not shared:
         return
@@ -133,7 +133,7 @@ def separate(service: Service) -> None:
 
 
 def memory_of_all(service: Service) -> dict[str, float]:
-    """Resident megabytes of the gateway, Triton and Triton's model processes."""
+    """Return the resident megabytes of the gateway, Triton and Triton's model processes."""
     found: dict[str, float] = {}
     for pid in sorted({service.process.pid, *descendants(service.process.pid)}):
         name = "gateway" if pid == service.process.pid else Path(f"/proc/{pid}/comm").read_text().strip()
@@ -142,7 +142,7 @@ def memory_of_all(service: Service) -> dict[str, float]:
 
 
 async def _answered(door: Door) -> None:
-    """Ask where nothing may be refused."""
+    """Send a request that must not be refused."""
     outcome = await door()
     assert outcome == "answered", outcome
 
@@ -161,7 +161,7 @@ class _Attack:
         self._doors: tuple[Door, Door] = (self._unary, self._rest)
 
     async def closed_loop(self, seconds: float, callers: int = CLOSED_LOOP) -> float:
-        """Samples per second for callers, half at each door, that ask again as soon as they have their answer."""
+        """Return samples per second of a closed loop of callers, half over REST and half over gRPC."""
         end = time.monotonic() + seconds
         done = 0
 
@@ -177,7 +177,7 @@ class _Attack:
 
     @contextlib.asynccontextmanager
     async def company(self) -> AsyncIterator[None]:
-        """Streams, some of them read slowly, and half-open connections."""
+        """Run streams, some of them with slow readers, and half-open connections."""
         async with self._half_open():
             streams = [asyncio.create_task(self._stream(self._stub, 0.0)) for _ in range(STREAMS)]
             streams += [asyncio.create_task(self._slow_stream()) for _ in range(SLOW_READERS)]
@@ -201,7 +201,7 @@ class _Attack:
         await self._end(watching)
 
     async def _end(self, *tasks: asyncio.Task[None]) -> None:
-        """Of tasks that end only when they are cancelled."""
+        """Cancel tasks that would not end otherwise, and wait for them."""
         for task in tasks:
             task.cancel()
         for error in await asyncio.gather(*tasks, return_exceptions=True):
@@ -209,7 +209,7 @@ class _Attack:
                 self._found.findings.append(f"a stream or the watch ended with {error!r}")
 
     async def everything_is_as_before(self) -> None:
-        """No work is left, and a request is answered at once."""
+        """Check that no work is left, and that a request is answered at once."""
         for _ in range(300):
             metrics = (await self._http.get("/metrics")).text
             if "labelmint_demand_samples 0.0" in metrics and "labelmint_samples_in_flight 0.0" in metrics:
@@ -278,7 +278,7 @@ class _Attack:
 
     @contextlib.asynccontextmanager
     async def _half_open(self) -> AsyncIterator[None]:
-        """Connections to both doors whose clients stop in the middle of a sentence."""
+        """Open connections to REST and gRPC whose clients stop in the middle of a request."""
         sockets = []
         try:
             for number in range(HALF_OPEN):

@@ -1,7 +1,7 @@
-"""Bytes on the gRPC door below its messages: bombs in gRPC's own compression, broken HTTP/2, metadata without end.
+"""Attacks the gRPC port below its messages: bombs in gRPC's compression, broken HTTP/2, endless metadata.
 
-Each case is one connection. gRPC's core, before any code of ours, says INTERNAL of what breaks gRPC's own framing; that
-is its specification's word for it, and marked at the case.
+Each case is one connection. gRPC's core answers INTERNAL to input that breaks gRPC's framing, before labelmint's code
+runs. Its specification prescribes that, so such cases are marked (`may_be_internal`).
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from tests.torture.outcome import Outcome, Watch, memory
 ANSWER_SECONDS = 3.0  # without a byte
 PATH = "/labelmint.v1.SampleService/GetModel"
 UNKNOWN, INTERNAL = 2, 13
-# What a bomb may make of a gateway for a moment: a message is at most one megabyte.
+# The most memory that a bomb may take for a moment: a message has at most one megabyte.
 MOMENT_MEGABYTES = 64
 
 
 @dataclass(frozen=True)
 class Call:
-    """One HTTP/2 request as a gRPC client would make it, but for what is given."""
+    """One HTTP/2 request like that of a gRPC client, except for the given changes."""
 
     name: str
     body: bytes
@@ -46,7 +46,7 @@ def framed(message: bytes, flag: int = 0, length: int | None = None) -> bytes:
 
 def calls(model: str) -> list[Call]:
     good = framed(pb.GetModelRequest(model=model).SerializeToString())
-    # A megabyte that would be a gigabyte of one unknown field: small enough for the limit as it comes.
+    # A megabyte that expands to a gigabyte of one unknown field. Compressed, it is below the limit.
     field_of_gigabyte = b"\x7a" + b"\x80\x80\x80\x80\x04"
     pressed = gzip.compress(field_of_gigabyte + bytes(1 << 26), 9)
     squared = gzip.compress(pressed * 12, 9)
@@ -102,7 +102,7 @@ def calls(model: str) -> list[Call]:
 
 
 async def call(target: str, case: Call, seconds: float = ANSWER_SECONDS) -> tuple[int | None, str]:
-    """gRPC's status and message; None where the connection ended or nothing came."""
+    """Return gRPC's status and message; the status is None if the connection ended or nothing came."""
     host, _, port = target.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     config = h2.config.H2Configuration(
@@ -150,10 +150,10 @@ async def call(target: str, case: Call, seconds: float = ANSWER_SECONDS) -> tupl
 
 
 def floods() -> dict[str, list[Frame] | bytes]:
-    """Frames without a call behind them, a few thousand each.
+    """Return frames that belong to no call, a few thousand per case.
 
-    Not among them: headers that never end. gRPC's core gathers those of a connection and keeps some of their memory
-    (seen with grpcio 1.74 and 1.85, and no option changes it); SECURITY.md says what to do about it.
+    Headers that never end are left out: gRPC's core collects those of a connection and retains some of their memory
+    (seen with grpcio 1.74 and 1.85, and no option changes it). SECURITY.md says what to do about it.
     """
 
     def opened(stream: int, flags: tuple[str, ...]) -> HeadersFrame:
@@ -176,7 +176,7 @@ def floods() -> dict[str, list[Frame] | bytes]:
 
 
 async def flood(target: str, frames: list[Frame] | bytes) -> None:
-    """Write it all, whatever the server thinks of it meanwhile."""
+    """Write all frames, whatever the server answers meanwhile."""
     host, _, port = target.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     content = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + SettingsFrame(0).serialize()
@@ -194,7 +194,7 @@ async def flood(target: str, frames: list[Frame] | bytes) -> None:
 
 
 async def abuse(service: Service, model: str, count: int) -> list[Outcome]:
-    """Every case `count` times."""
+    """Run every case `count` times."""
     good = calls(model)[0]
     assert (await call(service.grpc, good, 60.0))[0] == 0
     outcomes = []

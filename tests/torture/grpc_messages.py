@@ -1,4 +1,4 @@
-"""Valid gRPC messages, spoiled: what comes back is an answer or an error of the caller's, never of the server's."""
+"""Sends damaged gRPC messages: each must get an answer or a client error, never a server error."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from tests.conftest import Service
 from tests.torture.outcome import Outcome, Watch
 
 AT_ONCE = 16
-# Of a stream so much is read; then the client goes. A watch of health says nothing more until something changes.
+# The messages to read of a stream before the client disconnects. A health watch sends no second one until the health
+# changes.
 MAX_ANSWERS = 1
 DEADLINE_SECONDS = 60.0
 SERVICES = (
@@ -30,8 +31,8 @@ SERVICES = (
     *reflection_pb2.DESCRIPTOR.services_by_name.values(),
     reflection.SERVICE,
 )
-# A message that was spoiled may still be a good one; UNAVAILABLE is the declared answer of a Triton that is away, and
-# here Triton is there.
+# A damaged message may still be valid, so OK is allowed. UNAVAILABLE is declared for an unavailable Triton, but here
+# Triton is available.
 ALLOWED = {
     grpc.StatusCode.OK,
     grpc.StatusCode.INVALID_ARGUMENT,
@@ -42,12 +43,12 @@ ALLOWED = {
 
 
 def methods() -> dict[str, MethodDescriptor]:
-    """Every RPC that the gateway has, by its path: those of a new service or method too."""
+    """Return every RPC of the gateway by its path, including those of a new service or method."""
     return {f"/{service.full_name}/{method.name}": method for service in SERVICES for method in service.methods}
 
 
 def raw_call(channel: grpc.aio.Channel, path: str, method: MethodDescriptor) -> Callable[..., object]:
-    """A call of the right kind that sends and receives bytes as they are."""
+    """Return a call of the right kind that sends and receives raw bytes."""
     kind = f"{'stream' if method.client_streaming else 'unary'}_{'stream' if method.server_streaming else 'unary'}"
     made: Callable[..., object] = getattr(channel, kind)(path)
     return made
@@ -60,13 +61,13 @@ async def ask(
     content: bytes,
     metadata: tuple[tuple[str, str], ...],
 ) -> tuple[grpc.StatusCode, str]:
-    """The status of one call and what is said of it; of a stream the first messages are read."""
+    """Return the status and details of one call. Of a stream, the first messages are read."""
     for _ in range(10):
         request: object = iter([content]) if method.client_streaming else content
         call = raw_call(channel, path, method)(request, metadata=metadata, timeout=DEADLINE_SECONDS)
         code, details = await _status(call, method)
-        # A refusal that comes before the request is written is lost in grpc.aio's client (grpc/grpc#36066), one in
-        # thirty, which then says this of itself; no server does.
+        # grpc.aio's client loses one in thirty of the refusals that come before it has written the request
+        # (grpc/grpc#36066). It then reports these details itself; no server does.
         if not (method.client_streaming and details == "Internal error from Core"):
             break
     return code, details
@@ -88,7 +89,7 @@ async def _status(call: object, method: MethodDescriptor) -> tuple[grpc.StatusCo
 
 
 def valid_messages(model: str) -> dict[str, list[bytes]]:
-    """Good requests of each method, as bytes: every field of every message has a value in one of them."""
+    """Return valid requests of each method, as bytes: every field of every message has a value in one of them."""
     options = pb.SampleOptions(
         max_js=1e9,
         include_rejected=True,
@@ -129,7 +130,7 @@ def valid_messages(model: str) -> dict[str, list[bytes]]:
     found: dict[str, list[bytes]] = {path: [] for path in methods()}
     for path in found:
         found[path] = [message.SerializeToString() for name, message in wanted if path.endswith(f"/{name}")]
-        # A method that is new has an empty message to begin with, and its spoilt forms.
+        # A new method starts with an empty message and its damaged forms.
         found[path] = found[path] or [message_class(path)().SerializeToString()]
     return found
 
@@ -148,7 +149,7 @@ def varint(value: int) -> bytes:
 
 
 def spoiled(message: bytes, rng: random.Random) -> bytes:
-    """One to three changes: of bits, of length, of fields, of numbers, of text."""
+    """Make one to three changes: of bits, length, fields, numbers or text."""
     for _ in range(rng.randint(1, 3)):
         message = rng.choice(_CHANGES)(message, rng)
     return message
@@ -166,26 +167,26 @@ def _cut(message: bytes, rng: random.Random) -> bytes:
 
 
 def _swap(message: bytes, rng: random.Random) -> bytes:
-    """Two pieces change places: fields come in another order, or within each other."""
+    """Swap two pieces: fields come in another order, or within each other."""
     a, b, c = sorted(rng.randrange(len(message) + 1) for _ in range(3))
     return message[:a] + message[b:c] + message[a:b] + message[c:]
 
 
 def _huge(message: bytes, rng: random.Random) -> bytes:
-    """A field of any number with a value at an edge of its type, or in more bytes than a varint may have."""
+    """Add a field of any number with a value at the edge of its type, or with more bytes than a varint may have."""
     value = rng.choice([2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**53, 2**63 - 1, 2**63, 2**64 - 1, 2**70])
     return message + varint(rng.randint(0, 40) << 3) + varint(value)
 
 
 def _number(message: bytes, rng: random.Random) -> bytes:
-    """A double that is none, or has no end."""
+    """Add a double that is NaN or infinite."""
     bits = rng.choice([b"\0\0\0\0\0\0\xf0\x7f", b"\0\0\0\0\0\0\xf0\xff", b"\1\0\0\0\0\0\xf8\x7f", b"\xff" * 8])
     options = varint(rng.choice([1, 2, 3]) << 3 | 1) + bits
     return message + varint(rng.randint(1, 8) << 3 | 2) + varint(len(options)) + options
 
 
 def _many(message: bytes, rng: random.Random) -> bytes:
-    """A field thousands of times: packed, unpacked, or nested in itself."""
+    """Add a field thousands of times: packed, unpacked, or nested in itself."""
     number, times = rng.randint(1, 10), rng.choice([65, 1000, 50_000])
     if rng.random() < 0.4:
         packed = bytes(rng.randrange(128) for _ in range(min(times, 1000))) * (times // 1000 or 1)
@@ -199,7 +200,7 @@ def _many(message: bytes, rng: random.Random) -> bytes:
 
 
 def _text(message: bytes, rng: random.Random) -> bytes:
-    """Text that is not UTF-8, that has control characters, or that is very long."""
+    """Add text that is not UTF-8, has control characters, or is very long."""
     text = rng.choice(
         [b"\xff\xfe", b"\xc0\x80", b"\xed\xa0\x80", b"\0", b"a\nb\r\x1b[31m", b"..\xe2\x80\xae", b"x" * 70_000]
     )
@@ -207,7 +208,7 @@ def _text(message: bytes, rng: random.Random) -> bytes:
 
 
 def _declared(message: bytes, rng: random.Random) -> bytes:
-    """A length that is not there, or an end of a group that did not begin."""
+    """Add a length without its bytes, or the end of a group that did not begin."""
     return (
         message + varint(rng.randint(1, 9) << 3 | rng.choice([2, 3, 4, 6, 7])) + varint(rng.choice([1, 2**28, 2**63]))
     )
@@ -216,21 +217,21 @@ def _declared(message: bytes, rng: random.Random) -> bytes:
 _CHANGES = (_flip, _cut, _swap, _huge, _number, _many, _text, _declared)
 
 
-# gRPC's own services read their few fields themselves; a tenth of the messages is enough for them.
+# gRPC's own services have only a few fields; a tenth of the messages is enough for them.
 OTHERS_SHARE = 10
 
 
 async def fuzz(
     service: Service, model: str, count: int, seed: int = 8, metadata: tuple[tuple[str, str], ...] = ()
 ) -> list[Outcome]:
-    """`count` spoiled messages to each method of ours: an outcome for each of them."""
+    """Send `count` damaged messages to each of labelmint's methods. Returns an outcome for each method."""
     good = valid_messages(model)
     outcomes = []
     async with grpc.aio.insecure_channel(service.grpc) as channel:
         for path, method in methods().items():
             wanted = count if method.containing_service.file is pb.DESCRIPTOR else count // OTHERS_SHARE
             outcome, rng, codes = Outcome(f"messages to {path[1:]}"), random.Random(f"{seed} {path}"), Counter[str]()
-            for message in good[path]:  # warm, and proof that what is spoiled was good
+            for message in good[path]:  # warm-up, and proof that the messages are valid before the damage
                 code, details = await ask(channel, path, method, message, metadata)
                 if code is not grpc.StatusCode.OK:
                     outcome.found(f"{code.name} to the good message {message.hex()[:60]}: {details}")

@@ -1,6 +1,6 @@
-"""Bytes on the REST door that no client library sends: broken heads, hidden requests, paths that lead elsewhere, bombs.
+"""Attacks the REST port with bytes that no client library sends: broken headers, hidden requests, odd paths, bombs.
 
-Each is one connection: what was sent, what came back until the end or for a while, and whether that may be.
+Each case is one connection. It sends bytes, reads until the end or a timeout, and checks that the response is allowed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from tests.torture.outcome import Outcome, Watch
 
 AT_ONCE = 64
 READ_SECONDS = 3.0  # without another byte
-# The gateway may close without a word, wait for more (then we close), or answer; 503 is declared, but Triton is there.
+# The gateway may close without a response, wait for more (then the test closes), or answer. 503 is declared, but not
+# allowed here, because Triton is available.
 _STATUS = re.compile(rb"HTTP/1\.[01] (\d{3}) ")
 _HOST = b"Host: gateway.example\r\n"
 _CLOSE = b"Connection: close\r\n\r\n"
@@ -26,7 +27,7 @@ _CLOSE = b"Connection: close\r\n\r\n"
 
 @dataclass(frozen=True)
 class Bytes:
-    """What is sent, whether more would follow, and what must not be among the answers."""
+    """The bytes to send, whether more would follow, and the statuses that must not be among the answers."""
 
     name: str
     content: bytes
@@ -44,7 +45,7 @@ def post(target: bytes, headers: bytes, body: bytes) -> bytes:
 
 
 def crafted(model: str) -> list[Bytes]:
-    """The cases that have a name. 200 is forbidden where an answer would mean that we were fooled."""
+    """Return the named cases. 200 is forbidden if it would mean that the attack succeeded."""
     sample = f"/v1/models/{model}/samples/7?max_js=1e9".encode()
     batch = f"/v1/models/{model}/samples:batchGet".encode()
     json_type = b"Content-Type: application/json\r\n"
@@ -55,7 +56,7 @@ def crafted(model: str) -> list[Bytes]:
         Bytes("empty line first", b"\r\n\r\n" + get(sample)),
         Bytes("no request", b"\0" * 4096, (200,)),
         Bytes("a TLS hello to plain text", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\0" * 500, (200,)),
-        Bytes("HTTP/2 preface", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", (200,), 2),  # two requests of no sense
+        Bytes("HTTP/2 preface", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", (200,), 2),  # parsed as two invalid requests
         Bytes("HTTP/9.9", b"GET / HTTP/9.9\r\n" + _HOST + _CLOSE),
         Bytes("HTTP/0.9", b"GET /metrics\r\n", (200,)),
         Bytes("no host", b"GET " + sample + b" HTTP/1.1\r\n" + _CLOSE, (200,)),
@@ -84,7 +85,7 @@ def crafted(model: str) -> list[Bytes]:
             get(b"/v1/models", b"Upgrade: websocket\r\nSec-WebSocket-Key: AAAA\r\nSec-WebSocket-Version: 13\r\n"),
         ),
         Bytes("expect what is not there", get(sample, b"Expect: 418\r\n")),
-        # A hop may read these as two requests; we must answer one of them, or refuse.
+        # A proxy may parse these as two requests. The gateway must answer one of them, or refuse.
         Bytes(
             "length and chunked",
             post(batch, b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n", b"0\r\n\r\n" + hidden),
@@ -191,7 +192,7 @@ def crafted(model: str) -> list[Bytes]:
             "multipart", post(batch, b"Content-Type: multipart/form-data; boundary=x\r\n", b"--x\r\n" * 100_000), (200,)
         ),
         Bytes("other charset", post(batch, b"Content-Type: application/json; charset=utf-7\r\n", body)),
-        # Nothing here is unpacked.
+        # The gateway must not decompress anything.
         Bytes(
             "gzip bomb",
             post(batch, json_type + b"Content-Encoding: gzip\r\n", gzip.compress(bytes(1 << 26), 9)),
@@ -205,14 +206,14 @@ def crafted(model: str) -> list[Bytes]:
         Bytes("deflate", post(batch, json_type + b"Content-Encoding: deflate\r\n", b"\x78\x9c" + b"\0" * 100), (200,)),
         Bytes("answer in a bomb's coding", get(sample, b"Accept-Encoding: gzip;q=1.0, br, *;q=nan\r\n")),
     ]
-    # Two requests in one connection are answered twice; that is what pipelining is, and the count is the point.
+    # With pipelining, each request of a connection gets its own answer. This case checks the count.
     pipelined = get(b"/healthz").replace(_CLOSE, b"\r\n") * 200 + get(b"/healthz")
     cases.append(Bytes("two hundred at once", pipelined, (), 201))
     return cases
 
 
 def mutated(model: str, rng: random.Random) -> Bytes:
-    """One of the crafted requests with bytes flipped, cut, doubled or set to what parsers stumble over."""
+    """Return a crafted request with bytes flipped, cut, doubled or set to values that often break parsers."""
     base = rng.choice([case for case in crafted_once(model) if len(case.content) < 4096])
     content = bytearray(base.content)
     for _ in range(rng.randint(1, 4)):
@@ -240,7 +241,7 @@ def crafted_once(model: str) -> list[Bytes]:
 
 
 async def send(url: str, content: bytes, ca: ssl.SSLContext | None = None, read_seconds: float = READ_SECONDS) -> bytes:
-    """What comes back for these bytes; the end of the connection, in whatever way, is an answer too."""
+    """Send these bytes and return the response. Any end of the connection counts as a response."""
     parts = urlsplit(url)
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port, ssl=ca)
     answer = b""
@@ -264,7 +265,7 @@ async def send(url: str, content: bytes, ca: ssl.SSLContext | None = None, read_
 
 
 async def abuse(service: Service, model: str, count: int, seed: int = 8) -> list[Outcome]:
-    """All crafted cases, and `count` mutations of them."""
+    """Send all crafted cases, and `count` mutations of them."""
     rng = random.Random(seed)
     await send(service.http, get(f"/v1/models/{model}/samples/7?max_js=1e9".encode()))
     outcomes = []
@@ -286,7 +287,7 @@ async def abuse(service: Service, model: str, count: int, seed: int = 8) -> list
             if len(statuses) > case.most_answers:
                 outcome.found(f"{case.name}: was answered {len(statuses)} times: {answer[:600]!r}")
             if b"root:" in answer or b"Traceback" in answer:
-                outcome.found(f"{case.name}: told what it must not: {answer[:200]!r}")
+                outcome.found(f"{case.name}: returned forbidden content: {answer[:200]!r}")
 
         await asyncio.gather(*map(one, cases))
         after = await send(service.http, get(b"/healthz"), read_seconds=60.0)

@@ -1,13 +1,13 @@
-"""Identity: one SHA-256 for the image and one for the label of a seed, however and whenever it is asked for.
+"""Identity: a seed's image and its label have one SHA-256 each, however and whenever the sample is requested.
 
 Rules of this file:
-- Image and label are the promise; a score may differ in its last digits between machines and is left out.
-- Each way of asking runs beside another one, which fills Triton's batches as it likes.
-- The golden digests are those of the demo, per kind of kernels. What they depend on stands beside them, so that a
-  difference has a name.
+- Only image and label are guaranteed. A score may differ in its last digits between machines, so it is left out.
+- Each way of requesting runs while another one fills Triton's batches in a different way.
+- The golden digests are those of the demo, per kind of kernels. What they depend on is stored with them, to explain a
+  difference.
 
-Run it as `python -m tests.torture.identity` to write those of this machine's kernels again, after a change that is
-meant to change samples. Those of other kernels stay as long as they depend on the same.
+After an intended change of samples, run `python -m tests.torture.identity` to rewrite the digests of this machine's
+kernels. Those of other kernels are kept as long as they depend on the same things.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Row = tuple[str, str]
 
 @dataclass(frozen=True)
 class Digests:
-    """SHA-256 of the bytes of an image uint8 [R,R,3] and of a label uint8 [R,R]."""
+    """The SHA-256 of the bytes of an image uint8 [R,R,3] and of a label uint8 [R,R]."""
 
     image: str
     label: str
@@ -55,12 +55,12 @@ def of_sample(sample: object) -> Digests:
 
 
 def alone(client: Client, seeds: Iterable[int]) -> dict[int, Digests]:
-    """One call a seed, one after the other."""
+    """Request the seeds with one call each, one after the other."""
     return {seed: of_sample(client.get_sample(MODEL, seed, ALL)) for seed in seeds}
 
 
 def in_batches(client: Client, seeds: range) -> dict[int, Sample]:
-    """In batches of 1 to 16 that grow and shrink."""
+    """Request the seeds in batches of 1 to 16, which grow and shrink."""
     found: dict[int, Sample] = {}
     sizes = iter_sizes()
     first = seeds.start
@@ -77,7 +77,7 @@ def iter_sizes() -> Iterator[int]:
 
 
 def pulled(client: Client, seeds: range, out: Path) -> dict[int, Digests]:
-    """As a WebDataset on disk, read by webdataset."""
+    """Pull the seeds to disk as a WebDataset, and read it with webdataset."""
     pull(client, PullOptions(MODEL, len(seeds), "webdataset", start_seed=seeds.start, sample=ALL), out)
     shards = sorted(map(str, out.glob("*.tar")))
     dataset = webdataset.WebDataset(shards, shardshuffle=False).decode("pil")
@@ -89,7 +89,7 @@ def pulled(client: Client, seeds: range, out: Path) -> dict[int, Digests]:
 
 
 def same_everywhere(directory: Path, count: int) -> list[Row]:
-    """Ask for `count` seeds of the demo in each way; raises AssertionError at the first that differs."""
+    """Request `count` seeds of the demo in each way. Raises AssertionError for the first way that differs."""
     seeds = range(count)
     rows = []
     service = start_service(directory / "first.log")
@@ -127,7 +127,7 @@ def check(way: str, found: Mapping[int, Digests], wanted: Mapping[int, Digests],
 
 
 def depends_on(client: Client) -> dict[str, str]:
-    """What the digests may change with, beside the seed and the kernels."""
+    """Return everything that may change the digests, except for the seed and the kernels."""
     return {
         "model_digest": client.get_model(MODEL).digest,
         "onnxruntime": version("onnxruntime"),
@@ -136,7 +136,7 @@ def depends_on(client: Client) -> dict[str, str]:
 
 
 def kernels() -> str:
-    """Which of ONNX Runtime's float32 kernels this CPU gets; others round in another order."""
+    """Return which of ONNX Runtime's float32 kernels this CPU uses. Others round in another order."""
     flags = Path("/proc/cpuinfo").read_text().split()
     return f"{platform.machine()} {next((flag for flag in ('avx512f', 'avx2') if flag in flags), 'plain')}"
 

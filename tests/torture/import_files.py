@@ -1,8 +1,8 @@
-"""Reads hostile files as the commands do and reports what came of each: the child process of files.py.
+"""The child process of files.py: reads hostile files as the commands do, and reports the result of each.
 
 Rules of this file:
-- The address space is limited and every audit event is recorded, so that a file which has its way is seen.
-- Only the file's own directory may be opened; nothing is written unless the whole of it was read and found good.
+- The address space is limited and every audit event is recorded, so that a successful attack is detected.
+- Only the file's own directory may be opened. Nothing may be written unless the whole file was read and is valid.
 """
 
 import json
@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch  # noqa: F401  what is loaded with the first file would count as its doing
+import torch  # noqa: F401  loaded here, because its memory and events would count for the first file
 
 from labelmint.checkpoints.importing import ImportOptions, import_file
 from labelmint.gateway.process.own_triton import OwnTriton
@@ -21,7 +21,7 @@ from labelmint.models.annotations.masks import read_masks
 from labelmint.models.store import load_generator, load_interpreter
 
 LIMIT_BYTES = 3 << 30
-# What would run something, or reach beyond the files: none of it has a place in reading.
+# Audit events that run something or reach beyond the files. Reading needs none of them.
 FORBIDDEN = (
     "os.system",
     "os.exec",
@@ -53,7 +53,10 @@ READERS: dict[str, Callable[[Path], object]] = {
 
 
 def main(plan: Path) -> None:
-    """`plan`: JSON, [[kind, path], ...]. Prints a JSON object a line: outcome, message, events, seconds, megabytes."""
+    """Read the files of `plan`, a JSON file with [[kind, path], ...].
+
+    Prints a line per file with a JSON object: outcome, message, events, seconds, megabytes.
+    """
     with Path("/proc/self/statm").open() as statm:
         used = int(statm.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + LIMIT_BYTES, used + LIMIT_BYTES))

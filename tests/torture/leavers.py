@@ -1,7 +1,7 @@
-"""Clients that leave at any moment, by a deadline or by calling off; and Triton goes on for the others.
+"""Clients that disconnect at any moment, by a deadline or a cancellation; Triton must go on for the others.
 
-Triton 2.51 ends with SIGSEGV when a call is cancelled in the moment in which it is answered: asked directly after some
-20,000 of these. The gateway never calls off what Triton has begun.
+Triton 2.51 ends with SIGSEGV if a call is cancelled at the moment of its answer. With direct calls this takes about
+20,000 cancellations. The gateway never cancels a call that Triton has begun.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from tests.support.processes import triton_pid
 from tests.torture.outcome import Outcome, Watch
 
 AT_ONCE = 16
-# Of the small model: about as many calls are answered as not.
+# With the small model, about half of the calls are answered in this time.
 LONGEST_SECONDS = 0.03
 ANY = pb.SampleOptions(max_js=1e9)
 LEFT = {grpc.StatusCode.OK, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
 
 
 async def leave(service: Service, model: str, count: int, seed: int = 8) -> Outcome:
-    """`count` calls whose clients wait for a random while only, and then one that stays."""
+    """Make `count` calls whose clients wait only for a random time, and then one that waits for its answer."""
     outcome, rng, codes = Outcome("clients that leave"), random.Random(seed), Counter[str]()
     left = iter(range(count))
     async with grpc.aio.insecure_channel(service.grpc) as channel:

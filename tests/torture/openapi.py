@@ -1,4 +1,4 @@
-"""schemathesis over the OpenAPI document that a gateway serves, with all its checks."""
+"""Runs schemathesis with all its checks on the OpenAPI document that a gateway serves."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ GATEWAY_TESTS = ROOT / "tests" / "gateway"
 
 
 def explore(service: Service, directory: Path, examples: int, seconds: int) -> Outcome:
-    """At most `examples` of an operation; the time bounds what is tried on a slow machine, not whether it passes."""
+    """Try at most `examples` per operation. On a slow machine, `seconds` limits the attempts, but fails nothing."""
     outcome, watch = Outcome("schemathesis, all checks"), Watch(service)
     command = [
         str(Path(sys.executable).parent / "st"),

@@ -1,4 +1,4 @@
-"""What came of an attack, and a watch over the gateway while it lasts."""
+"""The outcome of an attack, and a watch over the gateway during it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from labelmint.gateway.process.memory import PAUSE_SECONDS
 from tests.conftest import Service
 
 MAX_FINDINGS = 20
-# Of what a peak took Python keeps a part: growth counts above a tenth of what there was, or this.
+# Python retains a part of a memory peak, so growth counts only above a tenth of the memory before, or above this.
 GROWTH_MEGABYTES = 64
 
 
 @dataclass
 class Outcome:
-    """Of one attack: how often it tried, and a line for each thing that must not be."""
+    """The number of attempts of one attack, and a line for each finding."""
 
     attack: str
     tries: int = 0
@@ -30,7 +30,7 @@ class Outcome:
 
 
 def memory(pid: int, field_name: str = "VmRSS") -> float:
-    """Megabytes of a process: resident now (VmRSS) or at most so far (VmHWM)."""
+    """Return the megabytes of a process: resident now (VmRSS) or the maximum so far (VmHWM)."""
     status = Path(f"/proc/{pid}/status").read_text()
     match = re.search(rf"^{field_name}:\s+(\d+) kB", status, re.MULTILINE)
     assert match is not None, status
@@ -38,9 +38,9 @@ def memory(pid: int, field_name: str = "VmRSS") -> float:
 
 
 class Watch:
-    """Over a gateway, from now on: that it lives, logs no traceback and keeps its memory.
+    """Watches a gateway from now on: it must live, log no traceback and not grow in memory.
 
-    Begin it when the gateway is warm: what it loads with its first requests is no growth.
+    Start it when the gateway is warm, because memory that it loads with its first requests would count as growth.
     """
 
     def __init__(self, service: Service) -> None:
@@ -49,7 +49,7 @@ class Watch:
         self._megabytes = memory(service.process.pid)
 
     def look(self, outcome: Outcome) -> None:
-        """Add what is to be seen now to the findings."""
+        """Add the problems that are visible now to the findings."""
         if self._service.process.poll() is not None:
             outcome.found(f"the gateway ended with {self._service.process.returncode}")
             return
@@ -57,7 +57,7 @@ class Watch:
         for match in re.finditer(r"Traceback \(most recent call last\)[\s\S]*?\n(\S.*)", said):
             outcome.found(f"traceback in the log: {match[1]}")
         most = self._megabytes + max(GROWTH_MEGABYTES, self._megabytes / 10)
-        patience = time.monotonic() + 3 * PAUSE_SECONDS  # what is free goes back in its time
+        patience = time.monotonic() + 3 * PAUSE_SECONDS  # the gateway returns free memory only after a pause
         while (megabytes := memory(self._service.process.pid)) > most and time.monotonic() < patience:
             time.sleep(0.1)
         if megabytes > most:

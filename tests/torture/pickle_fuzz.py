@@ -1,7 +1,7 @@
-"""A coverage-guided fuzz run (atheris) of what reads checkpoints: the child process of `fuzz`, and `fuzz` itself.
+"""A coverage-guided fuzz run (atheris) of the checkpoint readers: `fuzz`, and the child process that it starts.
 
-It begins with good files of every container and with all crafted ones. Found is whatever ends otherwise than in a value
-or in Malformed, asks for a forbidden audit event, or takes longer or more memory than libFuzzer was told to allow.
+The corpus has valid files of every container and all crafted ones. A finding is an input that ends in anything but a
+value or Malformed, raises a forbidden audit event, or exceeds libFuzzer's limits of time or memory.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SECONDS_OF_ONE = 20
 
 
 def corpus(directory: Path) -> int:
-    """Write the files to begin with; returns how many."""
+    """Write the initial corpus. Returns the number of files."""
     import torch
 
     from tests.checkpoints import reference
@@ -45,7 +45,7 @@ def corpus(directory: Path) -> int:
 
 
 def fuzz(directory: Path, runs: int, seconds: int) -> Outcome:
-    """At most `runs` executions and `seconds` of them, whichever ends first."""
+    """Fuzz for at most `runs` executions and `seconds` seconds, whichever ends first."""
     outcome = Outcome("coverage-guided fuzz of checkpoints")
     inputs, work = directory / "corpus", directory / "fuzz"
     inputs.mkdir()

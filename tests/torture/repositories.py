@@ -1,8 +1,9 @@
-"""Model repositories that try to run code, reach other files or take memory when our own Triton loads them.
+"""Model repositories that try to run code, reach other files or exhaust memory when labelmint's Triton loads them.
 
-ATTACKS has for each what it tries (its name), the format of the good repository that it is made from, what is done to
-that, and what the refusal says. What would run leaves a canary: a library when it is loaded, Python when it is run.
-The ordinary tests ask the checker; `run` here asks `labelmint serve` itself, and shows first that the canaries sing.
+ATTACKS has for each attack its name, the format of the valid repository that it starts from, the change to it, and the
+text of the refusal. Code that is run writes a canary file: a library when it is loaded, Python when it is run. The
+ordinary tests call the checker. `run` here starts `labelmint serve`, and first proves that unchecked attacks do write
+their canary.
 """
 
 from __future__ import annotations
@@ -35,10 +36,10 @@ from tests.conftest import need_program
 from tests.support.models import tiny_weights
 from tests.torture.outcome import Outcome
 
-Change = Callable[[Path, Path], object]  # of a repository; where the canary goes
+Change = Callable[[Path, Path], object]  # changes a repository; the second path is that of the canary
 STEP = "tiny_generator"
 ONNX, SCRIPT, NATIVE = f"{STEP}/1/model.onnx", f"{STEP}/1/model.pt", "tiny_style_interpreter/1/interpreter.npz"
-MAX_SECONDS = 2.0  # of a refusal by the checker
+MAX_SECONDS = 2.0  # for a refusal by the checker
 SERVE_SECONDS = 120
 LIBRARY = """
 #include <stdio.h>
@@ -48,7 +49,7 @@ __attribute__((constructor)) static void sing(void) {{ FILE *file = fopen("{cana
 
 @functools.cache
 def library(canary: Path) -> bytes:
-    """A shared library that writes the canary when it is loaded."""
+    """Return a shared library that writes the canary when it is loaded."""
     target = canary.with_suffix(".so")
     command = [need_program("cc", "gcc"), "-shared", "-fPIC", "-x", "c", "-", "-o", str(target)]
     subprocess.run(command, input=LIBRARY.format(canary=canary), text=True, check=True)
@@ -70,7 +71,7 @@ def put(name: str, content: Callable[[Path], bytes] | bytes) -> Change:
 
 
 def add(text: str, model: str = STEP) -> Change:
-    """To a model's configuration."""
+    """Add text to a model's configuration."""
 
     def change(repository: Path, canary: Path) -> None:
         path = repository / model / "config.pbtxt"
@@ -102,7 +103,7 @@ def also(*changes: Change) -> Change:
 
 
 def linked(name: str, target: str) -> Change:
-    """In place of what is there, which goes to {outside}."""
+    """Replace a file or directory by a link. The original is moved to {outside}."""
 
     def change(repository: Path, canary: Path) -> None:
         path = repository / name
@@ -188,7 +189,7 @@ def node(**fields: object) -> Change:
 
 
 def rewritten(name: str, edit: Callable[[dict[str, bytes]], object], method: int = zipfile.ZIP_STORED) -> Change:
-    """An archive with other entries."""
+    """Rewrite an archive with edited entries."""
 
     def change(repository: Path, canary: Path) -> None:
         with zipfile.ZipFile(repository / name) as old:
@@ -205,7 +206,7 @@ CODE, CONSTANTS, DATA = "archive/code/__torch__.py", "archive/constants.pkl", "a
 
 
 def script(line: str) -> Change:
-    """A traced function whose first line is another one."""
+    """Put another first line into the traced function."""
 
     def edit(entries: dict[str, bytes]) -> None:
         head, arrow, body = entries[CODE].partition(b"]:\n")
@@ -227,7 +228,7 @@ def constants(old: bytes, new: bytes) -> Change:
 
 
 def twice(data: bytes) -> bytes:
-    """An archive whose directory names its first entry two times."""
+    """Return an archive whose directory lists its first entry twice."""
     count, size, offset = struct.unpack("<HII", data[-12:-2])
     directory = data[offset : offset + size]
     first = directory[: 46 + struct.unpack("<H", directory[28:30])[0]]
@@ -744,7 +745,7 @@ ATTACKS: dict[str, tuple[str, Change, str]] = {
         content(SCRIPT, lambda data: data.replace(b"data.pkl", b"evil.pkl", 1)),
         "has two different headers for the entry",
     ),
-    # Our own kernel's weights.
+    # Weights of labelmint's CPU kernel.
     "weights with an object": ("native", array("bias1", np.array([Gadget()], object)), "of a type that no export has"),
     "weights of terabytes": (
         "native",
@@ -767,12 +768,12 @@ ATTACKS: dict[str, tuple[str, Change, str]] = {
         "compressed or encrypted",
     ),
 }
-# Each leaves its canary where nothing is checked.
+# Without the check, each of these writes its canary.
 SINGING = ("library of the backend in the version", "backend python with a model.py")
 
 
 def good(directory: Path) -> dict[str, Path]:
-    """A repository of each format, with one model."""
+    """Return a valid repository of each format, with one model."""
     found = {}
     for file_format in FORMATS:
         found[file_format] = directory / f"good-{file_format}"
@@ -781,7 +782,7 @@ def good(directory: Path) -> dict[str, Path]:
 
 
 def build(name: str, sources: dict[str, Path], directory: Path, canary: Path) -> Path:
-    """The repository of an attack, in a directory of its own below `directory`."""
+    """Build the repository of an attack, in a separate directory below `directory`."""
     file_format, change, _ = ATTACKS[name]
     repository = directory / re.sub(r"\W+", "-", name)
     shutil.copytree(sources[file_format], repository)
@@ -790,7 +791,7 @@ def build(name: str, sources: dict[str, Path], directory: Path, canary: Path) ->
 
 
 def judged(name: str, repository: Path) -> str:
-    """What the gateway says of it before it would start Triton; "" where it takes it."""
+    """Return the gateway's refusal before it would start Triton, or "" if it accepts the repository."""
     try:
         OwnTriton(repository, "fused", None, "")
     except LabelmintError as error:
@@ -799,7 +800,7 @@ def judged(name: str, repository: Path) -> str:
 
 
 def problems(name: str, said: str) -> str:
-    """What is wrong with a refusal."""
+    """Return what is wrong with a refusal, or ""."""
     if not said:
         return "was taken"
     wanted = ATTACKS[name][2]
@@ -811,7 +812,7 @@ def problems(name: str, said: str) -> str:
 
 
 def serve(repository: Path) -> tuple[int, str]:
-    """`labelmint serve` on it until it ends or is ready, and what it said."""
+    """Run `labelmint serve` on it until it ends or is ready. Returns the exit code and the output."""
     command = [sys.executable, "-m", "labelmint.cli", "serve", "--model-repository", str(repository)]
     command += ["--http-port", "0", "--grpc-port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
@@ -825,7 +826,7 @@ def serve(repository: Path) -> tuple[int, str]:
 
 
 async def load_unchecked(repository: Path) -> None:
-    """What a Triton does with it to which nobody looked."""
+    """Let Triton load the repository without the check."""
     server = TritonServer(repository, ["tiny"])
     try:
         await server.start()
@@ -837,13 +838,13 @@ async def load_unchecked(repository: Path) -> None:
 
 
 def run(directory: Path) -> Outcome:
-    """All of them, through the program itself."""
+    """Run all attacks, through the program itself."""
     outcome, sources = Outcome("model repositories", len(ATTACKS)), good(directory)
     canary = directory / "canary"
     for name in SINGING:
         asyncio.run(load_unchecked(build(name, sources, directory / "unchecked", canary)))
         if not canary.exists():
-            outcome.found(f"{name}: the canary does not sing, the attack proves nothing")
+            outcome.found(f"{name}: the unchecked attack wrote no canary, so it proves nothing")
         canary.unlink(missing_ok=True)
     slowest, taken = 0.0, 0
     for name in ATTACKS:
@@ -860,7 +861,7 @@ def run(directory: Path) -> Outcome:
         if problem := problems(name, said.strip()):
             outcome.found(f"{name}: {problem}")
         if canary.exists():
-            outcome.found(f"{name}: something was run")
+            outcome.found(f"{name}: code was run")
             canary.unlink()
         shutil.rmtree(repository)
     if slowest > MAX_SECONDS:

@@ -1,4 +1,4 @@
-"""A short walk through each kind of fault; `make torture` goes the long way."""
+"""A short run through each kind of fault; `make torture` runs the long one."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A short flood: what comes is answered or refused; the figures are for `make torture` to judge."""
+"""A short flood: every request is answered or refused. `make torture` judges the figures."""
 
 from pathlib import Path
 

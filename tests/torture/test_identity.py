@@ -1,4 +1,4 @@
-"""The golden digests of the demo, and a few seeds asked for in every way; `make torture` asks for a thousand."""
+"""The golden digests of the demo, and a few seeds requested in every way; `make torture` requests a thousand."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.triton
 
 
 def test_the_demo_gives_the_golden_digests(service: Service) -> None:
-    """A difference says what changed; where that was meant, `python -m tests.torture.identity` writes them again."""
+    """A failure says what changed. If that is intended, `python -m tests.torture.identity` rewrites the digests."""
     golden = json.loads(identity.GOLDEN.read_text())
     if identity.kernels() not in golden:
         pytest.skip(f"there are digests for {', '.join(golden)}, this machine is {identity.kernels()}")
@@ -23,7 +23,7 @@ def test_the_demo_gives_the_golden_digests(service: Service) -> None:
         found = {str(seed): vars(each) for seed, each in identity.alone(client, identity.GOLDEN_SEEDS).items()}
     different = sorted(seed for seed in golden["digests"] if found[seed] != golden["digests"][seed])
     changed = [f"{name} was {old}, is {now[name]}" for name, old in golden["depends_on"].items() if now[name] != old]
-    why = "; ".join(changed) or "nothing that they depend on by name: look at the gateway and the machine"
+    why = "; ".join(changed) or "none of the recorded dependencies: look at the gateway and the machine"
     assert not different, f"other bytes for the seeds {', '.join(different)}; what changed: {why}"
 
 

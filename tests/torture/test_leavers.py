@@ -1,4 +1,4 @@
-"""A few of the clients that leave; `make torture` has tens of thousands."""
+"""A few clients that disconnect; `make torture` has tens of thousands."""
 
 from pathlib import Path
 

@@ -1,9 +1,9 @@
-"""Writes the manifest of a data set that many pods pulled, once all their parts are there.
+"""Writes the manifest of a data set that many pods pulled, once all parts are verified.
 
 Rules of this file:
-- It needs Python and nothing else. Every pod runs it after its own part was verified; the last one finds all marks.
-- What is written depends on the parts alone: two pods that are last at once write the same bytes.
-- Files are written aside and renamed.
+- It needs only Python. Every pod runs it after it verified its own part; the last pod finds the marks of all parts.
+- The manifest depends only on the parts, because two pods may finish last at the same time: both write the same bytes.
+- The manifest is written under a temporary name and renamed.
 """
 
 import hashlib
@@ -14,14 +14,14 @@ from pathlib import Path
 
 
 def finish(directory: Path, shard_index: int, shard_count: int) -> str:
-    """Mark part `shard_index` as verified and, if all are, write `manifest.json`; returns what was done.
+    """Mark part `shard_index` as verified and, if all parts are, write `manifest.json`. Returns a message.
 
-    Raises SystemExit where the parts do not belong together.
+    Raises SystemExit if the parts do not belong together.
     """
     (directory / f"part-{shard_index}.verified").touch()
     missing = [k for k in range(shard_count) if not (directory / f"part-{k}.verified").exists()]
     if missing:
-        return f"part {shard_index} is verified, {len(missing)} of {shard_count} are not: a later pod ends the data set"
+        return f"part {shard_index} is verified, {len(missing)} of {shard_count} are not: a later pod completes it"
     counted = ("sample_count", "accepted_count", "rejected_count")
     parts, heads = [], []
     for index in range(shard_count):
