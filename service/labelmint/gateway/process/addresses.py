@@ -47,22 +47,21 @@ def take(host: str, port: int, flag: str) -> socket.socket:
 
 @dataclass(frozen=True)
 class Listening:
-    """The sockets of the two servers: bound, but not listening yet."""
+    """Sockets that are bound but not listening yet, and their ports: of REST and of gRPC.
+
+    The servers take the sockets over and may close them; the ports stay known.
+    """
 
     http: socket.socket
     grpc: socket.socket
-
-    @property
-    def ports(self) -> tuple[int, int]:
-        """The ports of REST and gRPC."""
-        return self.http.getsockname()[1], self.grpc.getsockname()[1]
+    ports: tuple[int, int]
 
 
 @contextmanager
 def take_ports(host: str, http_port: int, grpc_port: int) -> Iterator[Listening]:
-    """Bind both ports and close them at the end of the block. Raises CannotListen."""
+    """Bind both addresses until the end of the block. Raises CannotListen."""
     with take(host, http_port, "--http-port") as http, take(host, grpc_port, "--grpc-port") as grpc:
-        yield Listening(http, grpc)
+        yield Listening(http, grpc, (http.getsockname()[1], grpc.getsockname()[1]))
 
 
 def cannot_listen(error: OSError, host: str, port: int, flag: str) -> CannotListen:
