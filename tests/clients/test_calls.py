@@ -299,7 +299,7 @@ def test_a_client_that_came_through_a_fork_says_so(gateway: Service, options: Sa
         child.start()
         assert receiver.poll(60), "the child hangs"
         for said in receiver.recv():
-            assert f"made in process {os.getpid()} and is used in {child.pid}" in said
+            assert f"created in process {os.getpid()} and is used in {child.pid}" in said
         child.join(60)
         assert client.list_models() and next(begun).accepted, "the parent goes on"
 
@@ -340,7 +340,7 @@ def test_an_asyncio_client_that_came_through_a_fork_says_so(gateway: Service, op
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert len(lines) == 3 and all("make a client in each process" in line for line in lines)
+    assert len(lines) == 3 and all("create a client in each process" in line for line in lines)
 
 
 LEAVING = """

@@ -164,7 +164,7 @@ def test_pictures(door: Door) -> None:
 async def test_the_label_image_is_refused(door: Door) -> None:
     answer = door.http.get(f"{door.samples}/7/label.png", params=LOOSE_QUERY)
     assert problem(answer, 400, "INVALID_REQUEST") == {"field": "model"}
-    assert f"model '{door.model}' has task 'keypoints' and no label image; ask for" in answer.json()["detail"]
+    assert f"model '{door.model}' has task 'keypoints' and no label image; request" in answer.json()["detail"]
     for encoding in (pb.ENCODING_RAW, pb.ENCODING_PNG):
         with pytest.raises(grpc.aio.AioRpcError, match="no label image; leave it unset") as caught:
             await door.get(7, pb.SampleOptions(max_js=1e9, label_encoding=encoding))
