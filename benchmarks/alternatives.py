@@ -221,7 +221,7 @@ async def until_it_answers(ask: Ask, process: subprocess.Popen[bytes] | None) ->
             await asyncio.sleep(0.2)
 
 
-async def closed_loop(ask: Ask, concurrency: int, count: int, seeds: Iterator[int], drain: bool) -> Figures:
+async def closed_loop(ask: Ask, concurrency: int, count: int, *, seeds: Iterator[int], drain: bool) -> Figures:
     """Run callers that send the next request as soon as they have an answer, until `count` calls have ended.
 
     Returns samples per second up to then, and p50 and p95 of those calls, in seconds. With `drain`, waits for the calls
@@ -279,7 +279,7 @@ class Measurement:
                 settings = self._settings(turn, dict(zip(("workers", "threads", "batch"), candidate, strict=True)))
                 async with running(turn, settings, self._python) as ask:
                     await warm_up(ask, range(WARM_UP))
-                    found = await closed_loop(ask, JUDGED, COUNTS[JUDGED], itertools.count(WARM_UP), drain=False)
+                    found = await closed_loop(ask, JUDGED, COUNTS[JUDGED], seeds=itertools.count(WARM_UP), drain=False)
                 tried = {key: getattr(settings, key) for key in ("workers", "threads", "batch")}
                 self.tried[turn].append(tried | found)
                 print(f"tried {turn}: {tried} {found['samples_per_second']:.2f} samples/s", flush=True)
@@ -311,7 +311,9 @@ class Measurement:
         async with running(turn, settings, self._python) as ask:
             found: Figures = {"agreement": self._compared(turn, await warm_up(ask, range(WARM_UP)))}
             for concurrency, count in COUNTS.items():
-                found[str(concurrency)] = await closed_loop(ask, concurrency, count, seeds, concurrency != JUDGED)
+                found[str(concurrency)] = await closed_loop(
+                    ask, concurrency, count, seeds=seeds, drain=concurrency != JUDGED
+                )
         rates = ", ".join(f"{found[str(c)]['samples_per_second']:.2f} at {c}" for c in COUNTS)
         print(f"round {number + 1}, {turn}: {rates} samples/s", flush=True)
         return found

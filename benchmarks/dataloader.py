@@ -37,17 +37,25 @@ BATCH = 8
 WORKERS = (0, 2, 4)
 
 
-async def direct(client: TritonClient, model: ServedModel, first_seed: int, count: int) -> float:
+async def direct(client: TritonClient, model: ServedModel, first_seed: int, *, count: int) -> float:
     """Return samples per second of Triton alone."""
     arrived: list[float] = []
     outputs = ("image", "label", "js_score")
     seeds = range(first_seed, first_seed + count)
-    await measure(client, model, seeds, 1.0, outputs, lambda *_: arrived.append(time.perf_counter()), "Triton")
+    await measure(
+        client,
+        model,
+        seeds,
+        truncation_psi=1.0,
+        outputs=outputs,
+        reduce=lambda *_: arrived.append(time.perf_counter()),
+        title="Triton",
+    )
     arrived.sort()
     return (count - BATCH) / (arrived[-1] - arrived[BATCH - 1])
 
 
-def loaded(endpoint: str, workers: int, first_seed: int, count: int) -> float:
+def loaded(endpoint: str, workers: int, first_seed: int, *, count: int) -> float:
     """Return samples per second of a DataLoader."""
     dataset = LabeledSampleDataset(
         endpoint,
@@ -72,7 +80,7 @@ async def rates(rounds: int, count: int) -> dict[str, list[float]]:
         seed = 0
         with gateway("--triton-url", server.grpc_url) as served:
             for _ in range(rounds):
-                found["triton"].append(await direct(client, model, seed, count))
+                found["triton"].append(await direct(client, model, seed, count=count))
                 for workers in WORKERS:
                     seed += count
                     rate = await asyncio.to_thread(loaded, served.grpc, workers, seed, count)

@@ -57,7 +57,7 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def floor_seconds(flops: float, bytes_moved: float, rate: float, bytes_per_second: float) -> float:
+def floor_seconds(flops: float, bytes_moved: float, rate: float, *, bytes_per_second: float) -> float:
     """Return the least seconds of any implementation: computing and moving bytes overlap, so the longer of the two."""
     return max(flops / rate, bytes_moved / bytes_per_second)
 

@@ -58,7 +58,7 @@ def measure(count: int, kept: Path) -> dict[str, Array]:
     kept.parent.mkdir(parents=True, exist_ok=True)
     for index in tqdm(range(len(columns["error"]), count), initial=len(columns["error"]), total=count, unit="seed"):
         seed = FIRST_SEED + index
-        _, features = draw(generator, seed, 1.0, interpreter.spec.layout)
+        _, features = draw(generator, seed, 1.0, layout=interpreter.spec.layout)
         labels, divergences, means, mixtures = [], [], [], []
         for outputs in interpreter.strips(features):
             probability, entropy, votes = interpreter.statistics(outputs)

@@ -134,8 +134,13 @@ def kernels_of(resolution: int, classes: int, strip_rows: int = 32) -> dict[str,
     return found
 
 
-def roofline(kernels: Iterable[Kernel], flops: float, bytes_per_second: float, width: float, fused: bool) -> float:
+# Operations and bytes per second of a machine, and its bytes per number in units of float32's.
+Rates = tuple[float, float, float]
+
+
+def roofline(kernels: Iterable[Kernel], rates: Rates, *, fused: bool) -> float:
     """Return the seconds of the kernels one after the other; each takes the longer of computing and moving bytes."""
+    flops, bytes_per_second, width = rates
     return sum(
         max(kernel.flops / flops, width * kernel.bytes / bytes_per_second)
         for kernel in kernels
@@ -143,8 +148,9 @@ def roofline(kernels: Iterable[Kernel], flops: float, bytes_per_second: float, w
     )
 
 
-def floor_of(resolution: int, classes: int, flops: float, bytes_per_second: float, width: float) -> dict[str, float]:
+def floor_of(resolution: int, classes: int, rates: Rates) -> dict[str, float]:
     """Return the floor of each step in seconds."""
+    flops, bytes_per_second, width = rates
     spec = random_models.stylegan2_spec(resolution)
     channels = channels_of("paper", spec.taps)
     interpreter = random_models.interpreter_spec(resolution, channels, num_classes=classes)
@@ -153,7 +159,7 @@ def floor_of(resolution: int, classes: int, flops: float, bytes_per_second: floa
         "style_interpreter": (floor.interpreter_flops(interpreter), floor.interpreter_bytes(interpreter)),
     }
     return {
-        step: floor.floor_seconds(count, width * moved, flops, bytes_per_second)
+        step: floor.floor_seconds(count, width * moved, flops, bytes_per_second=bytes_per_second)
         for step, (count, moved) in counts.items()
     }
 
@@ -169,9 +175,9 @@ def prediction_table() -> str:
             kernels = kernels_of(RESOLUTION, classes)
             for precision, width in WIDTH.items():
                 rates = (gpu.flops(precision), gpu.bytes_per_second, width)
-                least = floor_of(RESOLUTION, classes, *rates)
+                least = floor_of(RESOLUTION, classes, rates)
                 fused, single = (
-                    {step: roofline(some, *rates, fused=is_fused) for step, some in kernels.items()}
+                    {step: roofline(some, rates, fused=is_fused) for step, some in kernels.items()}
                     for is_fused in (True, False)
                 )
                 cells = [
@@ -211,7 +217,7 @@ def check_on_this_machine() -> str:
         resolution, classes = (int(part[1:]) for part in name.split("_"))
         for step, kernels in kernels_of(resolution, classes).items():
             measured = model["alone"][step]["onnxruntime"]["1"]["median"]
-            fused, single = (roofline(kernels, *rates, fused=is_fused) for is_fused in (True, False))
+            fused, single = (roofline(kernels, rates, fused=is_fused) for is_fused in (True, False))
             rows.append(f"| {model['title']} | `{step}` | {fused:.2f} | {single:.2f} | {measured:.2f} |")
     return f"""The method can be checked on the CPU of the [benchmarks](benchmarks.md): the table has the same sums with
 that CPU's measured rates, and ONNX Runtime's measured time. Seconds per sample.

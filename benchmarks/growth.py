@@ -61,7 +61,7 @@ class Cell:
     def spec(self) -> InterpreterSpec:
         levels = [2**i for i in range(2, self.resolution.bit_length())]
         return random_models.interpreter_spec(
-            self.resolution, dict.fromkeys(levels, CHANNELS), self.heads, self.classes
+            self.resolution, dict.fromkeys(levels, CHANNELS), self.heads, num_classes=self.classes
         )
 
     @property
@@ -145,9 +145,9 @@ async def concurrency() -> Figures:
     with gateway("--model-repository", str(ROOT / "model_repository")) as served:
         async with samples_of(served.grpc, MODEL) as call:
             seeds = itertools.count()
-            await closed(call, max(CONCURRENCIES), 1, seeds)  # warms up batches of all sizes
+            await closed(call, max(CONCURRENCIES), 1, seeds=seeds)  # warms up batches of all sizes
             for callers in CONCURRENCIES:
-                run = await closed(call, callers, max(CALLS, 1 + 12 // callers), seeds)
+                run = await closed(call, callers, max(CALLS, 1 + 12 // callers), seeds=seeds)
                 found[str(callers)] = {
                     "samples_per_second": throughput(run),
                     "call_seconds": float(np.median(latencies(run))),
@@ -168,7 +168,10 @@ def summary(rounds: list[dict[str, Figures]]) -> Figures:
         for value, cell in by_value.items():
             per_round = [each["steps"][axis][str(value)] for each in rounds]
             least = floor.floor_seconds(
-                cell.floor_flops, cell.floor_bytes, rates["flops_per_second"], rates["bytes_per_second"]
+                cell.floor_flops,
+                cell.floor_bytes,
+                rates["flops_per_second"],
+                bytes_per_second=rates["bytes_per_second"],
             )
             seconds = float(np.median(list(itertools.chain.from_iterable(per_round))))
             medians = [float(np.median(some)) for some in per_round]
@@ -258,7 +261,7 @@ def main() -> None:
         "steps": steps,
         "concurrency": lambda: asyncio.run(concurrency()),
     }
-    figures = summary(resuming.measured("growth", fingerprint, parts, arguments.rounds, arguments.budget))
+    figures = summary(resuming.measured("growth", fingerprint, parts, rounds=arguments.rounds, budget=arguments.budget))
     resuming.write(RESULTS, figures)
     plot(figures, PICTURE)
     print(json.dumps(figures, indent=1))

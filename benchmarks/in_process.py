@@ -64,7 +64,7 @@ class Pipeline:
 
 
 def closed(
-    pipeline: Pipeline, callers: int, seconds: float, answers: int, first_seed: int
+    pipeline: Pipeline, callers: int, seconds: float, *, answers: int, first_seed: int
 ) -> list[tuple[float, float]]:
     """Run a closed loop until both `seconds` have passed and `answers` calls have ended.
 

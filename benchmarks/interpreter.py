@@ -74,7 +74,7 @@ def export(case: tuple[int, int], arm: str) -> None:
         repository.mkdir(parents=True, exist_ok=True)
         config = step_config(model, step, arm)
         config.ClearField("model_warmup")  # the requests that are not counted warm it up
-        write_model(repository, config, 1, exported.data)
+        write_model(repository, config, 1, data=exported.data)
 
 
 def features_of(case: tuple[int, int]) -> dict[str, np.ndarray]:
@@ -214,7 +214,10 @@ def summary(found: Figures) -> Figures:
             continue
         spec = stylegan2_interpreter(*case).spec
         least = floor.floor_seconds(
-            floor.interpreter_flops(spec), floor.interpreter_bytes(spec), rates["flops"], rates["bytes"]
+            floor.interpreter_flops(spec),
+            floor.interpreter_bytes(spec),
+            rates["flops"],
+            bytes_per_second=rates["bytes"],
         )
         row: Figures = {"resolution": case[0], "classes": case[1], "rounds": len(rounds), "floor_seconds": least}
         row["reference_seconds"] = float(np.median([each["reference"] for each in rounds]))

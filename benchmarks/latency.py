@@ -76,15 +76,15 @@ async def pair(direct: Direct, rounds: int) -> list[float]:
     return [(end - start) / (2 * rounds) for start, end in zip(before, after, strict=True)]
 
 
-async def closed(call: load.Call, concurrency: int, rounds: int, seeds: Iterator[int]) -> Figures:
+async def closed(call: load.Call, concurrency: int, rounds: int, *, seeds: Iterator[int]) -> Figures:
     """Run a closed loop of callers. Returns (start, end) of each call, in seconds."""
     run = await load.closed(call, concurrency, seeds, rounds=rounds)
     return {"concurrency": concurrency, "rounds": rounds, "calls": _rounded(run.calls)}
 
 
-async def opened(call: load.Call, rate: float, count: int, random_seed: int, seeds: Iterator[int]) -> Figures:
+async def opened(call: load.Call, rate: float, count: int, *, random_seed: int, seeds: Iterator[int]) -> Figures:
     """Run callers that arrive as a Poisson process of `rate` per second."""
-    run = await load.opened(call, rate, count, seeds, random_seed)
+    run = await load.opened(call, rate, count, seeds=seeds, random_seed=random_seed)
     return {"rate": rate, "calls": _rounded(run.calls)}
 
 
@@ -116,12 +116,12 @@ async def one_round() -> Figures:
                 await call(next(seeds))
                 found["profiles"].append(await profile(direct, call, seeds))
                 for concurrency in CONCURRENCIES:
-                    found["points"].append(await closed(call, concurrency, 1 + max(3, 16 // concurrency), seeds))
+                    found["points"].append(await closed(call, concurrency, 1 + max(3, 16 // concurrency), seeds=seeds))
                     found["profiles"].append(await profile(direct, call, seeds))
                 capacity = throughput(found["points"][-1])
                 for index, share in enumerate(LOADS):
                     count = round(OPEN_SECONDS * share * capacity)
-                    point = await opened(call, share * capacity, count, index, seeds)
+                    point = await opened(call, share * capacity, count, random_seed=index, seeds=seeds)
                     found["points"].append(point | {"load": share})
                     found["profiles"].append(await profile(direct, call, seeds))
         await direct.close()
@@ -140,7 +140,7 @@ def profile_of(before: Figures, after: Figures) -> Profile:
     # The longer step always runs at the same time as the shorter one, so the shorter one's extra time is the cost of
     # sharing.
     together = alone[shorter] / float(mean("pair")[shorter])
-    return Profile.measured(list(BATCHES), seconds, min(1.0, together), float(mean("outside")))
+    return Profile.measured(list(BATCHES), seconds, min(1.0, together), outside_seconds=float(mean("outside")))
 
 
 def latencies(run: Figures) -> list[float]:
@@ -160,7 +160,9 @@ def simulate(profile: Profile, run: Figures) -> Figures:
     """Run the same calls against one simulated replica: a closed loop, or arrivals at the measured instants."""
     env = simpy.Environment()
     settings = ServeSettings(triton_url="simulated")
-    served = Gateway(env, settings.triton_slots, settings.max_in_flight, settings.max_streams, 0.0)
+    served = Gateway(
+        env, settings.triton_slots, settings.max_in_flight, max_streams=settings.max_streams, capacity_wait_seconds=0.0
+    )
     served.add(Triton(env, profile, served.finished))
     # The cost of a call outside of the steps is mostly time in the gateway's single thread, before and after them.
     thread = simpy.Resource(env)
@@ -250,7 +252,7 @@ def main() -> None:
     models = [path for path in REPOSITORY.glob(f"{MODEL}*/**/*") if path.is_file()]
     fingerprint = resuming.digest_of([*models, *resuming.serving_code()])
     parts = {"curve": lambda: asyncio.run(one_round())}
-    measured = resuming.measured("latency", fingerprint, parts, arguments.rounds, arguments.budget)
+    measured = resuming.measured("latency", fingerprint, parts, rounds=arguments.rounds, budget=arguments.budget)
     rounds = [each["curve"] for each in measured]
     rows = comparison(rounds)
     for row in rows:

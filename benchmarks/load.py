@@ -59,7 +59,7 @@ async def closed(
     async def caller() -> None:
         made = 0
         while not done(made):
-            await _timed(call, next(seeds), run, origin, counted)
+            await _timed(call, next(seeds), run, origin=origin, counted=counted)
             made += 1
         over.set()
 
@@ -78,7 +78,7 @@ async def closed(
 
 
 async def opened(
-    call: Call, rate: float, count: int, seeds: Iterator[int], random_seed: int, counted: Errors = ()
+    call: Call, rate: float, count: int, *, seeds: Iterator[int], random_seed: int, counted: Errors = ()
 ) -> Run:
     """Run `count` callers that arrive as a Poisson process of `rate` per second."""
     gaps = np.random.default_rng(random_seed).exponential(1 / rate, count)
@@ -86,13 +86,13 @@ async def opened(
 
     async def caller(at: float) -> None:
         await asyncio.sleep(at - (time.perf_counter() - origin))
-        await _timed(call, next(seeds), run, origin, counted)
+        await _timed(call, next(seeds), run, origin=origin, counted=counted)
 
     await asyncio.gather(*(caller(at) for at in np.cumsum(gaps)))
     return run
 
 
-async def _timed(call: Call, seed: int, run: Run, origin: float, counted: Errors) -> None:
+async def _timed(call: Call, seed: int, run: Run, *, origin: float, counted: Errors) -> None:
     begun = time.perf_counter() - origin
     try:
         await call(seed)

@@ -85,8 +85,8 @@ def export(repository: Path, demo: Path = ROOT / "model_repository") -> None:
     for tensor in config.output:
         entry.output_map[tensor.name] = tensor.name
     repository.mkdir(parents=True, exist_ok=True)
-    write_model(repository, served, 1, data)
-    write_model(repository, config, 1, None)
+    write_model(repository, served, 1, data=data)
+    write_model(repository, config, 1, data=None)
 
 
 def main() -> None:

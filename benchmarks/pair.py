@@ -115,7 +115,7 @@ def prepare(subject: Subject) -> None:
     directory.mkdir(parents=True)
     generator, interpreter = subject.build()
     if subject.name != "faces":
-        export_repository(subject.repository, subject.name, generator, interpreter)
+        export_repository(subject.repository, subject.name, (generator, interpreter))
     for name, step in steps_of(subject).items():
         subject.file(name, "torchscript").write_bytes(export_torchscript(step).data)
     count = max(subject.batches)
@@ -141,7 +141,7 @@ def libraries(openvino: Path) -> dict[str, Path]:
     return found
 
 
-def run_alone(subject: Subject, step: str, library: str, python: Path, repeats: int, save: Path | None) -> Figures:
+def run_alone(subject: Subject, step: str, library: str, *, python: Path, repeats: int, save: Path | None) -> Figures:
     """Run `step_runner.py` on one file in a separate process and return its figures."""
     command = [str(python), step_runner.__file__, library, str(subject.file(step, library)), str(subject.inputs(step))]
     command += ["--outputs", *outputs_of(subject)[step], "--batches", *map(str, subject.batches)]
@@ -156,7 +156,7 @@ def compare(subject: Subject, present: dict[str, Path]) -> dict[str, dict[str, F
     for step in STEPS:
         saved = {library: BUILD / "pair" / subject.name / f"{step}_{library}.npz" for library in present}
         for library, python in present.items():
-            run_alone(subject, step, library, python, 0, saved[library])
+            run_alone(subject, step, library, python=python, repeats=0, save=saved[library])
         largest = max(subject.batches)
         found[step] = {}
         with np.load(saved["onnxruntime"]) as wanted:
@@ -212,7 +212,7 @@ def alone(subject: Subject, present: dict[str, Path]) -> Figures:
     for step in STEPS:
         found[step] = {}
         for library, python in present.items():
-            ran = run_alone(subject, step, library, python, REPEATS, None)
+            ran = run_alone(subject, step, library, python=python, repeats=REPEATS, save=None)
             found[step][library] = {
                 batch: [each / int(batch) for each in seconds] for batch, seconds in ran["seconds"].items()
             }
@@ -234,7 +234,9 @@ def floors(subject: Subject, rates: Figures) -> Figures:
         step: {
             "flops": flops,
             "bytes": moved,
-            "seconds": floor.floor_seconds(flops, moved, rates["flops_per_second"], rates["bytes_per_second"]),
+            "seconds": floor.floor_seconds(
+                flops, moved, rates["flops_per_second"], bytes_per_second=rates["bytes_per_second"]
+            ),
         }
         for step, (flops, moved) in counts.items()
     }
@@ -357,7 +359,7 @@ def main() -> None:
         parts[f"{subject.name} served"] = lambda subject=subject: asyncio.run(served(subject))
         parts[f"{subject.name} alone"] = lambda subject=subject: alone(subject, present)
     fingerprint = resuming.digest_of(files, sorted(present))
-    rounds = resuming.measured("pair", fingerprint, parts, arguments.rounds, arguments.budget)
+    rounds = resuming.measured("pair", fingerprint, parts, rounds=arguments.rounds, budget=arguments.budget)
     figures = summary(subjects, rounds, agreement)
     resuming.write(RESULTS, figures)
     plot(figures, PICTURE)

@@ -20,7 +20,7 @@ from labelmint.models.tasks import build_interpreter
 
 
 def interpreter_spec(
-    resolution: int, channels: Mapping[int, int], num_heads: int = 10, num_classes: int = 20
+    resolution: int, channels: Mapping[int, int], num_heads: int = 10, *, num_classes: int = 20
 ) -> InterpreterSpec:
     return InterpreterSpec(
         layout="paper",
@@ -56,7 +56,7 @@ def stylegan2_spec(resolution: int) -> StyleGAN2Spec:
 def stylegan2_interpreter(resolution: int, num_classes: int, num_heads: int = 10) -> StyleInterpreter:
     """Return an ensemble that reads all layers of StyleGAN2 at this resolution."""
     channels = channels_of("paper", stylegan2_spec(resolution).taps)
-    return interpreter(interpreter_spec(resolution, channels, num_heads, num_classes))
+    return interpreter(interpreter_spec(resolution, channels, num_heads, num_classes=num_classes))
 
 
 def stylegan2(resolution: int, num_classes: int, num_heads: int = 10) -> tuple[Generator, StyleInterpreter]:

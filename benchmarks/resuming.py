@@ -65,7 +65,7 @@ class Kept:
 
 
 def measured(
-    name: str, fingerprint: str, parts: Mapping[str, Callable[[], Figures]], rounds: int, budget: float
+    name: str, fingerprint: str, parts: Mapping[str, Callable[[], Figures]], *, rounds: int, budget: float
 ) -> list[dict[str, Figures]]:
     """Measure the parts in turn until `rounds` rounds have all. Returns for each round the figures of each part."""
     kept = Kept(name, fingerprint)

@@ -82,7 +82,9 @@ async def measure(repository: Path, model: str) -> dict[str, object]:
             latent = latent_of(seed, served.z_dim)
             begun = time.perf_counter()
             latents = Latents(latent, latent, served.num_ws, 1.0)
-            arrays = await client.infer(model, "1", latents, ("image", "label", "js_map", "js_score"), 300.0)
+            arrays = await client.infer(
+                model, "1", latents, outputs=("image", "label", "js_map", "js_score"), timeout_seconds=300.0
+            )
             seconds.append(time.perf_counter() - begun)
             assert arrays["label"].max() < NUM_CLASSES and np.isfinite(arrays["js_score"]).all()
         stop.set()
@@ -114,7 +116,7 @@ def fit(resolution: int, directory: Path) -> dict[str, object]:
     for seed in seeds:  # blocks of classes
         coarse = Image.fromarray(rng.randint(0, NUM_CLASSES, (16, 16)).astype(np.uint8))
         masks[seed] = np.asarray(coarse.resize((resolution, resolution), Image.Resampling.NEAREST))
-    spec = random_models.interpreter_spec(resolution, {}, NUM_HEADS, NUM_CLASSES)
+    spec = random_models.interpreter_spec(resolution, {}, NUM_HEADS, num_classes=NUM_CLASSES)
     write_masks(annotations, LabelClasses(spec.class_names, spec.palette), masks)
     out = directory / "i.safetensors"
     seconds, memory = run("fit", "--generator", str(generator), "--annotations", str(annotations), str(out))

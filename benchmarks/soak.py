@@ -57,7 +57,7 @@ def export() -> Path:
         interpreter = random_models.interpreter(
             random_models.interpreter_spec(32, channels_of("paper", spec.taps), num_heads=4, num_classes=8)
         )
-        export_repository(repository, MODEL, random_models.generator(spec), interpreter)
+        export_repository(repository, MODEL, (random_models.generator(spec), interpreter))
         kept.write_text(wanted)
     return repository
 
@@ -87,7 +87,7 @@ class Count:
             self.value += 1
 
 
-def stream(client: Client, options: SampleOptions, first: int, count: int) -> Iterator[object]:
+def stream(client: Client, options: SampleOptions, first: int, *, count: int) -> Iterator[object]:
     return client.stream_samples(MODEL, first, end_seed=first + count, options=options)
 
 
@@ -114,8 +114,8 @@ def soak(samples: int) -> tuple[list[Figures], float]:
     ):
         png = SampleOptions(max_js=ANY_SCORE, include_js_map=True, image_encoding="png")
         callers: list[Callable[[], Iterator[object]]] = [
-            lambda: stream(client, SampleOptions(max_js=ANY_SCORE), 0, share),
-            lambda: stream(client, png, share, share),
+            lambda: stream(client, SampleOptions(max_js=ANY_SCORE), 0, count=share),
+            lambda: stream(client, png, share, count=share),
             lambda: single(client, 2 * share, share),
             lambda: rest(served.http, 3 * share, share),
         ]

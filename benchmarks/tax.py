@@ -108,7 +108,7 @@ def bare_process() -> Iterator[subprocess.Popen[str]]:
             process.terminate()
 
 
-async def told(process: subprocess.Popen[str], seconds: float, callers: int, first_seed: int) -> Run:
+async def told(process: subprocess.Popen[str], seconds: float, callers: int, *, first_seed: int) -> Run:
     """Run a closed loop in the bare process."""
     assert process.stdin is not None and process.stdout is not None
     asked = {"callers": callers, "seconds": seconds, "answers": callers, "first_seed": first_seed}
@@ -136,7 +136,7 @@ async def measure(kept: resuming.Kept, rounds: int, seconds: float) -> None:
             found: Figures = {}
             for callers in CONCURRENCIES:
                 if way == BARE:
-                    run = await told(bare, seconds, callers, next(seeds))
+                    run = await told(bare, seconds, callers, first_seed=next(seeds))
                 else:
                     run = await load.closed(
                         calls[way], callers, seeds, seconds=seconds, answers=callers, counted=COUNTED
@@ -147,7 +147,7 @@ async def measure(kept: resuming.Kept, rounds: int, seconds: float) -> None:
         async def arrivals(way: str, rate: float, index: int) -> Figures:
             count = max(1, round(rate * ARRIVAL_PIECES * seconds))
             return {"rate": rate} | load.figures(
-                await load.opened(calls[way], rate, count, seeds, index, counted=COUNTED)
+                await load.opened(calls[way], rate, count, seeds=seeds, random_seed=index, counted=COUNTED)
             )
 
         for _ in range(rounds):
@@ -156,16 +156,16 @@ async def measure(kept: resuming.Kept, rounds: int, seconds: float) -> None:
                 if way not in done:
                     started = time.monotonic()
                     kept.keep(index, way, await loops(way))
-                    _say(index, way, done[way], started)
+                    _say(index, way, done[way], started=started)
             rate = SHARE * min(done[way][str(JUDGED)]["samples_per_second"] for way in SERVED)
             for way in rotated(SERVED, index):
                 if arrivals_of(way) not in done:
                     started = time.monotonic()
                     kept.keep(index, arrivals_of(way), await arrivals(way, rate, index))
-                    _say(index, arrivals_of(way), {f"{rate:.1f}/s": done[arrivals_of(way)]}, started)
+                    _say(index, arrivals_of(way), {f"{rate:.1f}/s": done[arrivals_of(way)]}, started=started)
 
 
-def _say(index: int, part: str, found: Figures, started: float) -> None:
+def _say(index: int, part: str, found: Figures, *, started: float) -> None:
     rates = ", ".join(f"{each['samples_per_second']:.2f} at {load}" for load, each in found.items())
     print(f"round {index + 1}, {part}: {rates} samples/s ({time.monotonic() - started:.0f} s)", flush=True)
 

@@ -125,5 +125,5 @@ def tiny_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.support.models import tiny_weights
 
     repository = tmp_path_factory.mktemp("tiny") / "repository"
-    export_repository(repository, "tiny", *tiny_weights())
+    export_repository(repository, "tiny", tiny_weights())
     return repository

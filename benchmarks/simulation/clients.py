@@ -39,7 +39,7 @@ class JobSpec:
 class Job:
     """A running training job; `waits` holds (seconds waited, seconds covered) of each step."""
 
-    def __init__(self, env: simpy.Environment, gateway: Gateway, spec: JobSpec, rng: np.random.Generator) -> None:
+    def __init__(self, env: simpy.Environment, gateway: Gateway, spec: JobSpec, *, rng: np.random.Generator) -> None:
         self._env = env
         self._rng = rng
         self._gateway = gateway

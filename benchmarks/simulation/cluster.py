@@ -55,6 +55,7 @@ class Cluster:
         env: simpy.Environment,
         gateway: Gateway,
         profile: Profile,
+        *,
         provisioning: Provisioning,
         connection_age_seconds: float,
         drain_seconds: float,

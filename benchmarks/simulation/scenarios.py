@@ -125,7 +125,7 @@ Timeline = list[tuple[float, int, int, int]]
 
 
 def simulate(
-    scenario: Scenario, shipped: Shipped, signal: Signal | None = None, seed: int = 0
+    scenario: Scenario, shipped: Shipped, signal: Signal | None = None, *, seed: int = 0
 ) -> tuple[Outcome, Timeline]:
     """Run a scenario with the shipped numbers, scaled by `signal` (None: the shipped triggers)."""
     env, rng = simpy.Environment(), np.random.default_rng(seed)
@@ -138,24 +138,32 @@ def simulate(
         env,
         slots // parts,
         shipped.max_in_flight * gateways // parts,
-        shipped.max_streams * gateways // parts,
-        shipped.capacity_wait_seconds,
-        ACCEPTANCE,
+        max_streams=shipped.max_streams * gateways // parts,
+        capacity_wait_seconds=shipped.capacity_wait_seconds,
+        acceptance=ACCEPTANCE,
         grain=4,
     )
     cluster = Cluster(
         env,
         gateway,
         GPU,
-        scenario.provisioning,
-        shipped.connection_age_seconds,
-        shipped.drain_seconds,
-        shipped.node_idle_seconds,
-        rng,
+        provisioning=scenario.provisioning,
+        connection_age_seconds=shipped.connection_age_seconds,
+        drain_seconds=shipped.drain_seconds,
+        node_idle_seconds=shipped.node_idle_seconds,
+        rng=rng,
     )
-    seen = Prometheus(env, gateway, cluster, shipped.scrape_seconds, parts)
-    jobs = [Job(env, gateway, spec, rng) for spec in scenario.jobs]
-    scaling = _Scaling(env, cluster, seen, signal or Demand(shipped.triggers), shipped, most, parts)
+    seen = Prometheus(env, gateway, cluster, scrape_seconds=shipped.scrape_seconds, slice_of=parts)
+    jobs = [Job(env, gateway, spec, rng=rng) for spec in scenario.jobs]
+    scaling = _Scaling(
+        env,
+        cluster,
+        seen,
+        signal=signal or Demand(shipped.triggers),
+        shipped=shipped,
+        max_replicas=most,
+        slice_of=parts,
+    )
     if scenario.vanish_at is not None:
         env.timeout(scenario.vanish_at).callbacks.append(lambda _: cluster.take_away(0.5))
     env.run(until=scenario.seconds)
@@ -188,6 +196,7 @@ class _Scaling:
         env: simpy.Environment,
         cluster: Cluster,
         seen: Prometheus,
+        *,
         signal: Signal,
         shipped: Shipped,
         max_replicas: int,

@@ -36,7 +36,7 @@ class Profile:
 
     @classmethod
     def measured(
-        cls, sizes: list[int], seconds: list[list[float]], speed_together: float, outside_seconds: float
+        cls, sizes: list[int], seconds: list[list[float]], speed_together: float, *, outside_seconds: float
     ) -> Profile:
         """Return a profile from the seconds of a few batch sizes for each step, interpolated between them."""
         every = np.arange(1, MAX_BATCH + 1)
@@ -185,6 +185,7 @@ class Gateway:
         env: simpy.Environment,
         slots: int,
         max_in_flight: int,
+        *,
         max_streams: int,
         capacity_wait_seconds: float,
         acceptance: float = 1.0,

@@ -41,7 +41,7 @@ class Prometheus:
     """Scrapes every `scrape_seconds`. If one simulated part stands for `slice_of` parts, sums are multiplied by it."""
 
     def __init__(
-        self, env: simpy.Environment, gateway: Gateway, cluster: Cluster, scrape_seconds: float, slice_of: int = 1
+        self, env: simpy.Environment, gateway: Gateway, cluster: Cluster, *, scrape_seconds: float, slice_of: int = 1
     ) -> None:
         self._env = env
         self._gateway = gateway

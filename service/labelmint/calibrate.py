@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 
 async def calibrate_repository(
-    repository: Path, model: str, first_seed: int, count: int, truncation_psi: float, version: int = 1
+    repository: Path, model: str, first_seed: int, *, count: int, truncation_psi: float, version: int = 1
 ) -> Calibration:
     """Serve a version of `model`, measure `count` seeds from `first_seed` on, write and return the calibration.
 
@@ -93,10 +93,10 @@ async def measure_scores(
             client,
             served,
             seeds,
-            truncation_psi,
-            ("js_score",),
-            lambda seed, arrays: float(arrays["js_score"][0]),
-            "calibrate",
+            truncation_psi=truncation_psi,
+            outputs=("js_score",),
+            reduce=lambda seed, arrays: float(arrays["js_score"][0]),
+            title="calibrate",
         )
     if wrong := [seed for seed, score in zip(seeds, scores, strict=True) if not math.isfinite(score)]:
         raise UnusableFile(
@@ -136,6 +136,7 @@ async def measure(
     client: TritonClient,
     model: ServedModel,
     seeds: Iterable[int],
+    *,
     truncation_psi: float,
     outputs: tuple[str, ...],
     reduce: Callable[[int, dict[str, Array]], T],
@@ -150,7 +151,7 @@ async def measure(
         async with slots:
             latent = latent_of(seed, model.z_dim)
             latents = Latents(latent, latent, model.num_ws, truncation_psi)
-            arrays = await client.infer(model.triton_name, model.version, latents, outputs)
+            arrays = await client.infer(model.triton_name, model.version, latents, outputs=outputs)
             bar.update()
             return reduce(seed, arrays)
 

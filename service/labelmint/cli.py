@@ -62,7 +62,12 @@ class Synth(BaseModel):
     def cli_cmd(self) -> None:
         from labelmint.models.draw import synthesize
 
-        synthesize(self.generator, self.out, range(self.first_seed, self.first_seed + self.count), self.truncation_psi)
+        synthesize(
+            self.generator,
+            self.out,
+            range(self.first_seed, self.first_seed + self.count),
+            truncation_psi=self.truncation_psi,
+        )
 
 
 class Fit(BaseModel):
@@ -127,10 +132,10 @@ class Export(BaseModel):
             self.generator,
             self.interpreter,
             self.model_repository,
-            self.model,
-            self.score_kind,
-            self.format,
-            self.version,
+            model=self.model,
+            score_kind=self.score_kind,
+            file_format=self.format,
+            version=self.version,
         )
 
 
@@ -158,7 +163,7 @@ class Import(BaseModel):
         from labelmint.checkpoints.importing import ImportOptions, import_file
 
         options = ImportOptions(self.class_index, self.average_latent, self.generator, self.layout, self.classes)
-        print(import_file(self.source, self.out, None if self.format == "auto" else self.format, options))
+        print(import_file(self.source, self.out, None if self.format == "auto" else self.format, options=options))
 
 
 class Calibrate(BaseModel):
@@ -187,7 +192,12 @@ class Calibrate(BaseModel):
             print(found)
             return
         calibration = await calibrate_repository(
-            self.model_repository, self.model, self.first_seed, self.count, self.truncation_psi, self.version
+            self.model_repository,
+            self.model,
+            self.first_seed,
+            count=self.count,
+            truncation_psi=self.truncation_psi,
+            version=self.version,
         )
         print(f"calibration {calibration.id}: gate at JS {calibration.threshold:.6g} nats")
 

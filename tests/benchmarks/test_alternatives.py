@@ -68,7 +68,7 @@ async def test_callers_ask_until_enough_calls_have_ended(drain: bool) -> None:
         finally:
             under_way -= 1
 
-    found = await alternatives.closed_loop(ask, 4, 10, itertools.count(), drain)
+    found = await alternatives.closed_loop(ask, 4, 10, seeds=itertools.count(), drain=drain)
     assert most == 4 and under_way == 0
     assert ended[:10] == list(range(10)) and len(ended) <= 13
     assert found["samples_per_second"] > 0 and 0 < found["p50"] <= found["p95"]
@@ -79,7 +79,7 @@ async def test_what_a_call_raises_ends_the_loop() -> None:
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        await alternatives.closed_loop(ask, 2, 10, itertools.count(), True)
+        await alternatives.closed_loop(ask, 2, 10, seeds=itertools.count(), drain=True)
 
 
 def test_a_rival_reads_what_the_benchmark_told_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,8 +77,8 @@ def test_an_interpreter_counts_the_first_layer_once_a_level_and_the_small_layers
 
 
 def test_the_floor_is_the_longer_of_computing_and_moving() -> None:
-    assert floor.floor_seconds(6e9, 1e9, 3e9, 1e9) == 2.0
-    assert floor.floor_seconds(6e9, 9e9, 3e9, 1e9) == 9.0
+    assert floor.floor_seconds(6e9, 1e9, 3e9, bytes_per_second=1e9) == 2.0
+    assert floor.floor_seconds(6e9, 9e9, 3e9, bytes_per_second=1e9) == 9.0
 
 
 @pytest.mark.parametrize("library", ["numpy", "torch", "onnxruntime"])

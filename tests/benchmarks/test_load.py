@@ -27,10 +27,10 @@ async def test_arrivals_keep_their_rate_whatever_the_answers_take() -> None:
     async def slow(seed: int) -> None:
         await asyncio.sleep(0.2)
 
-    run = await load.opened(slow, 200.0, 100, itertools.count(), 0)
+    run = await load.opened(slow, 200.0, 100, seeds=itertools.count(), random_seed=0)
     begun = sorted(begin for begin, _ in run.calls)
     assert len(begun) == 100 and 0.25 < begun[-1] < 1.5
-    again = await load.opened(slow, 200.0, 100, itertools.count(), 0)
+    again = await load.opened(slow, 200.0, 100, seeds=itertools.count(), random_seed=0)
     assert begun == pytest.approx(sorted(begin for begin, _ in again.calls), abs=0.2), "a seed gives the same arrivals"
 
 

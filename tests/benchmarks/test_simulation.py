@@ -63,7 +63,7 @@ def test_slots_bound_what_is_in_triton_and_turns_are_fair() -> None:
     env = simpy.Environment()
     gateway = served(env, EVEN, slots=4)
     rng = np.random.default_rng(0)
-    jobs = [Job(env, gateway, JobSpec(0.0, 1000.0, 10_000, step=8), rng) for _ in range(4)]
+    jobs = [Job(env, gateway, JobSpec(0.0, 1000.0, 10_000, step=8), rng=rng) for _ in range(4)]
     most = 0
     for second in range(1, 200):
         env.run(until=second)
@@ -84,7 +84,7 @@ def test_limits_refuse() -> None:
 
 def test_what_is_held_is_refused_in_the_end() -> None:
     env = simpy.Environment()
-    gateway = Gateway(env, 16, 128, 64, capacity_wait_seconds=30.0)
+    gateway = Gateway(env, 16, 128, max_streams=64, capacity_wait_seconds=30.0)
     early = Caller(env, gateway)
     env.run(until=20)
     late = Caller(env, gateway)
@@ -99,9 +99,9 @@ def test_what_is_held_is_refused_in_the_end() -> None:
 def test_every_sample_is_delivered_refused_or_owed(acceptance: float) -> None:
     """The clients' counts and the gateway's agree at every moment, while Tritons come and vanish."""
     env = simpy.Environment()
-    gateway = Gateway(env, 48, 128, 64, capacity_wait_seconds=5.0, acceptance=acceptance, grain=4)
+    gateway = Gateway(env, 48, 128, max_streams=64, capacity_wait_seconds=5.0, acceptance=acceptance, grain=4)
     rng = np.random.default_rng(1)
-    jobs = [Job(env, gateway, JobSpec(float(n), 40.0, 700, step=16), rng) for n in range(4)]
+    jobs = [Job(env, gateway, JobSpec(float(n), 40.0, 700, step=16), rng=rng) for n in range(4)]
     tritons: list[Triton] = []
     for moment in range(1, 400):
         if moment % 7 == 0:

@@ -59,10 +59,10 @@ def test_measured_rounds_are_measured_once(tmp_path: Path, monkeypatch: pytest.M
     count = itertools.count()
     parts = {part: lambda: {"x": next(count)} for part in "ab"}
     with pytest.raises(SystemExit):
-        resuming.measured("some", "fingerprint", parts, 2, -1.0)
-    first = resuming.measured("some", "fingerprint", parts, 2, 60.0)
+        resuming.measured("some", "fingerprint", parts, rounds=2, budget=-1.0)
+    first = resuming.measured("some", "fingerprint", parts, rounds=2, budget=60.0)
     assert first == [{"a": {"x": 0}, "b": {"x": 1}}, {"a": {"x": 2}, "b": {"x": 3}}]
-    assert resuming.measured("some", "fingerprint", parts, 1, 60.0) == first[:1]
+    assert resuming.measured("some", "fingerprint", parts, rounds=1, budget=60.0) == first[:1]
 
 
 # All 40 have an answer after the third batch, which also had callers of the second turn. Callers waiting then are
@@ -71,6 +71,6 @@ def test_measured_rounds_are_measured_once(tmp_path: Path, monkeypatch: pytest.M
 def test_without_a_server_a_batch_is_who_waits(callers: int, batches: list[int]) -> None:
     seen: list[list[int]] = []
     pipeline = SimpleNamespace(max_batch=16, infer=seen.append)
-    calls = in_process.closed(pipeline, callers, 0.0, callers, 0)  # type: ignore[arg-type]
+    calls = in_process.closed(pipeline, callers, 0.0, answers=callers, first_seed=0)  # type: ignore[arg-type]
     assert list(map(len, seen)) == batches and len(calls) == sum(batches)
     assert list(itertools.chain.from_iterable(seen)) == list(range(len(calls))), "each call has a different seed"

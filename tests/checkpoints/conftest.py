@@ -42,7 +42,7 @@ def imported(tmp_path: Path) -> Callable[..., Generator]:
 
     def run(path: Path, format_name: FormatName | None = None, **options: object) -> Generator:
         out = tmp_path / "imported.safetensors"
-        import_file(path, out, format_name, ImportOptions(**options))
+        import_file(path, out, format_name, options=ImportOptions(**options))
         return load_generator(out)
 
     return run

@@ -34,7 +34,7 @@ def main(source: Path, out: Path) -> None:
         message, target = "", out / f"{path.name}.safetensors"
         current = str(path)
         try:
-            message = import_file(path, target, None, ImportOptions())
+            message = import_file(path, target, None, options=ImportOptions())
             outcome = "imported"
         except Exception as error:
             outcome, message = type(error).__name__, str(error)

@@ -64,7 +64,7 @@ def test_released_ensemble_from_features(
     directory = write(tmp_path / "model_dir", heads(held, strip))
     out = tmp_path / "interpreter.safetensors"
     options = ImportOptions(generator=generator, layout="release-stylegan1")
-    assert "layout release-stylegan1, D 352" in import_file(directory, out, None, options)
+    assert "layout release-stylegan1, D 352" in import_file(directory, out, None, options=options)
     interpreter = load_interpreter(out)
     assert interpreter.spec.hidden == hidden and interpreter.spec.num_classes == int(name)
     assert interpreter.spec.feature_dim == int(held["dim"][2])
@@ -97,7 +97,7 @@ def small_heads(count: int = 3, feature_dim: int = 352) -> list[dict[str, torch.
 def run(directory: Path, generator: Path, tmp_path: Path, **options: object) -> StyleInterpreter:
     out = tmp_path / "interpreter.safetensors"
     chosen = ImportOptions(generator=generator, **{"layout": "release-stylegan1"} | options)
-    import_file(directory, out, "datasetgan-classifiers", chosen)
+    import_file(directory, out, "datasetgan-classifiers", options=chosen)
     return load_interpreter(out)
 
 
@@ -139,14 +139,14 @@ def test_editgan_layout_of_a_stylegan2(tmp_path: Path) -> None:
 def test_what_is_needed_is_asked_for(tmp_path: Path, generator: Path) -> None:
     directory, out = write(tmp_path / "model_dir", small_heads()), tmp_path / "out.safetensors"
     with pytest.raises(InvalidRequest, match="generator: classifiers need the generator"):
-        import_file(directory, out, None, ImportOptions())
+        import_file(directory, out, None, options=ImportOptions())
     with pytest.raises(InvalidRequest, match="layout: classifiers need the generator"):
-        import_file(directory, out, None, ImportOptions(generator=generator))
+        import_file(directory, out, None, options=ImportOptions(generator=generator))
     write_json(tmp_path / "classes.json", [{"name": "one", "rgb": [0, 0, 0]}, {"name": "two", "rgb": [1, 0, 0]}])
     with pytest.raises(InvalidRequest, match="classes: the classifiers have 4 classes, the file lists 2"):
         run(directory, generator, tmp_path, classes=tmp_path / "classes.json")
     with pytest.raises(UnusableFile, match="is one classifier of an ensemble; name the directory"):
-        import_file(directory / "model_0.pth", out, None, ImportOptions())
+        import_file(directory / "model_0.pth", out, None, options=ImportOptions())
 
 
 def _another_width(states: list[dict[str, torch.Tensor]]) -> None:

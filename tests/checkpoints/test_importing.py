@@ -29,7 +29,7 @@ def saved(path: Path, content: object) -> Path:
 
 def test_the_same_file_gives_the_same_bytes(tmp_path: Path, network: Path) -> None:
     for name in ("a", "b"):
-        import_file(network, tmp_path / name, None, ImportOptions())
+        import_file(network, tmp_path / name, None, options=ImportOptions())
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     assert not list(tmp_path.glob("*.part"))
 
@@ -40,20 +40,20 @@ def test_the_same_file_gives_the_same_bytes(tmp_path: Path, network: Path) -> No
 )
 def test_unknown_files_list_what_is_known(tmp_path: Path, content: object) -> None:
     with pytest.raises(UnusableFile, match=f"holds no network of a known format; known formats: {', '.join(FORMATS)}"):
-        import_file(saved(tmp_path / "x.pt", content), tmp_path / "out", None, ImportOptions())
+        import_file(saved(tmp_path / "x.pt", content), tmp_path / "out", None, options=ImportOptions())
 
 
 def test_ambiguous_files_are_refused(tmp_path: Path) -> None:
     path = saved(tmp_path / "x.pt", {"g_ema": {}, "model_state_dict": {}})
     with pytest.raises(UnusableFile, match="could be any of rosinality-stylegan2, datasetgan-classifiers"):
-        import_file(path, tmp_path / "out", "rosinality-stylegan2", ImportOptions())
+        import_file(path, tmp_path / "out", "rosinality-stylegan2", options=ImportOptions())
 
 
 def test_a_named_format_must_be_the_files(tmp_path: Path, network: Path) -> None:
     with pytest.raises(UnusableFile, match="is nvlabs-stylegan2, not stylegan1"):
-        import_file(network, tmp_path / "out", "stylegan1", ImportOptions())
+        import_file(network, tmp_path / "out", "stylegan1", options=ImportOptions())
     with pytest.raises(UnusableFile, match="is a directory; stylegan1 is one file"):
-        import_file(tmp_path, tmp_path / "out", "stylegan1", ImportOptions())
+        import_file(tmp_path, tmp_path / "out", "stylegan1", options=ImportOptions())
 
 
 @pytest.mark.parametrize(
@@ -70,13 +70,13 @@ def test_options_without_use_are_refused(
 ) -> None:
     path = network if content is None else saved(tmp_path / "x.pt", content)
     with pytest.raises(InvalidRequest, match=f": does not apply to {format_name} files"):
-        import_file(path, tmp_path / "out", None, options)
+        import_file(path, tmp_path / "out", None, options=options)
 
 
 def test_the_source_is_not_overwritten(network: Path) -> None:
     before = network.read_bytes()
     with pytest.raises(InvalidRequest, match="out: would overwrite the file that is imported"):
-        import_file(network, network.parent / "." / network.name, None, ImportOptions())
+        import_file(network, network.parent / "." / network.name, None, options=ImportOptions())
     assert network.read_bytes() == before
 
 

@@ -165,7 +165,7 @@ def test_triton_may_restart_and_weights_may_not_change(
         assert any(read.enough(sample) for sample in stream)
         assert service.stop() == 0
         shutil.rmtree(repository)
-        export_repository(repository, "tiny", *tiny_weights(2))
+        export_repository(repository, "tiny", tiny_weights(2))
         service = start_service(tmp_path / "second.log", "--grpc-port", port_of(service), repository=repository)
         with pytest.raises(ModelVersionGone, match="other weights give other samples"):
             for sample in stream:

@@ -112,9 +112,9 @@ def test_mixing_takes_a_style_seed_and_a_layer() -> None:
 
 
 def test_a_batch_mixes_by_seed_or_as_a_whole() -> None:
-    assert mixings_of(MODEL, SampleOptions(), (), 2) == (None, None)
-    assert mixings_of(MODEL, SampleOptions(style_seed=5, crossover=3), (), 2) == (Mixing(5, 3), Mixing(5, 3))
-    assert mixings_of(MODEL, SampleOptions(crossover=3), (5, 6), 2) == (Mixing(5, 3), Mixing(6, 3))
+    assert mixings_of(MODEL, SampleOptions(), (), count=2) == (None, None)
+    assert mixings_of(MODEL, SampleOptions(style_seed=5, crossover=3), (), count=2) == (Mixing(5, 3), Mixing(5, 3))
+    assert mixings_of(MODEL, SampleOptions(crossover=3), (5, 6), count=2) == (Mixing(5, 3), Mixing(6, 3))
 
 
 @pytest.mark.parametrize(
@@ -136,19 +136,19 @@ def test_a_batch_mixes_by_seed_or_as_a_whole() -> None:
 )
 def test_bad_mixings_name_their_field(options: SampleOptions, style_seeds: tuple[int, ...], field: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        mixings_of(MODEL, options, style_seeds, 2)
+        mixings_of(MODEL, options, style_seeds, count=2)
     assert caught.value.metadata == {"field": field}
 
 
 def test_a_group_is_one_shape_in_any_style() -> None:
-    group = group_id(MODEL, 7, Mixing(1, 6), 1.0)
+    group = group_id(MODEL, 7, Mixing(1, 6), truncation_psi=1.0)
     assert len(group) == 16 and int(group, 16) >= 0
-    assert group_id(MODEL, 7, Mixing(2, 6), 1.0) == group
+    assert group_id(MODEL, 7, Mixing(2, 6), truncation_psi=1.0) == group
     others = {
-        group_id(MODEL, 8, Mixing(1, 6), 1.0),
-        group_id(MODEL, 7, Mixing(1, 7), 1.0),
-        group_id(MODEL, 7, Mixing(1, 6), 0.7),
-        group_id(replace(MODEL, digest="e" * 64), 7, Mixing(1, 6), 1.0),
+        group_id(MODEL, 8, Mixing(1, 6), truncation_psi=1.0),
+        group_id(MODEL, 7, Mixing(1, 7), truncation_psi=1.0),
+        group_id(MODEL, 7, Mixing(1, 6), truncation_psi=0.7),
+        group_id(replace(MODEL, digest="e" * 64), 7, Mixing(1, 6), truncation_psi=1.0),
     }
     assert len(others | {group}) == 5
 

@@ -124,7 +124,7 @@ def main() -> None:
     shutil.rmtree(OUT, ignore_errors=True)
     rng = np.random.default_rng(0)
     images = {seed: rng.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8) for seed in SHAPES}
-    write_dataset(OUT, "0" * 64, 1.0, images)
+    write_dataset(OUT, "0" * 64, 1.0, images=images)
     annotate_with_labelme()
     convert_with_labelme()
     export_with_datumaro()

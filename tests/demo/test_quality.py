@@ -29,7 +29,7 @@ def test_images_and_labels_keep_their_bars() -> None:
     values, counts = [], torch.zeros(metrics.NUM_CLASSES, metrics.NUM_CLASSES, dtype=torch.long)
     for seed in SEEDS:
         exact = render_seed(seed)
-        image, features = draw(generator, seed, 1.0, interpreter.spec.layout)
+        image, features = draw(generator, seed, 1.0, layout=interpreter.spec.layout)
         values.append(float(metrics.psnr(image, exact.image)))
         counts += metrics.confusion(interpreter(features)[0], exact.label)
     by_class = metrics.iou(counts)
@@ -45,7 +45,7 @@ def test_keypoints_keep_their_bar() -> None:
     assert interpreter.spec.class_names == faces.KEYPOINT_NAMES
     errors = []
     for seed in SEEDS:
-        found, *_ = interpreter(draw(generator, seed, 1.0, interpreter.spec.layout)[1])
+        found, *_ = interpreter(draw(generator, seed, 1.0, layout=interpreter.spec.layout)[1])
         exact = torch.from_numpy(exact_keypoints([seed])[seed])  # [K,3]
         errors.append((found[0] - exact[:, :2]).norm(dim=1)[exact[:, 2] > 0])
     assert float(torch.cat(errors).mean()) <= 1.5

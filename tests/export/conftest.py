@@ -21,7 +21,7 @@ def small_repository(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str]
     @functools.cache
     def exported(file_format: str) -> Path:
         directory = tmp_path_factory.mktemp(file_format)
-        export_repository(directory, "tiny", *small(), file_format)
+        export_repository(directory, "tiny", small(), file_format=file_format)
         return directory
 
     return exported

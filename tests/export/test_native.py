@@ -46,7 +46,7 @@ def test_the_kernel_answers_what_torch_answers(task: str) -> None:
 
 
 def test_exporting_twice_gives_the_same_bytes(tmp_path: Path, small_repository: Exported) -> None:
-    export_repository(tmp_path, "tiny", *small(), "native")
+    export_repository(tmp_path, "tiny", small(), file_format="native")
     assert files(tmp_path) == files(small_repository("native"))
     with zipfile.ZipFile(tmp_path / NATIVE / "1" / "interpreter.npz") as archive:
         assert {entry.date_time for entry in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
@@ -68,7 +68,7 @@ def test_only_the_interpreter_differs_from_onnx(small_repository: Exported) -> N
 
 def test_a_format_replaces_the_other(tmp_path: Path, small_repository: Exported) -> None:
     shutil.copytree(small_repository("onnx"), tmp_path, dirs_exist_ok=True)
-    export_repository(tmp_path, "tiny", *small(), "native")
+    export_repository(tmp_path, "tiny", small(), file_format="native")
     assert len(list(tmp_path.rglob("model.onnx"))) == len(STEPS) - 1 and len(list(tmp_path.rglob("*.npz"))) == 1
     for name, config in ensembles(tmp_path).items():
         check_models(tmp_path, [name])

@@ -42,7 +42,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(REPOSITORY, directory)
     generator = load_generator(WEIGHTS / "generator.safetensors")
     for model, weights in INTERPRETERS.items():
-        export_repository(directory, model, generator, load_interpreter(WEIGHTS / weights))
+        export_repository(directory, model, (generator, load_interpreter(WEIGHTS / weights)))
     return directory
 
 
@@ -107,7 +107,7 @@ def test_the_queue_has_no_policy(step: str) -> None:
 def test_exporting_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     generator, interpreter = small()
     for name in ("one", "two"):
-        differences = export_repository(tmp_path / name, "tiny", generator, interpreter)
+        differences = export_repository(tmp_path / name, "tiny", (generator, interpreter))
         assert {f"faces_{step}" for step in differences} == set(STEPS[:5])
         assert all(value < 1e-3 for step in differences.values() for value in step.values())
     assert files(tmp_path / "one") == files(tmp_path / "two")
@@ -116,7 +116,7 @@ def test_exporting_twice_gives_the_same_bytes(tmp_path: Path) -> None:
 
 def test_a_calibration_does_not_survive_other_weights(tmp_path: Path) -> None:
     shutil.copytree(REPOSITORY / "faces", tmp_path / "faces")
-    export_repository(tmp_path, "faces", *small())
+    export_repository(tmp_path, "faces", small())
     assert "calibration" not in read_config(tmp_path / "faces" / "config.pbtxt").parameters
 
 
@@ -125,7 +125,7 @@ def test_an_interpreter_of_other_features_is_refused(tmp_path: Path) -> None:
     _, interpreter = small()
     other = StyleGAN2Spec(z_dim=8, w_dim=8, mapping_layers=2, resolution=16, channels={4: 4, 8: 4, 16: 2})
     with pytest.raises(IncompatibleWeights, match=r"layout 'paper' with D=20 .* the generator gives D=16"):
-        export_repository(tmp_path / "repository", "tiny", Generator(other), interpreter)
+        export_repository(tmp_path / "repository", "tiny", (Generator(other), interpreter))
     assert not (tmp_path / "repository").exists()
     assert generator.spec.resolution == 16
 

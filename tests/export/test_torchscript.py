@@ -80,11 +80,11 @@ def test_the_contract_is_in_the_file(name: str) -> None:
 
 def test_exporting_twice_gives_the_same_bytes(tmp_path: Path, small_repository: Exported) -> None:
     """In one process and in another one, elsewhere; nothing in the files names the machine."""
-    export_repository(tmp_path / "two", "tiny", *small(), "torchscript")
+    export_repository(tmp_path / "two", "tiny", small(), file_format="torchscript")
     script = (
-        "from pathlib import Path; from tests.export.test_repository import small\n"
+        "from pathlib import Path; from tests.support.models import small\n"
         "from labelmint.export.repository import export_repository\n"
-        "export_repository(Path('three'), 'tiny', *small(), 'torchscript')"
+        "export_repository(Path('three'), 'tiny', small(), file_format='torchscript')"
     )
     path = os.pathsep.join([str(ROOT), *sys.path])
     subprocess.run(
@@ -123,7 +123,7 @@ def test_only_the_files_and_their_backend_differ_from_onnx(small_repository: Exp
 
 def test_a_format_replaces_the_other(tmp_path: Path, small_repository: Exported) -> None:
     shutil.copytree(small_repository("onnx"), tmp_path, dirs_exist_ok=True)
-    export_repository(tmp_path, "tiny", *small(), "torchscript")
+    export_repository(tmp_path, "tiny", small(), file_format="torchscript")
     assert not list(tmp_path.rglob("model.onnx")) and len(list(tmp_path.rglob("model.pt"))) == len(STEPS)
     for name, config in ensembles(tmp_path).items():
         check_models(tmp_path, [name])

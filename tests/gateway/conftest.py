@@ -46,8 +46,8 @@ def second(tmp_path_factory: pytest.TempPathFactory, tiny_repository: Path) -> P
 
     repository = tmp_path_factory.mktemp("second") / "repository"
     shutil.copytree(tiny_repository, repository)
-    export_repository(repository, "tiny", *tiny_weights(2), version=2)
-    export_repository(repository, "other", *tiny_weights(3))
+    export_repository(repository, "tiny", tiny_weights(2), version=2)
+    export_repository(repository, "other", tiny_weights(3))
     return repository
 
 

@@ -64,7 +64,7 @@ class Endless:
 class InstantTriton(TritonClient):
     """Has every sample ready."""
 
-    async def infer(self, _: str, __: str, ___: Latents, outputs: Sequence[str], *_____: Any, **______: Any) -> Any:
+    async def infer(self, _: str, __: str, ___: Latents, *, outputs: Sequence[str], **____: Any) -> Any:
         assert outputs == ("js_score",)
         return {"js_score": np.zeros(1, np.float32)}
 

@@ -61,7 +61,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """The small model, exported, calibrated by the program, and served."""
     directory = tmp_path_factory.mktemp("keypoints")
     repository = directory / "repository"
-    export_repository(repository, TINY, *tiny_weights())
+    export_repository(repository, TINY, tiny_weights())
     command = [sys.executable, "-m", "labelmint.cli", "calibrate", TINY, "--model-repository", str(repository)]
     done = subprocess.run([*command, "--count", "1000"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -197,7 +197,7 @@ async def test_the_keypoints_are_the_interpreters(tiny: Service) -> None:
             request = pb.GetSampleRequest(model=TINY, seed=seed, options=RAW_IMAGE)
             sample = (await stub.GetSample(request)).sample
             with torch.no_grad():
-                _, features = draw(generator, seed, 1.0, "paper")
+                _, features = draw(generator, seed, 1.0, layout="paper")
                 keypoints, confidence, js_map, js_score = interpreter(features)
             np.testing.assert_array_equal(positions(sample), keypoints[0].numpy())
             assert [p.confidence for p in sample.keypoints] == pytest.approx(confidence[0].tolist(), rel=1e-4)

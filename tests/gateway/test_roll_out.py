@@ -101,13 +101,13 @@ async def test_a_sample_goes_to_those_that_have_its_version_in_turn(
         await client.model_configs()
         before = [await made(old, "tiny"), await made(new, "tiny"), await made(new, "tiny_v2")]
         for _ in range(4):
-            await client.infer("tiny", "1", LATENTS, ["js_score"], digest=digest["tiny"])
+            await client.infer("tiny", "1", LATENTS, outputs=["js_score"], digest=digest["tiny"])
         for _ in range(3):
-            await client.infer("tiny_v2", "2", LATENTS, ["js_score"], digest=digest["tiny_v2"])
+            await client.infer("tiny_v2", "2", LATENTS, outputs=["js_score"], digest=digest["tiny_v2"])
         after = [await made(old, "tiny"), await made(new, "tiny"), await made(new, "tiny_v2")]
         assert [now - then for then, now in zip(before, after, strict=True)] == [2, 2, 3]
         with pytest.raises(TritonUnavailable, match="has 'tiny' version 1 ready"):  # no other one's samples
-            await client.infer("tiny", "1", LATENTS, ["js_score"], digest="another")
+            await client.infer("tiny", "1", LATENTS, outputs=["js_score"], digest="another")
 
 
 async def test_a_refusal_goes_to_another_one(tiny_repository: Path, new: TritonServer) -> None:
@@ -118,7 +118,7 @@ async def test_a_refusal_goes_to_another_one(tiny_repository: Path, new: TritonS
         await operator.unload_model("tiny", unload_dependents=True)
         await operator.close()
         for _ in range(4):  # each second one meets the one that has it no more
-            assert await client.infer("tiny", "1", LATENTS, ["js_score"], digest=digest)
+            assert await client.infer("tiny", "1", LATENTS, outputs=["js_score"], digest=digest)
 
 
 async def test_one_that_dies_takes_nothing_from_the_streams(
@@ -162,7 +162,7 @@ async def test_what_only_one_had_that_is_away_is_missing_and_not_gone(
         await catalog.check_lost(newest)  # a stream that is held goes on when it is back
         assert await catalog.get("tiny", "2") == newest and (await catalog.get("tiny")).version == "1"
         with pytest.raises(TritonUnavailable):
-            await client.infer("tiny_v2", "2", LATENTS, ["js_score"], digest=newest.digest)
+            await client.infer("tiny_v2", "2", LATENTS, outputs=["js_score"], digest=newest.digest)
 
 
 class Balancer:
@@ -207,11 +207,11 @@ async def test_behind_one_address_a_refusal_is_asked_again_over_a_new_connection
             await asyncio.sleep(0.1)
         balancer.target = new.grpc_url
         connections = balancer.connections
-        assert await client.infer("tiny_v2", "2", LATENTS, ["js_score"], digest=digests(second)["tiny_v2"])
+        assert await client.infer("tiny_v2", "2", LATENTS, outputs=["js_score"], digest=digests(second)["tiny_v2"])
         assert balancer.connections == connections + 1
         # Where nobody has it that ends.
         with pytest.raises(TritonUnavailable):
-            await client.infer("nonesuch", "1", LATENTS, ["js_score"])
+            await client.infer("nonesuch", "1", LATENTS, outputs=["js_score"])
         assert balancer.connections <= connections + 10
     finally:
         await client.close()
@@ -305,5 +305,5 @@ async def test_a_sample_is_made_by_the_digest_that_it_is_told_under(
         assert len((await client.model_configs())["tiny", "1"]) == 2
         before = await made(old, "tiny"), await made(changed, "tiny")
         for _ in range(4):
-            await client.infer("tiny", "1", LATENTS, ["js_score"], digest=digest)
+            await client.infer("tiny", "1", LATENTS, outputs=["js_score"], digest=digest)
         assert (await made(old, "tiny"), await made(changed, "tiny")) == (before[0] + 4, before[1])

@@ -113,7 +113,7 @@ def test_our_own_triton_is_not_started_on_it(tiny_copy: Path) -> None:
     config.parameters["palette"].string_value = "[[300, -1, 0], [0, 0, 0]]"
     write_config(path, config)
     with pytest.raises(UnusableFile, match="config.pbtxt is malformed: .*each must be within 0 and 255"):
-        OwnTriton(tiny_copy, "fused", None, "")
+        OwnTriton(tiny_copy, "fused", None, otlp_endpoint="")
     done = calibrate(tiny_copy)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "within 0 and 255" in done.stderr
 

@@ -111,7 +111,7 @@ def test_a_version_for_which_there_is_no_room_changes_nothing(
     try:
         with httpx.Client(base_url=service.http, timeout=60.0) as http:
             before = http.get("/v1/models/tiny/samples/7.npz?max_js=1e9").content
-            export_repository(repository, "tiny", *tiny_weights(2), version=2)
+            export_repository(repository, "tiny", tiny_weights(2), version=2)
             service.process.send_signal(signal.SIGHUP)
             wait_for(lambda: "nothing changes: /dev/shm has" in service.log.read_text())
             assert http.get("/readyz").status_code == 200

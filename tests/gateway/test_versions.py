@@ -62,26 +62,26 @@ def test_versions_stand_side_by_side(second: Path, tiny_repository: Path) -> Non
 
 
 def test_the_digest_of_weights_does_not_depend_on_the_version(tmp_path: Path, tiny_repository: Path) -> None:
-    export_repository(tmp_path, "tiny", *tiny_weights(), version=7)
+    export_repository(tmp_path, "tiny", tiny_weights(), version=7)
     parameters = ensembles(tmp_path)["tiny_v7"].parameters
     assert parameters["model_digest"] == ensembles(tiny_repository)["tiny"].parameters["model_digest"]
 
 
 def test_a_model_cannot_take_the_name_of_another_ones_version(second: Path) -> None:
     with pytest.raises(UnusableFile, match="belongs to the model 'tiny'"):
-        export_repository(second, "tiny_v2", *tiny_weights())
+        export_repository(second, "tiny_v2", tiny_weights())
 
 
 async def test_a_version_is_calibrated_by_its_number(tmp_path: Path, second: Path) -> None:
     repository = Path(shutil.copytree(second, tmp_path / "repository"))
-    calibration = await calibrate_repository(repository, "tiny", 0, 1000, 1.0, version=2)
+    calibration = await calibrate_repository(repository, "tiny", 0, count=1000, truncation_psi=1.0, version=2)
     for name in ensembles(repository):
         held = read_config(repository / name / "config.pbtxt").parameters["calibration"].string_value
         assert held == (calibration.to_json() if name.startswith("tiny_v2") else "")
     with pytest.raises(ModelNotFound, match="no version '3' of model 'tiny'; served: 1, 2"):
-        await calibrate_repository(repository, "tiny", 0, 1000, 1.0, version=3)
+        await calibrate_repository(repository, "tiny", 0, count=1000, truncation_psi=1.0, version=3)
     with pytest.raises(ModelNotFound, match="no model named 'tiny_v2'; served: other, tiny"):
-        await calibrate_repository(repository, "tiny_v2", 0, 1000, 1.0)
+        await calibrate_repository(repository, "tiny_v2", 0, count=1000, truncation_psi=1.0)
 
 
 @pytest_asyncio.fixture
@@ -159,7 +159,7 @@ async def test_a_version_exchanged_in_place_is_never_mistaken(running: Running, 
     first = await running.sample(7)
     pinned = running.stream(0)
     messages = await read(pinned, 2)
-    export_repository(running.repository, "tiny", *tiny_weights(5))
+    export_repository(running.repository, "tiny", tiny_weights(5))
     running.service.process.send_signal(signal.SIGHUP)
     rest, error = await rest_of(pinned)
     assert info_of(error).reason == "MODEL_VERSION_GONE"
@@ -168,7 +168,7 @@ async def test_a_version_exchanged_in_place_is_never_mistaken(running: Running, 
     after = await running.sample(7)
     assert after.model_digest != first.model_digest and after.js_map != first.js_map
     # Every sample under the old digest is the old model's.
-    export_repository(running.repository, "tiny", *tiny_weights())
+    export_repository(running.repository, "tiny", tiny_weights())
     running.service.process.send_signal(signal.SIGHUP)
     for _ in range(300):
         try:
@@ -185,7 +185,7 @@ async def test_a_version_exchanged_in_place_is_never_mistaken(running: Running, 
 async def test_a_new_calibration_is_taken_over_without_a_pause(running: Running) -> None:
     stream = running.stream(0)
     await read(stream, 1)
-    calibration = await calibrate_repository(running.repository, "tiny", 0, 1000, 1.0)
+    calibration = await calibrate_repository(running.repository, "tiny", 0, count=1000, truncation_psi=1.0)
     running.service.process.send_signal(signal.SIGHUP)
     for _ in range(600):
         model = (await running.stub.GetModel(pb.GetModelRequest(model="tiny"))).model
@@ -291,7 +291,7 @@ async def test_a_version_that_was_exchanged_before_a_crash_has_its_own_digest(
 
 async def test_what_changes_while_it_is_read_is_not_loaded(tmp_path: Path, second: Path, tiny_repository: Path) -> None:
     repository = Path(shutil.copytree(tiny_repository, tmp_path / "repository"))
-    own = OwnTriton(repository, "fused", None, "")
+    own = OwnTriton(repository, "fused", None, otlp_endpoint="")
     checked = own._read_model("tiny")
     spoil(repository / "tiny_style_interpreter" / "1" / "model.onnx")
     with pytest.raises(UnusableFile, match="has a model digest that does not match"):

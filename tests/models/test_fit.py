@@ -45,7 +45,7 @@ def generator() -> Generator:
 
 def bright(generator: Generator, seed: int) -> np.ndarray:
     """A label that is written in the image: is it bright?"""
-    gray = draw(generator, seed, 1.0, "paper")[0][0].mean(dim=0)
+    gray = draw(generator, seed, 1.0, layout="paper")[0][0].mean(dim=0)
     return (gray > 0.0).numpy().astype(np.uint8)
 
 
@@ -61,7 +61,7 @@ def test_learns_what_the_features_say(generator: Generator, dataset: AnnotatedDa
     right = []
     for seed in range(100, 110):
         with torch.no_grad():
-            label, js_map, _ = interpreter(draw(generator, seed, 1.0, "paper")[1])
+            label, js_map, _ = interpreter(draw(generator, seed, 1.0, layout="paper")[1])
         right.append((label[0].numpy() == bright(generator, seed)).mean())
         assert float(js_map.max()) <= np.log(2) + 1e-5
     assert np.mean(right) > 0.8  # a random generator's features; guessing gives about a half
@@ -98,7 +98,7 @@ def test_learns_where_a_keypoint_is(tmp_path: Path, generator: Generator, monkey
     """A keypoint that stands in the features: where the generator's first feature at 32x32 is largest."""
 
     def feature(seed: int) -> torch.Tensor:
-        return draw(generator, seed, 1.0, "paper")[1][32][0, 0]  # [R,R]
+        return draw(generator, seed, 1.0, layout="paper")[1][32][0, 0]  # [R,R]
 
     def peak(seed: int) -> tuple[int, int]:
         flat = int(feature(seed).argmax())
@@ -106,10 +106,10 @@ def test_learns_where_a_keypoint_is(tmp_path: Path, generator: Generator, monkey
 
     weights, annotations = tmp_path / "generator.safetensors", tmp_path / "annotations"
     save_generator(weights, generator, {})
-    synthesize(weights, annotations, range(24), 1.0)
+    synthesize(weights, annotations, range(24), truncation_psi=1.0)
     points = {seed: np.array([[*peak(seed), 1]], np.float32) for seed in range(24)}
     points[3][0] = 0  # absent: nothing to see there
-    write_keypoints(annotations, ("peak",), ((255, 0, 0),), points | {3: np.zeros((1, 3), np.float32)})
+    write_keypoints(annotations, ("peak",), ((255, 0, 0),), keypoints=points | {3: np.zeros((1, 3), np.float32)})
     fit_files(
         weights,
         annotations,
@@ -124,7 +124,7 @@ def test_learns_where_a_keypoint_is(tmp_path: Path, generator: Generator, monkey
     above = []
     for seed in range(100, 120):
         with torch.no_grad():
-            found, *_ = interpreter(draw(generator, seed, 1.0, "paper")[1])
+            found, *_ = interpreter(draw(generator, seed, 1.0, layout="paper")[1])
         x, y = found[0, 0].int().tolist()
         above.append(float((feature(seed) > feature(seed)[y, x]).float().mean()))
     # That it is the largest of all no pixel can know; that it is among the large ones each can. Guessing gives a half.
@@ -135,7 +135,7 @@ def test_pixels_near_a_keypoint_are_all_drawn() -> None:
     region = keypoints.regions(np.array([[8, 8, 1], [0, 0, 0]], "f4"), 32)
     near = region == 1
     assert 5 <= int(near.sum()) <= 25 and int(region.max()) == 1  # three deviations of half a pixel; none of the absent
-    chosen = choose_pixels(region, 64, 0.0, torch.Generator().manual_seed(0))
+    chosen = choose_pixels(region, 64, 0.0, rng=torch.Generator().manual_seed(0))
     assert int(near[chosen].sum()) == int(near.sum())
 
 
@@ -145,7 +145,7 @@ def test_every_class_of_an_image_is_drawn() -> None:
     label[200:240] = 2
     rng = torch.Generator().manual_seed(0)
     for _ in range(20):
-        chosen = choose_pixels(label, 16, 0.5, rng)
+        chosen = choose_pixels(label, 16, 0.5, rng=rng)
         assert len(chosen.unique()) == 16
         assert set(label[chosen].tolist()) == {0, 1, 2}
 
@@ -153,7 +153,7 @@ def test_every_class_of_an_image_is_drawn() -> None:
 def test_masks_of_another_generator_are_refused(tmp_path: Path, generator: Generator) -> None:
     weights, annotations = tmp_path / "generator.safetensors", tmp_path / "annotations"
     save_generator(weights, generator, {})
-    synthesize(weights, annotations, range(2), 1.0)
+    synthesize(weights, annotations, range(2), truncation_psi=1.0)
     write_masks(annotations, CLASSES, {seed: bright(generator, seed) for seed in range(2)})
     assert list(read_masks(annotations).images) == [0, 1]
     image_path(annotations, 1).write_bytes(image_path(annotations, 0).read_bytes())
@@ -167,7 +167,7 @@ def files(tmp_path: Path, generator: Generator) -> tuple[Path, Path]:
     """A generator's weights and four annotated images of it."""
     weights, annotations = tmp_path / "generator.safetensors", tmp_path / "annotations"
     save_generator(weights, generator, {})
-    synthesize(weights, annotations, range(4), 1.0)
+    synthesize(weights, annotations, range(4), truncation_psi=1.0)
     write_masks(annotations, CLASSES, {seed: bright(generator, seed) for seed in range(4)})
     return weights, annotations
 

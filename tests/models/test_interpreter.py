@@ -93,7 +93,7 @@ def test_js_is_zero_for_agreeing_heads_and_ln_2_for_two_sure_halves() -> None:
 def test_sampled_features_equal_the_upsampled_ones() -> None:
     rows, columns = torch.arange(32), torch.arange(32).flip(0)
     maps = features(1)
-    got = sample_features({r: x[0] for r, x in maps.items()}, rows, columns, 32)
+    got = sample_features({r: x[0] for r, x in maps.items()}, rows, columns, resolution=32)
     want = upsampled(maps)[0][:, rows, columns].t().float()
     torch.testing.assert_close(got, want, atol=1e-6, rtol=0)
 
@@ -110,7 +110,13 @@ def test_batch_norm_folds_exactly() -> None:
     linear = torch.nn.Linear(6, 3).double()
     x = torch.randn(50, 6, generator=rng).double()
     weight, bias = fold_batch_norm(
-        linear.weight, linear.bias, norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps
+        linear.weight,
+        linear.bias,
+        norm.running_mean,
+        variance=norm.running_var,
+        gamma=norm.weight,
+        beta=norm.bias,
+        epsilon=norm.eps,
     )
     torch.testing.assert_close(F.linear(x, weight, bias), linear(norm(x)), atol=1e-12, rtol=0)
 

@@ -52,7 +52,7 @@ def export_small(repository: Path, model: str) -> None:
     interpreter = StyleInterpreter(InterpreterSpec("paper", 64, taps, 2, (4, 4), ("a", "b"), ((0, 0, 0), (1, 1, 1))))
     for parameter in interpreter.parameters():
         parameter.normal_()
-    export_repository(repository, model, Generator(spec).eval(), interpreter)
+    export_repository(repository, model, (Generator(spec).eval(), interpreter))
 
 
 @torch.no_grad()

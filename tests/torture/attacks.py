@@ -54,7 +54,7 @@ def serving(directory: Path, *arguments: str, repository: Path | None = None) ->
     """
     if repository is None:
         repository = directory / "repository"
-        export_repository(repository, MODEL, *tiny_weights())
+        export_repository(repository, MODEL, tiny_weights())
     service = start_service(directory / "serve.log", "--log-level", "warning", *arguments, repository=repository)
     try:
         yield service
@@ -112,7 +112,7 @@ def attack_files(directory: Path) -> list[Outcome]:
 
 def attack_faults(directory: Path) -> list[Outcome]:
     repository = directory / "repository"
-    export_repository(repository, MODEL, *tiny_weights())
+    export_repository(repository, MODEL, tiny_weights())
     kinds = ["Triton killed"] * 5 + ["gateway killed"] * 3 + ["connections cut"] * 2
     return [Outcome("faults", SAMPLES, note=_told(faults.survive(directory, repository, SAMPLES, kinds, 500)))]
 

@@ -41,14 +41,14 @@ FORBIDDEN = (
     "ctypes.dlopen",
 )
 READERS: dict[str, Callable[[Path], object]] = {
-    "checkpoint": lambda path: import_file(path, path.parent / "out" / "g.safetensors", None, ImportOptions()),
+    "checkpoint": lambda path: import_file(path, path.parent / "out" / "g.safetensors", None, options=ImportOptions()),
     "generator": load_generator,
     "interpreter": load_interpreter,
     "masks": lambda path: read_masks(path, "png"),
     "labelme": lambda path: read_masks(path, "labelme"),
     "coco": lambda path: read_masks(path, "coco"),
     "keypoints": lambda path: read_keypoints(path, "coco"),
-    "repository": lambda path: OwnTriton(path, "fused", None, ""),
+    "repository": lambda path: OwnTriton(path, "fused", None, otlp_endpoint=""),
 }
 
 

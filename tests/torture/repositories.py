@@ -777,7 +777,7 @@ def good(directory: Path) -> dict[str, Path]:
     found = {}
     for file_format in FORMATS:
         found[file_format] = directory / f"good-{file_format}"
-        export_repository(found[file_format], "tiny", *tiny_weights(), file_format)
+        export_repository(found[file_format], "tiny", tiny_weights(), file_format=file_format)
     return found
 
 
@@ -793,7 +793,7 @@ def build(name: str, sources: dict[str, Path], directory: Path, canary: Path) ->
 def judged(name: str, repository: Path) -> str:
     """Return the gateway's refusal before it would start Triton, or "" if it accepts the repository."""
     try:
-        OwnTriton(repository, "fused", None, "")
+        OwnTriton(repository, "fused", None, otlp_endpoint="")
     except LabelmintError as error:
         return error.message
     return ""

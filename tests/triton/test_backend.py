@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.triton, pytest.mark.torch]
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("tiny")
     for model in ("tiny", "held"):
-        export_repository(directory, model, *small())
+        export_repository(directory, model, small())
     hold(directory, "held_generator")
     return directory
 
@@ -52,8 +52,8 @@ async def client(repository: Path) -> AsyncIterator[TritonClient]:
 async def test_served_equals_torch(client: TritonClient, model: str) -> None:
     generator, interpreter = small()
     for seed in range(5):
-        got = await client.infer(model, "1", Latents(latent_of(seed, 8), latent_of(seed, 8), 6, 0.7), OUTPUTS)
-        image, features = draw(generator, seed, 0.7, "paper")
+        got = await client.infer(model, "1", Latents(latent_of(seed, 8), latent_of(seed, 8), 6, 0.7), outputs=OUTPUTS)
+        image, features = draw(generator, seed, 0.7, layout="paper")
         with torch.no_grad():
             label, js_map, js_score = interpreter(features)
         assert np.abs(got["image"].astype(int) - to_uint8(image)[0].numpy()).max() <= 1
@@ -65,7 +65,7 @@ async def test_served_equals_torch(client: TritonClient, model: str) -> None:
 async def test_crossover_takes_the_second_latent(client: TritonClient) -> None:
     generator, _ = small()
     for crossover in (0, 3, 6):
-        got = await client.infer("tiny", "1", latents(3, crossover=crossover), ("image",))
+        got = await client.infer("tiny", "1", latents(3, crossover=crossover), outputs=("image",))
         one, two = (torch.from_numpy(latent_of(seed, 8)) for seed in (3, 4))
         with torch.no_grad():
             want, _ = generator(one, two, torch.tensor([[crossover]], dtype=torch.int32), torch.ones(1, 1), "paper")
@@ -73,15 +73,17 @@ async def test_crossover_takes_the_second_latent(client: TritonClient) -> None:
 
 
 async def test_only_what_is_requested_is_returned(client: TritonClient) -> None:
-    assert set(await client.infer("tiny", "1", latents(0), ("js_score",))) == {"js_score"}
+    assert set(await client.infer("tiny", "1", latents(0), outputs=("js_score",))) == {"js_score"}
     with pytest.raises(InferenceFailed, match="unexpected inference output 'nonesuch'"):
-        await client.infer("tiny", "1", latents(0), ("nonesuch",))
+        await client.infer("tiny", "1", latents(0), outputs=("nonesuch",))
 
 
 async def test_concurrent_requests_are_batched_and_answers_do_not_show_it(client: TritonClient) -> None:
-    alone = [await client.infer("tiny", "1", latents(seed), OUTPUTS) for seed in range(16)]
+    alone = [await client.infer("tiny", "1", latents(seed), outputs=OUTPUTS) for seed in range(16)]
     before = await statistics(client, "tiny_generator")
-    crowd = await asyncio.gather(*(client.infer("tiny", "1", latents(seed % 16), OUTPUTS) for seed in range(256)))
+    crowd = await asyncio.gather(
+        *(client.infer("tiny", "1", latents(seed % 16), outputs=OUTPUTS) for seed in range(256))
+    )
     after = await statistics(client, "tiny_generator")
     assert after[0] - before[0] == 256
     assert after[1] - before[1] < 256, "nothing was batched"
@@ -108,7 +110,7 @@ async def test_a_cancelled_request_is_not_run(client: TritonClient) -> None:
     outcomes = await asyncio.gather(*calls, return_exceptions=True)
     await connection.close()
     assert all(isinstance(outcome, asyncio.CancelledError) for outcome in outcomes[::2])
-    alone = await client.infer("tiny", "1", asked, ("label",))
+    alone = await client.infer("tiny", "1", asked, outputs=("label",))
     for outcome in outcomes[1::2]:
         assert isinstance(outcome, triton.InferResult)
         label = outcome.as_numpy("label")
@@ -120,7 +122,7 @@ async def test_calibrate_writes_both_ensembles(repository: Path, client: TritonC
     calibration = await calibrate_repository(repository, "tiny", first_seed=0, count=1000, truncation_psi=0.9)
     scores = sorted(
         [
-            float((await client.infer("tiny", "1", Latents(z, z, 6, 0.9), ("js_score",)))["js_score"][0])
+            float((await client.infer("tiny", "1", Latents(z, z, 6, 0.9), outputs=("js_score",)))["js_score"][0])
             for z in (latent_of(seed, 8) for seed in range(1000))
         ]
     )

@@ -40,7 +40,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("points", keypoints, "onnx"),
         ("native_points", keypoints, "native"),
     ):
-        export_repository(directory, name, generator, weights, file_format)
+        export_repository(directory, name, (generator, weights), file_format=file_format)
     path = directory / "one_thread_style_interpreter" / "config.pbtxt"
     config = read_config(path)
     config.parameters["intra_op_thread_count"].string_value = "1"
@@ -66,7 +66,7 @@ async def test_both_formats_give_the_same_pairs(client: TritonClient, model: str
     other, outputs = {"tiny": "native", "points": "native_points"}[model], OUTPUTS_OF[model]
     same = total = 0
     for seed in range(64):
-        want, got = [await client.infer(name, "1", latents(seed, psi=0.8), outputs) for name in (model, other)]
+        want, got = [await client.infer(name, "1", latents(seed, psi=0.8), outputs=outputs) for name in (model, other)]
         assert got["image"].tobytes() == want["image"].tobytes(), "the generator is the same file"
         np.testing.assert_allclose(got["js_map"], want["js_map"], atol=1e-5)
         np.testing.assert_allclose(got["js_score"], want["js_score"], rtol=1e-4)
@@ -82,8 +82,10 @@ async def test_both_formats_give_the_same_pairs(client: TritonClient, model: str
 async def test_a_seed_is_an_identity_in_any_company(client: TritonClient, model: str) -> None:
     """Alone, in a crowd, as a batch of a client's own, and on one thread: the same bytes."""
     outputs = OUTPUTS_OF[model]
-    alone = [await client.infer(model, "1", latents(seed), outputs) for seed in range(16)]
-    crowd = await asyncio.gather(*(client.infer(model, "1", latents(seed % 16), outputs) for seed in range(256)))
+    alone = [await client.infer(model, "1", latents(seed), outputs=outputs) for seed in range(16)]
+    crowd = await asyncio.gather(
+        *(client.infer(model, "1", latents(seed % 16), outputs=outputs) for seed in range(256))
+    )
     rows: dict[str, Array] = {
         "latent": np.concatenate([latent_of(seed, 8) for seed in range(16)]),
         "style_latent": np.concatenate([latent_of(seed + 1, 8) for seed in range(16)]),
@@ -98,12 +100,12 @@ async def test_a_seed_is_an_identity_in_any_company(client: TritonClient, model:
             assert row.tobytes() == alone[seed][name].tobytes(), name
     if model == "native":
         for seed, want in enumerate(alone):
-            got = await client.infer("one_thread", "1", latents(seed), outputs)
+            got = await client.infer("one_thread", "1", latents(seed), outputs=outputs)
             assert all(got[name].tobytes() == want[name].tobytes() for name in outputs)
 
 
 async def test_only_what_is_requested_is_returned(client: TritonClient) -> None:
-    assert set(await client.infer("native", "1", latents(0), ("js_score",))) == {"js_score"}
+    assert set(await client.infer("native", "1", latents(0), outputs=("js_score",))) == {"js_score"}
 
 
 async def test_without_a_compiler_the_start_says_what_to_do(
@@ -118,7 +120,7 @@ async def test_without_a_compiler_the_start_says_what_to_do(
 
 async def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     need_program("cc", "gcc")
-    export_repository(tmp_path, "native", *small(), "native")
+    export_repository(tmp_path, "native", small(), file_format="native")
     directory = tmp_path / "native_style_interpreter"
     config = read_config(directory / "config.pbtxt")
     written = (directory / "config.pbtxt").read_bytes()

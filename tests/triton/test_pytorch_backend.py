@@ -71,9 +71,9 @@ NAMINGS = {
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("formats")
-    export_repository(directory, "tiny", *small())
+    export_repository(directory, "tiny", small())
     for name in ("scripted", "batched"):
-        export_repository(directory, name, *small(), "torchscript")
+        export_repository(directory, name, small(), file_format="torchscript")
     for step in STEPS:
         config = read_config(directory / f"batched_{step}" / "config.pbtxt")
         config.dynamic_batching.SetInParent()
@@ -102,8 +102,8 @@ async def client(repository: Path) -> AsyncIterator[TritonClient]:
 async def test_both_formats_give_the_same_pairs(client: TritonClient) -> None:
     same = total = 0
     for seed in range(64):
-        one = await client.infer("tiny", "1", latents(seed, psi=0.8), OUTPUTS)
-        other = await client.infer("scripted", "1", latents(seed, psi=0.8), OUTPUTS)
+        one = await client.infer("tiny", "1", latents(seed, psi=0.8), outputs=OUTPUTS)
+        other = await client.infer("scripted", "1", latents(seed, psi=0.8), outputs=OUTPUTS)
         assert np.abs(one["image"].astype(int) - other["image"]).max() <= 1
         np.testing.assert_allclose(other["js_map"], one["js_map"], atol=1e-5)
         np.testing.assert_allclose(other["js_score"], one["js_score"], rtol=1e-4)
@@ -115,9 +115,11 @@ async def test_both_formats_give_the_same_pairs(client: TritonClient) -> None:
 @pytest.mark.parametrize("model", ["scripted", "batched"])
 async def test_a_seed_is_an_identity_in_any_company(client: TritonClient, model: str) -> None:
     """Alone, in a crowd, and as a batch of a client's own: the same bytes."""
-    alone = [await client.infer(model, "1", latents(seed), OUTPUTS) for seed in range(16)]
+    alone = [await client.infer(model, "1", latents(seed), outputs=OUTPUTS) for seed in range(16)]
     before = await statistics(client, f"{model}_generator")
-    crowd = await asyncio.gather(*(client.infer(model, "1", latents(seed % 16), OUTPUTS) for seed in range(256)))
+    crowd = await asyncio.gather(
+        *(client.infer(model, "1", latents(seed % 16), outputs=OUTPUTS) for seed in range(256))
+    )
     after = await statistics(client, f"{model}_generator")
     assert after[0] - before[0] == 256
     if model == "scripted":
@@ -139,7 +141,7 @@ async def test_a_seed_is_an_identity_in_any_company(client: TritonClient, model:
 
 
 async def test_only_what_is_requested_is_returned(client: TritonClient) -> None:
-    assert set(await client.infer("scripted", "1", latents(0), ("js_score",))) == {"js_score"}
+    assert set(await client.infer("scripted", "1", latents(0), outputs=("js_score",))) == {"js_score"}
 
 
 @pytest.mark.parametrize("model", NAMINGS)

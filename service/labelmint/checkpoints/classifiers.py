@@ -60,7 +60,7 @@ def head_files(directory: Path) -> list[Path]:
 
 
 def import_classifiers(
-    directory: Path, spec: GeneratorSpec, layout: str, classes: LabelClasses | None
+    directory: Path, spec: GeneratorSpec, layout: str, *, classes: LabelClasses | None
 ) -> tuple[StyleInterpreter, dict[str, str]]:
     """Return the ensemble for a generator, and the SHA-256 of each file of the ensemble."""
     paths = head_files(directory)
@@ -117,7 +117,7 @@ def read_head(checkpoint: Checkpoint) -> Head:
             raise UnusableFile(checkpoint.path, f"has a negative variance in layers.{norm}.running_var")
         gamma, beta = (take(f"layers.{norm}.{part}", width) for part in ("weight", "bias"))
         table.drop(f"layers.{norm}.num_batches_tracked")
-        folded += fold_batch_norm(weight, bias, mean, variance, gamma, beta)
+        folded += fold_batch_norm(weight, bias, mean, variance=variance, gamma=gamma, beta=beta)
         if not all(bool(torch.isfinite(part.float()).all()) for part in folded[-2:]):
             raise UnusableFile(checkpoint.path, f"leads to NaN or infinity when layers.{norm} is folded")
     table.finish()

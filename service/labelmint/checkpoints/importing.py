@@ -54,7 +54,7 @@ class ImportOptions:
                 raise InvalidRequest(name, f"does not apply to {kind} files; omit it")
 
 
-def import_file(source: Path, out: Path, format_name: FormatName | None, options: ImportOptions) -> str:
+def import_file(source: Path, out: Path, format_name: FormatName | None, *, options: ImportOptions) -> str:
     """Convert `source` to `out` and return a description. With `format_name` None, the format is detected."""
     if source.exists() and out.exists() and out.samefile(source):
         raise InvalidRequest("out", "would overwrite the file that is imported; name another one")
@@ -68,7 +68,7 @@ def import_file(source: Path, out: Path, format_name: FormatName | None, options
         raise UnusableFile(source, f"is {told}, not {format_name}")
     if told == "datasetgan-classifiers":
         raise UnusableFile(source, "is one classifier of an ensemble; name the directory that holds model_0.pth ...")
-    return _import_generator(checkpoint, told, out, options)
+    return _import_generator(checkpoint, told, out, options=options)
 
 
 def format_of(checkpoint: Checkpoint) -> FormatName:
@@ -92,7 +92,7 @@ def _is_nvlabs_state(value: object) -> bool:
     return any(isinstance(item, dict) and holds(item, "mapping.fc0.weight") for item in candidates)
 
 
-def _import_generator(checkpoint: Checkpoint, told: FormatName, out: Path, options: ImportOptions) -> str:
+def _import_generator(checkpoint: Checkpoint, told: FormatName, out: Path, *, options: ImportOptions) -> str:
     if told == "nvlabs-stylegan2":
         options.allow_only(told, "class_index")
         imported: Imported = import_nvlabs(checkpoint, options.class_index)
@@ -123,7 +123,7 @@ def _import_classifiers(directory: Path, out: Path, options: ImportOptions) -> s
         mend = 'list the classes as [{"name": "background", "rgb": [0, 0, 0]}, ...]'
         classes = LabelClasses(*read_names(options.classes, mend))
     generator = load_generator(options.generator)
-    interpreter, digests = import_classifiers(directory, generator.spec, options.layout, classes)
+    interpreter, digests = import_classifiers(directory, generator.spec, options.layout, classes=classes)
     notes: dict[str, Any] = {
         "source": directory.resolve().name,
         "source_sha256": digests,

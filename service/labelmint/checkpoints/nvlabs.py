@@ -225,22 +225,26 @@ class _GeneratorReader:
         if r == 4:
             self._tensors["synthesis.const"] = block.take("const", (out, 4, 4))
         else:
-            self._styled_conv(block.child("conv0"), f"{ours}.conv0", r, (out, channels[r // 2]), w_dim, up=2)
-        self._styled_conv(block.child("conv1"), f"{ours}.conv1", r, (out, out), w_dim, up=1)
+            self._styled_conv(block.child("conv0"), f"{ours}.conv0", r, size=(out, channels[r // 2]), w_dim=w_dim, up=2)
+        self._styled_conv(block.child("conv1"), f"{ours}.conv1", r, size=(out, out), w_dim=w_dim, up=1)
         if architecture == "resnet" and r > 4:
-            self._skip(block.child("skip"), f"{ours}.skip", out, channels[r // 2])
+            self._skip(block.child("skip"), f"{ours}.skip", out, in_channels=channels[r // 2])
         if architecture == "skip" or block.flag("is_last"):
-            self._to_rgb(block.child("torgb"), f"{ours}.to_rgb", block.integer("img_channels"), out, w_dim)
+            self._to_rgb(
+                block.child("torgb"), f"{ours}.to_rgb", block.integer("img_channels"), in_channels=out, w_dim=w_dim
+            )
         block.finish()
 
     def _styled_conv(
-        self, layer: _Module, ours: str, resolution: int, size: tuple[int, int], w_dim: int, up: int
+        self, layer: _Module, ours: str, resolution: int, *, size: tuple[int, int], w_dim: int, up: int
     ) -> None:
         layer.expect(activation="lrelu", act_gain=math.sqrt(2.0), up=up, padding=1, resolution=resolution)
         out_channels, in_channels = size
         self._clamp(layer)
         self._filter(layer, used=up == 2)
-        self._linear(layer.child("affine"), f"{ours}.affine", (in_channels, w_dim), "linear", 1.0)
+        self._linear(
+            layer.child("affine"), f"{ours}.affine", (in_channels, w_dim), activation="linear", lr_multiplier=1.0
+        )
         self._tensors[f"{ours}.weight"] = layer.take("weight", (out_channels, in_channels, 3, 3))
         self._tensors[f"{ours}.bias"] = layer.take("bias", (out_channels,))
         if layer.flag("use_noise"):
@@ -252,22 +256,26 @@ class _GeneratorReader:
             self._tensors[f"{ours}.noise_strength"] = np.zeros((), np.float32)
         layer.finish()
 
-    def _to_rgb(self, layer: _Module, ours: str, image_channels: int, in_channels: int, w_dim: int) -> None:
+    def _to_rgb(self, layer: _Module, ours: str, image_channels: int, *, in_channels: int, w_dim: int) -> None:
         self._clamp(layer)
-        self._linear(layer.child("affine"), f"{ours}.affine", (in_channels, w_dim), "linear", 1.0)
+        self._linear(
+            layer.child("affine"), f"{ours}.affine", (in_channels, w_dim), activation="linear", lr_multiplier=1.0
+        )
         weight = layer.take("weight", (image_channels, in_channels, 1, 1))
         self._tensors[f"{ours}.weight"] = scaled(weight, layer.gain("weight_gain"), 1.0 / math.sqrt(in_channels))
         self._tensors[f"{ours}.bias"] = layer.take("bias", (image_channels,))
         layer.finish()
 
-    def _skip(self, layer: _Module, ours: str, out_channels: int, in_channels: int) -> None:
+    def _skip(self, layer: _Module, ours: str, out_channels: int, *, in_channels: int) -> None:
         layer.expect(activation="linear", act_gain=1.0, up=2, down=1, padding=0, conv_clamp=None)
         self._filter(layer, used=True)
         weight = layer.take("weight", (out_channels, in_channels, 1, 1))
         self._tensors[f"{ours}.weight"] = scaled(weight, layer.gain("weight_gain"), 1.0 / math.sqrt(in_channels))
         layer.finish()
 
-    def _linear(self, layer: _Module, ours: str, size: tuple[int, int], activation: str, lr_multiplier: float) -> None:
+    def _linear(
+        self, layer: _Module, ours: str, size: tuple[int, int], *, activation: str, lr_multiplier: float
+    ) -> None:
         """Take a fully connected layer of `size` (out, in), rescaled to the gains of our module."""
         layer.expect(activation=activation)
         weight, bias = layer.take("weight", size), layer.take("bias", size[:1])
@@ -306,7 +314,7 @@ class _GeneratorReader:
         for index in range(count):
             layer = first if index == 0 else mapping.child(f"fc{index}")
             size = (w_dim if index == count - 1 else width, width if index else z_dim + len(condition))
-            self._linear(layer, f"mapping.layers.{index}", size, "lrelu", lr_multiplier)
+            self._linear(layer, f"mapping.layers.{index}", size, activation="lrelu", lr_multiplier=lr_multiplier)
         mapping.finish()
         if len(condition):
             self._fold(condition, z_dim, lr_multiplier)

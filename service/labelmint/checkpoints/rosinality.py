@@ -48,15 +48,19 @@ def import_rosinality(checkpoint: Checkpoint) -> Imported:
     layers = table.count("style.{}.", 1)
     z_dim = reader.mapping(layers, w_dim)
     reader.tensors["synthesis.const"] = table.take("input.input", (1, channels[4], 4, 4))[0]
-    reader.styled_conv("conv1", "synthesis.blocks.4.conv1", (channels[4], channels[4]), w_dim, up=False)
-    reader.to_rgb("to_rgb1", "synthesis.blocks.4.to_rgb", image_channels, channels[4], w_dim, up=False)
+    reader.styled_conv("conv1", "synthesis.blocks.4.conv1", (channels[4], channels[4]), w_dim=w_dim, up=False)
+    reader.to_rgb(
+        "to_rgb1", "synthesis.blocks.4.to_rgb", image_channels, in_channels=channels[4], w_dim=w_dim, up=False
+    )
     for index in range(convolutions // 2):
         r, ours = 8 << index, f"synthesis.blocks.{8 << index}"
         up, flat = f"convs.{2 * index}", f"convs.{2 * index + 1}"
         channels[r] = table.shape(f"{up}.activate.bias", 1)[0]
-        reader.styled_conv(up, f"{ours}.conv0", (channels[r], channels[r // 2]), w_dim, up=True)
-        reader.styled_conv(flat, f"{ours}.conv1", (channels[r], channels[r]), w_dim, up=False)
-        reader.to_rgb(f"to_rgbs.{index}", f"{ours}.to_rgb", image_channels, channels[r], w_dim, up=True)
+        reader.styled_conv(up, f"{ours}.conv0", (channels[r], channels[r // 2]), w_dim=w_dim, up=True)
+        reader.styled_conv(flat, f"{ours}.conv1", (channels[r], channels[r]), w_dim=w_dim, up=False)
+        reader.to_rgb(
+            f"to_rgbs.{index}", f"{ours}.to_rgb", image_channels, in_channels=channels[r], w_dim=w_dim, up=True
+        )
     remarks: dict[str, object] = {"noise": reader.noise(list(channels))}
     table.finish()
     average = checkpoint.value.get("latent_avg")
@@ -101,16 +105,16 @@ class _StateReader:
             self.tensors[f"mapping.layers.{index}.bias"] = self._table.take(f"style.{index + 1}.bias", size[:1])
         return z_dim
 
-    def styled_conv(self, theirs: str, ours: str, size: tuple[int, int], w_dim: int, up: bool) -> None:
-        self._affine(theirs, ours, size[1], w_dim)
+    def styled_conv(self, theirs: str, ours: str, size: tuple[int, int], *, w_dim: int, up: bool) -> None:
+        self._affine(theirs, ours, size[1], w_dim=w_dim)
         self.tensors[f"{ours}.weight"] = self._table.take(f"{theirs}.conv.weight", (1, *size, 3, 3))[0]
         self.tensors[f"{ours}.bias"] = self._table.take(f"{theirs}.activate.bias", size[:1])
         self.tensors[f"{ours}.noise_strength"] = self._table.take(f"{theirs}.noise.weight", (1,))[0]
         if up:
             self._filter(f"{theirs}.conv.blur.kernel")
 
-    def to_rgb(self, theirs: str, ours: str, image_channels: int, in_channels: int, w_dim: int, up: bool) -> None:
-        self._affine(theirs, ours, in_channels, w_dim)
+    def to_rgb(self, theirs: str, ours: str, image_channels: int, *, in_channels: int, w_dim: int, up: bool) -> None:
+        self._affine(theirs, ours, in_channels, w_dim=w_dim)
         shape = (1, image_channels, in_channels, 1, 1)
         self.tensors[f"{ours}.weight"] = self._table.take(f"{theirs}.conv.weight", shape)[0]
         self.tensors[f"{ours}.bias"] = self._table.take(f"{theirs}.bias", (1, image_channels, 1, 1))[0, :, 0, 0]
@@ -127,7 +131,7 @@ class _StateReader:
             self.tensors[f"synthesis.blocks.{r}.{name}.noise_const"] = noise
         return "file" if held else "drawn"
 
-    def _affine(self, theirs: str, ours: str, channels: int, w_dim: int) -> None:
+    def _affine(self, theirs: str, ours: str, channels: int, *, w_dim: int) -> None:
         for part, shape in (("weight", (channels, w_dim)), ("bias", (channels,))):
             self.tensors[f"{ours}.affine.{part}"] = self._table.take(f"{theirs}.conv.modulation.{part}", shape)
 

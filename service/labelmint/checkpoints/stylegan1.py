@@ -66,7 +66,7 @@ def import_stylegan1(checkpoint: Checkpoint, average_latent: Path | None) -> Imp
         tensors[f"{ours}.bias"] = table.take(f"{theirs}.bias", (sizes[index + 1],)) / np.float32(math.sqrt(2.0))
     channels = {r: table.shape(f"g_synthesis.blocks.{r}x{r}.epi2.top_epi.noise.weight", 1)[0] for r in resolutions}
     for r in resolutions:
-        _take_block(table, tensors, r, channels, w_dim)
+        _take_block(table, tensors, r, channels=channels, w_dim=w_dim)
     last = channels[resolution]
     tensors["synthesis.to_rgb.weight"] = table.take("g_synthesis.torgb.weight", (image_channels, last, 1, 1))
     tensors["synthesis.to_rgb.bias"] = table.take("g_synthesis.torgb.bias", (image_channels,))
@@ -96,7 +96,7 @@ def _block(r: int) -> str:
     return f"g_synthesis.blocks.{r}x{r}."
 
 
-def _take_block(table: NameTable, tensors: dict[str, Floats], r: int, channels: dict[int, int], w_dim: int) -> None:
+def _take_block(table: NameTable, tensors: dict[str, Floats], r: int, *, channels: dict[int, int], w_dim: int) -> None:
     theirs, ours, out = _block(r).removesuffix("."), f"synthesis.blocks.{r}", channels[r]
     if r == 4:
         tensors["synthesis.const"] = table.take(f"{theirs}.const", (1, out, 4, 4))[0]

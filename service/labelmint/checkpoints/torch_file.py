@@ -49,7 +49,7 @@ def read_zip(data: memoryview, budget: Budget) -> object:
         return storages[key]
 
     pickle = _read(directory, root + "data.pkl")
-    reader = PickleReader(pickle, TORCH, budget, storages_by(persistent))
+    reader = PickleReader(pickle, TORCH, budget, persistent=storages_by(persistent))
     value = reader.read()
     if reader.position != len(pickle):
         raise Malformed("has bytes after its pickle")
@@ -91,7 +91,7 @@ def read_legacy(data: memoryview, budget: Budget) -> object:
     def persistent(key: str, storage: Storage) -> Storage:
         return storages.setdefault(key, storage)
 
-    reader = PickleReader(data, TORCH, budget, storages_by(persistent), position=reader.position)
+    reader = PickleReader(data, TORCH, budget, persistent=storages_by(persistent), position=reader.position)
     value = reader.read()
     keys = reader.read()
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or sorted(keys) != sorted(storages):

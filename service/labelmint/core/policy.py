@@ -108,7 +108,7 @@ def mixing_of(model: ServedModel, options: SampleOptions) -> Mixing | None:
 
 
 def mixings_of(
-    model: ServedModel, options: SampleOptions, style_seeds: Sequence[int], count: int
+    model: ServedModel, options: SampleOptions, style_seeds: Sequence[int], *, count: int
 ) -> tuple[Mixing | None, ...]:
     """The style mixing of each of a batch's `count` samples; raises InvalidRequest.
 
@@ -133,7 +133,7 @@ def _check_crossover(model: ServedModel, crossover: int | None) -> int:
     return crossover
 
 
-def group_id(model: ServedModel, seed: int, mixing: Mixing, truncation_psi: float) -> str:
+def group_id(model: ServedModel, seed: int, mixing: Mixing, *, truncation_psi: float) -> str:
     """The id that all mixed samples of one shape share, whatever their style: 16 hexadecimal digits.
 
     They are the first 16 of the SHA-256 over the model's digest, the seed, the crossover and the truncation. Numbers

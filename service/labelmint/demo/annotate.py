@@ -50,7 +50,9 @@ def main() -> None:
     arguments = parser.parse_args()
     seeds = json.loads((arguments.directory / "dataset.json").read_text())["seeds"]
     if arguments.task == "keypoints":
-        write_keypoints(arguments.directory, faces.KEYPOINT_NAMES, faces.KEYPOINT_PALETTE, exact_keypoints(seeds))
+        write_keypoints(
+            arguments.directory, faces.KEYPOINT_NAMES, faces.KEYPOINT_PALETTE, keypoints=exact_keypoints(seeds)
+        )
     else:
         write_masks(arguments.directory, CLASSES, exact_masks(seeds))
     print(f"{arguments.directory}: annotated {len(seeds)} images for {arguments.task}")

@@ -34,7 +34,7 @@ from labelmint.triton.client import Array
 EVALUATION_SEED = 4_200_000_000
 
 
-def evaluate_generator(path: Path, segmenter_path: Path, count: int, sheet: Path | None) -> dict[str, object]:
+def evaluate_generator(path: Path, segmenter_path: Path, count: int, *, sheet: Path | None) -> dict[str, object]:
     """Measure the PSNR against the renderer, and the independent segmenter's IoU on the generated images."""
     generator = load_generator(path)
     judge = Segmenter()
@@ -44,7 +44,7 @@ def evaluate_generator(path: Path, segmenter_path: Path, count: int, sheet: Path
     pairs: list[tuple[Tensor, Tensor]] = []
     for seed in tqdm(range(EVALUATION_SEED, EVALUATION_SEED + count), desc="generator", unit="img"):
         exact = render_seed(seed)
-        image, _ = draw(generator, seed, 1.0, "paper")
+        image, _ = draw(generator, seed, 1.0, layout="paper")
         values.append(metrics.psnr(image, exact.image))
         counts += metrics.confusion(segment(judge, image), exact.label)
         if len(pairs) < 16:
@@ -63,7 +63,7 @@ def evaluate_interpreter(generator_path: Path, path: Path, count: int) -> dict[s
     generator, interpreter = load_generator(generator_path), load_interpreter(path)
     counts = torch.zeros(metrics.NUM_CLASSES, metrics.NUM_CLASSES, dtype=torch.long)
     for seed in tqdm(range(EVALUATION_SEED, EVALUATION_SEED + count), desc="interpreter", unit="img"):
-        _, features = draw(generator, seed, 1.0, interpreter.spec.layout)
+        _, features = draw(generator, seed, 1.0, layout=interpreter.spec.layout)
         with torch.no_grad():
             label, _, _ = interpreter(features)
         counts += metrics.confusion(label, render_seed(seed).label)
@@ -83,7 +83,7 @@ def evaluate_keypoints(generator_path: Path, path: Path, count: int) -> dict[str
     generator, interpreter = load_generator(generator_path), load_interpreter(path)
     errors, present, confidences = [], [], []
     for seed in tqdm(range(EVALUATION_SEED, EVALUATION_SEED + count), desc="keypoints", unit="img"):
-        _, features = draw(generator, seed, 1.0, interpreter.spec.layout)
+        _, features = draw(generator, seed, 1.0, layout=interpreter.spec.layout)
         with torch.no_grad():
             keypoints, confidence, *_ = interpreter(features)
         exact = exact_keypoints([seed])[seed]  # [K,3]
@@ -118,7 +118,15 @@ async def evaluate_gate(repository: Path, count: int) -> dict[str, object]:
     async with serving(repository, "faces") as (client, model):
         assert model.calibration is not None, "run `labelmint calibrate` first"
         psi = model.calibration.truncation_psi
-        pairs = await measure(client, model, range(first, first + count), psi, ("label", "js_score"), judged, "gate")
+        pairs = await measure(
+            client,
+            model,
+            range(first, first + count),
+            truncation_psi=psi,
+            outputs=("label", "js_score"),
+            reduce=judged,
+            title="gate",
+        )
     scores, errors = (np.array(column) for column in zip(*pairs, strict=True))
     accepted = scores <= model.calibration.threshold
     figures: dict[str, object] = {
@@ -135,13 +143,13 @@ async def evaluate_gate(repository: Path, count: int) -> dict[str, object]:
     return figures
 
 
-async def evaluate_served(repository: Path, generator_path: Path, path: Path, count: int) -> dict[str, object]:
+async def evaluate_served(repository: Path, generator_path: Path, path: Path, *, count: int) -> dict[str, object]:
     """Compare torch with the answers of the real Triton seed by seed, and return the largest differences."""
     generator, interpreter = load_generator(generator_path), load_interpreter(path)
     outputs = ("image", "label", "js_map", "js_score")
 
     def compared(seed: int, arrays: dict[str, Array]) -> tuple[float, float, float, float]:
-        image, features = draw(generator, seed, 1.0, interpreter.spec.layout)
+        image, features = draw(generator, seed, 1.0, layout=interpreter.spec.layout)
         with torch.no_grad():
             label, js_map, js_score = interpreter(features)
         levels = np.abs(to_uint8(image)[0].numpy().astype(int) - arrays["image"]).max()
@@ -154,7 +162,9 @@ async def evaluate_served(repository: Path, generator_path: Path, path: Path, co
 
     async with serving(repository, "faces") as (client, model):
         seeds = range(EVALUATION_SEED, EVALUATION_SEED + count)
-        rows = np.array(await measure(client, model, seeds, 1.0, outputs, compared, "served"))
+        rows = np.array(
+            await measure(client, model, seeds, truncation_psi=1.0, outputs=outputs, reduce=compared, title="served")
+        )
     figures: dict[str, object] = {
         "seeds": count,
         "image_levels": float(rows[:, 0].max()),
@@ -174,7 +184,17 @@ async def evaluate_formats(repository: Path, other: Path, count: int) -> dict[st
     for path in (repository, other):
         async with serving(path, "faces") as (client, model):
             started = time.perf_counter()
-            answers.append(await measure(client, model, seeds, 1.0, outputs, lambda _, arrays: arrays, path.name))
+            answers.append(
+                await measure(
+                    client,
+                    model,
+                    seeds,
+                    truncation_psi=1.0,
+                    outputs=outputs,
+                    reduce=lambda _, arrays: arrays,
+                    title=path.name,
+                )
+            )
             milliseconds.append((time.perf_counter() - started) / count * 1e3)
     one, two = ({name: np.stack([arrays[name] for arrays in answer]) for name in outputs} for answer in answers)
     figures: dict[str, object] = {
@@ -220,7 +240,7 @@ def main() -> None:
     given = parser.parse_args()
     figures: dict[str, object]
     if given.command == "generator":
-        figures = evaluate_generator(given.generator, given.segmenter, given.count, given.sheet)
+        figures = evaluate_generator(given.generator, given.segmenter, given.count, sheet=given.sheet)
     elif given.command == "interpreter":
         figures = evaluate_interpreter(given.generator, given.interpreter, given.count)
     elif given.command == "keypoints":
@@ -228,7 +248,7 @@ def main() -> None:
     elif given.command == "gate":
         figures = asyncio.run(evaluate_gate(given.repository, given.count))
     elif given.command == "served":
-        figures = asyncio.run(evaluate_served(given.repository, given.generator, given.interpreter, given.count))
+        figures = asyncio.run(evaluate_served(given.repository, given.generator, given.interpreter, count=given.count))
     else:
         figures = asyncio.run(evaluate_formats(given.repository, given.other, given.count))
     if given.json is not None:

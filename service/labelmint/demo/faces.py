@@ -196,7 +196,7 @@ def _paint(geo: _Uniform, app: _Uniform, resolution: int) -> Faces:
     canvas = _Canvas((above * (1 - blend) + below * blend).expand(-1, -1, -1, resolution), pixel)
 
     # Hair behind the head: a cap and, for long hair, a curtain that ends at `hair_length`.
-    cap = _ellipse(x, y + 0.06, half_w + hair_volume, half_h + hair_volume)
+    cap = _ellipse(x, y + 0.06, half_w + hair_volume, b=half_h + hair_volume)
     curtain = torch.maximum(
         (x.abs() - half_w - hair_volume * 0.9).expand_as(y), torch.maximum(y - hair_length, -0.1 - y)
     )
@@ -210,7 +210,7 @@ def _paint(geo: _Uniform, app: _Uniform, resolution: int) -> Faces:
     neck = torch.maximum(bx.abs() - neck_w - 0.10 * (by - 0.55).clamp(min=0.0), 0.2 - by)
     chin_shadow = 1.0 - 0.28 * torch.exp(-(((y - half_h) / 0.14) ** 2))
     canvas.paint("neck", neck, skin * (0.92 * chin_shadow.unsqueeze(1)) * light)
-    collar = _ellipse(bx, by - shoulder + 0.06, neck_w + 0.06, neckline)
+    collar = _ellipse(bx, by - shoulder + 0.06, neck_w + 0.06, b=neckline)
     line = shoulder - 0.04 + 0.55 * bx * bx
     torso = torch.maximum((line - by) / torch.sqrt(1.0 + (1.1 * bx) ** 2), -collar)
     fold = 1.0 - 0.25 * bx * bx + 0.10 * torch.cos(7.0 * bx) * (by - 0.5)
@@ -218,13 +218,13 @@ def _paint(geo: _Uniform, app: _Uniform, resolution: int) -> Faces:
 
     # Head.
     ear_x, ear_y = half_w + 0.012, -0.01
-    ear = _ellipse(x.abs() - ear_x, y - ear_y, 0.062 * ear_size, 0.105 * ear_size)
+    ear = _ellipse(x.abs() - ear_x, y - ear_y, 0.062 * ear_size, b=0.105 * ear_size)
     ear_hollow = 1.0 - 0.25 * torch.exp(-(((x.abs() - ear_x - 0.012) / 0.03) ** 2) - ((y - ear_y) / 0.06) ** 2)
     canvas.paint(
         "ear", ear, skin * torch.tensor([0.97, 0.86, 0.84]).to(skin).view(1, 3, 1, 1) * ear_hollow.unsqueeze(1) * light
     )
     taper = 1.0 - jaw * _smoothstep(y / half_h)
-    face = _ellipse(x / taper, y, half_w, half_h)
+    face = _ellipse(x / taper, y, half_w, b=half_h)
     cheek = torch.exp(-(((fx.abs() - 0.22) / 0.12) ** 2) - ((y - 0.16) / 0.12) ** 2)
     socket = torch.exp(-(((fx.abs() - eye_x) / 0.15) ** 2) - ((y - eye_y + 0.015) / 0.09) ** 2)
     rim = 1.0 - 0.22 * torch.exp(face.clamp(max=0.0) / 0.07)
@@ -250,7 +250,7 @@ def _paint(geo: _Uniform, app: _Uniform, resolution: int) -> Faces:
 
     along = ((y + 0.02) / (nose_y + 0.02)).clamp(0.0, 1.0)
     bridge = nose_w * (0.38 + 0.62 * along * along)
-    ball = _ellipse(fx, y - nose_y + 0.012, nose_w, 0.045)
+    ball = _ellipse(fx, y - nose_y + 0.012, nose_w, b=0.045)
     ridge = torch.maximum(fx.abs() - bridge, torch.maximum(-0.02 - y, y - nose_y))
     nose = _smooth_union(ridge, ball, 0.02)
     nostril = torch.exp(-(((fx.abs() - nose_w * 0.5) / 0.02) ** 2) - ((y - nose_y - 0.012) / 0.016) ** 2)
@@ -274,22 +274,22 @@ def _paint(geo: _Uniform, app: _Uniform, resolution: int) -> Faces:
 
     # Fringe over the forehead.
     fringe_line = y - hairline - hair_tilt * x - hair_arch * x * x
-    fringe = torch.maximum(_ellipse(x, y + 0.06, half_w + hair_volume, half_h + hair_volume), fringe_line * 0.9)
+    fringe = torch.maximum(_ellipse(x, y + 0.06, half_w + hair_volume, b=half_h + hair_volume), fringe_line * 0.9)
     canvas.paint("hair", fringe, hair_shaded * (1.0 - 0.12 * torch.exp(-((fringe_line / 0.05) ** 2))).unsqueeze(1))
 
     keypoints = _keypoints(
         (angle, shift_x, shift_y),
         yaw,
         eye_x,
-        eye_y,
-        nose_y,
-        mouth_y,
-        mouth_w,
-        smile,
-        ear_x,
-        ear_y,
-        ear_size,
-        resolution,
+        eye_y=eye_y,
+        nose_y=nose_y,
+        mouth_y=mouth_y,
+        mouth_w=mouth_w,
+        smile=smile,
+        ear_x=ear_x,
+        ear_y=ear_y,
+        ear_size=ear_size,
+        resolution=resolution,
     )
     return Faces(canvas.image.clamp(0.0, 1.0) * 2.0 - 1.0, canvas.label, keypoints)
 
@@ -298,6 +298,7 @@ def _keypoints(
     pose: tuple[Tensor, Tensor, Tensor],
     yaw: Tensor,
     eye_x: Tensor,
+    *,
     eye_y: Tensor,
     nose_y: Tensor,
     mouth_y: Tensor,
@@ -336,7 +337,7 @@ def _unit_mean_square(z: Tensor) -> Tensor:
     return z * torch.rsqrt(z.square().mean(dim=1, keepdim=True) + 1e-8)
 
 
-def _ellipse(x: Tensor, y: Tensor, a: Tensor | float, b: Tensor | float) -> Tensor:
+def _ellipse(x: Tensor, y: Tensor, a: Tensor | float, *, b: Tensor | float) -> Tensor:
     """First-order signed distance to the ellipse with the half axes a and b; exact on the outline."""
     r = torch.sqrt((x / a) ** 2 + (y / b) ** 2 + 1e-9)
     slope = torch.sqrt((x / (a * a)) ** 2 + (y / (b * b)) ** 2 + 1e-9)

@@ -69,7 +69,7 @@ def part_weights(label: Tensor) -> Tensor:
     return (per_pixel / per_pixel.mean()).unsqueeze(1)
 
 
-def loss_of(image: Tensor, target: Tensor, weight: Tensor, resolution: int) -> Tensor:
+def loss_of(image: Tensor, target: Tensor, weight: Tensor, *, resolution: int) -> Tensor:
     """Weighted L1 and squared error, plus half the weighted L1 of neighbour differences, which keeps edges in place."""
     factor = target.shape[-1] // resolution
     if factor > 1:
@@ -131,7 +131,7 @@ def train(run: Run, checkpoint: Path) -> None:
         synthesis = _compiled_synthesis(run.generator, phase.resolution)
         bar = tqdm(total=phase.images, initial=run.images, unit="img", desc=f"{phase.resolution}x{phase.resolution}")
         while run.images < phase.images:
-            loss = _step(run, phase, render, synthesis)
+            loss = _step(run, phase, render, synthesis=synthesis)
             bar.update(phase.batch)
             if run.step % 50 == 0:
                 bar.set_postfix(loss=f"{loss:.4f}")
@@ -153,7 +153,9 @@ def _learning_rate(run: Run, phase: Phase) -> float:
     return phase.learning_rate * warm * (0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * position)))
 
 
-def _step(run: Run, phase: Phase, render: Callable[..., faces.Faces], synthesis: Callable[[Tensor], Tensor]) -> float:
+def _step(
+    run: Run, phase: Phase, render: Callable[..., faces.Faces], *, synthesis: Callable[[Tensor], Tensor]
+) -> float:
     rate = _learning_rate(run, phase)
     for group in run.optimizer.param_groups:
         group["lr"] = rate
@@ -171,7 +173,7 @@ def _step(run: Run, phase: Phase, render: Callable[..., faces.Faces], synthesis:
         late = torch.arange(SPEC.num_ws)[None, :, None] >= CROSSOVER
         ws = torch.where(late, style_w[:, None], w[:, None])  # [B,num_ws,w_dim]
         image = synthesis(ws)
-    loss = loss_of(image.float(), target.image, weight, phase.resolution)
+    loss = loss_of(image.float(), target.image, weight, resolution=phase.resolution)
     run.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     run.optimizer.step()

@@ -69,8 +69,8 @@ FORMATS = {"onnx": export_onnx, "torchscript": export_torchscript, "native": exp
 def export_repository(
     repository: Path,
     model: str,
-    generator: Generator,
-    interpreter: StyleInterpreter,
+    weights: tuple[Generator, StyleInterpreter],
+    *,
     file_format: str = "onnx",
     version: int = 1,
 ) -> dict[str, dict[str, float]]:
@@ -81,6 +81,7 @@ def export_repository(
     difference of each output between the file and torch. Raises IncompatibleWeights if the interpreter does not fit the
     generator, and UnusableFile if the name belongs to a version of another model.
     """
+    generator, interpreter = weights
     _check_belong_together(generator, interpreter)
     base = base_name(model, version)
     _check_name_is_free(repository / base, model)
@@ -95,14 +96,16 @@ def export_repository(
         exported = FORMATS[file_format](step)
         differences[name], data[name] = exported.difference, exported.data
     for name, step in steps.items():
-        write_model(repository, step_config(f"{base}_{name}", step, file_format), version, data[name])
+        write_model(repository, step_config(f"{base}_{name}", step, file_format), version, data=data[name])
     for pipeline, used in pipelines.items():
         name = base if pipeline == "fused" else f"{base}_{pipeline}"
         digest = model_digest((step, data[step]) for step in used)
-        config = _ensemble_config(name, base, [(step, steps[step]) for step in used], generator, interpreter)
-        _describe(config, model, pipeline, digest, generator, interpreter)
+        config = _ensemble_config(
+            name, base, [(step, steps[step]) for step in used], generator=generator, interpreter=interpreter
+        )
+        _describe(config, model, pipeline, digest=digest, generator=generator, interpreter=interpreter)
         _keep_calibration(repository / name / "config.pbtxt", config)
-        write_model(repository, config, version, None)
+        write_model(repository, config, version, data=None)
     if "staged" not in pipelines:  # an earlier, smaller export may have left a staged pipeline with other weights
         for name in (f"{base}_staged", *(f"{base}_{step}" for step in STAGED if step not in wanted)):
             shutil.rmtree(repository / name, ignore_errors=True)
@@ -161,7 +164,7 @@ def step_config(name: str, step: Step, file_format: str) -> pb.ModelConfig:
 
 
 def _ensemble_config(
-    name: str, base: str, steps: Sequence[tuple[str, Step]], generator: Generator, interpreter: StyleInterpreter
+    name: str, base: str, steps: Sequence[tuple[str, Step]], *, generator: Generator, interpreter: StyleInterpreter
 ) -> pb.ModelConfig:
     batch = min(step.max_batch for _, step in steps)
     config = pb.ModelConfig(name=name, platform="ensemble", max_batch_size=batch)
@@ -190,6 +193,7 @@ def _describe(
     config: pb.ModelConfig,
     model: str,
     pipeline: str,
+    *,
     digest: str,
     generator: Generator,
     interpreter: StyleInterpreter,
@@ -220,7 +224,7 @@ def _keep_calibration(path: Path, config: pb.ModelConfig) -> None:
         config.parameters[CALIBRATION].CopyFrom(old.parameters[CALIBRATION])
 
 
-def write_model(repository: Path, config: pb.ModelConfig, version: int, data: bytes | None) -> None:
+def write_model(repository: Path, config: pb.ModelConfig, version: int, *, data: bytes | None) -> None:
     """Write a model's directory, replacing an existing one. `data` is a step's file, or None for an ensemble."""
     final = repository / config.name
     aside = repository / f".{config.name}.part"
@@ -246,6 +250,7 @@ def export_files(
     generator: Path,
     interpreter: Path,
     repository: Path,
+    *,
     model: str,
     score_kind: str,
     file_format: str,
@@ -253,7 +258,9 @@ def export_files(
 ) -> None:
     """`labelmint export`: read both weight files, write the repository, and print the differences to torch."""
     loaded = load_interpreter(interpreter, score_kind)
-    differences = export_repository(repository, model, load_generator(generator), loaded, file_format, version)
+    differences = export_repository(
+        repository, model, (load_generator(generator), loaded), file_format=file_format, version=version
+    )
     base = base_name(model, version)
     for step, outputs in differences.items():
         worst = max(outputs, key=lambda name: outputs[name])

@@ -22,7 +22,7 @@ from labelmint.models.store import load_generator
 
 
 @torch.no_grad()
-def draw(generator: Generator, seed: int, truncation_psi: float, layout: str) -> tuple[Tensor, dict[int, Tensor]]:
+def draw(generator: Generator, seed: int, truncation_psi: float, *, layout: str) -> tuple[Tensor, dict[int, Tensor]]:
     """Return the image float32 [1,3,R,R] and the features {r: [1,C_r,r,r]} of a seed."""
     latent = torch.from_numpy(latent_of(check_seed(seed), generator.spec.z_dim))
     crossover = torch.tensor([[generator.spec.num_ws]], dtype=torch.int32)
@@ -35,13 +35,13 @@ def drawn_images(
 ) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
     """Yield (seed, image uint8 [R,R,3]) in the order of the seeds."""
     for seed in seeds:
-        yield seed, to_uint8(draw(generator, seed, truncation_psi, "paper")[0])[0].numpy()
+        yield seed, to_uint8(draw(generator, seed, truncation_psi, layout="paper")[0])[0].numpy()
 
 
-def synthesize(generator_path: Path, out: Path, seeds: range, truncation_psi: float) -> None:
+def synthesize(generator_path: Path, out: Path, seeds: range, *, truncation_psi: float) -> None:
     """`labelmint synth`: write the images that a person will annotate."""
     check_new(out)
     generator = load_generator(generator_path)
     images = dict(tqdm(drawn_images(generator, seeds, truncation_psi), total=len(seeds), desc="synth", unit="img"))
-    write_dataset(out, sha256_of(generator_path), truncation_psi, images)
+    write_dataset(out, sha256_of(generator_path), truncation_psi, images=images)
     print(f"{out}: {len(seeds)} images of seeds {seeds[0]} to {seeds[-1]}, ready to be annotated")

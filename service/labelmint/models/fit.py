@@ -186,19 +186,19 @@ def draw_pool(
     features = torch.empty(per_image * len(seeds), sum(channels.values()))  # [P,D]
     targets = []
     for index, seed in enumerate(tqdm(seeds, desc="draw pixels", unit="img")):
-        image, maps = draw(generator, seed, dataset.truncation_psi, layout)
+        image, maps = draw(generator, seed, dataset.truncation_psi, layout=layout)
         check(seed, to_uint8(image)[0].numpy())
         label = dataset.labels[seed]
         region = learning.regions(label, resolution)  # [R*R]
-        chosen = choose_pixels(region, per_image, settings.class_power, rng)  # [P]
+        chosen = choose_pixels(region, per_image, settings.class_power, rng=rng)  # [P]
         rows, columns = chosen // resolution, chosen % resolution
-        sampled = sample_features({r: x[0] for r, x in maps.items()}, rows, columns, resolution)
+        sampled = sample_features({r: x[0] for r, x in maps.items()}, rows, columns, resolution=resolution)
         features[index * per_image : (index + 1) * per_image] = sampled
         targets.append(learning.targets(label, chosen, resolution))
     return Pool(features, torch.cat(targets)), channels
 
 
-def choose_pixels(label: Tensor, count: int, class_power: float, rng: torch.Generator) -> Tensor:
+def choose_pixels(label: Tensor, count: int, class_power: float, *, rng: torch.Generator) -> Tensor:
     """Sample `count` pixels of one image without replacement: class ids int64 [R*R] to indices int64 [P]."""
     area = torch.bincount(label).double()  # [K]
     weight = area.clamp(min=1).pow(class_power - 1.0)[label]  # [R*R]
@@ -250,7 +250,9 @@ class _Heads(nn.Module):
                 for value in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
             )
             weight, bias = self.weights[layer].double(), self.biases[layer].double()
-            layers.append(fold_batch_norm(weight, bias, average, variance, gamma, beta, norm.eps))
+            layers.append(
+                fold_batch_norm(weight, bias, average, variance=variance, gamma=gamma, beta=beta, epsilon=norm.eps)
+            )
         interpreter = build_interpreter(self.spec)
         interpreter.take_layers(layers)
         return interpreter.eval()

@@ -148,7 +148,9 @@ class Mapping(nn.Module):
 
 
 class EqualizedLinear(nn.Module):
-    def __init__(self, in_features: int, out_features: int, lr_multiplier: float = 1.0, bias_init: float = 0.0) -> None:
+    def __init__(
+        self, in_features: int, out_features: int, lr_multiplier: float = 1.0, *, bias_init: float = 0.0
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(out_features, in_features) / lr_multiplier)
         self.bias = nn.Parameter(torch.full((out_features,), bias_init))

@@ -319,7 +319,7 @@ def _pointwise(weight: Tensor) -> Tensor:
 
 
 def fold_batch_norm(
-    weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, gamma: Tensor, beta: Tensor, epsilon: float = 1e-5
+    weight: Tensor, bias: Tensor, mean: Tensor, *, variance: Tensor, gamma: Tensor, beta: Tensor, epsilon: float = 1e-5
 ) -> tuple[Tensor, Tensor]:
     """Fold y = W bn(x) + b into y = W' x + b'. weight [...,out,in], bias [...,out], statistics [...,in]."""
     scale = gamma / torch.sqrt(variance + epsilon)  # [...,in]
@@ -327,7 +327,7 @@ def fold_batch_norm(
     return weight * scale.unsqueeze(-2), bias + (weight @ shift.unsqueeze(-1)).squeeze(-1)
 
 
-def sample_features(features: Mapping[int, Tensor], rows: Tensor, columns: Tensor, resolution: int) -> Tensor:
+def sample_features(features: Mapping[int, Tensor], rows: Tensor, columns: Tensor, *, resolution: int) -> Tensor:
     """Return S* at chosen pixels only: {r: [C_r,r,r]} of one image, rows and columns int64 [P] to float32 [P,D]."""
     parts = []
     for r, x in features.items():

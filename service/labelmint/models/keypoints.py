@@ -99,7 +99,7 @@ def locate(heat: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack([index - y * size, y], dim=2).to(torch.float32), flat.amax(dim=2)
 
 
-def heat_targets(keypoints: Tensor, rows: Tensor, columns: Tensor, resolution: int) -> Tensor:
+def heat_targets(keypoints: Tensor, rows: Tensor, columns: Tensor, *, resolution: int) -> Tensor:
     """Return Gaussian targets at chosen pixels, float32 [P,K] with peak 1; all 0 for a keypoint that is absent.
 
     keypoints float32 [K,3] are (x, y, present); rows and columns are int64 [P].
@@ -130,7 +130,7 @@ def regions(label: npt.NDArray[Any], resolution: int) -> Tensor:
 
 def targets(label: npt.NDArray[Any], pixels: Tensor, resolution: int) -> Tensor:
     """Return the heat [P,K]."""
-    return heat_targets(torch.from_numpy(label), pixels // resolution, pixels % resolution, resolution)
+    return heat_targets(torch.from_numpy(label), pixels // resolution, pixels % resolution, resolution=resolution)
 
 
 def loss(outputs: Tensor, wanted: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ S = TypeVar("S")
 def save_generator(path: Path, generator: Generator, notes: Mapping[str, Any]) -> None:
     """Write a generator. `notes` (source, measured figures) is stored in the header for readers of the file."""
     (kind,) = (name for name, spec in GENERATOR_KINDS.items() if isinstance(generator.spec, spec))
-    _save(path, kind, generator, generator.spec.to_json(), notes)
+    _save(path, kind, generator, spec=generator.spec.to_json(), notes=notes)
 
 
 def load_generator(path: Path) -> Generator:
@@ -49,7 +49,7 @@ def load_generator(path: Path) -> Generator:
 
 
 def save_interpreter(path: Path, interpreter: StyleInterpreter, notes: Mapping[str, Any]) -> None:
-    _save(path, "style_interpreter", interpreter, asdict(interpreter.spec), notes)
+    _save(path, "style_interpreter", interpreter, spec=asdict(interpreter.spec), notes=notes)
 
 
 def load_interpreter(path: Path, score_kind: str = "sum") -> StyleInterpreter:
@@ -76,7 +76,7 @@ def read_notes(path: Path) -> dict[str, Any]:
     return dict(json.loads(_metadata(path)["notes"]))
 
 
-def _save(path: Path, kind: str, module: nn.Module, spec: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
+def _save(path: Path, kind: str, module: nn.Module, *, spec: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
     header = {"format_version": FORMAT_VERSION, "kind": kind, "spec": spec}
     tensors = {name: value.detach().contiguous() for name, value in module.state_dict().items()}
     data = safetensors.torch.save(tensors, {"labelmint": json.dumps(header), "notes": json.dumps(dict(notes))})

@@ -83,7 +83,7 @@ class Block(nn.Module):
 class Conv(nn.Module):
     """Equalised convolution that keeps the size, [B,in,r,r] to [B,out,r,r]."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, gain: float) -> None:
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, *, gain: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel, kernel))
         self.weight_gain = gain / math.sqrt(in_channels * kernel**2)

@@ -123,7 +123,7 @@ class Block(nn.Module):
         gain = math.sqrt(0.5) if residual else 1.0
         self.conv0 = None if in_channels is None else StyledConv(in_channels, resolution, spec, up=True)
         self.conv1 = StyledConv(out_channels, resolution, spec, up=False, gain=gain)
-        self.skip = UpSkip(in_channels, out_channels, spec, gain) if residual and in_channels is not None else None
+        self.skip = UpSkip(in_channels, out_channels, spec, gain=gain) if residual and in_channels is not None else None
         has_rgb = spec.architecture == "skip" or resolution == spec.resolution
         self.to_rgb = ToRGB(out_channels, spec) if has_rgb else None
 
@@ -131,7 +131,7 @@ class Block(nn.Module):
 class StyledConv(nn.Module):
     """Modulated 3x3 convolution with demodulation, constant noise, bias and leaky ReLU of gain sqrt 2."""
 
-    def __init__(self, in_channels: int, resolution: int, spec: StyleGAN2Spec, up: bool, gain: float = 1.0) -> None:
+    def __init__(self, in_channels: int, resolution: int, spec: StyleGAN2Spec, *, up: bool, gain: float = 1.0) -> None:
         super().__init__()
         out_channels = spec.channels[resolution]
         self.up = up
@@ -187,7 +187,7 @@ class ToRGB(nn.Module):
 class UpSkip(nn.Module):
     """The shortcut of a residual block: 1x1 convolution, then twofold upsampling."""
 
-    def __init__(self, in_channels: int, out_channels: int, spec: StyleGAN2Spec, gain: float) -> None:
+    def __init__(self, in_channels: int, out_channels: int, spec: StyleGAN2Spec, *, gain: float) -> None:
         super().__init__()
         self.resample_filter = spec.resample_filter
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 1, 1))

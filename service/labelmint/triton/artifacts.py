@@ -134,7 +134,7 @@ def check_models(repository: Path, ensembles: Iterable[str]) -> None:
     for name in ensembles:
         directory = _directory(root, repository, name)
         config = _config(root, directory)
-        _check_config(directory, config, _ENSEMBLE_FIELDS, _DESCRIBED)
+        _check_config(directory, config, _ENSEMBLE_FIELDS, parameters=_DESCRIBED)
         if config.platform != "ensemble":
             raise _refused(directory, f"is an ensemble with the platform {quoted(config.platform)}")
         _check_files(root, directory, {".gitkeep"})
@@ -150,7 +150,7 @@ def _check_step(root: Path, directory: Path) -> None:
             directory, f"names the backend {quoted(config.backend)}; supported backends: {', '.join(_BACKENDS)}"
         )
     suffix, max_bytes, check, parameters = _BACKENDS[config.backend]
-    _check_config(directory, config, _STEP_FIELDS, parameters)
+    _check_config(directory, config, _STEP_FIELDS, parameters=parameters)
     filename = model_file(config)
     if not _NAME.fullmatch(filename.removesuffix(suffix)) or not filename.endswith(suffix):
         raise _refused(
@@ -241,7 +241,7 @@ def _refused(directory: Path, problem: str) -> UnusableFile:
 
 
 def _check_config(
-    directory: Path, config: pb.ModelConfig, fields: Mapping[str, _Range], parameters: Mapping[str, re.Pattern[str]]
+    directory: Path, config: pb.ModelConfig, fields: Mapping[str, _Range], *, parameters: Mapping[str, re.Pattern[str]]
 ) -> None:
     for path, value in _leaves(config, ""):
         if path not in fields:

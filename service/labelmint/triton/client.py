@@ -252,9 +252,9 @@ class TritonClient:
         model: str,
         version: str,
         latents: Latents,
+        *,
         outputs: Sequence[str],
         timeout_seconds: float | None = None,
-        *,
         digest: str = "",
     ) -> dict[str, Array]:
         """Run an ensemble for one sample. Return arrays without the batch dimension, by output name.
@@ -266,7 +266,7 @@ class TritonClient:
         until Triton responds, even if its task is cancelled. A caller that cannot wait must leave the task running.
         """
         request = pb.ModelInferRequest()
-        request.CopyFrom(_template(model, version, tuple(outputs), latents.latent.shape[1]))
+        request.CopyFrom(_template(model, version, tuple(outputs), z_dim=latents.latent.shape[1]))
         request.id = tracing.request_id()  # Triton's messages about the request carry the id
         if timeout_seconds is not None:
             request.parameters["timeout"].int64_param = max(1, int(timeout_seconds * 1e6))  # microseconds
@@ -385,7 +385,7 @@ async def _to_its_end(call: Awaitable[T]) -> T:
 
 
 @lru_cache(maxsize=256)
-def _template(model: str, version: str, outputs: tuple[str, ...], z_dim: int) -> pb.ModelInferRequest:
+def _template(model: str, version: str, outputs: tuple[str, ...], *, z_dim: int) -> pb.ModelInferRequest:
     """Return the common part of a model's requests: all but the tensors' contents, the id and the timeout."""
     inputs = {
         "latent": ("FP32", z_dim),

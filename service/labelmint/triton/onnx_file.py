@@ -82,7 +82,7 @@ class _Walk:
             7: (_LENGTH, graphs.append),
             8: (_LENGTH, lambda field: domains.append(self._operator_set(field))),
         }
-        self._message("the model", 0, self._file.size, known, _NOT_IN_MODEL)
+        self._message("the model", 0, self._file.size, known=known, others=_NOT_IN_MODEL)
         if len(graphs) != 1:
             raise Malformed(f"has {len(graphs)} graphs, not one: it is cut off or not an ONNX file")
         if not domains:
@@ -96,7 +96,7 @@ class _Walk:
             nonlocal domain
             domain = self._domain(field)
 
-        self._message("an operator set", outer.start, outer.end, {1: (_LENGTH, take), 2: (_VARINT, _nothing)})
+        self._message("an operator set", outer.start, outer.end, known={1: (_LENGTH, take), 2: (_VARINT, _nothing)})
         return domain
 
     def _domain(self, field: _Field) -> bytes:
@@ -116,7 +116,7 @@ class _Walk:
             11: (_LENGTH, self._value),
             12: (_LENGTH, self._value),
         }
-        self._message("the graph", outer.start, outer.end, known, _NOT_IN_GRAPH)
+        self._message("the graph", outer.start, outer.end, known=known, others=_NOT_IN_GRAPH)
 
     def _node(self, outer: _Field, depth: int) -> None:
         text = (_LENGTH, _nothing)
@@ -125,7 +125,7 @@ class _Walk:
             5: (_LENGTH, lambda field: self._attribute(field, depth)),
             7: (_LENGTH, self._domain),
         }
-        self._message("a node", outer.start, outer.end, known, _NOT_IN_NODE)
+        self._message("a node", outer.start, outer.end, known=known, others=_NOT_IN_NODE)
 
     def _attribute(self, outer: _Field, depth: int) -> None:
         tensors: list[_Field] = []
@@ -143,7 +143,7 @@ class _Walk:
             13: (_LENGTH, _nothing),  # doc_string
             20: (_VARINT, _nothing),  # type
         }
-        self._message("an attribute", outer.start, outer.end, known, _NOT_IN_ATTRIBUTE, packed=(7, 8))
+        self._message("an attribute", outer.start, outer.end, known=known, others=_NOT_IN_ATTRIBUTE, packed=(7, 8))
         if len(tensors) > 1 or len(graphs) > 1:
             raise Malformed("has an attribute with several values")
         for field in tensors:
@@ -168,7 +168,7 @@ class _Walk:
             9: (_LENGTH, lambda field: raw.append(field.end - field.start)),
             12: (_LENGTH, _nothing),  # doc_string
         }
-        self._message("a tensor", outer.start, outer.end, known, _NOT_IN_TENSOR, packed=(1,))
+        self._message("a tensor", outer.start, outer.end, known=known, others=_NOT_IN_TENSOR, packed=(1,))
         if len(types) != 1 or types[0] not in _ITEM_BYTES:
             raise Malformed(f"has the tensor {quoted(name)} with the types {types[:3]}, not with one supported type")
         declared = _ITEM_BYTES[types[0]] * _elements(name, dims)
@@ -184,14 +184,14 @@ class _Walk:
                 1: (_VARINT, lambda field: dims.append(field.value)),
                 2: (_LENGTH, _nothing),
             }
-            self._message("a dimension", field.start, field.end, known)
+            self._message("a dimension", field.start, field.end, known=known)
 
         def within(number: int, take: _Take, *plain: int) -> _Take:
             known: Mapping[int, tuple[int, _Take]] = {
                 number: (_LENGTH, take),
                 **dict.fromkeys(plain, (_VARINT, _nothing)),
             }
-            return lambda field: self._message("a type", field.start, field.end, known)
+            return lambda field: self._message("a type", field.start, field.end, known=known)
 
         tensor = within(2, within(1, dimension), 1)
         known: Mapping[int, tuple[int, _Take]] = {
@@ -199,7 +199,7 @@ class _Walk:
             2: (_LENGTH, within(1, tensor)),
             3: (_LENGTH, _nothing),  # doc_string
         }
-        self._message("an input or output", outer.start, outer.end, known, {4: "metadata_props"})
+        self._message("an input or output", outer.start, outer.end, known=known, others={4: "metadata_props"})
         _elements(b"", dims)
 
     def _text(self, field: _Field) -> bytes:
@@ -212,6 +212,7 @@ class _Walk:
         what: str,
         start: int,
         end: int,
+        *,
         known: Mapping[int, tuple[int, _Take]],
         others: Mapping[int, str] | None = None,
         packed: tuple[int, ...] = (),

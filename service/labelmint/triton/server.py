@@ -56,7 +56,7 @@ class TritonServer:
     """One tritonserver child. Serves gRPC at `grpc_url` and metrics at `metrics_url`."""
 
     def __init__(
-        self, repository: Path, models: Sequence[str], log_path: Path | None = None, traces_url: str = ""
+        self, repository: Path, models: Sequence[str], log_path: Path | None = None, *, traces_url: str = ""
     ) -> None:
         """Each start loads `models` of `repository`. They are Triton names; an ensemble includes its steps.
 

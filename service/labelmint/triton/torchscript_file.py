@@ -155,7 +155,7 @@ def _storages(pickle: bytes) -> dict[str, int]:
 
     storages: dict[str, Storage] = {}
     storage_of = storages_by(found)
-    reader = PickleReader(memoryview(pickle), _GLOBALS, Budget(), persistent, opcodes=_OPCODES)
+    reader = PickleReader(memoryview(pickle), _GLOBALS, Budget(), persistent=persistent, opcodes=_OPCODES)
     try:
         value = reader.read()
     except Malformed as problem:

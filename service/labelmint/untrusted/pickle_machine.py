@@ -93,8 +93,8 @@ class PickleReader:
         data: memoryview,
         stand_ins: Mapping[str, StandIn],
         budget: Budget,
-        persistent: Callable[[object], object] | None = None,
         *,
+        persistent: Callable[[object], object] | None = None,
         position: int = 0,
         opcodes: Collection[str] | None = None,
     ) -> None:

@@ -33,7 +33,7 @@ def main(endpoint: str, out: str, options: str, kill_at: str) -> None:
 
     sys.addaudithook(audit)
     with Client(endpoint) as client:
-        pull(client, PullOptions.from_json(json.loads(options)), Path(out), step)
+        pull(client, PullOptions.from_json(json.loads(options)), Path(out), on_progress=step)
     print(steps)
 
 

@@ -61,9 +61,9 @@ def test_a_shard_that_is_done_is_not_asked_for_again(client: Client, options: Sa
     wanted = options_of("folder", options)
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
-        pull(client, wanted, out, _interrupt_after(5))
+        pull(client, wanted, out, on_progress=_interrupt_after(5))
     reports: list[Progress] = []
-    manifest = pull(client, wanted, out, reports.append)
+    manifest = pull(client, wanted, out, on_progress=reports.append)
     assert reports[0].done == 5 and reports[-1].done == 8
     assert reports[-1].seeds == manifest["accepted_count"] + manifest["rejected_count"]
     # Complete: nothing is asked for at all, not even the service.
@@ -77,7 +77,7 @@ def test_what_cannot_be_is_one_error(client: Client, options: SampleOptions, tmp
     wanted = options_of("folder", options)
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
-        pull(client, wanted, out, _interrupt_after(5))
+        pull(client, wanted, out, on_progress=_interrupt_after(5))
     other = PullOptions("tiny", 7, "coco", samples_per_shard=3, ignore_js_quantile=0.9, sample=options)
     with pytest.raises(PullError, match="holds a pull with count 8, not 7; format folder, not coco"):
         pull(client, other, out)
@@ -122,10 +122,10 @@ def test_what_was_received_is_kept(name: str, client: Client, options: SampleOpt
     wanted = options_of(name, options)
     for done in (1, 2, 4):
         with pytest.raises(KeyboardInterrupt):
-            pull(client, wanted, tmp_path / "out", _interrupt_after(done))
+            pull(client, wanted, tmp_path / "out", on_progress=_interrupt_after(done))
         first: list[Progress] = []
         with pytest.raises(KeyboardInterrupt):
-            pull(client, wanted, tmp_path / "out", lambda progress, first=first: _stop(first, progress))
+            pull(client, wanted, tmp_path / "out", on_progress=lambda progress, first=first: _stop(first, progress))
         assert [progress.done for progress in first] == [done]
     pull(client, wanted, tmp_path / "out")
     pull(client, wanted, tmp_path / "whole")
@@ -140,7 +140,7 @@ def test_a_larger_count_goes_on(name: str, client: Client, options: SampleOption
         pull(client, replace(wanted, count=count), out)
         assert verify(out).problems == []
     with pytest.raises(KeyboardInterrupt):
-        pull(client, replace(wanted, count=6), out, _interrupt_after(5))
+        pull(client, replace(wanted, count=6), out, on_progress=_interrupt_after(5))
     with pytest.raises(PullError, match="it is not a pull, or the pull is not complete"):
         verify(out)
     pull(client, wanted, out)
@@ -155,7 +155,7 @@ def test_a_pull_of_an_earlier_version(client: Client, options: SampleOptions, tm
     """One that is not complete goes on; a complete one stays what it is, and says why it cannot be extended."""
     wanted, out = options_of("folder", options), tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
-        pull(client, wanted, out, _interrupt_after(3))
+        pull(client, wanted, out, on_progress=_interrupt_after(3))
     header = out / ".labelmint-pull" / "header.json"
     header.write_text(header.read_text().replace('"label_mode": "palette", ', ""))
     assert "label_mode" not in header.read_text()

@@ -162,7 +162,7 @@ class SlowTriton:
         self.may = asyncio.Semaphore(0)
         self.asked: list[bytes] = []
 
-    async def infer(self, _: str, __: str, latents: Latents, outputs: Sequence[str], *___: float | None, digest: str):  # type: ignore[no-untyped-def]
+    async def infer(self, _: str, __: str, latents: Latents, *, outputs: Sequence[str], **___: object):  # type: ignore[no-untyped-def]
         self.asked.append(latents.latent.tobytes())
         await self.may.acquire()
         return {name: np.zeros(1, np.float32) for name in outputs}

@@ -27,7 +27,7 @@ def test_what_is_written_comes_back_to_the_bit(annotated: Path) -> None:
     for values in points.values():
         values[:, 2] = 1
     points[3][1] = 0
-    write_keypoints(annotated, NAMES, PALETTE, points)
+    write_keypoints(annotated, NAMES, PALETTE, keypoints=points)
     dataset = read_keypoints(annotated, "csv")
     assert dataset.names == NAMES and dataset.palette == PALETTE and dataset.truncation_psi == 1.0
     assert list(dataset.labels) == [3, 12] and dataset.images[3].shape == (24, 40, 3)
@@ -38,7 +38,7 @@ def test_what_is_written_comes_back_to_the_bit(annotated: Path) -> None:
 
 def test_an_image_may_show_none_of_them(annotated: Path) -> None:
     points = {3: np.zeros((3, 3), np.float32), 12: np.ones((3, 3), np.float32)}
-    write_keypoints(annotated, NAMES, PALETTE, points)
+    write_keypoints(annotated, NAMES, PALETTE, keypoints=points)
     assert read_keypoints(annotated, "csv").labels[3].tolist() == np.zeros((3, 3)).tolist()
 
 

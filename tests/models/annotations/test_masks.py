@@ -30,7 +30,7 @@ CLASSES = LabelClasses(("background", "thing"), ((0, 0, 0), (255, 255, 255)))
 def directory(tmp_path: Path) -> Path:
     rng = np.random.default_rng(0)
     images = {seed: rng.integers(0, 256, (8, 8, 3), dtype=np.uint8) for seed in (3, 12)}
-    write_dataset(tmp_path, "0" * 64, 0.7, images)
+    write_dataset(tmp_path, "0" * 64, 0.7, images=images)
     write_masks(tmp_path, CLASSES, {seed: (image[..., 0] > 128).astype(np.uint8) for seed, image in images.items()})
     return tmp_path
 
@@ -49,7 +49,7 @@ def test_a_mask_of_gray_values_is_read_as_ids(directory: Path) -> None:
 
 def test_images_are_never_written_beside_old_masks(directory: Path) -> None:
     with pytest.raises(UnusableFile, match="exists and is not empty"):
-        write_dataset(directory, "0" * 64, 1.0, {})
+        write_dataset(directory, "0" * 64, 1.0, images={})
 
 
 def test_missing_mask_is_named(directory: Path) -> None:

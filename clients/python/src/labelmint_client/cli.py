@@ -195,7 +195,7 @@ def _pull(parsed: argparse.Namespace) -> int:
         ),
     )
     with _client(parsed) as client, _Bar(options.count) as bar:
-        manifest = pull(client, options, parsed.out, bar.show)
+        manifest = pull(client, options, parsed.out, on_progress=bar.show)
     accepted, rejected = manifest["accepted_count"], manifest["rejected_count"]
     share = f"{accepted / (accepted + rejected):.1%} of {accepted + rejected} seeds accepted"
     print(f"{parsed.out} is complete: {manifest['sample_count']} samples, {share}")

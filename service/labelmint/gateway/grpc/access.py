@@ -58,7 +58,7 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
 
             async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
                 async with AsyncExitStack() as stack:
-                    await self._admit(stack, context, method, caller)
+                    await self._admit(stack, context, method, caller=caller)
                     async for message in await stack.enter_async_context(aclosing(behaviour(request, context))):
                         yield message
 
@@ -71,18 +71,18 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
 
         async def single(request: Any, context: Context) -> Any:
             async with AsyncExitStack() as stack:
-                await self._admit(stack, context, method, caller)
+                await self._admit(stack, context, method, caller=caller)
                 return await handler.unary_unary(request, context)
 
         return grpc.unary_unary_rpc_method_handler(single, handler.request_deserializer, handler.response_serializer)
 
     async def _admit(
-        self, stack: AsyncExitStack, context: Context, method: str, caller: Caller | LabelmintError
+        self, stack: AsyncExitStack, context: Context, method: str, *, caller: Caller | LabelmintError
     ) -> None:
         if isinstance(caller, LabelmintError):
-            await refuse(self._metrics, method, context, caller)
+            await refuse(self._metrics, method, context, error=caller)
         current_caller.set(caller)
         try:
             stack.enter_context(caller.request())
         except LabelmintError as error:
-            await refuse(self._metrics, method, context, error)
+            await refuse(self._metrics, method, context, error=error)

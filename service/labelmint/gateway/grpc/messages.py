@@ -70,8 +70,8 @@ def sample_message(sample: Sample, options: pb.SampleOptions) -> Fields:
     """Return the fields of a Sample message."""
     return {
         **sample_fields(sample),
-        "image": _pixels(sample, sample.image, _ENCODINGS[options.image_encoding], IMAGE_ENCODERS),
-        "label": _pixels(sample, sample.label, _ENCODINGS[options.label_encoding], LABEL_ENCODERS),
+        "image": _pixels(sample, sample.image, _ENCODINGS[options.image_encoding], encoders=IMAGE_ENCODERS),
+        "label": _pixels(sample, sample.label, _ENCODINGS[options.label_encoding], encoders=LABEL_ENCODERS),
         "js_map": b"" if sample.js_map is None else sample.js_map.astype("<f4").tobytes(),
     }
 
@@ -98,7 +98,7 @@ def model_message(model: ServedModel) -> pb.Model:
 
 
 def _pixels(
-    sample: Sample, array: npt.NDArray[np.uint8] | None, encoding: Encoding, encoders: Mapping[Encoding, Encoder]
+    sample: Sample, array: npt.NDArray[np.uint8] | None, encoding: Encoding, *, encoders: Mapping[Encoding, Encoder]
 ) -> Fields | None:
     if array is None:
         return None

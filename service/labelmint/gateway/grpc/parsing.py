@@ -46,7 +46,7 @@ class ParsingInterceptor(grpc.aio.ServerInterceptor):
             try:
                 parsed = _checked(request)
             except InvalidRequest as error:
-                await refuse(self._metrics, method, context, error)
+                await refuse(self._metrics, method, context, error=error)
             return await behaviour(parsed, context)
 
         async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
@@ -56,7 +56,7 @@ class ParsingInterceptor(grpc.aio.ServerInterceptor):
                     async for answer in answers:
                         yield answer
             except InvalidRequest as error:
-                await refuse(self._metrics, method, context, error)
+                await refuse(self._metrics, method, context, error=error)
 
         # A coroutine can also write a response stream, as gRPC's own health Watch does.
         guarded = stream if inspect.isasyncgenfunction(behaviour) else whole

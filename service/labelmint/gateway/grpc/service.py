@@ -160,7 +160,7 @@ class _Call:
             await _abort(self._context, translated)
 
 
-async def refuse(metrics: Metrics, method: str, context: Context, error: LabelmintError) -> NoReturn:
+async def refuse(metrics: Metrics, method: str, context: Context, *, error: LabelmintError) -> NoReturn:
     """End a call before its handler runs. The error is counted and translated like the handler's own errors."""
     async with _Call(metrics, method, context):
         raise error

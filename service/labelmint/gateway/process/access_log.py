@@ -36,7 +36,7 @@ _SERVER_CODES = ("UNKNOWN", "INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNIMPLEMENT
 
 
 class _Request:
-    def __init__(self, transport: str, method: str, given_id: str, traceparent: str) -> None:
+    def __init__(self, transport: str, method: str, given_id: str, *, traceparent: str) -> None:
         self._started = time.perf_counter()
         self._fields: dict[str, Any] = {"transport": transport, "method": method}
         self._end_span = tracing.begin_request(f"{transport} {method}", given_id, traceparent)
@@ -61,7 +61,7 @@ class RestAccessLog:
             return
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         given_id, traceparent = headers.get(REQUEST_ID_HEADER.encode(), ""), headers.get(b"traceparent", "")
-        request = _Request("rest", scope["method"], given_id, traceparent)
+        request = _Request("rest", scope["method"], given_id, traceparent=traceparent)
         status = 500
 
         async def answer(message: Message) -> None:
@@ -134,7 +134,7 @@ class GrpcAccessLog(grpc.aio.ServerInterceptor):
         self.in_flight += 1
         metadata = dict(context.invocation_metadata() or ())
         given_id, traceparent = str(metadata.get(REQUEST_ID_HEADER, "")), str(metadata.get("traceparent", ""))
-        request = _Request("grpc", method, given_id, traceparent)
+        request = _Request("grpc", method, given_id, traceparent=traceparent)
         context.set_trailing_metadata(((REQUEST_ID_HEADER, request.id),))
         return request
 

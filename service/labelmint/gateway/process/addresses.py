@@ -33,7 +33,7 @@ def take(host: str, port: int, flag: str) -> socket.socket:
     try:
         taken = socket.socket(family, kind, protocol)
     except OSError as error:
-        raise cannot_listen(error, host, port, flag) from error
+        raise cannot_listen(error, host, port, flag=flag) from error
     try:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
@@ -41,7 +41,7 @@ def take(host: str, port: int, flag: str) -> socket.socket:
         taken.bind(address)
     except OSError as error:
         taken.close()
-        raise cannot_listen(error, host, port, flag) from error
+        raise cannot_listen(error, host, port, flag=flag) from error
     return taken
 
 
@@ -64,7 +64,7 @@ def take_ports(host: str, http_port: int, grpc_port: int) -> Iterator[Listening]
         yield Listening(http, grpc, (http.getsockname()[1], grpc.getsockname()[1]))
 
 
-def cannot_listen(error: OSError, host: str, port: int, flag: str) -> CannotListen:
+def cannot_listen(error: OSError, host: str, port: int, *, flag: str) -> CannotListen:
     where = f"cannot listen on {bracketed(host, port)}"
     if error.errno == errno.EADDRINUSE:
         return CannotListen(f"{where}; is another labelmint running? Choose a port with {flag}")

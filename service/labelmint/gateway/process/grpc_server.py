@@ -65,7 +65,7 @@ class GrpcServer:
                 self._server.add_secure_port(bracketed(host, port), security.tls.credentials())
         except RuntimeError as error:  # another process has started to listen there
             in_use = OSError(errno.EADDRINUSE, str(error))
-            raise cannot_listen(in_use, settings.host, settings.grpc_port, "--grpc-port") from error
+            raise cannot_listen(in_use, settings.host, settings.grpc_port, flag="--grpc-port") from error
 
     async def start(self) -> None:
         await self._server.start()

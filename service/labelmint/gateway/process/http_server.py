@@ -23,7 +23,7 @@ from labelmint.gateway.process.tls import Tls
 
 
 class HttpServer:
-    def __init__(self, settings: ServeSettings, tls: Tls | None, taken: socket.socket, app: ASGIApp) -> None:
+    def __init__(self, settings: ServeSettings, tls: Tls | None, taken: socket.socket, *, app: ASGIApp) -> None:
         """`taken` is a socket bound to the address."""
         self._settings = settings
         self._server = _Uvicorn(_config(settings, tls, app))
@@ -36,7 +36,7 @@ class HttpServer:
         try:
             self._listener.listen()
         except OSError as error:  # another process has started to listen there
-            raise cannot_listen(error, self._settings.host, self._settings.http_port, "--http-port") from error
+            raise cannot_listen(error, self._settings.host, self._settings.http_port, flag="--http-port") from error
         self._serving = asyncio.create_task(self._server.serve(sockets=[self._listener]))
         while not self._server.started and not self._serving.done():
             await asyncio.sleep(0.01)

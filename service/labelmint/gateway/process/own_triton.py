@@ -44,7 +44,7 @@ class _OnDisk:
 class OwnTriton:
     """A child Triton that serves all ensembles of one pipeline of a repository."""
 
-    def __init__(self, repository: Path, pipeline: str, log: Path | None, otlp_endpoint: str) -> None:
+    def __init__(self, repository: Path, pipeline: str, log: Path | None, *, otlp_endpoint: str) -> None:
         """Raises UnusableFile if the repository has no model of that pipeline, or a damaged one.
 
         Triton sends its spans of each trace to the OTLP/HTTP receiver at `otlp_endpoint`, unless that is "".
@@ -54,7 +54,7 @@ class OwnTriton:
         self._loaded = self._read_repository()
         self._wanted = dict(self._loaded)  # the models that a restart serves, in the state that was served last
         self._server = TritonServer(
-            repository, list(self._loaded), log, traces_url(otlp_endpoint) if otlp_endpoint else ""
+            repository, list(self._loaded), log, traces_url=traces_url(otlp_endpoint) if otlp_endpoint else ""
         )
         self._supervisor: asyncio.Task[None] | None = None
         self._reloading = asyncio.Lock()

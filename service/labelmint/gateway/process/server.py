@@ -63,7 +63,7 @@ async def serve(settings: ServeSettings) -> None:
     async with contextlib.AsyncExitStack() as stack:
         listening = stack.enter_context(take_ports(settings.host, settings.http_port, settings.grpc_port))
         stack.callback(start_tracing(settings.otlp_endpoint))
-        own = await _own_triton(settings, stack, announcer, signals)
+        own = await _own_triton(settings, stack, announcer, signals=signals)
         if signals.stop.is_set():
             return
         client = TritonClient(settings.triton_url if own is None else own.url)
@@ -79,7 +79,7 @@ async def serve(settings: ServeSettings) -> None:
         health = await stack.enter_async_context(health_service(lifecycle))
         await stack.enter_async_context(running(asyncio.create_task(give_back())))
         async with _servers(settings, security, listening, core=core, health=health):
-            await stack.enter_async_context(_following(signals.reload, own, client, catalog))
+            await stack.enter_async_context(_following(signals.reload, own, client, catalog=catalog))
             await announcer.announce(catalog, signals.stop, ports=listening.ports, tls=security.tls is not None)
             await signals.stop.wait()
             announcer.say("stopping")
@@ -90,12 +90,14 @@ async def serve(settings: ServeSettings) -> None:
 
 
 async def _own_triton(
-    settings: ServeSettings, stack: contextlib.AsyncExitStack, announcer: Announcer, signals: Signals
+    settings: ServeSettings, stack: contextlib.AsyncExitStack, announcer: Announcer, *, signals: Signals
 ) -> OwnTriton | None:
     """Start a child Triton and wait until it is ready or a signal stops it; None if the settings name another."""
     if settings.triton_url:
         return None
-    own = OwnTriton(settings.model_repository, settings.pipeline, settings.triton_log, settings.otlp_endpoint)
+    own = OwnTriton(
+        settings.model_repository, settings.pipeline, settings.triton_log, otlp_endpoint=settings.otlp_endpoint
+    )
     signals.at_once = own.kill
     stack.push_async_callback(own.stop)
     announcer.say(f"starting Triton on {settings.model_repository} ({', '.join(own.models)})")
@@ -140,7 +142,7 @@ async def _servers(
         cors_origins=tuple(settings.cors_origins),
     )
     app = create_app(core, version=version("labelmint"), exposure=exposure)
-    http_server = HttpServer(settings, security.tls, listening.http, RestAccessLog(app))
+    http_server = HttpServer(settings, security.tls, listening.http, app=RestAccessLog(app))
     grpc_server = GrpcServer(settings, security, listening.grpc, core=core, health=health)
     await grpc_server.start()
     try:
@@ -155,7 +157,7 @@ async def _servers(
 
 
 def _following(
-    asked: asyncio.Event, own: OwnTriton | None, client: TritonClient, catalog: Catalog
+    asked: asyncio.Event, own: OwnTriton | None, client: TritonClient, *, catalog: Catalog
 ) -> contextlib.AbstractAsyncContextManager[None]:
     """On each `asked`, reload the child Triton from its repository; of any other Triton, only read the models again."""
 

@@ -54,7 +54,9 @@ class Caching:
         return self.etag in tags or (exists and "*" in tags)
 
 
-def caching_of(model: ServedModel, representation: str, query: BaseModel, pinned: str | None, private: bool) -> Caching:
+def caching_of(
+    model: ServedModel, representation: str, query: BaseModel, *, pinned: str | None, private: bool
+) -> Caching:
     """Return the caching of the response in `representation` (seed and form) with the options of `query`.
 
     Raises RevisionChanged if `pinned` is not the served revision.

@@ -44,9 +44,9 @@ class Resources:
         request.state.model = model.name
         return model
 
-    def caching(self, request: Request, model: ServedModel, representation: str, query: PinnedQuery) -> Caching:
+    def caching(self, request: Request, model: ServedModel, representation: str, *, query: PinnedQuery) -> Caching:
         """Return how the response may be cached. A permanent error (`lasting`) gets the same Cache-Control."""
-        found = caching_of(model, representation, query, query.revision, self._private)
+        found = caching_of(model, representation, query, pinned=query.revision, private=self._private)
         request.state.cache_control = found.cache_control
         return found
 
@@ -55,15 +55,15 @@ class Resources:
         request: Request,
         model: ServedModel,
         seed: int,
-        query: PinnedQuery,
         *,
+        query: PinnedQuery,
         representation: str,
         js_map: bool,
         if_none_match: str | None,
         encode: Callable[[Sample, Caching], Awaitable[Any]],
     ) -> Any:
         """Return the sample encoded by `encode`, or 304 if the client already has it."""
-        caching = self.caching(request, model, representation, query)
+        caching = self.caching(request, model, representation, query=query)
         if caching.held(if_none_match):
             return not_modified(caching)
         sample = await self.sampler.sample(model, seed, query.to_sample_options(js_map))

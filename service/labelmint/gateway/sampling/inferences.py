@@ -35,7 +35,7 @@ class _Running:
 
 
 class Inferences:
-    def __init__(self, slots: Slots, cache: SampleCache, metrics: Metrics, hold_seconds: float) -> None:
+    def __init__(self, slots: Slots, cache: SampleCache, metrics: Metrics, *, hold_seconds: float) -> None:
         """`hold_seconds`: for how long a call is retried while Triton is unavailable."""
         self._slots = slots
         self._cache = cache

@@ -47,7 +47,7 @@ class Sample:
         """The id of the shape that this sample shares with other mixed samples; empty for an unmixed one."""
         if self.mixing is None:
             return ""
-        return group_id(self.model, self.seed, self.mixing, self.gate.truncation_psi)
+        return group_id(self.model, self.seed, self.mixing, truncation_psi=self.gate.truncation_psi)
 
     def rejection(self) -> SampleRejected:
         return SampleRejected(self.seed, self.js_score, self.gate.threshold, self.gate.calibration_id)

@@ -140,7 +140,7 @@ class Sampler:
         self._metrics = metrics
         self._limits = limits
         self._slots = Slots(limits.triton_slots)
-        self._inferences = Inferences(self._slots, cache, metrics, limits.capacity_wait_seconds)
+        self._inferences = Inferences(self._slots, cache, metrics, hold_seconds=limits.capacity_wait_seconds)
         self._admitted_samples = 0
         self._owed_before_model = 0
         self._pipelines: set[_Pipeline] = set()
@@ -202,7 +202,7 @@ class Sampler:
         """
         _charge(len(seeds))
         checked = check_batch(seeds)
-        mixings = mixings_of(model, options, style_seeds, len(checked))
+        mixings = mixings_of(model, options, style_seeds, count=len(checked))
         gate, outputs = gate_of(model, options), options.outputs(model)
         deadline = self._deadline(timeout_seconds)
         with self._admitted(len(checked)) as requester:
@@ -235,7 +235,7 @@ class Sampler:
         if count < 0:
             raise InvalidRequest("count", f"{count} is negative; give 0 for no limit")
         pipeline = _Pipeline(window_of(window, self._limits.max_window), count or None, options.include_rejected)
-        tasks = self._begin(model, walk, options, timeout_seconds)
+        tasks = self._begin(model, walk, options, timeout_seconds=timeout_seconds)
         now = asyncio.get_running_loop().time
         next_seed = delivered_seed = walk.start
         rejected = unpaid = 0
@@ -266,7 +266,7 @@ class Sampler:
                 await _cancel(pipeline.ahead)
 
     def _begin(
-        self, model: ServedModel, walk: Walk, options: SampleOptions, timeout_seconds: float | None
+        self, model: ServedModel, walk: Walk, options: SampleOptions, *, timeout_seconds: float | None
     ) -> Iterator[asyncio.Task[Sample]]:
         """The tasks of a walk, each created when the iterator reaches it; raises InvalidRequest at once."""
         mixing, gate, outputs = mixing_of(model, options), gate_of(model, options), options.outputs(model)
@@ -282,7 +282,7 @@ class Sampler:
         arrays = await self._inferences.get(spec.key, spec.outputs, infer, requester=requester, deadline=deadline)
         sample = spec.sample(arrays)
         mixed, psi = spec.mixing is not None, spec.gate.truncation_psi
-        self._metrics.judged(spec.model, psi, mixed, sample.js_score, sample.accepted)
+        self._metrics.judged(spec.model, psi, mixed, js_score=sample.js_score, accepted=sample.accepted)
         return sample
 
     async def _infer(self, spec: _Spec, timeout_seconds: float | None) -> Arrays:
@@ -290,7 +290,12 @@ class Sampler:
         model = spec.model
         try:
             arrays = await self._triton.infer(
-                model.triton_name, model.version, spec.latents(), spec.outputs, timeout_seconds, digest=model.digest
+                model.triton_name,
+                model.version,
+                spec.latents(),
+                outputs=spec.outputs,
+                timeout_seconds=timeout_seconds,
+                digest=model.digest,
             )
         except TritonUnavailable:
             await self.catalog.check_lost(model)

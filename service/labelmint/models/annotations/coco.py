@@ -99,10 +99,10 @@ def read_shapes(directory: Path, drawn: Drawn) -> Iterator[Shape]:
     names = {category.id: category.name for category in content.categories}
     for annotation in content.annotations:
         where = f"annotation {annotation.id}"
-        seed = _looked_up(annotation.image_id, seeds, path, where, "image")
-        name = _looked_up(annotation.category_id, names, path, where, "category")
+        seed = _looked_up(annotation.image_id, seeds, path, where=where, what="image")
+        name = _looked_up(annotation.category_id, names, path, where=where, what="category")
         where += f" ({name!r})"
-        yield Shape(seed, path, where, name, _area(annotation.segmentation, drawn.size(seed), path, where))
+        yield Shape(seed, path, where, name, _area(annotation.segmentation, drawn.size(seed), path, where=where))
 
 
 def read_keypoints(directory: Path, drawn: Drawn) -> Iterator[Keypoint]:
@@ -115,8 +115,8 @@ def read_keypoints(directory: Path, drawn: Drawn) -> Iterator[Keypoint]:
         raise UnusableFile(path, f"has {len(skeletons)} categories with keypoints; exactly one is needed")
     for annotation in content.annotations:
         where = f"annotation {annotation.id}"
-        seed = _looked_up(annotation.image_id, seeds, path, where, "image")
-        names = _looked_up(annotation.category_id, skeletons, path, where, "keypoint category")
+        seed = _looked_up(annotation.image_id, seeds, path, where=where, what="image")
+        names = _looked_up(annotation.category_id, skeletons, path, where=where, what="keypoint category")
         numbers = annotation.keypoints
         if len(numbers) != 3 * len(names):
             raise UnusableFile(path, f"{where} has {len(numbers)} numbers for {len(names)} keypoints; each needs 3")
@@ -138,7 +138,7 @@ def _seeds_of(images: list[_Image], path: Path, drawn: Drawn) -> dict[int, int]:
             raise UnusableFile(path, f"lists {names[seed]!r} and {image.file_name!r}, both of seed {seed}; keep one")
         if image.id in seeds:
             raise UnusableFile(path, f"lists the image {image.file_name!r} with the id {image.id} of another image")
-        check_size((image.height, image.width), drawn.size(seed), path, f"says that {image.file_name} is")
+        check_size((image.height, image.width), drawn.size(seed), path, what=f"says that {image.file_name} is")
         names[seed], seeds[image.id] = image.file_name, seed
     for seed in drawn.images:
         if seed not in names:
@@ -146,16 +146,16 @@ def _seeds_of(images: list[_Image], path: Path, drawn: Drawn) -> dict[int, int]:
     return seeds
 
 
-def _looked_up(key: int, known: Mapping[int, T], path: Path, where: str, what: str) -> T:
+def _looked_up(key: int, known: Mapping[int, T], path: Path, *, where: str, what: str) -> T:
     if key not in known:
         raise UnusableFile(path, f"{where} has the {what} id {key}, which the file does not list")
     return known[key]
 
 
-def _area(segmentation: list[list[float]] | _Rle, size: Size, path: Path, where: str) -> npt.NDArray[np.bool_]:
+def _area(segmentation: list[list[float]] | _Rle, size: Size, path: Path, *, where: str) -> npt.NDArray[np.bool_]:
     """Return the pixels, bool [R,R], that an instance covers."""
     if isinstance(segmentation, _Rle):
-        check_size(segmentation.size, size, path, f"{where} has run lengths for")
+        check_size(segmentation.size, size, path, what=f"{where} has run lengths for")
         counts = segmentation.counts if isinstance(segmentation.counts, list) else _run_lengths(segmentation.counts)
         if counts is None or min(counts, default=0) < 0 or sum(counts) != size[0] * size[1]:
             raise UnusableFile(path, f"{where} has run lengths that do not add up to its image; export it again")
@@ -166,13 +166,13 @@ def _area(segmentation: list[list[float]] | _Rle, size: Size, path: Path, where:
         for polygon in segmentation:
             if len(polygon) < 6 or len(polygon) % 2:
                 raise UnusableFile(path, f"{where} has a polygon of {len(polygon)} numbers; it needs three points")
-            check_points(list(zip(polygon[::2], polygon[1::2], strict=True)), size, path, where)
-            _check_length(polygon, size, path, where)
+            check_points(list(zip(polygon[::2], polygon[1::2], strict=True)), size, path, where=where)
+            _check_length(polygon, size, path, where=where)
         encoded = pycocotools.mask.merge(pycocotools.mask.frPyObjects(segmentation, *size))
     return pycocotools.mask.decode(encoded) > 0
 
 
-def _check_length(polygon: list[float], size: Size, path: Path, where: str) -> None:
+def _check_length(polygon: list[float], size: Size, path: Path, *, where: str) -> None:
     """Limit the length of an outline: pycocotools walks along it in fifths of a pixel and stores every step."""
     points = np.reshape(polygon, (-1, 2))  # [P,2]
     if np.abs(points - np.roll(points, 1, axis=0)).sum() > 4 * size[0] * size[1]:

@@ -72,7 +72,9 @@ def image_path(directory: Path, seed: int) -> Path:
     return directory / "images" / image_name(seed)
 
 
-def write_dataset(directory: Path, generator_sha256: str, truncation_psi: float, images: Mapping[int, Bytes]) -> None:
+def write_dataset(
+    directory: Path, generator_sha256: str, truncation_psi: float, *, images: Mapping[int, Bytes]
+) -> None:
     """Write the directory of `synth`."""
     check_new(directory)
     (directory / "images").mkdir(parents=True)
@@ -113,14 +115,14 @@ def write_names(path: Path, names: Iterable[str], palette: Palette) -> None:
     write_json(path, [{"name": name, "rgb": list(rgb)} for name, rgb in zip(names, palette, strict=True)])
 
 
-def id_of(name: str, names: tuple[str, ...], path: Path, where: str) -> int:
+def id_of(name: str, names: tuple[str, ...], path: Path, *, where: str) -> int:
     """Return the id of a name that an annotator used at the place `where` of a file."""
     if _composed(name) not in names:
         raise UnusableFile(path, f"{where} has an unknown name; known names are {', '.join(names)}")
     return names.index(_composed(name))
 
 
-def check_size(found: Size, size: Size, path: Path, what: str) -> None:
+def check_size(found: Size, size: Size, path: Path, *, what: str) -> None:
     if found != size:
         raise UnusableFile(path, f"{what} {found[1]}x{found[0]} pixels, but its image has {size[1]}x{size[0]}")
 

@@ -31,7 +31,9 @@ def csv_path(directory: Path) -> Path:
     return directory / "keypoints.csv"
 
 
-def write_keypoints(directory: Path, names: tuple[str, ...], palette: Palette, keypoints: Mapping[int, Points]) -> None:
+def write_keypoints(
+    directory: Path, names: tuple[str, ...], palette: Palette, *, keypoints: Mapping[int, Points]
+) -> None:
     """Write keypoints as an annotator would, in the format `csv`. For each seed: float32 [K,3] of x, y, present."""
     lines = io.StringIO()
     writer = csv.writer(lines, lineterminator="\n")
@@ -50,7 +52,7 @@ def read_keypoints(directory: Path, keypoint_format: str = "csv") -> AnnotatedDa
     mend = 'list the keypoints as [{"name": "nose", "rgb": [255, 0, 0]}, ...]'
     names, palette = read_names(directory / "keypoints.json", mend)
     entries = _read_csv(csv_path(directory)) if keypoint_format == "csv" else coco.read_keypoints(directory, drawn)
-    keypoints = gather(entries, names, drawn, directory)
+    keypoints = gather(entries, names, drawn, directory=directory)
     return AnnotatedDataset("keypoints", drawn.truncation_psi, names, palette, drawn.images, keypoints)
 
 
@@ -67,12 +69,12 @@ def _read_csv(path: Path) -> Iterator[Keypoint]:
             )
         for row in rows:
             if row:  # skip empty lines
-                yield _parsed(row, header, path, rows.line_num)
+                yield _parsed(row, header, path, line=rows.line_num)
     except (csv.Error, UnicodeDecodeError) as error:
         raise UnusableFile(path, f"is not CSV: {error}") from error
 
 
-def _parsed(row: list[str], header: list[str], path: Path, line: int) -> Keypoint:
+def _parsed(row: list[str], header: list[str], path: Path, *, line: int) -> Keypoint:
     if len(row) != len(header):
         raise UnusableFile(path, f"line {line} has {len(row)} columns, but the header has {len(header)}")
     cells = dict(zip(header, row, strict=True))

@@ -56,13 +56,13 @@ def read_shapes(directory: Path, drawn: Drawn) -> Iterator[Shape]:
         # PureWindowsPath accepts both separators: the file may have been saved on Windows.
         if seed_in(PureWindowsPath(content.imagePath).name, drawn) != seed:
             raise UnusableFile(path, f"was saved for the image {content.imagePath!r}; annotate the image next to it")
-        check_size((content.imageHeight, content.imageWidth), size, path, "was saved for an image of")
+        check_size((content.imageHeight, content.imageWidth), size, path, what="was saved for an image of")
         for index, shape in enumerate(content.shapes):
             where = f"shapes.{index} ({shape.label!r})"
-            yield Shape(seed, path, where, shape.label, _area(shape, size, path, where))
+            yield Shape(seed, path, where, shape.label, _area(shape, size, path, where=where))
 
 
-def _area(shape: _Shape, size: Size, path: Path, where: str) -> npt.NDArray[np.bool_]:
+def _area(shape: _Shape, size: Size, path: Path, *, where: str) -> npt.NDArray[np.bool_]:
     """Return the pixels, bool [R,R], that a shape covers."""
     kind, points = shape.shape_type, shape.points
     enough = {"polygon": len(points) >= 3, "rectangle": len(points) in (2, 4)}
@@ -72,9 +72,9 @@ def _area(shape: _Shape, size: Size, path: Path, where: str) -> npt.NDArray[np.b
         raise UnusableFile(path, f"{where} is a {kind}; only {', '.join(enough)} have an area")
     if not enough[kind]:
         raise UnusableFile(path, f"{where} is a {kind} of {len(points)} points; draw it again")
-    check_points(points, size, path, where)
+    check_points(points, size, path, where=where)
     if kind == "mask":
-        return _pasted(shape, size, path, where)
+        return _pasted(shape, size, path, where=where)
     picture = Image.new("L", (size[1], size[0]))
     draw = ImageDraw.Draw(picture)
     if kind == "circle":
@@ -95,7 +95,7 @@ def _is_upright(points: list[Point]) -> bool:
     return len(points) == 2 or set(points) == set(itertools.product(xs, ys))
 
 
-def _pasted(shape: _Shape, size: Size, path: Path, where: str) -> npt.NDArray[np.bool_]:
+def _pasted(shape: _Shape, size: Size, path: Path, *, where: str) -> npt.NDArray[np.bool_]:
     """Return the area of a bitmap, which lies between its two points, both inclusive."""
     left, top, right, bottom = (int(value) for point in shape.points for value in point)
     if not (0 <= left <= right < size[1] and 0 <= top <= bottom < size[0]):

@@ -63,9 +63,9 @@ def read_masks(directory: Path, mask_format: str = "png") -> AnnotatedDataset:
     if mask_format == "png":
         masks = _read_pngs(directory, drawn, len(classes.names))
     elif mask_format == "labelme":
-        masks = paint(labelme.read_shapes(directory, drawn), classes.names, drawn, directory)
+        masks = paint(labelme.read_shapes(directory, drawn), classes.names, drawn, directory=directory)
     else:
-        masks = paint(coco.read_shapes(directory, drawn), classes.names, drawn, directory)
+        masks = paint(coco.read_shapes(directory, drawn), classes.names, drawn, directory=directory)
     return AnnotatedDataset("segmentation", drawn.truncation_psi, classes.names, classes.palette, drawn.images, masks)
 
 
@@ -76,7 +76,7 @@ def _read_pngs(directory: Path, drawn: Drawn, num_classes: int) -> dict[int, Byt
 
 def _read_png(path: Path, size: Size, num_classes: int) -> Bytes:
     mask = read_ids(path, "every image of dataset.json needs a mask")
-    check_size((mask.shape[0], mask.shape[1]), size, path, "is")
+    check_size((mask.shape[0], mask.shape[1]), size, path, what="is")
     if int(mask.max()) >= num_classes:
         raise UnusableFile(path, f"has class id {int(mask.max())}; classes.json names {num_classes} classes")
     return mask.astype(np.uint8)

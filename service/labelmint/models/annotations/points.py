@@ -37,12 +37,12 @@ class Keypoint:
     visible: float
 
 
-def gather(entries: Iterable[Keypoint], names: tuple[str, ...], drawn: Drawn, directory: Path) -> dict[int, Points]:
+def gather(entries: Iterable[Keypoint], names: tuple[str, ...], drawn: Drawn, *, directory: Path) -> dict[int, Points]:
     """Return points float32 [K,3] of x, y and present (0 or 1), one array for each image of `synth`."""
     gathered = {seed: np.zeros((len(names), 3), np.float32) for seed in drawn.images}
     given: dict[int, set[int]] = {seed: set() for seed in drawn.images}
     for entry in entries:
-        number = id_of(entry.name, names, entry.path, entry.where)
+        number = id_of(entry.name, names, entry.path, where=entry.where)
         if entry.seed not in gathered:
             raise UnusableFile(entry.path, f"{entry.where} has seed {entry.seed}, which dataset.json does not list")
         if number in given[entry.seed]:

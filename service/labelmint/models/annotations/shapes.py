@@ -32,14 +32,14 @@ class Shape:
     area: npt.NDArray[np.bool_]  # [R,R]
 
 
-def paint(shapes: Iterable[Shape], names: tuple[str, ...], drawn: Drawn, directory: Path) -> dict[int, Bytes]:
+def paint(shapes: Iterable[Shape], names: tuple[str, ...], drawn: Drawn, *, directory: Path) -> dict[int, Bytes]:
     """Return masks uint8 [R,R] of class ids, one for each image of `synth`."""
     masks = {seed: np.zeros(drawn.size(seed), np.uint8) for seed in drawn.images}
     bare = set(masks)
     for shape in shapes:
         if not shape.area.any():
             raise UnusableFile(shape.path, f"{shape.where} covers no pixel; delete it or draw it again")
-        masks[shape.seed][shape.area] = id_of(shape.name, names, shape.path, shape.where)
+        masks[shape.seed][shape.area] = id_of(shape.name, names, shape.path, where=shape.where)
         bare.discard(shape.seed)
     if bare:
         raise UnusableFile(
@@ -49,7 +49,7 @@ def paint(shapes: Iterable[Shape], names: tuple[str, ...], drawn: Drawn, directo
     return masks
 
 
-def check_points(points: Sequence[Point], size: Size, path: Path, where: str) -> None:
+def check_points(points: Sequence[Point], size: Size, path: Path, *, where: str) -> None:
     """Refuse points that are farther outside than the image is long; they were probably drawn on another image."""
     height, width = size
     for x, y in points:

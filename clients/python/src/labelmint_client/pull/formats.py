@@ -59,7 +59,7 @@ class Format(Protocol):
         """After the last shard, publish the files that exist once per pull and return their records."""
 
 
-def open_format(name: str, directory: PullDirectory, model: Model, label_mode: LabelMode) -> Format:
+def open_format(name: str, directory: PullDirectory, model: Model, *, label_mode: LabelMode) -> Format:
     """Return the format of that name, one of FORMATS. `label_mode` is for formats that write labels as PNG."""
     opened: Format = import_module(f"labelmint_client.pull.{name}").Writer(directory, model, label_mode)
     return opened

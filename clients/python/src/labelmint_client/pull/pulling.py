@@ -99,7 +99,7 @@ class Progress:
 
 
 def pull(
-    client: Client, options: PullOptions, out: Path | str, on_progress: Callable[[Progress], None] = lambda _: None
+    client: Client, options: PullOptions, out: Path | str, *, on_progress: Callable[[Progress], None] = lambda _: None
 ) -> Json:
     """Write the samples, or the rest of them, into the directory `out` and return the manifest.
 
@@ -136,7 +136,7 @@ class _Pull:
         header = directory.header()
         self._begun = header is not None and header["request"]["count"] == options.count
         self._model, self._header = self._keep_to(header)
-        self._format = open_format(options.format, directory, self._model, options.label_mode)
+        self._format = open_format(options.format, directory, self._model, label_mode=options.label_mode)
         # The completed shards as recorded by the parts, without a last one that has room; then the current shard.
         self._next_shard, self._done, self._accepted, self._next_seed = 0, 0, 0, options.start_seed
         self._samples: list[Json] = []

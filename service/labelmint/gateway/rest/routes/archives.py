@@ -41,7 +41,7 @@ def add_archives(app: FastAPI, resources: Resources, lifecycle: Lifecycle) -> No
     ) -> Response:
         owed = resources.sampler.owed_at_first(0, query.count)
         found = await resources.find(request, model, query, owed=owed)
-        caching = resources.caching(request, found, "tar", query)
+        caching = resources.caching(request, found, "tar", query=query)
         walk, options = Walk(query.start_seed, query.shard_index, query.shard_count), query.to_sample_options()
         mixing_of(found, options)
         gate_of(found, options)
