@@ -4,9 +4,9 @@ Rules of this file:
 - The generator is frozen. Pixels are drawn at random from each image, rare classes more often than their area says
   and at least one from every class that the image has; only their features are ever held.
 - Each image is drawn once: to check that the annotation was made on it, and for its features.
-- A run that was interrupted goes on from its checkpoint, beside the file to write, and ends in the same bytes where it
-  has as many threads: it draws its pixels anew and takes weights, optimizer, schedule and random numbers from the
-  checkpoint.
+- A run that was interrupted goes on from its checkpoint, beside the file to write: it draws its pixels anew and takes
+  weights, optimizer, schedule and random numbers from the checkpoint. With the same number of threads it ends in the
+  same bytes; another number adds in another order.
 - The heads differ by their initial weights and by the pixels they draw (DatasetGAN, section 3.2).
 - Linear -> ReLU -> BatchNorm -> Linear -> ReLU -> BatchNorm -> Linear, as the released `pixel_classifier`; the
   BatchNorms and the standardisation of the features are folded into the linear layers at the end, exactly.
