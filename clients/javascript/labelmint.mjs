@@ -22,7 +22,7 @@ const CHANNEL = {
   "grpc.keepalive_permit_without_calls": 1,
 };
 // gRPC itself cancels what a gateway short of processor time did not take up; nobody here cancels what is still read.
-const { UNAVAILABLE, RESOURCE_EXHAUSTED, CANCELLED } = grpc.status;
+const { UNAVAILABLE, RESOURCE_EXHAUSTED, CANCELLED, DEADLINE_EXCEEDED } = grpc.status;
 const RETRYABLE = [UNAVAILABLE, RESOURCE_EXHAUSTED, CANCELLED];
 
 const definition = protoLoader.loadSync(PROTO, { longs: Number, enums: String, defaults: true, oneofs: true });
@@ -115,16 +115,20 @@ class Patience {
   // The gateway gave something.
   renew() {
     this.failures = 0;
+    this.last = null; // the last error that the call was tried again after
     this.end = Date.now() + this.milliseconds;
   }
 
   // Waits until the call may be tried again; throws the error where it may not, or not in time.
   async pauseAfter(error) {
     const { retryDelayMs = 0 } = explain(error);
+    // The patience itself cut this try off: the try before it says what is wrong.
+    if (error.code === DEADLINE_EXCEEDED && this.last) throw this.last;
     if (!RETRYABLE.includes(error.code)) throw error;
     const renewed = error.reason === "STREAM_EXPIRED"; // the gateway is well: resume at once
     const jitter = renewed ? 0 : Math.random() * Math.min(MAX_PAUSE_MS, 100 * 2 ** this.failures++);
     if (Date.now() + retryDelayMs + jitter >= this.end) throw error;
+    this.last = error;
     await sleep(retryDelayMs + jitter);
   }
 }
