@@ -23,7 +23,7 @@ const CHANNEL = {
 };
 // CANCELLED is retryable because this client never cancels a call that it still reads. It comes from gRPC itself, which
 // cancels a call that a gateway short of CPU time did not accept in time.
-const { UNAVAILABLE, RESOURCE_EXHAUSTED, CANCELLED } = grpc.status;
+const { UNAVAILABLE, RESOURCE_EXHAUSTED, CANCELLED, DEADLINE_EXCEEDED } = grpc.status;
 const RETRYABLE = [UNAVAILABLE, RESOURCE_EXHAUSTED, CANCELLED];
 
 const definition = protoLoader.loadSync(PROTO, { longs: Number, enums: String, defaults: true, oneofs: true });
@@ -116,16 +116,20 @@ class Patience {
   // Records that the gateway sent something.
   renew() {
     this.failures = 0;
+    this.last = null; // the error before the last retry
     this.end = Date.now() + this.milliseconds;
   }
 
   // Waits until the call may be retried. Throws the error if a retry is not safe, or not possible in time.
   async pauseAfter(error) {
     const { retryDelayMs = 0 } = explain(error);
+    // The patience ended during this attempt. The error of the previous attempt names the cause.
+    if (error.code === DEADLINE_EXCEEDED && this.last) throw this.last;
     if (!RETRYABLE.includes(error.code)) throw error;
     const renewed = error.reason === "STREAM_EXPIRED"; // the gateway is healthy: resume at once
     const jitter = renewed ? 0 : Math.random() * Math.min(MAX_PAUSE_MS, 100 * 2 ** this.failures++);
     if (Date.now() + retryDelayMs + jitter >= this.end) throw error;
+    this.last = error;
     await sleep(retryDelayMs + jitter);
   }
 }

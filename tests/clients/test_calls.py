@@ -333,8 +333,8 @@ asyncio.run(run())
 
 
 def test_an_asyncio_client_that_came_through_a_fork_says_so(gateway: Service, options: SampleOptions) -> None:
-    """gRPC's support of forks is for blocking calls only: it starts threads in the child, which then crash now and then
-    (docs/training.md). Without them the child lives, whatever it uses, and it runs no event loop of gRPC's."""
+    """gRPC supports forks for blocking calls only. Here it would start threads in the child that crash it now and then,
+    so its support is off: docs/training.md says that a process with an AsyncClient may not fork."""
     command = [sys.executable, "-c", FORKED_ASYNCIO, gateway.grpc, repr(options.max_js)]
     environment = {**os.environ, "GRPC_ENABLE_FORK_SUPPORT": "0"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)

@@ -209,17 +209,38 @@ def test_it_waits_as_long_as_the_gateway_asks(example: Path) -> None:
         assert second - first >= 1.5
 
 
-def test_it_gives_up_and_says_why(example: Path) -> None:
+def give_up(example: Path, gateway: Busy, patience_ms: int) -> list[str]:
     script = (
         'import { connect, getModel } from "./labelmint.mjs";'
         "const client = connect(process.argv[1]);"
-        'try { await getModel(client, "tiny", { patienceMs: 1000 }); }'
+        f'try {{ await getModel(client, "tiny", {{ patienceMs: {patience_ms} }}); }}'
         " catch (error) { console.log(error.reason, error.retryDelayMs); }"
         "client.close();"
     )
-    gateway = Busy(0.4, forever=True)
     with serving(gateway) as endpoint:
-        assert run(example, ["node", "--input-type=module", "--eval", script, endpoint]) == ["OVERLOADED 400"]
+        return run(example, ["node", "--input-type=module", "--eval", script, endpoint])
+
+
+def test_it_gives_up_and_says_why(example: Path) -> None:
+    """The second pause would end after the patience. The first try has all of it, on a busy machine too."""
+    gateway = Busy(8, forever=True)
+    assert give_up(example, gateway, 10_000) == ["OVERLOADED 8000"]
+    assert len(gateway.asked["GetModel"]) == 2
+
+
+class Silent(Busy):
+    """Turns the first call away and never answers the second."""
+
+    def turn_away(self, method: str, context: grpc.ServicerContext) -> None:
+        super().turn_away(method, context)
+        while context.is_active():
+            time.sleep(0.05)
+
+
+def test_a_try_that_the_patience_cuts_off_hides_nothing(example: Path) -> None:
+    gateway = Silent(1)
+    assert give_up(example, gateway, 10_000) == ["OVERLOADED 1000"]
+    assert len(gateway.asked["GetModel"]) == 2
 
 
 def test_a_token_is_refused_without_tls(example: Path) -> None:

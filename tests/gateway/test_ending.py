@@ -46,7 +46,7 @@ def test_a_drain_is_seen_before_the_doors_close(tmp_path: Path, tiny_repository:
     with grpc.insecure_channel(service.grpc) as channel:
         stub = pb_grpc.SampleServiceStub(channel)
         # Who watches our health must not hold up the end.
-        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=300)
         assert any(answer.status == health_pb2.HealthCheckResponse.SERVING for answer in watch)  # at first or soon
         stream = stream_of(stub, 100)
         seeds = [next(message.sample.seed for message in stream if message.HasField("sample"))]
