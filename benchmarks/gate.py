@@ -21,16 +21,16 @@ import matplotlib.pyplot as plt
 import numpy as np
 import numpy.typing as npt
 import torch
+from demo.annotate import render_seed
 from tqdm import tqdm
 
-from labelmint.demo.annotate import render_seed
 from labelmint.models.annotations import write_json
 from labelmint.models.draw import draw
 from labelmint.models.interpreter import interleave
 from labelmint.models.store import load_generator, load_interpreter
 
 ROOT = Path(__file__).parent.parent
-WEIGHTS = ROOT / "service" / "labelmint" / "demo" / "weights"
+WEIGHTS = ROOT / "benchmarks" / "demo" / "weights"
 FIRST_SEED = 4_250_000_000
 SAVE_EVERY = 100
 # The scores of the paper (sum over the pixels) and of its released code (mean of the top tenth), then two that need no

@@ -28,13 +28,13 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from demo import faces
+from demo.annotate import exact_masks, render_seed
 from serving import gateway
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from labelmint.demo import faces
-from labelmint.demo.annotate import exact_masks, render_seed
 from labelmint.models.annotations import write_json
 from labelmint.models.draw import drawn_images
 from labelmint.models.generator import to_uint8
@@ -46,7 +46,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "clients" / "pytorch"))
 from train_segmenter import BATCH, Segmenter, evaluate, train  # noqa: E402
 
-WEIGHTS = ROOT / "service" / "labelmint" / "demo" / "weights"
+WEIGHTS = ROOT / "benchmarks" / "demo" / "weights"
 RESULTS = ROOT / "benchmarks" / "results" / "labels_train_models.json"
 EVALUATION_SEED, EVALUATION_COUNT = 4_200_000_000, 1000
 RENDER_SEED = 3_000_000_000

@@ -17,11 +17,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from demo.annotate import render_seed
 from resuming import ROOT
 from torch import Tensor
 
 from labelmint.core.calibration import CALIBRATION, Calibration
-from labelmint.demo.annotate import render_seed
 from labelmint.export.modules import MAX_BATCH_SIZE, Step, TensorSpec, latent_inputs
 from labelmint.export.onnx_export import export_onnx
 from labelmint.export.repository import step_config, write_model

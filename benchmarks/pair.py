@@ -51,7 +51,7 @@ from labelmint.models.store import load_generator, load_interpreter
 
 RESULTS = ROOT / "benchmarks" / "results" / "pair.json"
 PICTURE = ROOT / "docs" / "images" / "pair.png"
-WEIGHTS = ROOT / "service" / "labelmint" / "demo" / "weights"
+WEIGHTS = ROOT / "benchmarks" / "demo" / "weights"
 OPENVINO = ROOT / ".venv-openvino" / "bin" / "python"
 REPEATS = 3  # timed calls of a process
 WARMUPS = 3  # untimed first calls of a server: they touch its memory for the first time

@@ -9,9 +9,9 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from demo.model_card import model_card
 from PIL import Image
 
-from labelmint.demo.model_card import model_card
 from labelmint.gateway.sampling.access import TokenLimits, parse_tokens
 from tests.conftest import ROOT, Service, need_program
 
@@ -191,7 +191,7 @@ def test_what_is_ours_is_installed_from_a_clone() -> None:
 
 
 def test_the_model_card_is_what_the_figures_say() -> None:
-    figures = json.loads((ROOT / "service" / "labelmint" / "demo" / "weights" / "figures.json").read_text())
+    figures = json.loads((ROOT / "benchmarks" / "demo" / "weights" / "figures.json").read_text())
     assert (ROOT / "docs" / "model-card.md").read_text() == model_card(figures)
 
 

@@ -28,7 +28,6 @@ ALLOWED = {
     "models": {"core"},
     "checkpoints": {"core", "models", "untrusted"},
     "export": {"core", "kernel", "models", "triton"},
-    "demo": {"calibrate", "core", "models", "triton"},
     "cli": {"calibrate", "checkpoints", "core", "export", "gateway.process", "models"},
 }
 HEAVY = {"torch", "onnx", "onnxruntime", "safetensors", "pycocotools"}
@@ -84,7 +83,7 @@ def test_the_core_does_no_io() -> None:
 
 def test_only_the_rooms_of_weights_import_what_is_heavy() -> None:
     for path in files():
-        if package_of(path) not in ("models", "checkpoints", "export", "demo") and "backends" not in path.parts:
+        if package_of(path) not in ("models", "checkpoints", "export") and "backends" not in path.parts:
             assert not {name.split(".")[0] for name in imports(path)}.intersection(HEAVY), path.name
 
 

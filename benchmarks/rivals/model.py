@@ -22,7 +22,7 @@ from labelmint.models.generator import to_uint8
 from labelmint.models.store import load_generator, load_interpreter
 from rivals.settings import Settings
 
-WEIGHTS = Path(__file__).parent.parent.parent / "service" / "labelmint" / "demo" / "weights"
+WEIGHTS = Path(__file__).parent.parent / "demo" / "weights"
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from tests.support.models import files, small
 pytestmark = pytest.mark.torch
 
 
-WEIGHTS = ROOT / "service" / "labelmint" / "demo" / "weights"
+WEIGHTS = ROOT / "benchmarks" / "demo" / "weights"
 INTERPRETERS = {"faces": "interpreter.safetensors", "faces_keypoints": "keypoints.safetensors"}
 STEPS = [
     f"{model}_{step}"

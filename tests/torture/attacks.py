@@ -93,7 +93,7 @@ def attack_files(directory: Path) -> list[Outcome]:
     zipped, legacy = io.BytesIO(), io.BytesIO()
     torch.save(tensors, zipped)
     torch.save(tensors, legacy, _use_new_zipfile_serialization=False)
-    weights = ROOT / "service" / "labelmint" / "demo" / "weights"
+    weights = ROOT / "benchmarks" / "demo" / "weights"
     good = {
         "nvlabs": ("checkpoint", nvlabs_bytes({"G_ema": generator})),
         "zip": ("checkpoint", zipped.getvalue()),

@@ -29,7 +29,7 @@ def hostile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory of that name, which is the TMPDIR, with the program and Triton's wheel in it."""
     directory = tmp_path / HOSTILE
     checkout = directory / "service" / "labelmint"
-    shutil.copytree(ROOT / "service" / "labelmint", checkout, ignore=shutil.ignore_patterns("__pycache__", "demo"))
+    shutil.copytree(ROOT / "service" / "labelmint", checkout, ignore=shutil.ignore_patterns("__pycache__"))
     spec = find_spec("pytriton")
     assert spec is not None and spec.origin is not None
     for name in ("pytriton", "nvidia_pytriton.libs"):

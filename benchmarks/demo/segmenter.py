@@ -4,7 +4,7 @@ Rules of this file:
 - It sees no generated image during training. So a part that it finds in a generated image is really visible there.
 - Training images are slightly blurred, shifted in colour and noisy, so it learns the parts, not the renderer's edges.
 
-Run it as `python -m labelmint.demo.segmenter OUT.pt`.
+Run it as `PYTHONPATH=benchmarks python -m demo.segmenter OUT.pt`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from labelmint.demo import faces
-from labelmint.demo.metrics import NUM_CLASSES, confusion, iou, table
+from demo import faces
+from demo.metrics import NUM_CLASSES, confusion, iou, table
 
 STEPS = 450
 BATCH = 16

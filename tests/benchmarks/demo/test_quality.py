@@ -4,12 +4,12 @@ import json
 
 import pytest
 import torch
+from demo import faces, metrics
+from demo.annotate import exact_keypoints, render_seed
+from demo.evaluate import EVALUATION_SEED
+from demo.train_generator import CROSSOVER
 
 from labelmint.core.calibration import Calibration
-from labelmint.demo import faces, metrics
-from labelmint.demo.annotate import exact_keypoints, render_seed
-from labelmint.demo.evaluate import EVALUATION_SEED
-from labelmint.demo.train_generator import CROSSOVER
 from labelmint.models.draw import draw
 from labelmint.models.store import load_generator, load_interpreter
 from labelmint.triton.model_config import ensembles
@@ -18,7 +18,7 @@ from tests.conftest import REPOSITORY, ROOT
 pytestmark = pytest.mark.torch
 
 
-WEIGHTS = ROOT / "service" / "labelmint" / "demo" / "weights"
+WEIGHTS = ROOT / "benchmarks" / "demo" / "weights"
 SEEDS = range(EVALUATION_SEED + 50_000, EVALUATION_SEED + 50_048)
 
 

@@ -1,9 +1,9 @@
-"""Writes the demo's model card from the figures that `labelmint.demo.evaluate` stored.
+"""Writes the demo's model card from the figures that `demo.evaluate` stored.
 
 Rules of this file:
 - Every measured figure comes from figures.json, so the card cannot differ from the measurements.
 
-Run it as `python -m labelmint.demo.model_card FIGURES OUT`.
+Run it as `PYTHONPATH=benchmarks python -m demo.model_card FIGURES OUT`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from labelmint.demo import faces
-from labelmint.demo.annotate import CLASSES
-from labelmint.demo.train_generator import CROSSOVER, PHASES, SPEC
+from demo import faces
+from demo.annotate import CLASSES
+from demo.train_generator import CROSSOVER, PHASES, SPEC
 
 
 def model_card(figures: dict[str, Any]) -> str:
@@ -33,14 +33,14 @@ def model_card(figures: dict[str, Any]) -> str:
     return f"""# Model card: `faces` and `faces_keypoints`
 
 The demo models of labelmint are one generator and two Style Interpreters. Their quality can be measured exactly: a
-procedural renderer (`labelmint.demo.faces`) defines the faces, and it knows the exact part mask and keypoints of every
+procedural renderer (`demo.faces`) defines the faces, and it knows the exact part mask and keypoints of every
 seed. The faces are drawings. No person and no photograph was used for the models, and they do not work on photographs.
 
 ## Generator
 
 A StyleGAN2 at {SPEC.resolution}×{SPEC.resolution} (z {SPEC.z_dim}, w {SPEC.w_dim}, channels {channels}), fitted to the
 renderer by regression from z, progressively over {phases}
-(`python -m labelmint.demo.train_generator`). Half of each batch mixes two latents at layer {CROSSOVER}, so the
+(`python -m demo.train_generator`). Half of each batch mixes two latents at layer {CROSSOVER}, so the
 earlier layers control geometry and the later layers control appearance.
 
 The mean PSNR against the renderer over {generator["seeds"]} unseen seeds is **{generator["psnr_db"]:.2f} dB**.
@@ -84,7 +84,7 @@ Left and right are those of the image, not of the person; `labelmint pull --form
 The uncertainty of keypoints is our extension of the paper. It is the JS divergence of the heads' heat maps, taken as
 Bernoulli probabilities and summed over the keypoints.
 
-`make -f service/labelmint/demo/Makefile` fits both interpreters to the generator again and writes this card.
+`make -f benchmarks/demo/Makefile` fits both interpreters to the generator again and writes this card.
 The licence is Apache-2.0, as for the code.
 """
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from labelmint.demo import faces
+from demo import faces
 
 NUM_CLASSES = len(faces.CLASS_NAMES)
 

@@ -9,7 +9,7 @@ Rules of this file:
 - The checkpoint has everything that a resumed run needs. It is written to a temporary file that is then renamed, so an
   interrupted run leaves no incomplete checkpoint.
 
-Run it as `python -m labelmint.demo.train_generator OUT`.
+Run it as `PYTHONPATH=benchmarks python -m demo.train_generator OUT`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from labelmint.demo import faces
+from demo import faces
 from labelmint.models.generator import Generator
 from labelmint.models.resuming import load_state, save_state
 from labelmint.models.store import save_generator
@@ -212,7 +212,7 @@ def main() -> None:
         run.load(checkpoint)
     train(run, checkpoint)
     notes = {
-        "made_by": "python -m labelmint.demo.train_generator",
+        "made_by": "python -m demo.train_generator",
         "steps": run.step,
         "phases": [asdict(phase) for phase in PHASES],
     }

@@ -3,7 +3,7 @@
 Rules of this file:
 - It writes only what an annotation tool would write, so `fit` gets no information that a person could not give.
 
-Run it as `python -m labelmint.demo.annotate DIRECTORY [--task keypoints]`.
+Run it as `PYTHONPATH=benchmarks python -m demo.annotate DIRECTORY [--task keypoints]`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from demo import faces
 from labelmint.core.policy import latent_of
-from labelmint.demo import faces
 from labelmint.models.annotations import LabelClasses, write_keypoints, write_masks
 
 CLASSES = LabelClasses(faces.CLASS_NAMES, faces.PALETTE)

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-
-from labelmint.demo import faces
+from demo import faces
 
 pytestmark = pytest.mark.torch
 

@@ -4,7 +4,7 @@ Rules of this file:
 - The seeds are not those of training, annotation or calibration, so the figures hold for unseen samples.
 - The run that measures a figure prints it and can store it as JSON for the model card.
 
-Run it as `python -m labelmint.demo.evaluate generator|interpreter|keypoints|gate|served|formats ...`.
+Run it as `PYTHONPATH=benchmarks python -m demo.evaluate generator|interpreter|keypoints|gate|served|formats ...`.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from demo import metrics
+from demo.annotate import exact_keypoints, render_seed
+from demo.segmenter import Segmenter, segment
 from labelmint.calibrate import measure, serving
-from labelmint.demo import metrics
-from labelmint.demo.annotate import exact_keypoints, render_seed
-from labelmint.demo.segmenter import Segmenter, segment
 from labelmint.models.annotations import write_json
 from labelmint.models.draw import draw
 from labelmint.models.generator import to_uint8
