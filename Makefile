@@ -10,6 +10,11 @@ OPENVINO := .venv-openvino
 RELEASE := .venv-release
 DIST := dist
 PIP_FLAGS := --quiet --disable-pip-version-check --prefer-binary
+UV_VERSION := 0.13.9
+TEST_EXTRAS := triton,tracing,export,bench,test,dev
+CLIENT_EXTRAS := huggingface,images,pull,torch
+comma := ,
+space := $(subst ,, )
 # The user's pip settings (variables or a file) could make pip install outside the environment, so they are overridden.
 unexport PIP_TARGET PIP_PREFIX PIP_ROOT PIP_REQUIRE_VIRTUALENV PIP_NO_DEPS PIP_DRY_RUN PIP_PYTHON PYTHONHOME PYTHONPATH
 export PIP_USER := 0
@@ -25,7 +30,7 @@ CLIENT := clients/python/src/labelmint_client
 COPY_PROTO = cp service/labelmint/v1/sample_service_pb2* $(CLIENT)/v1/ && \
 	sed -i 's/^from labelmint\.v1 import/from labelmint_client.v1 import/' $(CLIENT)/v1/sample_service_pb2_grpc.py
 
-.PHONY: serve test unit check torture bench proto released-proto fiftyone oldest rivals openvino release packages papers audit clean
+.PHONY: serve test unit check lock torture bench proto released-proto fiftyone oldest rivals openvino release packages papers audit clean
 
 # ARGS holds options for `labelmint serve`: make serve ARGS="--http-port 9090". If the checkout is read-only, set SERVE
 # to a directory elsewhere: the environment is created there, with a copy of the program.
@@ -139,49 +144,55 @@ clean:
 	rm -rf $(SERVE) $(TEST) $(FIFTYONE) $(OLDEST) $(RIVALS) $(OPENVINO) $(RELEASE) build dist
 	rm -rf service/labelmint.egg-info clients/python/src/labelmint_client.egg-info
 
-# pip is upgraded first, because old resolvers spend minutes on source packages.
-$(SERVE)/.ready: pyproject.toml
+# Makes the environment $(1) and installs $(2) with uv. uv does not read pip's configuration, so the indexes and the
+# certificates that somebody has configured for pip are passed on; all indexes are equal, as they are for pip.
+define INSTALL
+	@$(PYTHON) -m venv $(1)
+	@$(1)/bin/python -m pip install $(PIP_FLAGS) uv==$(UV_VERSION)
+	@setting() { $(1)/bin/python -m pip config get global.$$1 2>/dev/null | xargs; }; \
+		UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX-$$(setting index-url)}" UV_INDEX="$${UV_INDEX-$$(setting extra-index-url)}" \
+		UV_FIND_LINKS="$${UV_FIND_LINKS-$$(setting find-links)}" SSL_CERT_FILE="$${SSL_CERT_FILE-$$(setting cert)}" \
+		UV_INDEX_STRATEGY=unsafe-best-match $(1)/bin/uv pip install --quiet --python $(1)/bin/python $(2)
+endef
+
+# In a read-only checkout, the environment gets a copy of the program, because an editable install writes to the source.
+$(SERVE)/.ready: pyproject.toml requirements.lock
 	@$(CHECK_PYTHON)
 	@echo "labelmint: installing into $(SERVE) (once)"
-	@$(PYTHON) -m venv $(SERVE)
-	@$(SERVE)/bin/python -m pip install $(PIP_FLAGS) --upgrade 'pip>=24'
-	@$(if $(filter .venv,$(SERVE)),,rm -rf $(SERVE)/source && mkdir $(SERVE)/source && \
+	@$(if $(filter .venv,$(SERVE)),,mkdir -p $(SERVE) && rm -rf $(SERVE)/source && mkdir $(SERVE)/source && \
 		cp -R pyproject.toml README.md LICENSE service $(SERVE)/source)
-	@$(SERVE)/bin/python -m pip install $(PIP_FLAGS) $(if $(filter .venv,$(SERVE)),--editable '.[triton]','$(SERVE)/source[triton]')
+	$(call INSTALL,$(SERVE),--constraint requirements.lock $(if $(filter .venv,$(SERVE)),--editable '.[triton]','$(SERVE)/source[triton]'))
 	@pwd -P >$@
 
-$(TEST)/.ready: pyproject.toml clients/python/pyproject.toml constraints.txt
+$(TEST)/.ready: pyproject.toml clients/python/pyproject.toml requirements.lock
 	@$(CHECK_PYTHON)
 	@echo "labelmint: installing into $(TEST), with torch (once)"
-	@$(PYTHON) -m venv $(TEST)
-	@$(TEST)/bin/python -m pip install $(PIP_FLAGS) --upgrade 'pip>=24'
-	@$(TEST)/bin/python -m pip install $(PIP_FLAGS) --constraint constraints.txt --editable '.[triton,tracing,export,bench,test,dev]' \
-		--editable 'clients/python[huggingface,images,pull,torch]'
+	$(call INSTALL,$(TEST),--constraint requirements.lock --editable '.[$(TEST_EXTRAS)]' --editable 'clients/python[$(CLIENT_EXTRAS)]')
 	@pwd -P >$@
 
 $(FIFTYONE)/.ready:
-	@$(PYTHON) -m venv $(FIFTYONE)
-	@$(FIFTYONE)/bin/python -m pip install $(PIP_FLAGS) --upgrade 'pip>=24'
-	@$(FIFTYONE)/bin/python -m pip install $(PIP_FLAGS) 'fiftyone>=1.5,<2' 'pycocotools>=2.0.8,<3'
+	$(call INSTALL,$(FIFTYONE),'fiftyone>=1.5,<2' 'pycocotools>=2.0.8,<3')
 	@touch $@
 
 $(OLDEST)/.ready: pyproject.toml
 	@$(CHECK_PYTHON)
-	@$(PYTHON) -m venv $(OLDEST)
-	@$(OLDEST)/bin/pip install $(PIP_FLAGS) --upgrade 'pip>=24'
-	@$(OLDEST)/bin/pip install $(PIP_FLAGS) --editable '.[triton]' \
-		"$$(sed -n 's/^triton = .*"onnxruntime>=\([0-9.]*\),.*/onnxruntime==\1/p' pyproject.toml)"
+	$(call INSTALL,$(OLDEST),--editable '.[triton]' \
+		"$$(sed -n 's/^triton = .*"onnxruntime>=\([0-9.]*\),.*/onnxruntime==\1/p' pyproject.toml)")
 	@touch $@
 
 $(RIVALS)/.ready: pyproject.toml constraints.txt
 	@$(CHECK_PYTHON)
-	@$(PYTHON) -m venv $(RIVALS)
-	@$(RIVALS)/bin/python -m pip install $(PIP_FLAGS) --upgrade 'pip>=24'
-	@$(RIVALS)/bin/python -m pip install $(PIP_FLAGS) --constraint constraints.txt --editable '.[rivals]'
+	$(call INSTALL,$(RIVALS),--constraint constraints.txt --editable '.[rivals]')
 	@touch $@
 
 $(OPENVINO)/.ready:
-	@$(PYTHON) -m venv $(OPENVINO)
-	@$(OPENVINO)/bin/python -m pip install $(PIP_FLAGS) --upgrade 'pip>=24'
-	@$(OPENVINO)/bin/python -m pip install $(PIP_FLAGS) 'onnxruntime-openvino>=1.22,<2' 'numpy>=1.26,<2'
+	$(call INSTALL,$(OPENVINO),'onnxruntime-openvino>=1.22,<2' 'numpy>=1.26,<2')
 	@touch $@
+
+# Writes the newest allowed versions of all packages into the lock file. constraints.txt pins those that decide the bytes
+# of an export.
+lock: $(TEST)/.ready
+	@UV_CUSTOM_COMPILE_COMMAND='make lock' $(TEST)/bin/uv pip compile --quiet --universal --upgrade --no-annotate \
+		--python-version 3.10 --no-python-downloads --constraint constraints.txt \
+		$(addprefix --extra=,$(subst $(comma),$(space),$(TEST_EXTRAS)$(comma)$(CLIENT_EXTRAS))) \
+		--output-file requirements.lock pyproject.toml clients/python/pyproject.toml
