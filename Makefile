@@ -11,7 +11,8 @@ RELEASE := .venv-release
 DIST := dist
 PIP_FLAGS := --quiet --disable-pip-version-check --prefer-binary
 UV_VERSION := 0.13.9
-TEST_EXTRAS := triton,tracing,export,bench,test,dev
+SERVE_EXTRAS := calibrate,docs,triton
+TEST_EXTRAS := $(SERVE_EXTRAS),tracing,export,bench,test,dev
 CLIENT_EXTRAS := huggingface,images,pull,torch
 comma := ,
 space := $(subst ,, )
@@ -102,7 +103,7 @@ release: packages
 	@rm -rf $(RELEASE)
 	@$(PYTHON) -m venv --without-pip $(RELEASE)
 	@$(TEST)/bin/python -m pip --python $(RELEASE)/bin/python install $(PIP_FLAGS) \
-		"$$(echo $(DIST)/labelmint-*.whl)[triton]" $(DIST)/labelmint_client-*.whl
+		"$$(echo $(DIST)/labelmint-*.whl)[$(SERVE_EXTRAS)]" $(DIST)/labelmint_client-*.whl
 	@rm $(RELEASE)/lib/python*/site-packages/labelmint*/direct_url.json  # their path on this machine
 	@$(MAKE) --no-print-directory papers audit
 	@cd $(DIST) && sha256sum -- * > SHA256SUMS
@@ -161,7 +162,7 @@ $(SERVE)/.ready: pyproject.toml requirements.lock
 	@echo "labelmint: installing into $(SERVE) (once)"
 	@$(if $(filter .venv,$(SERVE)),,mkdir -p $(SERVE) && rm -rf $(SERVE)/source && mkdir $(SERVE)/source && \
 		cp -R pyproject.toml README.md LICENSE service $(SERVE)/source)
-	$(call INSTALL,$(SERVE),--constraint requirements.lock $(if $(filter .venv,$(SERVE)),--editable '.[triton]','$(SERVE)/source[triton]'))
+	$(call INSTALL,$(SERVE),--constraint requirements.lock $(if $(filter .venv,$(SERVE)),--editable '.[$(SERVE_EXTRAS)]','$(SERVE)/source[$(SERVE_EXTRAS)]'))
 	@pwd -P >$@
 
 $(TEST)/.ready: pyproject.toml clients/python/pyproject.toml requirements.lock

@@ -5,7 +5,7 @@ WORKDIR /source
 COPY pyproject.toml README.md LICENSE ./
 COPY service service
 RUN python -m venv /opt/labelmint \
-    && /opt/labelmint/bin/pip install --no-cache-dir --prefer-binary '.[tracing]'
+    && /opt/labelmint/bin/pip install --no-cache-dir --prefer-binary '.[docs,tracing]'
 
 FROM python:3.12-slim-bookworm@sha256:782412e85d0f0984994c290652577d4018aff08145c85b262bb63dc0c7522254
 # Fonts for class and keypoint names in pictures, in any script.

@@ -33,6 +33,7 @@ from labelmint.gateway.process.settings import ServeSettings
 _EXPORT_MODULES = ("torch", "onnx", "onnxruntime", "onnxscript", "pycocotools", "safetensors")
 # A missing module, the extra that installs it, and its purpose.
 _EXTRAS = dict.fromkeys(_EXPORT_MODULES, ("export", "this command needs torch and onnx"))
+_EXTRAS["tqdm"] = ("calibrate", "this command needs tqdm")
 _EXTRAS["opentelemetry"] = ("tracing", "traces need OpenTelemetry")
 _CLIENT_COMMANDS = ("pull", "verify")
 

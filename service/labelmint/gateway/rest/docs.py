@@ -1,7 +1,8 @@
 """The page at /docs: Swagger UI, served by the gateway itself without any external resource.
 
 Rules of this file:
-- The package `fastapi-swagger` ships a current Swagger UI. Only its static files are used.
+- The package `fastapi-swagger` (extra `docs`) ships a current Swagger UI. Only its static files are used. Without the
+  package, /docs says where the OpenAPI document is.
 - The page's Content-Security-Policy allows what Swagger UI needs. It applies to this page only.
 """
 
@@ -36,10 +37,16 @@ _PAGE = """<!doctype html>
 </html>
 """
 _START = 'SwaggerUIBundle({url: "openapi.json", dom_id: "#swagger-ui", deepLinking: true});\n'
+_WITHOUT = "The API is described by openapi.json. Install labelmint with its extra `docs` to see it here.\n"
 
 
 def install(app: FastAPI) -> None:
     """Serve /docs."""
+    try:
+        resources = files("fastapi_swagger") / "resources"
+    except ModuleNotFoundError:
+        app.get("/docs", include_in_schema=False)(_always(Response(_WITHOUT, media_type="text/plain")))
+        return
 
     @app.get("/docs", include_in_schema=False)
     async def page() -> Response:
@@ -50,7 +57,7 @@ def install(app: FastAPI) -> None:
         return Response(_START, media_type="text/javascript")
 
     for name, media_type in (("swagger-ui-bundle.js", "text/javascript"), ("swagger-ui.css", "text/css")):
-        data = (files("fastapi_swagger") / "resources" / name).read_bytes()
+        data = (resources / name).read_bytes()
         response = Response(data, media_type=media_type, headers=_KEEP)
         app.get(f"/docs/{name}", include_in_schema=False)(_always(response))
 
