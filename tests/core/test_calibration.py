@@ -30,11 +30,10 @@ def test_a_calibration_states_what_was_measured() -> None:
     )
 
 
-def test_scores_in_single_precision_lose_nothing_more() -> None:
-    scores = np.random.RandomState(0).rand(1234).astype(np.float32)
-    single = calibrate(scores, model_digest="", score_kind="sum", truncation_psi=1.0, first_seed=0)  # type: ignore[arg-type]
-    double = calibrate(scores.tolist(), model_digest="", score_kind="sum", truncation_psi=1.0, first_seed=0)
-    assert single == double and type(single.quantiles[1]) is float
+def test_scores_in_single_precision_are_interpolated_in_double() -> None:
+    scores = np.repeat(np.float32([0.1, 1e6]), 500)
+    measured = calibrate(scores, model_digest="", score_kind="sum", truncation_psi=1.0, first_seed=0)  # type: ignore[arg-type]
+    assert measured.quantiles[50] == (float(np.float32(0.1)) + 1e6) / 2 and type(measured.quantiles[50]) is float
 
 
 def test_a_thousand_seeds_are_enough_and_fewer_are_not() -> None:

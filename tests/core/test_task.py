@@ -3,6 +3,7 @@
 import pytest
 
 from labelmint.core.task import IMAGE, KEYPOINTS, SEGMENTATION, TASKS, UNCERTAINTY, task_of
+from labelmint.v1 import sample_service_pb2 as pb
 
 pytestmark = pytest.mark.unit
 
@@ -30,3 +31,13 @@ def test_outputs_have_the_resolution_and_the_number_of_names_in_their_shape() ->
 def test_the_label_outputs_are_what_a_task_adds() -> None:
     assert SEGMENTATION.label_outputs == ("label",) and SEGMENTATION.has_label_image
     assert KEYPOINTS.label_outputs == ("keypoints", "confidence") and not KEYPOINTS.has_label_image
+
+
+def test_a_model_message_has_a_field_for_the_names_of_each_task() -> None:
+    fields = [pb.Model.DESCRIPTOR.fields_by_name[task.names_field] for task in TASKS.values()]
+    assert len({field.name for field in fields}) == len(TASKS)
+    assert all(field.message_type is pb.LabelClass.DESCRIPTOR for field in fields)
+
+
+def test_a_segmentation_needs_two_classes_and_a_keypoint_model_one_keypoint() -> None:
+    assert [(task.names, task.min_names) for task in TASKS.values()] == [("classes", 2), ("keypoints", 1)]
