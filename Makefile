@@ -7,6 +7,7 @@ FIFTYONE := .venv-fiftyone
 OLDEST := .venv-oldest
 RIVALS := .venv-rivals
 OPENVINO := .venv-openvino
+MUTANTS := .venv-mutants
 RELEASE := .venv-release
 DIST := dist
 PIP_FLAGS := --quiet --disable-pip-version-check --prefer-binary
@@ -31,7 +32,7 @@ CLIENT := clients/python/src/labelmint_client
 COPY_PROTO = cp service/labelmint/v1/sample_service_pb2* $(CLIENT)/v1/ && \
 	sed -i 's/^from labelmint\.v1 import/from labelmint_client.v1 import/' $(CLIENT)/v1/sample_service_pb2_grpc.py
 
-.PHONY: serve test unit check lock torture bench proto released-proto fiftyone oldest rivals openvino release packages papers audit clean
+.PHONY: serve test unit check lock mutants torture bench proto released-proto fiftyone oldest rivals openvino release packages papers audit clean
 
 # ARGS holds options for `labelmint serve`: make serve ARGS="--http-port 9090". If the checkout is read-only, set SERVE
 # to a directory elsewhere: the environment is created there, with a copy of the program.
@@ -49,6 +50,11 @@ check: $(TEST)/.ready
 	$(TEST)/bin/ruff check .
 	$(TEST)/bin/ruff format --check .
 	$(TEST)/bin/mypy
+
+# Plants small faults in the decisions of the service and of its client, one at a time, and prints a table of how many
+# the unit tests notice. FILES limits it to some of the files that tests/mutation/run.py lists, JOBS to some cores.
+mutants: $(MUTANTS)/.ready
+	@JOBS=$(JOBS) $(MUTANTS)/bin/python tests/mutation/run.py $(FILES)
 
 # Runs the attacks of the tests at full length and prints a table. Fails if an attack found something.
 torture: $(TEST)/.ready
@@ -142,7 +148,7 @@ audit:
 		--vulnerability-service pypi --progress-spinner off
 
 clean:
-	rm -rf $(SERVE) $(TEST) $(FIFTYONE) $(OLDEST) $(RIVALS) $(OPENVINO) $(RELEASE) build dist
+	rm -rf $(SERVE) $(TEST) $(FIFTYONE) $(OLDEST) $(RIVALS) $(OPENVINO) $(MUTANTS) $(RELEASE) build dist
 	rm -rf service/labelmint.egg-info clients/python/src/labelmint_client.egg-info
 
 # Makes the environment $(1) and installs $(2) with uv. uv does not read pip's configuration, so the indexes and the
@@ -197,3 +203,11 @@ lock: $(TEST)/.ready
 		--python-version 3.10 --no-python-downloads --constraint constraints.txt \
 		$(addprefix --extra=,$(subst $(comma),$(space),$(TEST_EXTRAS)$(comma)$(CLIENT_EXTRAS))) \
 		--output-file requirements.lock pyproject.toml clients/python/pyproject.toml
+
+# It sees what .venv-test installs, except labelmint and its client: Python does not read the .pth files of such a
+# directory, and the two are installed by those.
+$(MUTANTS)/.ready: $(TEST)/.ready
+	@rm -rf $(MUTANTS)
+	$(call INSTALL,$(MUTANTS),'mutmut==3.8.1')
+	@(cd $(TEST)/lib/python*/site-packages && pwd -P) >$$(echo $(MUTANTS)/lib/python*/site-packages)/tests.pth
+	@touch $@

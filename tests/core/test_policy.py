@@ -1,13 +1,14 @@
 """Tests of the gateway's decisions, which are pure functions."""
 
 import math
+import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
 
 import numpy as np
 import pytest
 
-from labelmint.core.calibration import Calibration, calibrate
 from labelmint.core.errors import InvalidRequest, Uncalibrated
 from labelmint.core.policy import (
     SEED_END,
@@ -16,6 +17,7 @@ from labelmint.core.policy import (
     SampleOptions,
     Walk,
     check_batch,
+    check_has_label,
     check_seed,
     gate_of,
     group_id,
@@ -37,6 +39,11 @@ def test_latent_is_the_official_one() -> None:
     assert latent_of(SEED_END - 1, 4).shape == (1, 4)
 
 
+def test_each_thread_draws_the_same_latents() -> None:
+    with ThreadPoolExecutor(1) as pool:
+        np.testing.assert_array_equal(pool.submit(latent_of, 7, 64).result(), latent_of(7, 64))
+
+
 @pytest.mark.parametrize("seed", [-1, SEED_END])
 def test_seeds_out_of_range_are_refused(seed: int) -> None:
     with pytest.raises(InvalidRequest, match=r"seed: .* is out of range; seeds are 0 to 4294967295"):
@@ -47,6 +54,14 @@ def test_seeds_out_of_range_are_refused(seed: int) -> None:
 def test_batch_size_is_bounded(count: int) -> None:
     with pytest.raises(InvalidRequest, match=r"seeds: \d+ given; a batch takes 1 to 64"):
         check_batch(range(count))
+
+
+def test_a_batch_is_its_seeds() -> None:
+    assert check_batch([5]) == (5,)
+    assert check_batch(list(range(64))) == tuple(range(64))
+    with pytest.raises(InvalidRequest, match="seeds: -1 is out of range") as caught:
+        check_batch([5, -1])
+    assert caught.value.metadata == {"field": "seeds"}
 
 
 def test_the_default_gate_is_the_calibrated_one() -> None:
@@ -62,7 +77,8 @@ def test_quantiles_tighten_and_loosen() -> None:
     loose = gate_of(MODEL, SampleOptions(max_quantile=1.0))
     assert tight.threshold == pytest.approx(np.median(np.arange(2000) / 10.0))
     assert loose.threshold == CALIBRATION.quantiles[-1]
-    assert tight.calibration_id == CALIBRATION.id
+    for gate in (tight, loose):
+        assert (gate.truncation_psi, gate.calibration_id) == (CALIBRATION.truncation_psi, CALIBRATION.id)
 
 
 def test_max_js_needs_no_calibration() -> None:
@@ -70,31 +86,47 @@ def test_max_js_needs_no_calibration() -> None:
     assert gate == Gate(0.7, 3.0, "")
 
 
+def test_the_default_truncation_is_the_calibrated_one() -> None:
+    calibration = replace(CALIBRATION, truncation_psi=0.7)
+    assert gate_of(replace(MODEL, calibration=calibration), SampleOptions()).truncation_psi == 0.7
+    assert gate_of(replace(MODEL, calibration=None), SampleOptions(max_js=3.0)).truncation_psi == 1.0
+
+
+def test_the_ends_of_a_range_can_be_asked_for() -> None:
+    for psi in (0.0, 2.0):
+        assert gate_of(MODEL, SampleOptions(truncation_psi=psi, max_js=0.0)) == Gate(psi, 0.0, "")
+
+
 @pytest.mark.parametrize(
-    ("options", "field"),
+    ("options", "problem"),
     [
-        (SampleOptions(truncation_psi=math.nan), "truncation_psi"),
-        (SampleOptions(truncation_psi=-0.1), "truncation_psi"),
-        (SampleOptions(truncation_psi=2.1), "truncation_psi"),
-        (SampleOptions(max_js=-1.0), "max_js"),
-        (SampleOptions(max_js=math.inf), "max_js"),
-        (SampleOptions(max_js=1.0, max_quantile=0.5), "max_js"),
-        (SampleOptions(max_quantile=0.0), "max_quantile"),
-        (SampleOptions(max_quantile=1.1), "max_quantile"),
-        (SampleOptions(max_quantile=math.nan), "max_quantile"),
+        (SampleOptions(truncation_psi=math.nan), "truncation_psi: nan is out of range; give 0 to 2"),
+        (SampleOptions(truncation_psi=-0.1), "truncation_psi: -0.1 is out of range; give 0 to 2"),
+        (SampleOptions(truncation_psi=2.1), "truncation_psi: 2.1 is out of range; give 0 to 2"),
+        (SampleOptions(truncation_psi=2.1, max_js=1.0), "truncation_psi: 2.1 is out of range; give 0 to 2"),
+        (SampleOptions(truncation_psi=math.inf, max_js=1.0), "truncation_psi: inf is out of range; give 0 to 2"),
+        (SampleOptions(max_js=-1.0), "max_js: -1.0 is not a JS score; give nats, at least 0"),
+        (SampleOptions(max_js=math.inf), "max_js: inf is not a JS score; give nats, at least 0"),
+        (SampleOptions(max_js=math.nan), "max_js: nan is not a JS score; give nats, at least 0"),
+        (SampleOptions(max_js=1.0, max_quantile=0.5), "max_js: give max_js or max_quantile, not both"),
+        (SampleOptions(max_quantile=0.0), "max_quantile: 0.0 is out of range; give above 0 and at most 1"),
+        (SampleOptions(max_quantile=1.1), "max_quantile: 1.1 is out of range; give above 0 and at most 1"),
+        (SampleOptions(max_quantile=math.nan), "max_quantile: nan is out of range; give above 0 and at most 1"),
     ],
 )
-def test_bad_options_name_their_field(options: SampleOptions, field: str) -> None:
+def test_bad_options_name_their_field(options: SampleOptions, problem: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         gate_of(MODEL, options)
-    assert caught.value.metadata == {"field": field}
+    assert str(caught.value) == problem
+    assert caught.value.metadata == {"field": problem.partition(":")[0]}
 
 
 def test_a_threshold_is_never_applied_where_it_was_not_measured() -> None:
     with pytest.raises(Uncalibrated, match=r"truncation_psi: 0.7 was not calibrated, only 1; give max_js"):
         gate_of(MODEL, SampleOptions(truncation_psi=0.7))
-    with pytest.raises(Uncalibrated, match="model 'faces' is not calibrated"):
+    with pytest.raises(Uncalibrated, match="max_js: model 'faces' is not calibrated") as caught:
         gate_of(replace(MODEL, calibration=None), SampleOptions())
+    assert caught.value.metadata == {"field": "max_js"}
 
 
 def test_a_threshold_is_never_applied_to_mixed_samples() -> None:
@@ -118,26 +150,27 @@ def test_a_batch_mixes_by_seed_or_as_a_whole() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "style_seeds", "field"),
+    ("options", "style_seeds", "problem"),
     [
-        (SampleOptions(style_seed=1), (), "crossover"),
-        (SampleOptions(crossover=7), (), "style_seed"),
-        (SampleOptions(style_seed=SEED_END, crossover=7), (), "style_seed"),
-        (SampleOptions(style_seed=1, crossover=0), (), "crossover"),
-        (SampleOptions(style_seed=1, crossover=-1), (), "crossover"),
-        (SampleOptions(style_seed=1, crossover=12), (), "crossover"),
-        (SampleOptions(), (1, 2), "crossover"),
-        (SampleOptions(crossover=12), (1, 2), "crossover"),
-        (SampleOptions(crossover=7), (1,), "style_seeds"),
-        (SampleOptions(crossover=7), (1, 2, 3), "style_seeds"),
-        (SampleOptions(crossover=7), (1, -2), "style_seeds"),
-        (SampleOptions(style_seed=1, crossover=7), (1, 2), "style_seed"),
+        (SampleOptions(style_seed=1), (), "crossover: missing; .*: model 'faces' has 12 layers, give 1 to 11"),
+        (SampleOptions(crossover=7), (), "style_seed: missing; a crossover needs a style seed"),
+        (SampleOptions(style_seed=SEED_END, crossover=7), (), "style_seed: 4294967296 is out of range"),
+        (SampleOptions(style_seed=1, crossover=0), (), "crossover: 0 is out of range; .*, give 1 to 11"),
+        (SampleOptions(style_seed=1, crossover=-1), (), "crossover: -1 is out of range"),
+        (SampleOptions(style_seed=1, crossover=12), (), "crossover: 12 is out of range"),
+        (SampleOptions(), (1, 2), "crossover: missing"),
+        (SampleOptions(crossover=12), (1, 2), "crossover: 12 is out of range"),
+        (SampleOptions(crossover=7), (1,), "style_seeds: 1 given for 2 seeds"),
+        (SampleOptions(crossover=7), (1, 2, 3), "style_seeds: 3 given for 2 seeds"),
+        (SampleOptions(crossover=7), (1, -2), "style_seeds: -2 is out of range"),
+        (SampleOptions(style_seed=1, crossover=7), (1, 2), "style_seed: give style_seed .* or style_seeds, not both"),
     ],
 )
-def test_bad_mixings_name_their_field(options: SampleOptions, style_seeds: tuple[int, ...], field: str) -> None:
+def test_bad_mixings_name_their_field(options: SampleOptions, style_seeds: tuple[int, ...], problem: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         mixings_of(MODEL, options, style_seeds, count=2)
-    assert caught.value.metadata == {"field": field}
+    assert re.match(problem, str(caught.value))
+    assert caught.value.metadata == {"field": problem.partition(":")[0]}
 
 
 def test_a_group_is_one_shape_in_any_style() -> None:
@@ -184,24 +217,23 @@ def test_a_walk_ends_at_the_last_seed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "field"),
-    [((SEED_END + 1,), "start_seed"), ((0, 0, 0), "shard_count"), ((0, 2, 2), "shard_index")],
+    ("arguments", "problem"),
+    [
+        ((SEED_END + 1,), "start_seed: 4294967297 is out of range; seeds are 0 to 4294967295"),
+        ((0, 0, 0), "shard_count: 0 is not a number of shards; give at least 1"),
+        ((0, 2, 2), "shard_index: 2 is out of range; give 0 to 1"),
+        ((0, -1, 2), "shard_index: -1 is out of range; give 0 to 1"),
+    ],
 )
-def test_bad_walks_name_their_field(arguments: tuple[int, ...], field: str) -> None:
+def test_bad_walks_name_their_field(arguments: tuple[int, ...], problem: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         Walk(*arguments)
-    assert caught.value.metadata == {"field": field}
+    assert str(caught.value) == problem
+    assert caught.value.metadata == {"field": problem.partition(":")[0]}
 
 
-def test_calibration_survives_json_and_names_itself() -> None:
-    again = Calibration.from_json(CALIBRATION.to_json())
-    assert again == CALIBRATION and again.id == CALIBRATION.id
-    assert replace(CALIBRATION, truncation_psi=0.7).id != CALIBRATION.id
-    assert CALIBRATION.threshold == pytest.approx(0.9 * 199.9)
-
-
-def test_calibration_refuses_too_few_seeds_and_broken_quantiles() -> None:
-    with pytest.raises(ValueError, match="at least 1000 seeds, not 999"):
-        calibrate([0.0] * 999, model_digest="", score_kind="sum", truncation_psi=1.0, first_seed=0)
-    with pytest.raises(ValueError, match="finite and ascending"):
-        replace(CALIBRATION, quantiles=CALIBRATION.quantiles[::-1])
+def test_a_label_image_is_asked_only_of_a_model_that_has_one() -> None:
+    check_has_label(MODEL, "model", "request the JSON")
+    with pytest.raises(InvalidRequest, match="'faces' has task 'keypoints' and no label image; request the") as caught:
+        check_has_label(replace(MODEL, task=KEYPOINTS), "model", "request the JSON")
+    assert caught.value.metadata == {"field": "model"}

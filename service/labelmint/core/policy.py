@@ -149,7 +149,7 @@ def gate_of(model: ServedModel, options: SampleOptions) -> Gate:
     psi = options.truncation_psi
     if psi is None:
         psi = calibration.truncation_psi if calibration is not None else 1.0
-    if not (math.isfinite(psi) and 0.0 <= psi <= MAX_TRUNCATION_PSI):
+    if not 0.0 <= psi <= MAX_TRUNCATION_PSI:
         raise InvalidRequest("truncation_psi", f"{psi} is out of range; give 0 to {MAX_TRUNCATION_PSI:g}")
     if options.max_js is not None and options.max_quantile is not None:
         raise InvalidRequest("max_js", "give max_js or max_quantile, not both")
