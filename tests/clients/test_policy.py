@@ -53,6 +53,24 @@ def endpoints(count: int) -> Endpoints:
     return Endpoints([f"gateway-{index}" for index in range(count)], random.Random(0))
 
 
+class Longest(random.Random):
+    """Starts at `first` and draws the longest pause of a range."""
+
+    def __init__(self, first: int = 0) -> None:
+        super().__init__(0)
+        self._first = first
+
+    def randrange(self, *_: int) -> int:
+        return self._first
+
+    def uniform(self, _: float, high: float) -> float:
+        return high
+
+
+def longest(count: int, first: int = 0) -> Endpoints:
+    return Endpoints([f"gateway-{index}" for index in range(count)], Longest(first))
+
+
 def subclasses(kind: type) -> set[type]:
     return {kind}.union(*(subclasses(each) for each in kind.__subclasses__()))
 
@@ -98,6 +116,41 @@ def test_calls_are_spread_by_load_and_in_turn() -> None:
     assert [endpoints(3).take(0.0, turn)[0] for turn in range(4)] == [0, 1, 2, 0]
 
 
+def test_the_least_busy_endpoint_gets_each_call_however_calls_end() -> None:
+    shared, chance = endpoints(3), random.Random(1)
+    busy = [0, 0, 0]
+    for _ in range(500):
+        open_calls = [index for index in range(3) for _ in range(busy[index])]
+        if open_calls and chance.random() < 0.5:
+            ended = chance.choice(open_calls)
+            shared.give_back(ended)
+            busy[ended] -= 1
+        else:
+            index, _ = shared.take(0.0)
+            assert busy[index] == min(busy)
+            busy[index] += 1
+
+
+def test_idle_endpoints_take_turns_from_a_random_start() -> None:
+    shared, taken = longest(3, first=1), []
+    for _ in range(5):
+        index, _ = shared.take(0.0)
+        shared.give_back(index)
+        taken.append(index)
+    assert taken == [1, 2, 0, 1, 2]
+    assert len({Endpoints(["a", "b", "c"]).take(0.0)[0] for _ in range(100)}) > 1
+
+
+def test_a_call_begins_at_its_turn_and_goes_on_round_robin() -> None:
+    shared = longest(3)
+    attempts, taken = Attempts(shared, 100.0, turn=2), []
+    for _ in range(3):
+        index, _ = attempts.next(0.0)
+        shared.give_back(index)
+        taken.append(index)
+    assert taken == [2, 0, 1]
+
+
 def test_an_endpoint_that_failed_is_left_at_once_and_asked_again_later() -> None:
     shared = endpoints(2)
     attempts = Attempts(shared, deadline=100.0)
@@ -130,6 +183,30 @@ def test_pauses_grow_with_full_jitter_and_honour_the_gateway() -> None:
     assert 0.5 <= attempts.next(now)[1] <= 0.6
 
 
+def test_the_ceiling_of_the_pauses_doubles_up_to_five_seconds_and_starts_anew_after_an_answer() -> None:
+    shared, now, pauses = longest(1), 0.0, []
+    for _ in range(9):
+        shared.failed(0, translated(GONE, "gateway"), now)
+        index, pause = shared.take(now)
+        shared.give_back(index)
+        pauses.append(round(pause, 9))
+        now += pause
+    assert pauses == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0, 5.0]
+    shared.failed(0, translated(GONE, "gateway"), 0.0)
+    shared.worked(0)
+    assert shared.take(0.0) == (0, 0.0), "an answer ends the rest"
+    shared.failed(0, translated(GONE, "gateway"), 0.0)
+    assert shared.take(0.0) == (0, 0.1)
+
+
+def test_a_rest_that_is_over_leaves_no_mark() -> None:
+    shared = longest(2)
+    shared.failed(0, translated(GONE, "gateway"), 0.0)
+    assert shared.take(0.05, turn=0) == (1, 0.0)
+    shared.give_back(1)
+    assert shared.take(5.0, turn=1) == (1, 0.0) and shared.take(5.0, turn=1) == (0, 0.0)
+
+
 def test_the_limit_of_a_token_rests_all_endpoints() -> None:
     shared = endpoints(2)
     attempts = Attempts(shared, deadline=100.0)
@@ -147,11 +224,32 @@ def test_a_deadline_covers_all_attempts() -> None:
     shared = endpoints(1)
     attempts = Attempts(shared, deadline=10.0)
     index, _ = attempts.next(0.0)
-    assert attempts.remaining(4.0) == 6.0 and attempts.remaining(11.0) > 0.0
+    assert attempts.remaining(4.0) == 6.0 and 0.0 < attempts.remaining(11.0) < 0.1
     attempts.failed(index, LIMITED, 9.9)
     with pytest.raises(LabelmintError) as caught:
         attempts.next(9.9)
     assert isinstance(caught.value, errors.LimitReached)
+
+
+def test_no_attempt_begins_at_the_deadline_and_none_is_counted() -> None:
+    shared = longest(2)
+    attempts = Attempts(shared, deadline=10.0)
+    index, _ = attempts.next(0.0)
+    failure = attempts.failed(index, EXPIRED, 9.0)
+    shared.give_back(index)
+    assert isinstance(failure, errors.StreamExpired) and failure.retryable
+    with pytest.raises(errors.StreamExpired) as caught:
+        attempts.next(10.0)
+    assert caught.value is failure
+    assert shared.take(10.0, turn=1)[0] == 1, "the attempt that was not made keeps no endpoint busy"
+
+
+def test_the_first_attempt_is_made_at_the_deadline_at_the_latest() -> None:
+    """Another call learned that the endpoint rests for longer; gRPC then reports the deadline."""
+    shared = longest(1)
+    shared.failed(0, translated(LIMITED, "gateway"), 0.0)
+    assert Attempts(shared, deadline=0.25).next(0.125) == (0, 0.125)
+    assert Attempts(shared, deadline=0.25).next(0.375) == (0, 0.0)
 
 
 def test_what_is_not_to_be_tried_again_is_raised() -> None:
@@ -196,7 +294,52 @@ def test_a_walk_goes_on_where_it_was_with_what_is_left() -> None:
     assert going.finished
 
 
+@pytest.mark.parametrize("options", [SampleOptions(max_js=2.0, omit_image=True), None])
+def test_a_request_carries_the_whole_walk(options: SampleOptions | None) -> None:
+    going = Walk(
+        MODEL,
+        10,
+        end_seed=100,
+        count=5,
+        shard_index=1,
+        shard_count=4,
+        options=options,
+        window=8,
+        model_digest=MODEL.digest,
+    )
+    assert going.request() == pb.StreamSamplesRequest(
+        model="tiny",
+        model_version="1",
+        start_seed=10,
+        count=5,
+        shard_index=1,
+        shard_count=4,
+        options=(options or SampleOptions()).message("segmentation"),
+        window=8,
+    )
+
+
+def test_a_walk_asks_for_no_more_samples_than_its_shard_has_seeds() -> None:
+    for start in range(12):
+        for shards in range(1, 6):
+            for shard in range(shards):
+                seeds = [seed for seed in range(start, 12) if seed % shards == shard]
+                assert walk(start=start, end=12, shard=shard, shards=shards).request().count == len(seeds)
+
+
+def test_a_walk_that_the_gateway_ends_is_at_its_end_seed_unless_it_has_all_it_wanted() -> None:
+    going, satisfied = walk(end=10), walk(end=10, count=1)
+    for each in (going, satisfied):
+        each.request()
+        each.take(message(3))
+        each.ended()
+        assert each.finished
+    assert going.next_seed == 10 and satisfied.next_seed == 4
+
+
 def test_a_walk_ends_at_the_end_of_its_range() -> None:
+    assert walk(end=10).take(message(9)) is not None and walk(end=10).take(message(10)) is None
+    assert not walk(start=2**32 - 1, end=2**32).finished
     going = walk(start=0, end=10, shard=1, shards=4)
     assert going.request().count == 3, "seeds 1, 5 and 9"
     going.take(message(5))
@@ -209,13 +352,23 @@ def test_a_walk_ends_at_the_end_of_its_range() -> None:
 def test_a_walk_keeps_to_its_digest() -> None:
     with pytest.raises(ModelVersionGone, match="other weights give other samples") as caught:
         walk().take(message(0, digest="e" * 64))
-    assert caught.value.metadata["model_digest"] == MODEL.digest
+    error = caught.value
+    assert error.metadata == {"model": "tiny", "model_version": "1", "model_digest": MODEL.digest}
+    assert (error.code, error.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "MODEL_VERSION_GONE")
     with pytest.raises(ModelVersionGone):
         walk(digest="e" * 64)
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"start": -1}, {"end": 2**32 + 1}, {"start": 5, "end": 4}, {"shard": 2, "shards": 2}, {"count": -1}]
+    "arguments",
+    [
+        {"start": -1},
+        {"end": 2**32 + 1},
+        {"start": 5, "end": 4},
+        {"shard": 2, "shards": 2},
+        {"shard": -1, "shards": 2},
+        {"count": -1},
+    ],
 )
 def test_a_walk_that_cannot_be_is_refused(arguments: dict[str, int]) -> None:
     with pytest.raises(ValueError):
