@@ -18,11 +18,11 @@ from typing import Any
 
 import grpc
 import grpc.aio
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from labelmint import tracing
 from labelmint.gateway.grpc.service import SERVICE_NAME, Context
-from labelmint.gateway.rest.middleware import ALIVE_PATH, READY_PATH
+from labelmint.gateway.rest.middleware import ALIVE_PATH, READY_PATH, Middleware
 from labelmint.gateway.sampling.access import current_caller
 
 logger = logging.getLogger(__name__)
@@ -49,22 +49,14 @@ class _Request:
         self._end_span(outcome, failed)
 
 
-class RestAccessLog:
-    """An ASGI application that wraps the REST application."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+class RestAccessLog(Middleware):
+    async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         given_id, traceparent = headers.get(REQUEST_ID_HEADER.encode(), ""), headers.get(b"traceparent", "")
         request = _Request("rest", scope["method"], given_id, traceparent=traceparent)
         status = 500
 
-        async def answer(message: Message) -> None:
+        async def send_on(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -72,13 +64,12 @@ class RestAccessLog:
             await send(message)
 
         try:
-            await self._app(scope, receive, answer)
+            await self._app(scope, receive, send_on)
         finally:
             path = scope["raw_path"].decode("latin-1")[:_MAX_PATH]
             level = logging.DEBUG if path in _PROBES else logging.INFO
-            outcome = str(
-                scope.get("state", {}).get("outcome", status)
-            )  # set for a client that left or a response that broke off
+            # `outcome` is set for a client that left or a response that broke off.
+            outcome = str(scope.get("state", {}).get("outcome", status))
             told = {"status": int(outcome)} if outcome.isdecimal() else {"outcome": outcome, "status": status}
             request.end(level, outcome, outcome.startswith("5"), path=path, **told, **_caller())
 
