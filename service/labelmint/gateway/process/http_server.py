@@ -18,8 +18,8 @@ from starlette.types import ASGIApp
 
 from labelmint.gateway.process.addresses import cannot_listen
 from labelmint.gateway.process.connections import BoundedListener, ImpatientHttp, make_room
+from labelmint.gateway.process.security import Tls
 from labelmint.gateway.process.settings import ServeSettings
-from labelmint.gateway.process.tls import Tls
 
 
 class HttpServer:

@@ -22,16 +22,13 @@ from labelmint.core.errors import LabelmintError
 from labelmint.gateway.process.access_log import RestAccessLog
 from labelmint.gateway.process.addresses import Listening, take_ports
 from labelmint.gateway.process.announcing import Announcer
-from labelmint.gateway.process.background import running
+from labelmint.gateway.process.background import give_back, health_service, running
 from labelmint.gateway.process.connections import grant_descriptors
-from labelmint.gateway.process.exposure import check_exposure
 from labelmint.gateway.process.grpc_server import GrpcServer
-from labelmint.gateway.process.health import health_service
 from labelmint.gateway.process.http_server import HttpServer
 from labelmint.gateway.process.logs import configure_logging
-from labelmint.gateway.process.memory import give_back
 from labelmint.gateway.process.own_triton import OwnTriton
-from labelmint.gateway.process.security import Security
+from labelmint.gateway.process.security import Security, check_exposure
 from labelmint.gateway.process.settings import ServeSettings, unknown_variables
 from labelmint.gateway.process.signals import Signals
 from labelmint.gateway.rest.app import Exposure, create_app
