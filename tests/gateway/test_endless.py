@@ -20,7 +20,7 @@ from google.rpc import error_details_pb2, status_pb2
 from prometheus_client import CollectorRegistry
 
 from labelmint.core.task import SEGMENTATION
-from labelmint.gateway.grpc.access import AccessInterceptor
+from labelmint.gateway.grpc.interceptors import AccessInterceptor
 from labelmint.gateway.grpc.service import SampleService
 from labelmint.gateway.sampling.access import Tokens
 from labelmint.gateway.sampling.cache import SampleCache

@@ -15,8 +15,7 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 
-from labelmint.gateway.grpc.access import AccessInterceptor
-from labelmint.gateway.grpc.parsing import ParsingInterceptor
+from labelmint.gateway.grpc.interceptors import AccessInterceptor, ParsingInterceptor
 from labelmint.gateway.grpc.reflection import add_reflection
 from labelmint.gateway.grpc.service import SERVICE_NAME, SampleService
 from labelmint.gateway.process.access_log import GrpcAccessLog
