@@ -24,7 +24,7 @@ from labelmint.gateway.process.connections import grpc_options
 from labelmint.gateway.process.security import Security
 from labelmint.gateway.process.settings import ServeSettings
 from labelmint.gateway.rest.app import MAX_BODY_BYTES
-from labelmint.gateway.sampling.core import SamplingCore
+from labelmint.gateway.sampling.sampler import SamplingCore
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 
 # Clients usually ping every 10 s. After a late ping, the next one comes early.

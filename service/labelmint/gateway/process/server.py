@@ -35,10 +35,9 @@ from labelmint.gateway.rest.app import Exposure, create_app
 from labelmint.gateway.sampling.access import Tokens
 from labelmint.gateway.sampling.cache import SampleCache
 from labelmint.gateway.sampling.catalog import Catalog
-from labelmint.gateway.sampling.core import SamplingCore
 from labelmint.gateway.sampling.lifecycle import Lifecycle
 from labelmint.gateway.sampling.metrics import CallerSamples, Metrics, ServedModels
-from labelmint.gateway.sampling.sampler import Limits, Sampler
+from labelmint.gateway.sampling.sampler import Limits, Sampler, SamplingCore
 from labelmint.tracing import start_tracing
 from labelmint.triton.client import TritonClient
 

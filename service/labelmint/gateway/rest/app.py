@@ -16,8 +16,8 @@ from labelmint.gateway.rest.documented import answer_head, describe
 from labelmint.gateway.rest.pages import add_pages
 from labelmint.gateway.rest.resources import Resources
 from labelmint.gateway.sampling.access import Tokens
-from labelmint.gateway.sampling.core import SamplingCore
 from labelmint.gateway.sampling.metrics import Metrics
+from labelmint.gateway.sampling.sampler import SamplingCore
 
 MAX_BODY_BYTES = 1 << 20  # a request body holds a few numbers
 
