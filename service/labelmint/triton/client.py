@@ -45,8 +45,7 @@ from labelmint.core.errors import (
     Overloaded,
     TritonUnavailable,
 )
-from labelmint.triton.addresses import Addresses
-from labelmint.triton.proxies import proxy_advice
+from labelmint.triton.addresses import Addresses, proxy_advice
 
 logger = logging.getLogger(__name__)
 

@@ -23,9 +23,9 @@ from labelmint.core.errors import LabelmintError, UnusableFile
 from labelmint.gateway.sampling.catalog import Catalog
 from labelmint.gateway.sampling.metrics import Metrics
 from labelmint.tracing import traces_url
+from labelmint.triton.artifacts import read_whole_model
 from labelmint.triton.client import TritonClient
 from labelmint.triton.model_config import ensembles, read_config
-from labelmint.triton.repository import read_whole_model
 from labelmint.triton.server import TritonServer, wait_until_ready
 
 logger = logging.getLogger(__name__)

@@ -15,8 +15,7 @@ DIRECTORY/keypoints.json   [{"name": ..., "rgb": [r, g, b]}, ...], in the order 
   coco                     DIRECTORY/annotations/person_keypoints_default.json: CVAT's "COCO Keypoints 1.0"
 """
 
-from labelmint.models.annotations.dataset import AnnotatedDataset
-from labelmint.models.annotations.directory import check_new, image_path, write_dataset
+from labelmint.models.annotations.directory import AnnotatedDataset, check_new, image_path, write_dataset
 from labelmint.models.annotations.files import sha256_of, write_json
 from labelmint.models.annotations.keypoints import (
     KeypointFormat,

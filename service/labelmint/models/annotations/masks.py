@@ -18,8 +18,8 @@ from PIL import Image
 
 from labelmint.core.errors import UnusableFile
 from labelmint.models.annotations import coco, labelme
-from labelmint.models.annotations.dataset import AnnotatedDataset
 from labelmint.models.annotations.directory import (
+    AnnotatedDataset,
     Drawn,
     Palette,
     Size,
