@@ -44,13 +44,7 @@ from labelmint.models.generator import Generator
 from labelmint.models.interpreter import StyleInterpreter
 from labelmint.models.layout import channels_of
 from labelmint.models.store import load_generator, load_interpreter
-from labelmint.triton.model_config import (
-    base_name,
-    model_digest,
-    model_file,
-    read_config,
-    write_config,
-)
+from labelmint.triton.model_config import base_name, model_digest, model_file, read_config, write_config
 
 _DTYPES = {torch.float32: pb.TYPE_FP32, torch.int32: pb.TYPE_INT32, torch.uint8: pb.TYPE_UINT8}
 

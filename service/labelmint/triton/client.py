@@ -38,13 +38,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig as Config
 from tritonclient.utils import triton_to_np_dtype
 
 from labelmint import tracing
-from labelmint.core.errors import (
-    DeadlineExceeded,
-    InferenceFailed,
-    LabelmintError,
-    Overloaded,
-    TritonUnavailable,
-)
+from labelmint.core.errors import DeadlineExceeded, InferenceFailed, LabelmintError, Overloaded, TritonUnavailable
 from labelmint.triton.addresses import Addresses, proxy_advice
 
 logger = logging.getLogger(__name__)
