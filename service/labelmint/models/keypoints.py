@@ -11,7 +11,6 @@ Rules of this file:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
@@ -19,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from labelmint.models.annotations import AnnotatedDataset, read_keypoints
+from labelmint.models.annotations import read_keypoints
 from labelmint.models.interpreter import StyleInterpreter, interleave
 
 # Standard deviation of a target's Gaussian, as a fraction of the image's side: 2 pixels at 128.
@@ -111,10 +110,7 @@ def heat_targets(keypoints: Tensor, rows: Tensor, columns: Tensor, *, resolution
 
 
 INTERPRETER: type[StyleInterpreter] = KeypointInterpreter
-
-
-def read(directory: Path, annotation_format: str) -> AnnotatedDataset:
-    return read_keypoints(directory, annotation_format)
+read = read_keypoints
 
 
 def settings(resolution: int) -> dict[str, Any]:
@@ -138,8 +134,7 @@ def loss(outputs: Tensor, wanted: Tensor) -> Tensor:
     return F.mse_loss(outputs, wanted)
 
 
-def error(outputs: Tensor, wanted: Tensor) -> Tensor:
-    return loss(outputs, wanted)
+error = loss
 
 
 def describe(training_error: float) -> str:
