@@ -33,7 +33,6 @@ def _state(value: dict[str, object]) -> object:
 
 
 def import_rosinality(checkpoint: Checkpoint) -> Imported:
-    """Import the file's `g_ema`."""
     assert isinstance(checkpoint.value, dict)
     table = NameTable(checkpoint.path, _state(checkpoint.value))
     reader = _StateReader(table)

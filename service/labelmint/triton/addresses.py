@@ -29,8 +29,6 @@ _EXCEPTIONS = ("no_grpc_proxy", "no_proxy")
 
 
 class Addresses:
-    """The addresses of `target`."""
-
     def __init__(self, target: str) -> None:
         self.failure = f"the name in {target} is not resolved yet"
         self._target = target

@@ -24,7 +24,6 @@ from labelmint.gateway.process.settings import ServeSettings
 
 class HttpServer:
     def __init__(self, settings: ServeSettings, tls: Tls | None, taken: socket.socket, *, app: ASGIApp) -> None:
-        """`taken` is a socket bound to the address."""
         self._settings = settings
         self._server = _Uvicorn(_config(settings, tls, app))
         connections = self._server.server_state.connections

@@ -84,7 +84,6 @@ class OwnTriton:
         await self._server.stop()
 
     def kill(self) -> None:
-        """End Triton at once."""
         self._server.kill()
 
     async def reload(self, client: TritonClient, catalog: Catalog) -> None:

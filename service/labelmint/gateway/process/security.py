@@ -68,7 +68,6 @@ class Tls:
                 raise UnusableFile(self.client_ca, f"holds no PEM certificates ({error})") from error
 
     def credentials(self) -> grpc.ServerCredentials:
-        """The credentials of the gRPC server."""
         return grpc.ssl_server_credentials(
             [(_read(self.key), _read(self.certificate))],
             root_certificates=None if self.client_ca is None else _read(self.client_ca),

@@ -39,7 +39,6 @@ class Exposure:
 
 
 def create_app(core: SamplingCore, *, version: str, exposure: Exposure) -> ASGIApp:
-    """Return the REST application of a sampling core."""
     app = FastAPI(
         title="labelmint",
         version=version,

@@ -21,10 +21,9 @@ from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from labelmint.core.policy import Walk, check_has_label, gate_of, mixing_of
-from labelmint.gateway.encoding.npz import npz
+from labelmint.gateway.encoding.archives import archive, npz
 from labelmint.gateway.encoding.people import overlay_png, uncertainty_png
 from labelmint.gateway.encoding.pixels import Encoder, image_png, label_png
-from labelmint.gateway.encoding.tar import archive
 from labelmint.gateway.rest import messages
 from labelmint.gateway.rest.caching import Caching
 from labelmint.gateway.rest.documented import BATCH_ERRORS, NOT_MODIFIED, SAMPLE_ERRORS, VALIDATORS, documented_bytes

@@ -95,7 +95,6 @@ class Metrics:
     def judged(
         self, model: ServedModel, truncation_psi: float, mixed: bool, *, js_score: float, accepted: bool
     ) -> None:
-        """Count a sample that the gate judged."""
         self.samples.labels(model.name, model.version, "accepted" if accepted else "rejected").inc()
         self.js_score.labels(model.name, model.version).observe(js_score)
         calibration = model.calibration

@@ -95,7 +95,6 @@ def image_path(directory: Path, seed: int) -> Path:
 def write_dataset(
     directory: Path, generator_sha256: str, truncation_psi: float, *, images: Mapping[int, Bytes]
 ) -> None:
-    """Write the directory of `synth`."""
     check_new(directory)
     (directory / "images").mkdir(parents=True)
     (directory / "masks").mkdir()

@@ -24,7 +24,7 @@ from pydantic import TypeAdapter
 from labelmint.core.errors import UnusableFile
 from labelmint.models.annotations.directory import Drawn, Size, annotation_files, check_size, image_path, seed_in
 from labelmint.models.annotations.files import BROKEN_PICTURE, Strict, fault_of, read_json
-from labelmint.models.annotations.shapes import Point, Shape, check_points
+from labelmint.models.annotations.marks import Point, Shape, check_points
 
 
 class _Shape(Strict):
