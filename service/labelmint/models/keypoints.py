@@ -11,6 +11,7 @@ Rules of this file:
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
@@ -18,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from labelmint.models.annotations import read_keypoints
+from labelmint.models.annotations import AnnotatedDataset, read_keypoints
 from labelmint.models.interpreter import StyleInterpreter, interleave
 
 # Standard deviation of a target's Gaussian, as a fraction of the image's side: 2 pixels at 128.
@@ -110,7 +111,10 @@ def heat_targets(keypoints: Tensor, rows: Tensor, columns: Tensor, *, resolution
 
 
 INTERPRETER: type[StyleInterpreter] = KeypointInterpreter
-read = read_keypoints
+
+
+def read(directory: Path, annotation_format: str) -> AnnotatedDataset:
+    return read_keypoints(directory, annotation_format)
 
 
 def settings(resolution: int) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Rules of this file:
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from labelmint.models.annotations import read_masks
+from labelmint.models.annotations import AnnotatedDataset, read_masks
 from labelmint.models.interpreter import StyleInterpreter
 
 INTERPRETER: type[StyleInterpreter] = StyleInterpreter
-read = read_masks
+
+
+def read(directory: Path, annotation_format: str) -> AnnotatedDataset:
+    return read_masks(directory, annotation_format)
 
 
 def settings(resolution: int) -> dict[str, Any]:
