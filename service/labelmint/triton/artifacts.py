@@ -257,27 +257,27 @@ def _refused(directory: Path, problem: str) -> UnusableFile:
     return UnusableFile(directory / "config.pbtxt", f"{problem}; export the model again")
 
 
+def _unsupported(directory: Path, what: str) -> UnusableFile:
+    return UnusableFile(
+        directory / "config.pbtxt",
+        f"has {what}, which the gateway's own Triton does not support; remove it, or serve the repository with a "
+        "Triton that you start (--triton-url)",
+    )
+
+
 def _check_config(
     directory: Path, config: pb.ModelConfig, fields: Mapping[str, _Range], *, parameters: Mapping[str, re.Pattern[str]]
 ) -> None:
     for path, value in _leaves(config, ""):
         if path not in fields:
-            raise UnusableFile(
-                directory / "config.pbtxt",
-                f"has the field {path}, which the gateway's own Triton does not support; remove it, or serve the "
-                "repository with a Triton that you start (--triton-url)",
-            )
+            raise _unsupported(directory, f"the field {path}")
         low, high = fields[path]
         if isinstance(value, int) and not low <= value <= high:
             raise _refused(directory, f"has {path} {value}, which is not within {low} and {high}")
     for key, parameter in config.parameters.items():
         text = parameter.string_value
         if key not in parameters:
-            raise UnusableFile(
-                directory / "config.pbtxt",
-                f"has the parameter {quoted(key)}, which the gateway's own Triton does not support; remove it, or "
-                "serve the repository with a Triton that you start (--triton-url)",
-            )
+            raise _unsupported(directory, f"the parameter {quoted(key)}")
         if not parameters[key].fullmatch(text):
             raise _refused(directory, f"has the parameter {key} {quoted(text)}, which is not one of its values")
     if config.name != directory.name:

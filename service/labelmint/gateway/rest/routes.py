@@ -1,7 +1,7 @@
 """The routes: models, samples in several forms, batches, tar archives of samples, health checks and metrics.
 
 Rules of this file:
-- Each form of a sample has its own route. All of them follow the same steps, in `Resources.answer`.
+- Each form of a sample has its own route. All of them follow the same steps, which `Resources` has.
 - HEAD generates the sample, because only the sample's JS score decides whether GET would return it. HEAD of an archive
   checks the request and generates no sample.
 - An archive has the same limits as a gRPC stream: the maximum connection age, the gateway's shutdown and the caller's
@@ -25,7 +25,6 @@ from labelmint.gateway.encoding.archives import archive, npz
 from labelmint.gateway.encoding.people import overlay_png, uncertainty_png
 from labelmint.gateway.encoding.pixels import Encoder, image_png, label_png
 from labelmint.gateway.rest import messages
-from labelmint.gateway.rest.caching import Caching
 from labelmint.gateway.rest.documented import BATCH_ERRORS, NOT_MODIFIED, SAMPLE_ERRORS, VALIDATORS, documented_bytes
 from labelmint.gateway.rest.middleware import ALIVE_PATH, READY_PATH
 from labelmint.gateway.rest.problems import documented
@@ -33,7 +32,6 @@ from labelmint.gateway.rest.resources import IfNoneMatch, ModelName, Resources, 
 from labelmint.gateway.rest.streamed import Streamed
 from labelmint.gateway.sampling.lifecycle import Lifecycle
 from labelmint.gateway.sampling.metrics import Metrics
-from labelmint.gateway.sampling.sample import Sample
 
 
 @dataclass(frozen=True)
@@ -118,20 +116,15 @@ def add_samples(app: FastAPI, resources: Resources) -> None:
         query: Annotated[messages.SampleQuery, Query()],
         if_none_match: IfNoneMatch = None,
     ) -> Any:
-        async def encode(sample: Sample, caching: Caching) -> messages.SampleModel:
-            response.headers.update(caching.headers)
-            return await asyncio.to_thread(messages.sample_model, sample, query.encoding)
-
-        return await resources.answer(
-            request,
-            await resources.find(request, model, query),
-            seed,
-            query=query,
-            representation=str(seed),
-            js_map=query.include_js_map,
-            if_none_match=if_none_match,
-            encode=encode,
+        found = await resources.find(request, model, query)
+        caching = resources.caching(request, found, str(seed), query=query)
+        sample = await resources.sample(
+            found, seed, query, js_map=query.include_js_map, caching=caching, held=if_none_match
         )
+        if sample is None:
+            return not_modified(caching)
+        response.headers.update(caching.headers)
+        return await asyncio.to_thread(messages.sample_model, sample, query.encoding)
 
 
 def _endpoint(resources: Resources, form: _Form) -> Callable[..., Any]:
@@ -142,24 +135,15 @@ def _endpoint(resources: Resources, form: _Form) -> Callable[..., Any]:
         query: Annotated[messages.PinnedQuery, Query()],
         if_none_match: IfNoneMatch = None,
     ) -> Response:
-        async def encode(sample: Sample, caching: Caching) -> Response:
-            body = await asyncio.to_thread(form.encoder, sample)
-            return Response(body, media_type=form.media_type, headers=caching.headers)
-
         found = await resources.find(request, model, query)
         if form.needs_label:
             check_has_label(found, "model", "request the sample's JSON, overlay.png or .npz")
-        answer: Response = await resources.answer(
-            request,
-            found,
-            seed,
-            query=query,
-            representation=f"{seed}{form.suffix}",
-            js_map=form.js_map,
-            if_none_match=if_none_match,
-            encode=encode,
-        )
-        return answer
+        caching = resources.caching(request, found, f"{seed}{form.suffix}", query=query)
+        sample = await resources.sample(found, seed, query, js_map=form.js_map, caching=caching, held=if_none_match)
+        if sample is None:
+            return not_modified(caching)
+        body = await asyncio.to_thread(form.encoder, sample)
+        return Response(body, media_type=form.media_type, headers=caching.headers)
 
     return endpoint
 
