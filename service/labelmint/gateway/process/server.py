@@ -62,7 +62,7 @@ async def serve(settings: ServeSettings) -> None:
         own = await _own_triton(settings, stack, announcer, signals=signals)
         if signals.stop.is_set():
             return
-        client = TritonClient(settings.triton_url if own is None else own.url)
+        client = TritonClient(settings.triton_url if own is None else own.server.grpc_url)
         stack.push_async_callback(client.close)
         catalog = Catalog(client, settings.pipeline)
         metrics = _metrics(catalog, security.tokens)
@@ -94,9 +94,9 @@ async def _own_triton(
     own = OwnTriton(
         settings.model_repository, settings.pipeline, settings.triton_log, otlp_endpoint=settings.otlp_endpoint
     )
-    signals.at_once = own.kill
+    signals.at_once = own.server.kill
     stack.push_async_callback(own.stop)
-    announcer.say(f"starting Triton on {settings.model_repository} ({', '.join(own.models)})")
+    announcer.say(f"starting Triton on {settings.model_repository} ({', '.join(own.server.models)})")
     await own.start(signals.stop)
     return own
 
