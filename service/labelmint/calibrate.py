@@ -22,15 +22,9 @@ from labelmint.core.calibration import CALIBRATION, MIN_SEEDS, Calibration, cali
 from labelmint.core.errors import InvalidRequest, ModelNotFound, UnusableFile
 from labelmint.core.policy import check_seed, latent_of
 from labelmint.core.served_model import ServedModel
+from labelmint.triton.artifacts import read_whole_model
 from labelmint.triton.client import Array, Latents, TritonClient
-from labelmint.triton.model_config import (
-    base_name,
-    ensembles,
-    is_fused,
-    version_of,
-    write_config,
-)
-from labelmint.triton.repository import read_whole_model
+from labelmint.triton.model_config import base_name, ensembles, is_fused, version_of, write_config
 from labelmint.triton.server import TritonServer, wait_until_ready
 
 CONCURRENCY = 6

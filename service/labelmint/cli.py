@@ -181,18 +181,8 @@ class Calibrate(BaseModel):
     async def cli_cmd(self) -> None:
         from labelmint.calibrate import calibrate_repository, preview
 
-        if self.preview:
-            found = await preview(
-                self.model_repository,
-                self.model,
-                self.first_seed,
-                count=self.count,
-                truncation_psi=self.truncation_psi,
-                version=self.version,
-            )
-            print(found)
-            return
-        calibration = await calibrate_repository(
+        measure = preview if self.preview else calibrate_repository
+        found = await measure(
             self.model_repository,
             self.model,
             self.first_seed,
@@ -200,7 +190,7 @@ class Calibrate(BaseModel):
             truncation_psi=self.truncation_psi,
             version=self.version,
         )
-        print(f"calibration {calibration.id}: gate at JS {calibration.threshold:.6g} nats")
+        print(found if isinstance(found, str) else f"calibration {found.id}: gate at JS {found.threshold:.6g} nats")
 
 
 class Pull(BaseModel):

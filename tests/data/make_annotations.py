@@ -28,7 +28,6 @@ from PyQt5 import QtCore, QtWidgets
 
 from labelmint.models.annotations import LabelClasses, image_path, write_dataset, write_masks
 from labelmint.models.annotations.directory import write_names
-from labelmint.models.annotations.labelme import label_path
 
 OUT = Path(__file__).parent / "annotations"
 CLASSES = LabelClasses(("background", "skin", "eye"), ((0, 0, 0), (224, 172, 140), (40, 90, 200)))
@@ -65,7 +64,7 @@ def annotate_with_labelme() -> None:
             shape.close()
             drawn.append(shape)
         window._load_shapes(drawn)
-        assert window.save_labels(str(label_path(OUT, seed)))
+        assert window.save_labels(str(image_path(OUT, seed).with_suffix(".json")))
         window._open_next_image()
     del window, application
 
@@ -74,7 +73,7 @@ def convert_with_labelme() -> None:
     ids = {name: number for number, name in enumerate(CLASSES.names)}
     masks = {}
     for seed in SHAPES:
-        shapes = LabelFile(str(label_path(OUT, seed))).shapes
+        shapes = LabelFile(str(image_path(OUT, seed).with_suffix(".json"))).shapes
         masks[seed] = shapes_to_label((HEIGHT, WIDTH), shapes, ids)[0].astype(np.uint8)
     (OUT / "masks").mkdir(exist_ok=True)
     write_masks(OUT, CLASSES, masks)

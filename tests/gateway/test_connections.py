@@ -22,7 +22,7 @@ from labelmint.gateway.process.connections import BoundedListener, ImpatientHttp
 from labelmint.gateway.process.grpc_server import GrpcServer
 from labelmint.gateway.process.security import Security
 from labelmint.gateway.process.settings import ServeSettings
-from labelmint.gateway.sampling.core import SamplingCore
+from labelmint.gateway.sampling.sampler import SamplingCore
 from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 from tests.conftest import ROOT, start_service

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import webdataset
 
-from labelmint.gateway.encoding import tar
+from labelmint.gateway.encoding import archives
 from labelmint.gateway.sampling.sample import Delivery
 
 pytestmark = pytest.mark.unit
@@ -24,19 +24,19 @@ def members(seed: Any, _: int) -> bytes:
     """In place of a sample's. The sizes of the JSON go over a whole block: padding of every length is among them."""
     image = np.random.default_rng(seed).bytes(700 + 31 * seed)
     parts = (("image.png", image), ("json", b"{}" + b" " * (37 * seed)))
-    return b"".join(tar._member(f"{seed:010d}.{name}", data) for name, data in parts)
+    return b"".join(archives._member(f"{seed:010d}.{name}", data) for name, data in parts)
 
 
 async def sent(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """All that had been sent whenever the archive waited for a sample; the last is the whole archive."""
-    monkeypatch.setattr(tar, "members", members)
+    monkeypatch.setattr(archives, "members", members)
 
     async def walk() -> AsyncGenerator[Delivery, None]:
         for seed in range(COUNT):
             yield Delivery(seed, seed + 1, 0)  # type: ignore[arg-type]
 
     totals = [b""]
-    async for part in tar.archive(walk()):
+    async for part in archives.archive(walk()):
         totals.append(totals[-1] + part)
     return totals[1:]
 

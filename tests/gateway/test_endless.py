@@ -20,16 +20,15 @@ from google.rpc import error_details_pb2, status_pb2
 from prometheus_client import CollectorRegistry
 
 from labelmint.core.task import SEGMENTATION
-from labelmint.gateway.grpc.access import AccessInterceptor
+from labelmint.gateway.grpc.interceptors import AccessInterceptor
 from labelmint.gateway.grpc.service import SampleService
 from labelmint.gateway.sampling.access import Tokens
 from labelmint.gateway.sampling.cache import SampleCache
 from labelmint.gateway.sampling.catalog import Catalog
-from labelmint.gateway.sampling.core import SamplingCore
 from labelmint.gateway.sampling.lifecycle import Lifecycle
 from labelmint.gateway.sampling.metrics import Metrics
 from labelmint.gateway.sampling.sample import Delivery
-from labelmint.gateway.sampling.sampler import Limits, Sampler
+from labelmint.gateway.sampling.sampler import Limits, Sampler, SamplingCore
 from labelmint.triton.client import Latents, TritonClient
 from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc

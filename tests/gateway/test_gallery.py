@@ -21,7 +21,7 @@ from playwright.async_api import Browser, ConsoleMessage, Locator, Page, Request
 
 from labelmint.core.calibration import CALIBRATION
 from labelmint.gateway.encoding.people import heat_colours
-from labelmint.gateway.rest.gallery import CONTENT_SECURITY_POLICY, GALLERY_PATHS
+from labelmint.gateway.rest.pages import CONTENT_SECURITY_POLICY, GALLERY
 from labelmint.triton.model_config import read_config, write_config
 from tests.conftest import REPOSITORY, Service, need_program, start_service
 
@@ -145,7 +145,7 @@ async def test_pairs_appear_and_nothing_is_asked_elsewhere(chromium: Browser, se
 
 
 def test_the_page_is_static_and_strict(http: httpx.Client) -> None:
-    for path in GALLERY_PATHS:
+    for path in GALLERY:
         answer = http.get(path)
         assert answer.status_code == http.head(path).status_code == 200
         assert answer.headers["content-security-policy"] == CONTENT_SECURITY_POLICY

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from labelmint.gateway.process.memory import PAUSE_SECONDS
+from labelmint.gateway.process.background import PAUSE_SECONDS
 from tests.conftest import Service
 
 MAX_FINDINGS = 20

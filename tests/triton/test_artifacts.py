@@ -25,8 +25,7 @@ from labelmint.triton.model_config import ensembles
 from labelmint.triton.onnx_file import check_onnx
 from labelmint.triton.stored_zip import check_native
 from labelmint.triton.torchscript_file import check_torchscript
-from labelmint.untrusted.content import Malformed
-from labelmint.untrusted.regular_file import RegularFile
+from labelmint.untrusted.content import Malformed, RegularFile
 from tests.conftest import REPOSITORY, ROOT, start_service
 from tests.support.models import tiny_weights
 from tests.support.processes import refused_start, triton_pid, wait_for

@@ -93,7 +93,10 @@ def import_classifiers(
         )
     except ValueError as error:
         raise UnusableFile(directory, f"cannot be imported: {error}") from error
-    return _build(interpreter_spec, heads), digests
+    stacked = [torch.stack(parts) for parts in zip(*(head.tensors for head in heads), strict=True)]
+    interpreter = StyleInterpreter(interpreter_spec)
+    interpreter.take_layers(list(zip(stacked[::2], stacked[1::2], strict=True)))
+    return interpreter.eval(), digests
 
 
 def read_head(checkpoint: Checkpoint) -> Head:
@@ -122,13 +125,6 @@ def read_head(checkpoint: Checkpoint) -> Head:
             raise UnusableFile(checkpoint.path, f"leads to NaN or infinity when layers.{norm} is folded")
     table.finish()
     return Head(tuple(folded))
-
-
-def _build(spec: InterpreterSpec, heads: list[Head]) -> StyleInterpreter:
-    stacked = [torch.stack(parts) for parts in zip(*(head.tensors for head in heads), strict=True)]
-    interpreter = StyleInterpreter(spec)
-    interpreter.take_layers(list(zip(stacked[::2], stacked[1::2], strict=True)))
-    return interpreter.eval()
 
 
 def numbered_classes(count: int) -> LabelClasses:

@@ -1,7 +1,9 @@
-"""Code that all importers of generators share: gains, the average latent, noise, and the finished module.
+"""Code that all importers of generators share: gains, filters, the average latent, noise, and the finished module.
 
 Rules of this file:
 - Values that a file lacks are generated from a fixed seed. So a second import of the file gives the same bytes.
+- A low-pass filter is read from the file, not assumed. Taps in whole-number ratios become whole numbers, so the usual
+  filter is exactly (1, 3, 3, 1).
 - The store's `build_module` builds the network. It first compares the spec with the file's tensors, so a false size in
   a file takes no memory.
 """
@@ -29,6 +31,8 @@ AVERAGE_SEED = 0
 AVERAGE_COUNT = 10_000
 # The measurement allocates several arrays of AVERAGE_COUNT rows of this width. Published mappings are 512 wide.
 MAX_MEASURED_WIDTH = 4096
+MAX_TAPS = 64
+_TOLERANCE = 1e-6  # of the taps of a filter
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,26 @@ def scaled(array: Floats, theirs: float, ours: float) -> Floats:
     if math.isclose(theirs, ours, rel_tol=1e-7):
         return array
     return to_float32(array.astype(np.float64) * (theirs / ours))
+
+
+def filter_taps(kernel: Floats, gain: float) -> tuple[float, ...] | None:
+    """Return the taps of `kernel` [F] or [F,F] with sum `gain`, or None if it is not such a filter.
+
+    NVlabs store filters of 8 or more taps in one dimension, and shorter ones as the outer product.
+    """
+    if kernel.ndim not in (1, 2) or len(set(kernel.shape)) != 1 or not 1 <= kernel.shape[0] <= MAX_TAPS:
+        return None
+    scaled = kernel.astype(np.float64) / gain
+    if abs(scaled.sum() - 1.0) > _TOLERANCE * kernel.size:
+        return None
+    taps = scaled if kernel.ndim == 1 else scaled.sum(axis=0)
+    if kernel.ndim == 2 and np.abs(np.outer(taps, taps) - scaled).max() > _TOLERANCE:
+        return None
+    smallest = np.abs(taps[np.abs(taps) > _TOLERANCE]).min()
+    whole = np.round(taps / smallest)
+    if np.abs(taps / smallest - whole).max() < 1e-4:
+        taps = whole
+    return tuple(float(tap) for tap in taps)
 
 
 def drawn_noise(resolutions: list[int]) -> list[Floats]:

@@ -110,7 +110,9 @@ def _import_generator(checkpoint: Checkpoint, told: FormatName, out: Path, *, op
     }
     save_generator(out, imported.generator, notes)
     spec = imported.generator.spec
-    return f"{out}: generator of {told}, {spec.resolution}x{spec.resolution}, z_dim {spec.z_dim}, {_digest(out)}"
+    return (
+        f"{out}: generator of {told}, {spec.resolution}x{spec.resolution}, z_dim {spec.z_dim}, sha256 {sha256_of(out)}"
+    )
 
 
 def _import_classifiers(directory: Path, out: Path, options: ImportOptions) -> str:
@@ -134,9 +136,5 @@ def _import_classifiers(directory: Path, out: Path, options: ImportOptions) -> s
     spec = interpreter.spec
     return (
         f"{out}: interpreter of {spec.num_heads} heads and {spec.num_classes} classes, "
-        f"{spec.resolution}x{spec.resolution}, layout {spec.layout}, D {spec.feature_dim}, {_digest(out)}"
+        f"{spec.resolution}x{spec.resolution}, layout {spec.layout}, D {spec.feature_dim}, sha256 {sha256_of(out)}"
     )
-
-
-def _digest(path: Path) -> str:
-    return f"sha256 {sha256_of(path)}"

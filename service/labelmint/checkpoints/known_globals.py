@@ -164,10 +164,6 @@ class TensorFlowNetwork(Inert):
         )
 
 
-def _tensorflow(_: Arguments) -> TensorFlowNetwork:
-    return TensorFlowNetwork()
-
-
 def _progan(_: Arguments) -> object:
     raise Malformed("is a ProGAN, which has no styles; only StyleGAN1 and StyleGAN2 networks can be imported")
 
@@ -210,7 +206,7 @@ PLAIN = {
 NVLABS = {
     "torch_utils.persistence._reconstruct_persistent_obj": StandIn("persistent object", _persistent_object),
     "dnnlib.util.EasyDict": StandIn("dnnlib.util.EasyDict", nothing_to_dict),
-    "dnnlib.tflib.network.Network": StandIn("dnnlib.tflib.network.Network", _tensorflow),
+    "dnnlib.tflib.network.Network": StandIn("dnnlib.tflib.network.Network", lambda _: TensorFlowNetwork()),
     "tfutil.Network": StandIn("tfutil.Network", _progan),
     "torch.nn.modules.sparse.Embedding": StandIn("torch.nn.modules.sparse.Embedding", _embedding),
 }

@@ -76,12 +76,8 @@ def _wrapper(state: Mapping[str, object]) -> str:
     found = ""
     for _ in range(_MAX_WRAPPERS if state else 0):
         longer = (found + wrapper for wrapper in _WRAPPERS)
-        found = next((prefix for prefix in longer if all(_begins(name, prefix) for name in state)), found)
+        found = next((prefix for prefix in longer if all(str(name).startswith(prefix) for name in state)), found)
     return found
-
-
-def _begins(name: object, prefix: str) -> bool:
-    return isinstance(name, str) and name.startswith(prefix)
 
 
 class NameTable:

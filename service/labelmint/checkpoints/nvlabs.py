@@ -21,10 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from labelmint.checkpoints.container import Checkpoint
-from labelmint.checkpoints.generators import Imported, build, scaled
+from labelmint.checkpoints.generators import Imported, build, filter_taps, scaled
 from labelmint.checkpoints.known_globals import PersistentObject
 from labelmint.checkpoints.name_table import Floats, TensorTaker, check_resolution, one_value, to_float32
-from labelmint.checkpoints.resample_filter import filter_taps
 from labelmint.checkpoints.torch_file import Tensor
 from labelmint.core.errors import InvalidRequest, UnusableFile
 from labelmint.models.stylegan2 import StyleGAN2Spec

@@ -12,9 +12,8 @@ Rules of this file:
 from __future__ import annotations
 
 from labelmint.checkpoints.container import Checkpoint
-from labelmint.checkpoints.generators import Imported, build, drawn_noise
+from labelmint.checkpoints.generators import Imported, build, drawn_noise, filter_taps
 from labelmint.checkpoints.name_table import Floats, NameTable, TensorTaker, check_resolution, holds, one_value
-from labelmint.checkpoints.resample_filter import filter_taps
 from labelmint.checkpoints.torch_file import Tensor
 from labelmint.core.errors import UnusableFile
 from labelmint.models.stylegan2 import StyleGAN2Spec
@@ -34,7 +33,6 @@ def _state(value: dict[str, object]) -> object:
 
 
 def import_rosinality(checkpoint: Checkpoint) -> Imported:
-    """Import the file's `g_ema`."""
     assert isinstance(checkpoint.value, dict)
     table = NameTable(checkpoint.path, _state(checkpoint.value))
     reader = _StateReader(table)

@@ -1,8 +1,6 @@
 """Reads files of `torch.save`, in both of its formats, into inert tensors without torch.
 
 Rules of this file:
-- A tensor is a view, and nothing is copied before `array` is called. A tensor never has more elements than its storage,
-  and a storage must have exactly the bytes that the file has for it.
 - The zip format is read by `untrusted/zip_directory.py`; each entry is compared with its checksum.
 - The legacy format is four pickles (magic number, protocol, system, the value), a list of storage keys, and the raw
   storages in the order of that list.

@@ -88,10 +88,7 @@ class GeneratorStep(Step):
         self.layout = interpreter.spec.layout
         r = generator.spec.resolution
         self.inputs = latent_inputs(generator.spec.z_dim)
-        self.outputs = (
-            TensorSpec("image", torch.uint8, (r, r, 3)),
-            *feature_tensors(interpreter),
-        )
+        self.outputs = (TensorSpec("image", torch.uint8, (r, r, 3)), *feature_tensors(interpreter))
 
     def forward(
         self, latent: Tensor, style_latent: Tensor, crossover: Tensor, truncation_psi: Tensor
@@ -100,46 +97,46 @@ class GeneratorStep(Step):
         return (to_uint8(image), *features.values())
 
 
-class StyleInterpreterStep(Step):
-    def __init__(self, interpreter: StyleInterpreter) -> None:
+class InterpreterStep(Step):
+    """The whole Style Interpreter, or a part of it."""
+
+    def __init__(
+        self, interpreter: StyleInterpreter, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
+    ) -> None:
         super().__init__()
         self.interpreter = interpreter
-        self.inputs = feature_tensors(interpreter)
-        self.outputs = label_outputs(interpreter)
+        self.inputs = inputs
+        self.outputs = outputs
+
+
+class StyleInterpreterStep(InterpreterStep):
+    def __init__(self, interpreter: StyleInterpreter) -> None:
+        super().__init__(interpreter, feature_tensors(interpreter), label_outputs(interpreter))
 
     def forward(self, *features: Tensor) -> tuple[Tensor, ...]:
         return self.interpreter(dict(zip(self.interpreter.spec.channels, features, strict=True)))
 
 
-class FeatureAggregationStep(Step):
+class FeatureAggregationStep(InterpreterStep):
     def __init__(self, interpreter: StyleInterpreter) -> None:
-        super().__init__()
-        self.interpreter = interpreter
-        self.inputs = feature_tensors(interpreter)
-        self.outputs = (hidden_tensor(interpreter),)
+        super().__init__(interpreter, feature_tensors(interpreter), (hidden_tensor(interpreter),))
 
     def forward(self, *features: Tensor) -> tuple[Tensor, ...]:
         by_level = dict(zip(self.interpreter.spec.channels, features, strict=True))
         return (self.interpreter.aggregate(by_level, range(self.interpreter.spec.resolution)),)  # [B,N*h1,R,R]
 
 
-class MlpHeadsStep(Step):
+class MlpHeadsStep(InterpreterStep):
     def __init__(self, interpreter: StyleInterpreter) -> None:
-        super().__init__()
-        self.interpreter = interpreter
-        self.inputs = (hidden_tensor(interpreter),)
-        self.outputs = statistics_tensors(interpreter)
+        super().__init__(interpreter, (hidden_tensor(interpreter),), statistics_tensors(interpreter))
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, ...]:
         return tuple(_rows_and_channels(statistic) for statistic in self.interpreter.heads(hidden))
 
 
-class UncertaintyStep(Step):
+class UncertaintyStep(InterpreterStep):
     def __init__(self, interpreter: StyleInterpreter) -> None:
-        super().__init__()
-        self.interpreter = interpreter
-        self.inputs = statistics_tensors(interpreter)
-        self.outputs = label_outputs(interpreter)
+        super().__init__(interpreter, statistics_tensors(interpreter), label_outputs(interpreter))
 
     def forward(self, *statistics: Tensor) -> tuple[Tensor, ...]:
         *label, js_map = self.interpreter.uncertainty(*(_rows_and_channels(statistic) for statistic in statistics))

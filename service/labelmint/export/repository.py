@@ -23,20 +23,8 @@ from tritonclient.grpc import model_config_pb2 as pb
 from labelmint.core.calibration import CALIBRATION
 from labelmint.core.errors import IncompatibleWeights, UnusableFile
 from labelmint.core.task import task_of
-from labelmint.export import native_export, torchscript_export
-from labelmint.export.modules import (
-    MAX_BATCH_BYTES,
-    FeatureAggregationStep,
-    GeneratorStep,
-    MlpHeadsStep,
-    Step,
-    StyleInterpreterStep,
-    TensorSpec,
-    UncertaintyStep,
-    hidden_tensor,
-    label_outputs,
-    latent_inputs,
-)
+from labelmint.export import modules, native_export, torchscript_export
+from labelmint.export.modules import Step, TensorSpec
 from labelmint.export.native_export import export_native
 from labelmint.export.onnx_export import export_onnx
 from labelmint.export.torchscript_export import export_torchscript
@@ -44,24 +32,18 @@ from labelmint.models.generator import Generator
 from labelmint.models.interpreter import StyleInterpreter
 from labelmint.models.layout import channels_of
 from labelmint.models.store import load_generator, load_interpreter
-from labelmint.triton.model_config import (
-    base_name,
-    model_digest,
-    model_file,
-    read_config,
-    write_config,
-)
+from labelmint.triton.model_config import base_name, model_digest, model_file, read_config, write_config
 
 _DTYPES = {torch.float32: pb.TYPE_FP32, torch.int32: pb.TYPE_INT32, torch.uint8: pb.TYPE_UINT8}
 
 FUSED = ("generator", "style_interpreter")
 STAGED = ("generator", "feature_aggregation", "mlp_heads", "uncertainty")
 STEPS: Mapping[str, Callable[[Generator, StyleInterpreter], Step]] = {
-    "generator": GeneratorStep,
-    "style_interpreter": lambda _, interpreter: StyleInterpreterStep(interpreter),
-    "feature_aggregation": lambda _, interpreter: FeatureAggregationStep(interpreter),
-    "mlp_heads": lambda _, interpreter: MlpHeadsStep(interpreter),
-    "uncertainty": lambda _, interpreter: UncertaintyStep(interpreter),
+    "generator": modules.GeneratorStep,
+    "style_interpreter": lambda _, interpreter: modules.StyleInterpreterStep(interpreter),
+    "feature_aggregation": lambda _, interpreter: modules.FeatureAggregationStep(interpreter),
+    "mlp_heads": lambda _, interpreter: modules.MlpHeadsStep(interpreter),
+    "uncertainty": lambda _, interpreter: modules.UncertaintyStep(interpreter),
 }
 FORMATS = {"onnx": export_onnx, "torchscript": export_torchscript, "native": export_native}
 
@@ -86,7 +68,7 @@ def export_repository(
     base = base_name(model, version)
     _check_name_is_free(repository / base, model)
     pipelines: dict[str, tuple[str, ...]] = {"fused": FUSED}
-    if hidden_tensor(interpreter).bytes <= MAX_BATCH_BYTES:
+    if modules.hidden_tensor(interpreter).bytes <= modules.MAX_BATCH_BYTES:
         pipelines["staged"] = STAGED
     wanted = dict.fromkeys(itertools.chain.from_iterable(pipelines.values()))
     steps = {name: STEPS[name](generator, interpreter) for name in STEPS if name in wanted}
@@ -154,7 +136,7 @@ def step_config(name: str, step: Step, file_format: str) -> pb.ModelConfig:
         entry.zero_data = True
     if file_format == "torchscript":
         torchscript_export.configure(config)
-    elif file_format == "native" and isinstance(step, StyleInterpreterStep):
+    elif file_format == "native" and isinstance(step, modules.StyleInterpreterStep):
         native_export.configure(config)
     else:
         # A memory pattern allocates one block for all tensors in addition to the arena of the first run: twice the
@@ -170,7 +152,7 @@ def _ensemble_config(
     config = pb.ModelConfig(name=name, platform="ensemble", max_batch_size=batch)
     resolution = generator.spec.resolution
     image = TensorSpec("image", torch.uint8, (resolution, resolution, 3))
-    _add_tensors(config, latent_inputs(generator.spec.z_dim), (image, *label_outputs(interpreter)))
+    _add_tensors(config, modules.latent_inputs(generator.spec.z_dim), (image, *modules.label_outputs(interpreter)))
     config.version_policy.latest.num_versions = 1
     for step_name, step in steps:
         # Every tensor has the same name inside the ensemble as in its step.
@@ -266,4 +248,5 @@ def export_files(
         worst = max(outputs, key=lambda name: outputs[name])
         print(f"{base}_{step}: differs from torch by at most {outputs[worst]:.1e} ({worst})")
     if "uncertainty" not in differences:
-        print(f"{base}_staged: left out, because one hidden tensor alone has {hidden_tensor(loaded).bytes >> 20} MiB")
+        mebibytes = modules.hidden_tensor(loaded).bytes >> 20
+        print(f"{base}_staged: left out, because one hidden tensor alone has {mebibytes} MiB")

@@ -518,84 +518,87 @@ INLINE void seek(const float *heats, int classes, int count, int pixel, Peak *pe
     }
 }
 
-static void label_tile(Interpreter *m, const Task *task, Scratch *scratch) {
-    int R = m->resolution, y = task->which, x0 = task->first, last = m->num_levels - 1;
-    const Level *top = &m->levels[last];
-    int slivers = (task->count + SLIVER - 1) / SLIVER, rows = m->padded1, depth = top->channels;
-    ptrdiff_t plane = (ptrdiff_t)R * R, sliver_hidden = (ptrdiff_t)rows * SLIVER;
-    ptrdiff_t sliver_statistics = (2 * (ptrdiff_t)m->classes + 1) * SLIVER;
-
-    Pair pairs[MAX_LEVELS];
-    int first_level = 0, used = 1;
-    {
-        double position = (y + 0.5) * m->base / R;
-        int i = (int)position;
-        ptrdiff_t row = (ptrdiff_t)m->heads * rows * m->edge_stride;
-        pairs[0] = (Pair){m->edges + i * row, m->edges + (i + 1) * row, (float)(position - i), m->edge_stride};
-    }
-    while (m->levels[first_level].size < m->base) first_level++;
-    for (int l = first_level; l < last; l++) {
+/* Fill `pairs` for an output row: the edges first, then the levels from `first_level` to below R. */
+static void find_pairs(const Interpreter *m, int y, int first_level, Pair *pairs) {
+    ptrdiff_t units = (ptrdiff_t)m->heads * m->padded1;
+    double position = (y + 0.5) * m->base / m->resolution;
+    int i = (int)position;
+    ptrdiff_t row = units * m->edge_stride;
+    *pairs++ = (Pair){m->edges + i * row, m->edges + (i + 1) * row, (float)(position - i), m->edge_stride};
+    for (int l = first_level; l < m->num_levels - 1; l++) {
         const Level *level = &m->levels[l];
-        double position = (y + 0.5) * level->size / R - 0.5;
+        position = (y + 0.5) * level->size / m->resolution - 0.5;
         if (position < 0.0) position = 0.0;
-        int i = (int)position, next = i + 1 < level->size ? i + 1 : i;
-        ptrdiff_t row = (ptrdiff_t)m->heads * rows * level->size;
-        pairs[used++] = (Pair){level->projected + (i % level->kept) * row, level->projected + (next % level->kept) * row,
-                               (float)(position - i), level->size};
+        i = (int)position;
+        int next = i + 1 < level->size ? i + 1 : i;
+        row = units * level->size;
+        *pairs++ = (Pair){level->projected + (i % level->kept) * row, level->projected + (next % level->kept) * row,
+                          (float)(position - i), level->size};
     }
+}
 
-    pack_pixels(m->features[last] + (ptrdiff_t)y * R + x0, plane, depth, task->count, scratch->pixels);
-    memset(scratch->statistics, 0, slivers * sliver_statistics * sizeof(float));
-    int step = depth < DEPTH ? depth : DEPTH;
-    for (int head = 0; head < m->heads; head++) {
-        const float *weights = top->weights + (ptrdiff_t)head * rows * depth;
-        const float *weights2 = m->weights2 + (ptrdiff_t)head * m->padded2 * m->hidden1;
-        const float *weights3 = m->weights3 + (ptrdiff_t)head * m->padded3 * m->hidden2;
-        interpolate(m, pairs, first_level, head, x0, scratch);
-        for (int s = 0; s < slivers; s++) {
-            float *hidden = scratch->hidden + s * sliver_hidden;
-            const float *x = scratch->pixels + (ptrdiff_t)s * depth * SLIVER;
-            for (int k = 0; k < depth; k += step) {
-                int part = depth - k < step ? depth - k : step;
-                for (int i = 0; i < rows; i += ROWS) {
-                    const float *panel = weights + (ptrdiff_t)i * depth + (ptrdiff_t)k * ROWS;
-                    const float *sliver = x + (ptrdiff_t)k * SLIVER;
-                    if (k + part < depth) {
-                        multiply_onto(panel, sliver, part, hidden + i * SLIVER, SLIVER);
-                    } else {
-                        multiply_relu(panel, sliver, part, hidden + i * SLIVER, SLIVER);
-                    }
-                }
-            }
-            for (int i = 0; i < m->padded2; i++) {
-                for (int j = 0; j < VECTORS; j++) {
-                    store(scratch->hidden2 + i * SLIVER + j * LANES, all(m->bias2[head * m->padded2 + i]));
-                }
-            }
-            for (int i = 0; i < m->padded2; i += ROWS) {
-                multiply_relu(weights2 + (ptrdiff_t)i * m->hidden1, hidden, m->hidden1, scratch->hidden2 + i * SLIVER, SLIVER);
-            }
-            for (int i = 0; i < m->padded3; i++) {
-                for (int j = 0; j < VECTORS; j++) {
-                    store(scratch->logits + i * SLIVER + j * LANES, all(m->bias3[head * m->padded3 + i]));
-                }
-            }
-            for (int i = 0; i < m->padded3; i += ROWS) {
-                multiply_onto(weights3 + (ptrdiff_t)i * m->hidden2, scratch->hidden2, m->hidden2, scratch->logits + i * SLIVER,
-                              SLIVER);
-            }
-            if (m->keypoints) {
-                add_heats(scratch->logits, m->classes, scratch->statistics + s * sliver_statistics);
+/* Fill [rows][SLIVER] with the bias of each row. */
+INLINE void fill(const float *bias, int rows, float *out) {
+    for (int i = 0; i < rows; i++) {
+        for (int j = 0; j < VECTORS; j++) store(out + i * SLIVER + j * LANES, all(bias[i]));
+    }
+}
+
+/* Add level R, `pixels` [channel][SLIVER], to a head's sums `hidden`, run the head's layers, and add to `statistics`. */
+static void run_head(const Interpreter *m, int head, const float *pixels, float *hidden, float *statistics, Scratch *scratch) {
+    const Level *top = &m->levels[m->num_levels - 1];
+    int rows = m->padded1, depth = top->channels, step = depth < DEPTH ? depth : DEPTH;
+    const float *weights = top->weights + (ptrdiff_t)head * rows * depth;
+    const float *weights2 = m->weights2 + (ptrdiff_t)head * m->padded2 * m->hidden1;
+    const float *weights3 = m->weights3 + (ptrdiff_t)head * m->padded3 * m->hidden2;
+    for (int k = 0; k < depth; k += step) {
+        int part = depth - k < step ? depth - k : step;
+        for (int i = 0; i < rows; i += ROWS) {
+            const float *panel = weights + (ptrdiff_t)i * depth + (ptrdiff_t)k * ROWS;
+            const float *sliver = pixels + (ptrdiff_t)k * SLIVER;
+            if (k + part < depth) {
+                multiply_onto(panel, sliver, part, hidden + i * SLIVER, SLIVER);
             } else {
-                add_votes(scratch->logits, m->classes, scratch->statistics + s * sliver_statistics);
+                multiply_relu(panel, sliver, part, hidden + i * SLIVER, SLIVER);
             }
         }
     }
-    Peak *peaks = m->keypoints ? m->peaks + ((ptrdiff_t)y * R + x0) / m->tile * m->classes : NULL;
-    for (int k = 0; m->keypoints && k < m->classes; k++) peaks[k] = (Peak){-INFINITY, y * R + x0};
+    fill(m->bias2 + head * m->padded2, m->padded2, scratch->hidden2);
+    for (int i = 0; i < m->padded2; i += ROWS) {
+        multiply_relu(weights2 + (ptrdiff_t)i * m->hidden1, hidden, m->hidden1, scratch->hidden2 + i * SLIVER, SLIVER);
+    }
+    fill(m->bias3 + head * m->padded3, m->padded3, scratch->logits);
+    for (int i = 0; i < m->padded3; i += ROWS) {
+        multiply_onto(weights3 + (ptrdiff_t)i * m->hidden2, scratch->hidden2, m->hidden2, scratch->logits + i * SLIVER, SLIVER);
+    }
+    if (m->keypoints) {
+        add_heats(scratch->logits, m->classes, statistics);
+    } else {
+        add_votes(scratch->logits, m->classes, statistics);
+    }
+}
+
+static void label_tile(Interpreter *m, const Task *task, Scratch *scratch) {
+    int y = task->which, x0 = task->first, last = m->num_levels - 1, first_level = 0, first = y * m->resolution + x0;
+    int slivers = (task->count + SLIVER - 1) / SLIVER, depth = m->levels[last].channels;
+    ptrdiff_t plane = (ptrdiff_t)m->resolution * m->resolution, size = (2 * (ptrdiff_t)m->classes + 1) * SLIVER;
+    while (m->levels[first_level].size < m->base) first_level++;
+    Pair pairs[MAX_LEVELS];
+    find_pairs(m, y, first_level, pairs);
+    pack_pixels(m->features[last] + first, plane, depth, task->count, scratch->pixels);
+    memset(scratch->statistics, 0, slivers * size * sizeof(float));
+    for (int head = 0; head < m->heads; head++) {
+        interpolate(m, pairs, first_level, head, x0, scratch);
+        for (int s = 0; s < slivers; s++) {
+            run_head(m, head, scratch->pixels + (ptrdiff_t)s * depth * SLIVER,
+                     scratch->hidden + (ptrdiff_t)s * m->padded1 * SLIVER, scratch->statistics + s * size, scratch);
+        }
+    }
+    Peak *peaks = m->keypoints ? m->peaks + (ptrdiff_t)first / m->tile * m->classes : NULL;
+    for (int k = 0; m->keypoints && k < m->classes; k++) peaks[k] = (Peak){-INFINITY, first};
     for (int s = 0; s < slivers; s++) {
-        const float *statistics = scratch->statistics + s * sliver_statistics, *votes = statistics + m->classes * SLIVER;
-        int count = task->count - s * SLIVER < SLIVER ? task->count - s * SLIVER : SLIVER, at = y * R + x0 + s * SLIVER;
+        const float *statistics = scratch->statistics + s * size, *votes = statistics + m->classes * SLIVER;
+        int count = task->count - s * SLIVER < SLIVER ? task->count - s * SLIVER : SLIVER, at = first + s * SLIVER;
         float js[SLIVER];
         divergence(m, statistics, js);
         memcpy(m->js + at, js, count * sizeof(float));
@@ -757,12 +760,10 @@ static void project_rows(Interpreter *m, int l, int first, int end) {
 
 /* List all tasks in the order in which the threads take them. The first call only counts them. */
 static void plan(Interpreter *m) {
-    int last = m->num_levels - 1, strips = m->resolution / STRIP;
+    int last = m->num_levels - 1, windows = 0;
     m->num_tasks = m->num_phases = 0;
-    int windows = 0;
     for (int l = 0; l < last; l++) windows |= m->levels[l].kept < m->levels[l].size;
-    int strip = windows ? STRIP : m->resolution;
-    strips = m->resolution / strip;
+    int strip = windows ? STRIP : m->resolution, strips = m->resolution / strip;
     for (int l = 0; m->levels[l].size < m->base; l++) project_rows(m, l, 0, m->levels[l].size);
     m->num_phases++;
     for (int l = 0; l < last; l++) {
@@ -787,6 +788,94 @@ static void plan(Interpreter *m) {
     }
 }
 
+/* The number of rows of a level that are stored: all, or a window that three strips in progress need. */
+static int rows_kept(const Interpreter *m, const Level *level) {
+    int most = 0;
+    for (int s = 0; s < m->resolution / STRIP; s++) {
+        int end = (s + 3) * STRIP < m->resolution ? (s + 3) * STRIP : m->resolution;
+        int rows = rows_until(m, level, end) - first_row(m, level, s * STRIP);
+        if (rows > most) most = rows;
+    }
+    return level->size > WHOLE && most < level->size ? most : level->size;
+}
+
+/* The functions below return 0 if there is no memory. */
+
+static int make_levels(Interpreter *m, const int *channels, const float *const *projections) {
+    size_t units = (size_t)m->heads * m->padded1;
+    for (int l = 0; l < m->num_levels; l++) {
+        Level *level = &m->levels[l];
+        level->size = 4 << l;
+        level->channels = channels[l];
+        level->weights = floats(m, units * channels[l]);
+        if (level->weights == NULL) return 0;
+        for (int head = 0; head < m->heads; head++) {
+            pack_weights(projections[l] + (ptrdiff_t)head * m->hidden1 * channels[l], m->hidden1, channels[l],
+                         level->weights + (ptrdiff_t)head * m->padded1 * channels[l]);
+        }
+        if (l == m->num_levels - 1) break;
+        level->kept = rows_kept(m, level);
+        level->projected = floats(m, units * level->size * level->kept);
+        if (level->projected == NULL) return 0;
+    }
+    return 1;
+}
+
+static int make_layers(Interpreter *m, const float *bias1, const float *weight2, const float *bias2, const float *weight3,
+                       const float *bias3) {
+    size_t units = (size_t)m->heads * m->padded1;
+    m->edges = floats(m, (m->base + 1) * units * m->edge_stride);
+    m->bias1 = floats(m, units);
+    m->weights2 = floats(m, (size_t)m->heads * m->padded2 * m->hidden1);
+    m->bias2 = floats(m, (size_t)m->heads * m->padded2);
+    m->weights3 = floats(m, (size_t)m->heads * m->padded3 * m->hidden2);
+    m->bias3 = floats(m, (size_t)m->heads * m->padded3);
+    if (!m->edges || !m->bias1 || !m->weights2 || !m->bias2 || !m->weights3 || !m->bias3) return 0;
+    for (int head = 0; head < m->heads; head++) {
+        memcpy(m->bias1 + head * m->padded1, bias1 + head * m->hidden1, m->hidden1 * sizeof(float));
+        memcpy(m->bias2 + head * m->padded2, bias2 + head * m->hidden2, m->hidden2 * sizeof(float));
+        memcpy(m->bias3 + head * m->padded3, bias3 + head * m->classes, m->classes * sizeof(float));
+        pack_weights(weight2 + (ptrdiff_t)head * m->hidden2 * m->hidden1, m->hidden2, m->hidden1,
+                     m->weights2 + (ptrdiff_t)head * m->padded2 * m->hidden1);
+        pack_weights(weight3 + (ptrdiff_t)head * m->classes * m->hidden2, m->classes, m->hidden2,
+                     m->weights3 + (ptrdiff_t)head * m->padded3 * m->hidden2);
+    }
+    return 1;
+}
+
+static int make_scratch(Interpreter *m) {
+    m->peaks = calloc((size_t)m->resolution * (m->resolution / m->tile) * m->classes, sizeof *m->peaks);
+    if (m->peaks == NULL) return 0;
+    size_t packed = 0, slivers = (m->tile + SLIVER - 1) / SLIVER;
+    for (int l = 0; l < m->num_levels; l++) {
+        size_t pixels = l == m->num_levels - 1 ? (size_t)m->tile : BLOCK;
+        pixels = (pixels + SLIVER - 1) / SLIVER * SLIVER * m->levels[l].channels;
+        if (pixels > packed) packed = pixels;
+    }
+    for (int i = 0; i < m->threads; i++) {
+        Scratch *s = &m->scratch[i];
+        s->pixels = floats(m, packed);
+        s->hidden = floats(m, slivers * m->padded1 * SLIVER);
+        s->hidden2 = floats(m, (size_t)m->padded2 * SLIVER);
+        s->logits = floats(m, (size_t)m->padded3 * SLIVER);
+        s->statistics = floats(m, slivers * (2 * m->classes + 1) * SLIVER);
+        for (int j = 0; j < 3; j++) s->lines[j] = floats(m, GROUP * (m->tile / 2 + 4 * LANES));
+        if (!s->pixels || !s->hidden || !s->hidden2 || !s->logits || !s->statistics) return 0;
+        if (!s->lines[0] || !s->lines[1] || !s->lines[2]) return 0;
+    }
+    return 1;
+}
+
+static int make_tasks(Interpreter *m) {
+    plan(m);
+    m->tasks = calloc(m->num_tasks, sizeof *m->tasks);
+    m->phase_tasks = calloc(m->num_phases, sizeof *m->phase_tasks);
+    m->left = calloc(m->num_phases, sizeof *m->left);
+    if (m->tasks == NULL || m->phase_tasks == NULL || m->left == NULL) return 0;
+    plan(m);
+    return 1;
+}
+
 /* Create an interpreter with the levels 4, 8, ..., R, of `channels[i]` channels each. The weights are row-major:
 projections [N*h1][C_r], weight2 [N][h2][h1], weight3 [N][K][h2]. They are copied. NULL if there is no memory. */
 Interpreter *interpreter_new(int keypoints, int num_levels, const int *channels, int heads, int hidden1, int hidden2, int classes,
@@ -805,77 +894,9 @@ Interpreter *interpreter_new(int keypoints, int num_levels, const int *channels,
     m->blocks = calloc(3 * MAX_LEVELS + 16 + 8 * threads, sizeof *m->blocks);
     m->sizes = calloc(3 * MAX_LEVELS + 16 + 8 * threads, sizeof *m->sizes);
     m->scratch = calloc(threads, sizeof *m->scratch);
-    if (m->blocks == NULL || m->sizes == NULL || m->scratch == NULL) goto no_memory;
-
-    size_t units = (size_t)heads * m->padded1;
-    size_t packed = 0;
-    for (int l = 0; l < num_levels; l++) {
-        Level *level = &m->levels[l];
-        level->size = 4 << l;
-        level->channels = channels[l];
-        level->weights = floats(m, units * channels[l]);
-        if (level->weights == NULL) goto no_memory;
-        for (int head = 0; head < heads; head++) {
-            pack_weights(projections[l] + (ptrdiff_t)head * hidden1 * channels[l], hidden1, channels[l],
-                         level->weights + (ptrdiff_t)head * m->padded1 * channels[l]);
-        }
-        int top = l == num_levels - 1;
-        size_t pixels = top ? (size_t)m->tile : BLOCK;
-        pixels = (pixels + SLIVER - 1) / SLIVER * SLIVER;
-        if (pixels * channels[l] > packed) packed = pixels * channels[l];
-        if (top) break;
-        level->kept = level->size;
-        if (level->size > WHOLE) { /* three strips are in progress at a time */
-            int most = 0;
-            for (int s = 0; s < m->resolution / STRIP; s++) {
-                int end = (s + 3) * STRIP < m->resolution ? (s + 3) * STRIP : m->resolution;
-                int rows = rows_until(m, level, end) - first_row(m, level, s * STRIP);
-                if (rows > most) most = rows;
-            }
-            if (most < level->size) level->kept = most;
-        }
-        level->projected = floats(m, units * level->size * level->kept);
-        if (level->projected == NULL) goto no_memory;
-    }
-    m->edges = floats(m, (m->base + 1) * units * m->edge_stride);
-    m->bias1 = floats(m, units);
-    m->weights2 = floats(m, (size_t)heads * m->padded2 * hidden1);
-    m->bias2 = floats(m, (size_t)heads * m->padded2);
-    m->weights3 = floats(m, (size_t)heads * m->padded3 * hidden2);
-    m->bias3 = floats(m, (size_t)heads * m->padded3);
-    if (!m->edges || !m->bias1 || !m->weights2 || !m->bias2 || !m->weights3 || !m->bias3) goto no_memory;
-    for (int head = 0; head < heads; head++) {
-        memcpy(m->bias1 + head * m->padded1, bias1 + head * hidden1, hidden1 * sizeof(float));
-        memcpy(m->bias2 + head * m->padded2, bias2 + head * hidden2, hidden2 * sizeof(float));
-        memcpy(m->bias3 + head * m->padded3, bias3 + head * classes, classes * sizeof(float));
-        pack_weights(weight2 + (ptrdiff_t)head * hidden2 * hidden1, hidden2, hidden1,
-                     m->weights2 + (ptrdiff_t)head * m->padded2 * hidden1);
-        pack_weights(weight3 + (ptrdiff_t)head * classes * hidden2, classes, hidden2,
-                     m->weights3 + (ptrdiff_t)head * m->padded3 * hidden2);
-    }
-    m->peaks = calloc((size_t)m->resolution * (m->resolution / m->tile) * classes, sizeof *m->peaks);
-    if (m->peaks == NULL) goto no_memory;
-    size_t slivers = (m->tile + SLIVER - 1) / SLIVER;
-    for (int i = 0; i < threads; i++) {
-        Scratch *s = &m->scratch[i];
-        s->pixels = floats(m, packed);
-        s->hidden = floats(m, slivers * m->padded1 * SLIVER);
-        s->hidden2 = floats(m, (size_t)m->padded2 * SLIVER);
-        s->logits = floats(m, (size_t)m->padded3 * SLIVER);
-        s->statistics = floats(m, slivers * (2 * classes + 1) * SLIVER);
-        for (int j = 0; j < 3; j++) s->lines[j] = floats(m, GROUP * (m->tile / 2 + 4 * LANES));
-        if (!s->pixels || !s->hidden || !s->hidden2 || !s->logits || !s->statistics) goto no_memory;
-        if (!s->lines[0] || !s->lines[1] || !s->lines[2]) goto no_memory;
-    }
-    plan(m);
-    m->tasks = calloc(m->num_tasks, sizeof *m->tasks);
-    m->phase_tasks = calloc(m->num_phases, sizeof *m->phase_tasks);
-    m->left = calloc(m->num_phases, sizeof *m->left);
-    if (m->tasks == NULL || m->phase_tasks == NULL || m->left == NULL) goto no_memory;
-    plan(m);
-    return m;
-
-no_memory:
+    int made = m->blocks != NULL && m->sizes != NULL && m->scratch != NULL && make_levels(m, channels, projections) &&
+               make_layers(m, bias1, weight2, bias2, weight3, bias3) && make_scratch(m) && make_tasks(m);
+    if (made) return m;
     interpreter_free(m);
     return NULL;
 }

@@ -138,8 +138,7 @@ def loss(outputs: Tensor, wanted: Tensor) -> Tensor:
     return F.mse_loss(outputs, wanted)
 
 
-def error(outputs: Tensor, wanted: Tensor) -> Tensor:
-    return loss(outputs, wanted)
+error = loss
 
 
 def describe(training_error: float) -> str:

@@ -93,5 +93,4 @@ class Checkpoint:
             raise KeyboardInterrupt
 
     def remove(self) -> None:
-        """Remove the file, because the run is complete."""
         self._path.unlink(missing_ok=True)

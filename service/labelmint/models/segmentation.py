@@ -30,7 +30,6 @@ def settings(resolution: int) -> dict[str, Any]:
 
 
 def regions(label: npt.NDArray[Any], resolution: int) -> Tensor:
-    """Return the classes as regions."""
     return torch.from_numpy(label.astype(np.int64)).flatten()  # [R*R]
 
 

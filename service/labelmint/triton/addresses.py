@@ -1,33 +1,34 @@
-"""Resolves a gRPC target to the addresses of its Tritons, which lets the client treat each Triton separately.
+"""Resolves a gRPC target to the addresses of its Tritons, and tells which proxy of the environment gRPC uses for them.
 
 Rules of this file:
 - A target has the form that gRPC accepts. If it names a host (HOST:PORT, dns:///HOST:PORT), the system resolver looks
   the host up again and again. A list (ipv4:A:PORT,B:PORT) stands for its addresses. Any other target is one address,
   which gRPC resolves.
 - Once a name was resolved, no caller waits for a lookup. The known addresses stay valid until a lookup returns others.
-- A target behind a proxy of the environment is one address as well, because the proxy resolves the name.
+- A target behind a proxy of the environment is one address as well, because the proxy resolves the name. The proxy is
+  determined by the rules of gRPC's core. Loopback addresses are reached directly, because a proxy cannot reach them.
+- A message about a proxy leaves out the user name and password that its URL may contain.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ipaddress
+import os
 import re
 import socket
 import time
 from typing import Any
 from urllib.parse import unquote
 
-from labelmint.triton.proxies import is_proxied
-
 _RESOLVE_SECONDS = 5.0
 _HOST_AND_PORT = re.compile(r"(?:dns:(?:///)?)?(?P<host>\[[^\[\]]+\]|[^:/,\[\]]+):(?P<port>\d+)")
 _LIST = re.compile(r"ipv[46]:(?P<addresses>[^/].*)")
+_PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")  # the first that is set counts; gRPC reads lower case only
+_EXCEPTIONS = ("no_grpc_proxy", "no_proxy")
 
 
 class Addresses:
-    """The addresses of `target`."""
-
     def __init__(self, target: str) -> None:
         self.failure = f"the name in {target} is not resolved yet"
         self._target = target
@@ -82,3 +83,35 @@ def _is_address(host: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def is_proxied(target: str) -> bool:
+    """Whether gRPC connects to HOST:PORT through a proxy."""
+    host = _host(target)
+    exceptions = next((os.environ[name] for name in _EXCEPTIONS if os.environ.get(name)), "")
+    direct = any(each and host.endswith(each) for each in map(str.strip, exceptions.split(",")))
+    return _variable() is not None and not direct and not _is_loopback(host)
+
+
+def proxy_advice(target: str) -> str:
+    """Return what to add to a connection error of HOST:PORT; "" if gRPC uses no proxy."""
+    if (variable := _variable()) is None or not is_proxied(target):
+        return ""
+    shown = os.environ[variable].rpartition("@")[2].rpartition("://")[2]
+    return f"; the connection uses the proxy {shown} ({variable}): to go past it, set no_proxy={_host(target)}"
+
+
+def _variable() -> str | None:
+    return next((name for name in _PROXIES if os.environ.get(name)), None)
+
+
+def _is_loopback(host: str) -> bool:
+    """Decide by the name, without resolving it."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _host(target: str) -> str:
+    return target.rpartition("/")[2].rpartition(":")[0].strip("[]")

@@ -23,12 +23,12 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from labelmint.core.calibration import CALIBRATION
 from labelmint.core.errors import UnusableFile
-from labelmint.triton.model_config import model_file, read_config
+from labelmint.core.served_model import MalformedModel, ServedModel, read_served_model
+from labelmint.triton.model_config import check_artifacts, model_file, read_config, version_of
 from labelmint.triton.onnx_file import MAX_ONNX_BYTES, check_onnx
 from labelmint.triton.stored_zip import MAX_ZIP_BYTES, check_native
 from labelmint.triton.torchscript_file import check_torchscript
-from labelmint.untrusted.content import Malformed, quoted
-from labelmint.untrusted.regular_file import RegularFile
+from labelmint.untrusted.content import Malformed, RegularFile, quoted
 
 # The name of a model and its directory. Triton gets it in --load-model, where `*` would mean all models.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,199}")
@@ -122,6 +122,23 @@ _STEP_FIELDS: Mapping[str, _Range] = {
 }
 _MAX_REPEATED = 64  # inputs, outputs, steps, groups of instances
 _ITEM_BYTES = {pb.TYPE_FP32: 4, pb.TYPE_INT32: 4, pb.TYPE_UINT8: 1}
+
+
+def read_whole_model(repository: Path, name: str, calibrated: bool = True) -> ServedModel:
+    """Read an ensemble that the child Triton may load; with `calibrated` False, without its calibration.
+
+    Raises UnusableFile unless an export wrote the ensemble and its steps match its digest.
+    """
+    check_models(repository, [name])
+    path = repository / name / "config.pbtxt"
+    config = read_config(path)
+    check_artifacts(repository, config)
+    if not calibrated:
+        config.parameters.pop(CALIBRATION, None)
+    try:
+        return read_served_model(config, str(version_of(path.parent)))
+    except MalformedModel as error:
+        raise UnusableFile(path, f"is malformed: {error}") from error
 
 
 def check_models(repository: Path, ensembles: Iterable[str]) -> None:
@@ -240,27 +257,27 @@ def _refused(directory: Path, problem: str) -> UnusableFile:
     return UnusableFile(directory / "config.pbtxt", f"{problem}; export the model again")
 
 
+def _unsupported(directory: Path, what: str) -> UnusableFile:
+    return UnusableFile(
+        directory / "config.pbtxt",
+        f"has {what}, which the gateway's own Triton does not support; remove it, or serve the repository with a "
+        "Triton that you start (--triton-url)",
+    )
+
+
 def _check_config(
     directory: Path, config: pb.ModelConfig, fields: Mapping[str, _Range], *, parameters: Mapping[str, re.Pattern[str]]
 ) -> None:
     for path, value in _leaves(config, ""):
         if path not in fields:
-            raise UnusableFile(
-                directory / "config.pbtxt",
-                f"has the field {path}, which the gateway's own Triton does not support; remove it, or serve the "
-                "repository with a Triton that you start (--triton-url)",
-            )
+            raise _unsupported(directory, f"the field {path}")
         low, high = fields[path]
         if isinstance(value, int) and not low <= value <= high:
             raise _refused(directory, f"has {path} {value}, which is not within {low} and {high}")
     for key, parameter in config.parameters.items():
         text = parameter.string_value
         if key not in parameters:
-            raise UnusableFile(
-                directory / "config.pbtxt",
-                f"has the parameter {quoted(key)}, which the gateway's own Triton does not support; remove it, or "
-                "serve the repository with a Triton that you start (--triton-url)",
-            )
+            raise _unsupported(directory, f"the parameter {quoted(key)}")
         if not parameters[key].fullmatch(text):
             raise _refused(directory, f"has the parameter {key} {quoted(text)}, which is not one of its values")
     if config.name != directory.name:

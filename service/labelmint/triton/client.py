@@ -38,15 +38,8 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig as Config
 from tritonclient.utils import triton_to_np_dtype
 
 from labelmint import tracing
-from labelmint.core.errors import (
-    DeadlineExceeded,
-    InferenceFailed,
-    LabelmintError,
-    Overloaded,
-    TritonUnavailable,
-)
-from labelmint.triton.addresses import Addresses
-from labelmint.triton.proxies import proxy_advice
+from labelmint.core.errors import DeadlineExceeded, InferenceFailed, LabelmintError, Overloaded, TritonUnavailable
+from labelmint.triton.addresses import Addresses, proxy_advice
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +47,8 @@ Array = npt.NDArray[Any]
 T = TypeVar("T")
 Key: TypeAlias = tuple[str, str]  # a model's name in Triton, and the version
 
-_QUEUE_FULL = ("exceeds maximum queue size",)
-_QUEUE_TIMEOUT = ("request timeout expired",)
+_QUEUE_FULL = "exceeds maximum queue size"
+_QUEUE_TIMEOUT = "request timeout expired"
 _NO_SHARED_MEMORY = ("shared memory pool size", "shared memory key")
 # One message may carry the arrays of a whole batch of large images.
 _CHANNEL_OPTIONS = [
@@ -405,9 +398,9 @@ def translate(error: grpc.aio.AioRpcError) -> LabelmintError:
     """Translate a gRPC error of Triton to a LabelmintError. Log the problems that an operator must fix."""
     code, message = error.code(), error.details() or ""
     lowered = message.lower()
-    if any(text in lowered for text in _QUEUE_FULL):
+    if _QUEUE_FULL in lowered:
         return Overloaded("Triton's queue is full; try again later")
-    if any(text in lowered for text in _QUEUE_TIMEOUT) or code is grpc.StatusCode.DEADLINE_EXCEEDED:
+    if _QUEUE_TIMEOUT in lowered or code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineExceeded()
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return Overloaded(f"Triton is overloaded: {message}")

@@ -23,8 +23,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from labelmint.core.errors import UnusableFile
-from labelmint.untrusted.content import Malformed
-from labelmint.untrusted.regular_file import RegularFile
+from labelmint.untrusted.content import Malformed, RegularFile
 
 # A configuration with 255 classes and a calibration is a tenth of this.
 MAX_CONFIG_BYTES = 256 << 10

@@ -16,8 +16,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple, TypeAlias
 
-from labelmint.untrusted.content import Malformed, quoted
-from labelmint.untrusted.regular_file import RegularFile
+from labelmint.untrusted.content import Malformed, RegularFile, quoted
 
 MAX_ONNX_BYTES = (2 << 30) - 1  # protobuf's limit
 # A generator at 1024x1024 with its interpreter has some thousands of fields.

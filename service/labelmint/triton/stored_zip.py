@@ -19,8 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from labelmint.untrusted.content import Malformed, quoted
-from labelmint.untrusted.regular_file import RegularFile
+from labelmint.untrusted.content import Malformed, RegularFile, quoted
 from labelmint.untrusted.zip_directory import read_directory
 
 MAX_ZIP_BYTES = (2 << 30) - 1  # above this, the format changes

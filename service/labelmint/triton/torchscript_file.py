@@ -14,9 +14,8 @@ from __future__ import annotations
 import re
 
 from labelmint.triton.stored_zip import entries_of
-from labelmint.untrusted.content import Malformed, quoted
+from labelmint.untrusted.content import Malformed, RegularFile, quoted
 from labelmint.untrusted.pickle_machine import Budget, PickleReader, StandIn, nothing_to_dict
-from labelmint.untrusted.regular_file import RegularFile
 from labelmint.untrusted.torch_tensors import REBUILD_TENSOR, STORAGES, Storage, Tensor, rebuild_tensor, storages_by
 
 # torch checks the arguments of these operators, and they only compute.

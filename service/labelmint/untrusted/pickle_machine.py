@@ -7,8 +7,6 @@ Rules of this file:
   the error names it.
 - Every limit is a constant with its reason. Work and memory stay proportional to the size of the file: byte strings are
   views into it, and every declared size is compared with the data before anything is allocated.
-- The only text of a file that enters a message is a short, escaped excerpt of a name, because a hostile file could
-  otherwise write anything into a terminal or a log.
 
 Source: the opcodes as `pickletools` describes them.
 """

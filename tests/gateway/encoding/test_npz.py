@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from labelmint.core.policy import Mixing
-from labelmint.gateway.encoding.npz import npz
+from labelmint.gateway.encoding.archives import npz
 from labelmint.gateway.sampling.sample import Sample
 from tests.support.samples import marked, segmented
 

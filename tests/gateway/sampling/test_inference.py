@@ -2,7 +2,7 @@
 
 import pytest
 
-from labelmint.gateway.sampling.inference import RETRY_SECONDS, Hold, Inference, is_over
+from labelmint.gateway.sampling.inferences import Inference
 from labelmint.gateway.sampling.slots import Requester
 
 pytestmark = pytest.mark.unit
@@ -47,14 +47,3 @@ def test_it_serves_who_wants_no_more_than_it_makes(outputs: list[str], serves: b
     assert inference.serves(outputs) is serves
     inference.end()
     assert not inference.serves(outputs)
-
-
-def test_a_call_is_held_as_long_as_another_attempt_fits() -> None:
-    hold = Hold(now=10.0, seconds=2.5)
-    assert hold.unavailable(10.0) == hold.unavailable(11.5) == RETRY_SECONDS
-    assert hold.unavailable(11.6) is None
-    assert Hold(now=10.0, seconds=0.0).unavailable(10.0) is None
-
-
-def test_a_deadline_is_over_at_its_moment() -> None:
-    assert [is_over(deadline, 5.0) for deadline in (None, 5.1, 5.0, 4.9)] == [False, False, True, True]

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from labelmint.core.errors import DeadlineExceeded, Overloaded
+from labelmint.core.errors import DeadlineExceeded, Overloaded, TritonUnavailable
 from labelmint.core.policy import SampleOptions, Walk, latent_of
 from labelmint.core.served_model import read_served_model
+from labelmint.gateway.sampling import inferences
 from labelmint.gateway.sampling.cache import SampleCache
 from labelmint.gateway.sampling.catalog import Catalog
 from labelmint.gateway.sampling.inferences import Inferences
@@ -153,6 +154,28 @@ async def test_what_triton_drops_at_the_deadline_of_one_is_made_for_who_can_wait
     with pytest.raises(DeadlineExceeded):
         await first
     assert await second == {"image": b"i"} and len(minting.made) == 2
+
+
+@pytest.mark.parametrize(("seconds", "tries"), [(2.5, 3), (2.0, 3), (1.9, 2), (0.0, 1)])
+async def test_a_call_is_held_as_long_as_another_attempt_fits(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, tries: int
+) -> None:
+    now, tried = 10.0, []
+
+    async def sleep(pause: float) -> None:
+        nonlocal now
+        now += pause
+
+    async def call() -> None:
+        tried.append(now)
+        raise TritonUnavailable("away")
+
+    monkeypatch.setattr(inferences, "_now", lambda: now)
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    metrics = Metrics(CollectorRegistry())
+    with pytest.raises(TritonUnavailable):
+        await Inferences(Slots(1), SampleCache(0, metrics), metrics, hold_seconds=seconds).hold(call)
+    assert tried == [10.0, 11.0, 12.0][:tries]
 
 
 class SlowTriton:

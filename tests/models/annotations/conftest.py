@@ -8,12 +8,18 @@ from typing import Any
 
 import pytest
 
+from labelmint.models.annotations import image_path
 from tests.conftest import ROOT
 
 
 @pytest.fixture
 def annotated(tmp_path: Path) -> Path:
     return Path(shutil.copytree(ROOT / "tests" / "data" / "annotations", tmp_path / "annotated"))
+
+
+def label_path(directory: Path, seed: int) -> Path:
+    """The file of labelme for an image."""
+    return image_path(directory, seed).with_suffix(".json")
 
 
 def edit(path: Path, change: Callable[[Any], object]) -> None:

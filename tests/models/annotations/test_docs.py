@@ -16,12 +16,12 @@ from pydantic_settings import CliApp
 
 from labelmint.cli import Labelmint
 from labelmint.models.annotations import read_keypoints, read_masks
-from labelmint.models.annotations.labelme import label_path
 from labelmint.models.fit import FitSettings
 from labelmint.models.generator import Generator
 from labelmint.models.store import load_interpreter, save_generator
 from labelmint.models.stylegan2 import StyleGAN2Spec
 from tests.conftest import ROOT
+from tests.models.annotations.conftest import label_path
 
 pytestmark = pytest.mark.torch
 

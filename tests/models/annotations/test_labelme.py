@@ -14,8 +14,7 @@ import pytest
 
 from labelmint.core.errors import UnusableFile
 from labelmint.models.annotations import read_masks
-from labelmint.models.annotations.labelme import label_path
-from tests.models.annotations.conftest import edit
+from tests.models.annotations.conftest import edit, label_path
 
 pytestmark = pytest.mark.torch
 

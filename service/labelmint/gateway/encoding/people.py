@@ -1,7 +1,7 @@
 """Pictures for people: the labels over the image, and the uncertainty of each pixel.
 
 Rules of this file:
-- These pictures are for viewing. The exact arrays come from `pixels.py` and `npz.py`.
+- These pictures are for viewing. The exact arrays come from `pixels.py` and `archives.py`.
 """
 
 from __future__ import annotations

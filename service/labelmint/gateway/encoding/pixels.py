@@ -37,7 +37,6 @@ def image_raw(sample: Sample) -> bytes:
 
 
 def image_png(sample: Sample) -> bytes:
-    """Encode the image as RGB PNG."""
     return png(Image.fromarray(image_of(sample)), IMAGE_STRATEGY)
 
 

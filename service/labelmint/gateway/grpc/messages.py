@@ -67,7 +67,6 @@ def copies_only(options: pb.SampleOptions) -> bool:
 
 
 def sample_message(sample: Sample, options: pb.SampleOptions) -> Fields:
-    """Return the fields of a Sample message."""
     return {
         **sample_fields(sample),
         "image": _pixels(sample, sample.image, _ENCODINGS[options.image_encoding], encoders=IMAGE_ENCODERS),
@@ -77,7 +76,6 @@ def sample_message(sample: Sample, options: pb.SampleOptions) -> Fields:
 
 
 def outcome_messages(samples: list[Sample], options: pb.SampleOptions) -> list[Fields]:
-    """Return the fields of a batch's SampleOutcome messages."""
     return [
         {"sample": sample_message(sample, options)}
         if sample.accepted or options.include_rejected

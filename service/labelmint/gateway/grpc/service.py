@@ -24,10 +24,9 @@ from labelmint.core.errors import LabelmintError
 from labelmint.core.policy import MAX_BATCH, Walk
 from labelmint.core.served_model import ServedModel
 from labelmint.gateway.grpc.messages import copies_only, model_message, options_of, outcome_messages, sample_message
-from labelmint.gateway.sampling.core import SamplingCore
 from labelmint.gateway.sampling.metrics import UNKNOWN_MODEL, Metrics
 from labelmint.gateway.sampling.sample import Delivery
-from labelmint.gateway.sampling.sampler import HEARTBEAT_SECONDS, Sampler
+from labelmint.gateway.sampling.sampler import HEARTBEAT_SECONDS, Sampler, SamplingCore
 from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 

@@ -12,17 +12,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, contextmanager
 from typing import Any
 
 import grpc
-import grpc.aio
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from labelmint import tracing
+from labelmint.gateway.grpc.interceptors import Handler, Interceptor, function_of, with_function
 from labelmint.gateway.grpc.service import SERVICE_NAME, Context
-from labelmint.gateway.rest.middleware import ALIVE_PATH, READY_PATH
+from labelmint.gateway.rest.middleware import ALIVE_PATH, READY_PATH, Middleware
 from labelmint.gateway.sampling.access import current_caller
 
 logger = logging.getLogger(__name__)
@@ -49,22 +49,14 @@ class _Request:
         self._end_span(outcome, failed)
 
 
-class RestAccessLog:
-    """An ASGI application that wraps the REST application."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+class RestAccessLog(Middleware):
+    async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         given_id, traceparent = headers.get(REQUEST_ID_HEADER.encode(), ""), headers.get(b"traceparent", "")
         request = _Request("rest", scope["method"], given_id, traceparent=traceparent)
         status = 500
 
-        async def answer(message: Message) -> None:
+        async def send_on(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -72,79 +64,59 @@ class RestAccessLog:
             await send(message)
 
         try:
-            await self._app(scope, receive, answer)
+            await self._app(scope, receive, send_on)
         finally:
             path = scope["raw_path"].decode("latin-1")[:_MAX_PATH]
             level = logging.DEBUG if path in _PROBES else logging.INFO
-            outcome = str(
-                scope.get("state", {}).get("outcome", status)
-            )  # set for a client that left or a response that broke off
+            # `outcome` is set for a client that left or a response that broke off.
+            outcome = str(scope.get("state", {}).get("outcome", status))
             told = {"status": int(outcome)} if outcome.isdecimal() else {"outcome": outcome, "status": status}
             request.end(level, outcome, outcome.startswith("5"), path=path, **told, **_caller())
 
 
-class GrpcAccessLog(grpc.aio.ServerInterceptor):
+class GrpcAccessLog(Interceptor):
     """An interceptor for all gRPC services; it logs and counts (`in_flight`) the calls of SampleService only."""
 
     def __init__(self) -> None:
         self.in_flight = 0
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Any:
-        handler = await continuation(handler_call_details)
-        service, _, method = handler_call_details.method.lstrip("/").partition("/")
-        if handler is None or service != SERVICE_NAME:
+    def wrap(self, handler: Handler, details: grpc.HandlerCallDetails) -> Handler:
+        service, _, method = details.method.lstrip("/").partition("/")
+        if service != SERVICE_NAME:
             return handler
-        coders = {
-            "request_deserializer": handler.request_deserializer,
-            "response_serializer": handler.response_serializer,
-        }
-        if handler.response_streaming:
+        function = function_of(handler)
 
-            async def stream(message: Any, context: Context) -> AsyncIterator[Any]:
-                request = self._begin(method, context)
-                try:
-                    async with aclosing(handler.unary_stream(message, context)) as answers:
-                        async for answer in answers:
-                            yield answer
-                except (asyncio.CancelledError, GeneratorExit):
-                    context.set_code(grpc.StatusCode.CANCELLED)
-                    raise
-                finally:
-                    self._end(request, message, context)
+        async def stream(message: Any, context: Context) -> AsyncIterator[Any]:
+            with self._logged(method, message, context):
+                async with aclosing(function(message, context)) as answers:
+                    async for answer in answers:
+                        yield answer
 
-            return grpc.unary_stream_rpc_method_handler(stream, **coders)
+        async def single(message: Any, context: Context) -> Any:
+            with self._logged(method, message, context):
+                return await function(message, context)
 
-        async def unary(message: Any, context: Context) -> Any:
-            request = self._begin(method, context)
-            try:
-                return await handler.unary_unary(message, context)
-            except asyncio.CancelledError:
-                context.set_code(grpc.StatusCode.CANCELLED)
-                raise
-            finally:
-                self._end(request, message, context)
+        return with_function(handler, stream if handler.response_streaming else single)
 
-        return grpc.unary_unary_rpc_method_handler(unary, **coders)
-
-    def _begin(self, method: str, context: Context) -> _Request:
+    @contextmanager
+    def _logged(self, method: str, message: Any, context: Context) -> Iterator[None]:
         self.in_flight += 1
         metadata = dict(context.invocation_metadata() or ())
         given_id, traceparent = str(metadata.get(REQUEST_ID_HEADER, "")), str(metadata.get("traceparent", ""))
         request = _Request("grpc", method, given_id, traceparent=traceparent)
         context.set_trailing_metadata(((REQUEST_ID_HEADER, request.id),))
-        return request
-
-    def _end(self, request: _Request, message: Any, context: Context) -> None:
-        self.in_flight -= 1
-        code = context.code() or 0
-        code = code if isinstance(code, grpc.StatusCode) else _CODES[code]
-        model = str(getattr(message, "model", ""))[:_MAX_PATH]
-        told = {**({"model": model} if model else {}), "code": code.name, "status": code.value[0]}
-        request.end(logging.INFO, code.name, code.name in _SERVER_CODES, **told, **_caller())
+        try:
+            yield
+        except (asyncio.CancelledError, GeneratorExit):
+            context.set_code(grpc.StatusCode.CANCELLED)
+            raise
+        finally:
+            self.in_flight -= 1
+            code = context.code() or 0
+            code = code if isinstance(code, grpc.StatusCode) else _CODES[code]
+            model = str(getattr(message, "model", ""))[:_MAX_PATH]
+            told = {**({"model": model} if model else {}), "code": code.name, "status": code.value[0]}
+            request.end(logging.INFO, code.name, code.name in _SERVER_CODES, **told, **_caller())
 
 
 def _caller() -> dict[str, str]:

@@ -14,7 +14,7 @@ import time
 from labelmint.core.errors import LabelmintError
 from labelmint.core.served_model import ServedModel
 from labelmint.gateway.process.addresses import bracketed
-from labelmint.gateway.process.health import HEALTH_SECONDS
+from labelmint.gateway.process.background import HEALTH_SECONDS
 from labelmint.gateway.process.settings import ServeSettings
 from labelmint.gateway.sampling.catalog import Catalog
 

@@ -15,8 +15,7 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 
-from labelmint.gateway.grpc.access import AccessInterceptor
-from labelmint.gateway.grpc.parsing import ParsingInterceptor
+from labelmint.gateway.grpc.interceptors import AccessInterceptor, ParsingInterceptor
 from labelmint.gateway.grpc.reflection import add_reflection
 from labelmint.gateway.grpc.service import SERVICE_NAME, SampleService
 from labelmint.gateway.process.access_log import GrpcAccessLog
@@ -25,7 +24,7 @@ from labelmint.gateway.process.connections import grpc_options
 from labelmint.gateway.process.security import Security
 from labelmint.gateway.process.settings import ServeSettings
 from labelmint.gateway.rest.app import MAX_BODY_BYTES
-from labelmint.gateway.sampling.core import SamplingCore
+from labelmint.gateway.sampling.sampler import SamplingCore
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 
 # Clients usually ping every 10 s. After a late ping, the next one comes early.

@@ -18,13 +18,12 @@ from starlette.types import ASGIApp
 
 from labelmint.gateway.process.addresses import cannot_listen
 from labelmint.gateway.process.connections import BoundedListener, ImpatientHttp, make_room
+from labelmint.gateway.process.security import Tls
 from labelmint.gateway.process.settings import ServeSettings
-from labelmint.gateway.process.tls import Tls
 
 
 class HttpServer:
     def __init__(self, settings: ServeSettings, tls: Tls | None, taken: socket.socket, *, app: ASGIApp) -> None:
-        """`taken` is a socket bound to the address."""
         self._settings = settings
         self._server = _Uvicorn(_config(settings, tls, app))
         connections = self._server.server_state.connections

@@ -23,9 +23,9 @@ from labelmint.core.errors import LabelmintError, UnusableFile
 from labelmint.gateway.sampling.catalog import Catalog
 from labelmint.gateway.sampling.metrics import Metrics
 from labelmint.tracing import traces_url
+from labelmint.triton.artifacts import read_whole_model
 from labelmint.triton.client import TritonClient
 from labelmint.triton.model_config import ensembles, read_config
-from labelmint.triton.repository import read_whole_model
 from labelmint.triton.server import TritonServer, wait_until_ready
 
 logger = logging.getLogger(__name__)
@@ -53,25 +53,16 @@ class OwnTriton:
         self._pipeline = pipeline
         self._loaded = self._read_repository()
         self._wanted = dict(self._loaded)  # the models that a restart serves, in the state that was served last
-        self._server = TritonServer(
+        self.server = TritonServer(
             repository, list(self._loaded), log, traces_url=traces_url(otlp_endpoint) if otlp_endpoint else ""
         )
         self._supervisor: asyncio.Task[None] | None = None
         self._reloading = asyncio.Lock()
 
-    @property
-    def url(self) -> str:
-        return self._server.grpc_url
-
-    @property
-    def models(self) -> tuple[str, ...]:
-        """The ensembles by their names in Triton."""
-        return self._server.models
-
     async def start(self, stop: asyncio.Event) -> None:
         """Start Triton; return when all models are ready or `stop` is set. Raises TritonUnavailable."""
-        await self._server.start()  # `_read_repository` has checked the models
-        await wait_until_ready(self._server, stop)
+        await self.server.start()  # `_read_repository` has checked the models
+        await wait_until_ready(self.server, stop)
 
     def supervise(self, metrics: Metrics, catalog: Catalog) -> None:
         """From now on, restart Triton whenever it ends, after growing pauses."""
@@ -81,18 +72,14 @@ class OwnTriton:
         if self._supervisor is not None:
             self._supervisor.cancel()
             await asyncio.gather(self._supervisor, return_exceptions=True)
-        await self._server.stop()
-
-    def kill(self) -> None:
-        """End Triton at once."""
-        self._server.kill()
+        await self.server.stop()
 
     async def reload(self, client: TritonClient, catalog: Catalog) -> None:
         """Load new models of the repository, unload removed ones and reload changed ones. Failures are logged."""
         async with self._reloading:
             try:
                 found = await asyncio.to_thread(self._read_repository)
-                self._server.check_room(found)
+                self.server.check_room(found)
             except (LabelmintError, OSError) as error:
                 logger.error("the model repository was not read again, nothing changes: %s", error)
                 return
@@ -107,7 +94,7 @@ class OwnTriton:
             for name in sorted(changed):
                 if await self._told(self._load(client, name, found[name])):
                     self._loaded[name] = found[name]
-            self._server.models = tuple(self._loaded)
+            self.server.models = tuple(self._loaded)
             self._wanted = dict(self._loaded)
             if await self._told(catalog.restore()):
                 logger.info("the model repository was read again: %s", ", ".join(sorted(self._loaded)))
@@ -121,7 +108,7 @@ class OwnTriton:
         try:
             await call
         except LabelmintError as error:
-            logger.error("%s", self._server.with_own_paths(error.message))
+            logger.error("%s", self.server.with_own_paths(error.message))
             return False
         return True
 
@@ -170,10 +157,10 @@ class OwnTriton:
         failures = 0
         while True:
             started = time.monotonic()
-            await self._server.wait()
+            await self.server.wait()
             if time.monotonic() - started > 60.0:
                 failures = 0
-            problem = await self._server.explain_end()
+            problem = await self.server.explain_end()
             while problem:
                 pause = _RESTART_PAUSES_SECONDS[min(failures, len(_RESTART_PAUSES_SECONDS) - 1)]
                 failures += 1
@@ -188,9 +175,9 @@ class OwnTriton:
             async with self._reloading:
                 whole = await asyncio.to_thread(self._read_wanted)
                 await catalog.withdraw(name for name in whole if whole[name].steps != self._wanted[name].steps)
-                self._loaded, self._server.models = whole, tuple(whole)
-                await self._server.start()
-                await wait_until_ready(self._server)
+                self._loaded, self.server.models = whole, tuple(whole)
+                await self.server.start()
+                await wait_until_ready(self.server)
                 self._wanted |= whole
                 await self._told(catalog.restore())
         except (LabelmintError, OSError) as error:
@@ -200,5 +187,5 @@ class OwnTriton:
             problem = "see the error above"
         else:
             return ""
-        self._server.kill()  # it may hang
+        self.server.kill()  # it may hang
         return problem

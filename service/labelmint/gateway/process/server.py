@@ -22,26 +22,22 @@ from labelmint.core.errors import LabelmintError
 from labelmint.gateway.process.access_log import RestAccessLog
 from labelmint.gateway.process.addresses import Listening, take_ports
 from labelmint.gateway.process.announcing import Announcer
-from labelmint.gateway.process.background import running
+from labelmint.gateway.process.background import give_back, health_service, running
 from labelmint.gateway.process.connections import grant_descriptors
-from labelmint.gateway.process.exposure import check_exposure
 from labelmint.gateway.process.grpc_server import GrpcServer
-from labelmint.gateway.process.health import health_service
 from labelmint.gateway.process.http_server import HttpServer
 from labelmint.gateway.process.logs import configure_logging
-from labelmint.gateway.process.memory import give_back
 from labelmint.gateway.process.own_triton import OwnTriton
-from labelmint.gateway.process.security import Security
+from labelmint.gateway.process.security import Security, check_exposure
 from labelmint.gateway.process.settings import ServeSettings, unknown_variables
 from labelmint.gateway.process.signals import Signals
 from labelmint.gateway.rest.app import Exposure, create_app
 from labelmint.gateway.sampling.access import Tokens
 from labelmint.gateway.sampling.cache import SampleCache
 from labelmint.gateway.sampling.catalog import Catalog
-from labelmint.gateway.sampling.core import SamplingCore
 from labelmint.gateway.sampling.lifecycle import Lifecycle
 from labelmint.gateway.sampling.metrics import CallerSamples, Metrics, ServedModels
-from labelmint.gateway.sampling.sampler import Limits, Sampler
+from labelmint.gateway.sampling.sampler import Limits, Sampler, SamplingCore
 from labelmint.tracing import start_tracing
 from labelmint.triton.client import TritonClient
 
@@ -66,7 +62,7 @@ async def serve(settings: ServeSettings) -> None:
         own = await _own_triton(settings, stack, announcer, signals=signals)
         if signals.stop.is_set():
             return
-        client = TritonClient(settings.triton_url if own is None else own.url)
+        client = TritonClient(settings.triton_url if own is None else own.server.grpc_url)
         stack.push_async_callback(client.close)
         catalog = Catalog(client, settings.pipeline)
         metrics = _metrics(catalog, security.tokens)
@@ -98,9 +94,9 @@ async def _own_triton(
     own = OwnTriton(
         settings.model_repository, settings.pipeline, settings.triton_log, otlp_endpoint=settings.otlp_endpoint
     )
-    signals.at_once = own.kill
+    signals.at_once = own.server.kill
     stack.push_async_callback(own.stop)
-    announcer.say(f"starting Triton on {settings.model_repository} ({', '.join(own.models)})")
+    announcer.say(f"starting Triton on {settings.model_repository} ({', '.join(own.server.models)})")
     await own.start(signals.stop)
     return own
 

@@ -2,7 +2,7 @@
 
 Rules of this file:
 - An environment variable is LABELMINT_ plus the field's name. A flag is the field's name with dashes. A flag overrides
-  the environment, and the environment overrides the configuration file.
+  the environment, and the environment overrides the configuration file. The text below a field is its help.
 - A value that cannot work is rejected here, before anything starts.
 """
 
@@ -31,109 +31,71 @@ _ORIGIN = r"(\*|https?://[^/\s,]+)"
 _OF_KUBERNETES = re.compile(r"\w+_SERVICE_(HOST|PORT)\w*=|\w+_PORT_\d+_\w+=|\w+_PORT=(tcp|udp|sctp)://")
 
 Port = Annotated[int, Field(ge=0, le=65535)]
+Positive = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(ge=0)]
 
 
 class ServeSettings(BaseSettings):
     """Start Triton on a model repository, and the gateway in front of it."""
 
-    model_config = SettingsConfigDict(env_prefix=_PREFIX, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, extra="ignore", use_attribute_docstrings=True)
 
-    config: Annotated[
-        Path | None,
-        Field(description="TOML file of these settings (model_repository = ...); flags and environment override it"),
-    ] = None
-    model_repository: Annotated[Path, Field(description="directory that `labelmint export` wrote")] = Path(
-        "model_repository"
-    )
-    pipeline: Annotated[
-        Literal["fused", "staged"],
-        Field(description="fused: generator and style_interpreter; staged: the four steps one by one"),
-    ] = "fused"
-    triton_url: Annotated[
-        str, Field(description="gRPC target (HOST:PORT) of one or several running Tritons; empty: start one")
-    ] = ""
-    triton_log: Annotated[Path | None, Field(description="file for the log of the Triton that this command starts")] = (
-        None
-    )
-    host: Annotated[str, Field(description="address that both servers listen on")] = "127.0.0.1"
-    http_port: Annotated[Port, Field(description="port of the REST server; 0: any free port")] = 8080
-    grpc_port: Annotated[Port, Field(description="port of the gRPC server; 0: any free port")] = 50051
-    max_in_flight: Annotated[
-        int,
-        Field(ge=1, description="most samples of requests at once, waiting or in Triton; more are rejected with 429"),
-    ] = 128
-    triton_slots: Annotated[
-        int,
-        Field(
-            ge=1,
-            description="most samples in Triton at once, shared fairly by all requests and streams; set 1 to 2 batches",
-        ),
-    ] = 16
-    max_streams: Annotated[int, Field(ge=1, description="most streams at once; more are rejected with 429")] = 64
-    max_window: Annotated[
-        int, Field(ge=1, description="largest window of a stream: samples that are generated ahead of its reader")
-    ] = 64
-    max_connections: Annotated[
-        int, Field(ge=1, description="most connections at once at each of the two servers; more are closed")
-    ] = 400
-    http_keep_alive_seconds: Annotated[
-        int,
-        Field(ge=1, description="time that an idle REST connection stays open; set it longer than load balancers do"),
-    ] = 75
-    capacity_wait_seconds: Annotated[
-        float,
-        Field(ge=0, description="time that a request waits for an absent Triton (scaled to zero); 0: it fails at once"),
-    ] = 0.0
-    drain_seconds: Annotated[
-        float,
-        Field(ge=0, description="time at shutdown between not ready and closed servers, for load balancers to notice"),
-    ] = 0.0
-    grace_seconds: Annotated[
-        float, Field(ge=0, description="time for requests in flight to finish once the servers accept no more")
-    ] = 10.0
-    max_connection_age_seconds: Annotated[
-        float, Field(ge=0, description="age at which gRPC connections and streams end, to spread load; 0: never")
-    ] = 1800.0
-    log_format: Annotated[
-        Literal["text", "json"], Field(description="text: lines for people; json: one object per line")
-    ] = "text"
-    log_level: Annotated[
-        Literal["debug", "info", "warning", "error"], Field(description="least severe level that is logged")
-    ] = "info"
-    otlp_endpoint: Annotated[
-        str,
-        Field(
-            pattern="^(https?://.+)?$",
-            description="URL of an OTLP/HTTP receiver of traces; empty: OTEL_EXPORTER_OTLP_ENDPOINT, or none",
-        ),
-    ] = ""
-    tls_certificate: Annotated[
-        Path | None, Field(description="PEM file of the server certificate and its chain; both servers then use TLS")
-    ] = None
-    tls_key: Annotated[Path | None, Field(description="PEM file of the certificate's private key, not encrypted")] = (
-        None
-    )
-    tls_client_ca: Annotated[
-        Path | None,
-        Field(description="PEM file of the authorities that must have signed each client's certificate (mutual TLS)"),
-    ] = None
-    tokens_file: Annotated[
-        Path | None, Field(description="file of the callers, one per line: name, SHA-256 of the token, limits")
-    ] = None
-    insecure: Annotated[
-        bool,
-        Field(description="allow other machines to connect without tokens or client certificates"),
-    ] = False
-    cors_origin: Annotated[
-        str,
-        Field(
-            pattern=f"^({_ORIGIN}(,{_ORIGIN})*)?$",
-            description="origins whose pages may call REST: https://HOST[:PORT], comma-separated, or *; empty: none",
-        ),
-    ] = ""
-    cache_bytes: Annotated[
-        int, Field(ge=0, description="memory to cache generated samples, for repeated epochs; 0: no cache")
-    ] = 0
+    config: Path | None = None
+    """TOML file of these settings (model_repository = ...); flags and environment override it"""
+    model_repository: Path = Path("model_repository")
+    """directory that `labelmint export` wrote"""
+    pipeline: Literal["fused", "staged"] = "fused"
+    """fused: generator and style_interpreter; staged: the four steps one by one"""
+    triton_url: str = ""
+    """gRPC target (HOST:PORT) of one or several running Tritons; empty: start one"""
+    triton_log: Path | None = None
+    """file for the log of the Triton that this command starts"""
+    host: str = "127.0.0.1"
+    """address that both servers listen on"""
+    http_port: Port = 8080
+    """port of the REST server; 0: any free port"""
+    grpc_port: Port = 50051
+    """port of the gRPC server; 0: any free port"""
+    max_in_flight: Positive = 128
+    """most samples of requests at once, waiting or in Triton; more are rejected with 429"""
+    triton_slots: Positive = 16
+    """most samples in Triton at once, shared fairly by all requests and streams; set 1 to 2 batches"""
+    max_streams: Positive = 64
+    """most streams at once; more are rejected with 429"""
+    max_window: Positive = 64
+    """largest window of a stream: samples that are generated ahead of its reader"""
+    max_connections: Positive = 400
+    """most connections at once at each of the two servers; more are closed"""
+    http_keep_alive_seconds: Positive = 75
+    """time that an idle REST connection stays open; set it longer than load balancers do"""
+    capacity_wait_seconds: Seconds = 0.0
+    """time that a request waits for an absent Triton (scaled to zero); 0: it fails at once"""
+    drain_seconds: Seconds = 0.0
+    """time at shutdown between not ready and closed servers, for load balancers to notice"""
+    grace_seconds: Seconds = 10.0
+    """time for requests in flight to finish once the servers accept no more"""
+    max_connection_age_seconds: Seconds = 1800.0
+    """age at which gRPC connections and streams end, to spread load; 0: never"""
+    log_format: Literal["text", "json"] = "text"
+    """text: lines for people; json: one object per line"""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """least severe level that is logged"""
+    otlp_endpoint: Annotated[str, Field(pattern="^(https?://.+)?$")] = ""
+    """URL of an OTLP/HTTP receiver of traces; empty: OTEL_EXPORTER_OTLP_ENDPOINT, or none"""
+    tls_certificate: Path | None = None
+    """PEM file of the server certificate and its chain; both servers then use TLS"""
+    tls_key: Path | None = None
+    """PEM file of the certificate's private key, not encrypted"""
+    tls_client_ca: Path | None = None
+    """PEM file of the authorities that must have signed each client's certificate (mutual TLS)"""
+    tokens_file: Path | None = None
+    """file of the callers, one per line: name, SHA-256 of the token, limits"""
+    insecure: bool = False
+    """allow other machines to connect without tokens or client certificates"""
+    cors_origin: Annotated[str, Field(pattern=f"^({_ORIGIN}(,{_ORIGIN})*)?$")] = ""
+    """origins whose pages may call REST: https://HOST[:PORT], comma-separated, or *; empty: none"""
+    cache_bytes: Annotated[int, Field(ge=0)] = 0
+    """memory to cache generated samples, for repeated epochs; 0: no cache"""
 
     @property
     def cors_origins(self) -> list[str]:

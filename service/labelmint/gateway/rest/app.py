@@ -1,7 +1,7 @@
 """The REST application: its routes and the middleware around them.
 
 Rules of this file:
-- This file only assembles. The routes are in `routes/`, the middleware in `middleware.py`, the errors in `problems.py`.
+- This file only assembles. The routes, the middleware and the errors are in `routes`, `middleware` and `problems`.
 """
 
 from __future__ import annotations
@@ -11,19 +11,13 @@ from dataclasses import dataclass
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-from labelmint.gateway.rest import docs, problems
-from labelmint.gateway.rest.disconnect import CancelOnDisconnect
+from labelmint.gateway.rest import middleware, problems, routes
 from labelmint.gateway.rest.documented import answer_head, describe
-from labelmint.gateway.rest.gallery import add_gallery
-from labelmint.gateway.rest.middleware import Access, BodyLimit, Measured, SecurityHeaders, allow_origins
+from labelmint.gateway.rest.pages import add_pages
 from labelmint.gateway.rest.resources import Resources
-from labelmint.gateway.rest.routes.archives import add_archives
-from labelmint.gateway.rest.routes.models import add_models
-from labelmint.gateway.rest.routes.operations import add_operations
-from labelmint.gateway.rest.routes.samples import add_batch, add_samples
 from labelmint.gateway.sampling.access import Tokens
-from labelmint.gateway.sampling.core import SamplingCore
 from labelmint.gateway.sampling.metrics import Metrics
+from labelmint.gateway.sampling.sampler import SamplingCore
 
 MAX_BODY_BYTES = 1 << 20  # a request body holds a few numbers
 
@@ -45,7 +39,6 @@ class Exposure:
 
 
 def create_app(core: SamplingCore, *, version: str, exposure: Exposure) -> ASGIApp:
-    """Return the REST application of a sampling core."""
     app = FastAPI(
         title="labelmint",
         version=version,
@@ -54,14 +47,13 @@ def create_app(core: SamplingCore, *, version: str, exposure: Exposure) -> ASGIA
         redoc_url=None,
     )
     problems.install(app)
-    docs.install(app)
     resources = Resources(core.sampler, exposure.private)
-    add_models(app, resources)
-    add_samples(app, resources)
-    add_archives(app, resources, core.lifecycle)
-    add_batch(app, resources)
-    add_operations(app, core.lifecycle, core.metrics)
-    add_gallery(app)
+    routes.add_models(app, resources)
+    routes.add_samples(app, resources)
+    routes.add_archives(app, resources, core.lifecycle)
+    routes.add_batch(app, resources)
+    routes.add_operations(app, core.lifecycle, core.metrics)
+    add_pages(app)
     answer_head(app)
     describe(app, exposure.tokens is not None)
     return _surrounded(app, core.metrics, exposure)
@@ -72,10 +64,10 @@ def _surrounded(app: ASGIApp, metrics: Metrics, exposure: Exposure) -> ASGIApp:
 
     FastAPI's own middleware list would not cover the response to an unexpected error.
     """
-    layered: ASGIApp = BodyLimit(app, MAX_BODY_BYTES)
+    layered: ASGIApp = middleware.BodyLimit(app, MAX_BODY_BYTES)
     if exposure.tokens is not None:
-        layered = Access(layered, exposure.tokens)
-    layered = CancelOnDisconnect(Measured(layered, metrics))
+        layered = middleware.Access(layered, exposure.tokens)
+    layered = middleware.CancelOnDisconnect(middleware.Measured(layered, metrics))
     if exposure.cors_origins:
-        layered = allow_origins(layered, exposure.cors_origins)
-    return SecurityHeaders(layered, exposure.tls, bool(exposure.cors_origins))
+        layered = middleware.allow_origins(layered, exposure.cors_origins)
+    return middleware.SecurityHeaders(layered, exposure.tls, bool(exposure.cors_origins))

@@ -2,7 +2,8 @@
 
 Rules of this file:
 - The OpenAPI document at /docs is generated from these models. Names are the proto's names.
-- Query parameters are declared once. Unknown parameters are refused, because a misspelt gate must not be ignored.
+- Query parameters are declared once, and the text below one describes it. Unknown parameters are refused, because a
+  misspelt gate must not be ignored.
 """
 
 from __future__ import annotations
@@ -25,40 +26,27 @@ MAX_TAR_COUNT = 100_000
 class VersionModel(BaseModel):
     """The model version of a request."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
-    model_version: Annotated[str, Field(description="Version, as /v1/models lists it. Empty: the highest.")] = ""
+    model_version: str = ""
+    """Version, as /v1/models lists it. Empty: the highest."""
 
 
 class OptionsModel(VersionModel):
     """Gate, truncation and mixing of a request."""
 
-    truncation_psi: Annotated[
-        float | None,
-        Field(
-            ge=0,
-            le=MAX_TRUNCATION_PSI,
-            description="Truncation. Unset: the calibrated value. Any other value needs max_js.",
-        ),
-    ] = None
-    style_seed: Annotated[
-        int | None,
-        Field(
-            ge=0,
-            lt=SEED_END,
-            description="Style seed: the layers from crossover on take its style. Needs crossover and max_js.",
-        ),
-    ] = None
-    crossover: Annotated[
-        int | None, Field(description="First layer that takes the style of style_seed: 1 to the model's num_ws - 1.")
-    ] = None
-    max_js: Annotated[
-        float | None, Field(ge=0, allow_inf_nan=False, description="Accept JS scores up to this value, in nats.")
-    ] = None
-    max_quantile: Annotated[
-        float | None, Field(gt=0, le=1, description="Accept JS scores up to this quantile of the calibration.")
-    ] = None
-    include_rejected: Annotated[bool, Field(description="Return rejected samples too.")] = False
+    truncation_psi: Annotated[float | None, Field(ge=0, le=MAX_TRUNCATION_PSI)] = None
+    """Truncation. Unset: the calibrated value. Any other value needs max_js."""
+    style_seed: Annotated[int | None, Field(ge=0, lt=SEED_END)] = None
+    """Style seed: the layers from crossover on take its style. Needs crossover and max_js."""
+    crossover: int | None = None
+    """First layer that takes the style of style_seed: 1 to the model's num_ws - 1."""
+    max_js: Annotated[float | None, Field(ge=0, allow_inf_nan=False)] = None
+    """Accept JS scores up to this value, in nats."""
+    max_quantile: Annotated[float | None, Field(gt=0, le=1)] = None
+    """Accept JS scores up to this quantile of the calibration."""
+    include_rejected: bool = False
+    """Return rejected samples too."""
 
     def to_sample_options(self, include_js_map: bool = False) -> SampleOptions:
         return SampleOptions(
@@ -102,24 +90,22 @@ Seed = Annotated[int, Field(ge=0, lt=SEED_END, strict=True), BeforeValidator(_wh
 
 
 class TarQuery(PinnedQuery):
-    start_seed: Annotated[int, Field(ge=0, le=SEED_END, description="First seed of the walk.")] = 0
-    count: Annotated[
-        int, Field(ge=1, le=MAX_TAR_COUNT, description="Number of samples; fewer only if the seeds run out.")
-    ] = 100
-    shard_index: Annotated[
-        int, Field(ge=0, description="This archive takes the seeds congruent to shard_index modulo shard_count.")
-    ] = 0
-    shard_count: Annotated[int, Field(ge=1, le=SEED_END, description="Number of disjoint archives.")] = 1
+    start_seed: Annotated[int, Field(ge=0, le=SEED_END)] = 0
+    """First seed of the walk."""
+    count: Annotated[int, Field(ge=1, le=MAX_TAR_COUNT)] = 100
+    """Number of samples; fewer only if the seeds run out."""
+    shard_index: Annotated[int, Field(ge=0)] = 0
+    """This archive takes the seeds congruent to shard_index modulo shard_count."""
+    shard_count: Annotated[int, Field(ge=1, le=SEED_END)] = 1
+    """Number of disjoint archives."""
 
 
 class BatchBody(OptionsModel):
     encoding: Encoding = "png"
     include_js_map: IncludeJsMap = False
     seeds: Annotated[list[Seed], Field(min_length=1, max_length=MAX_BATCH, description=f"1 to {MAX_BATCH} seeds.")]
-    style_seeds: Annotated[
-        list[Seed],
-        Field(description="Empty, or one style seed per seed in place of style_seed. Needs crossover and max_js."),
-    ] = []
+    style_seeds: list[Seed] = []
+    """Empty, or one style seed per seed in place of style_seed. Needs crossover and max_js."""
 
 
 class PixelsModel(BaseModel):

@@ -1,9 +1,10 @@
-"""Middleware of every REST request: security headers, CORS, metrics, authentication and the limit on body size.
+"""Middleware of every REST request: security headers, CORS, disconnects, metrics, authentication, limit on body size.
 
 Rules of this file:
 - The middleware is plain ASGI. A streamed response therefore stays a stream, and the middleware sees its end.
 - Health checks need no token, because probes carry none. The static pages and the OpenAPI document need none, because
   they tell nothing about the served models. Everything else, metrics included, needs a token.
+- If the client disconnects before its response is complete, the application's task is cancelled.
 - No header gives other origins access, except the origins that the operator names (`--cors-origin`).
 """
 
@@ -18,14 +19,13 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from labelmint.core.errors import LabelmintError, RequestTooLarge
-from labelmint.gateway.rest.docs import DOCS_PATHS
-from labelmint.gateway.rest.gallery import GALLERY_PATHS
+from labelmint.gateway.rest.pages import PAGES
 from labelmint.gateway.rest.problems import problem
 from labelmint.gateway.sampling.access import Tokens, current_caller
 from labelmint.gateway.sampling.metrics import UNKNOWN_MODEL, Metrics
 
 ALIVE_PATH, READY_PATH = "/healthz", "/readyz"
-OPEN_PATHS = (ALIVE_PATH, READY_PATH, "/openapi.json", *DOCS_PATHS, *GALLERY_PATHS)
+OPEN_PATHS = (ALIVE_PATH, READY_PATH, "/openapi.json", *PAGES)
 
 # Defaults: a header that the application has set is kept. The gallery and /docs set a policy of their own.
 _HEADERS = {
@@ -39,15 +39,28 @@ _HEADERS = {
 _HSTS = "max-age=31536000"
 
 
-class SecurityHeaders:
+class Middleware:
+    """Answers HTTP requests by `answer`. Passes on everything else, such as the server's lifespan messages."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await (self.answer if scope["type"] == "http" else self._app)(scope, receive, send)
+
+    async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        raise NotImplementedError
+
+
+class SecurityHeaders(Middleware):
     """Adds security headers for browsers to every response."""
 
     def __init__(self, app: ASGIApp, tls: bool, cors: bool) -> None:
-        self._app = app
+        super().__init__(app)
         self._cors = cors
         self._headers = {**_HEADERS, **({"Strict-Transport-Security": _HSTS} if tls else {})}
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
@@ -75,17 +88,48 @@ def allow_origins(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
     )
 
 
-class Measured:
+class CancelOnDisconnect(Middleware):
+    """Hands the request on unchanged, and reads at most one message of its body ahead."""
+
+    async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        messages: asyncio.Queue[Message] = asyncio.Queue(maxsize=1)
+        working = asyncio.current_task()
+        assert working is not None
+        answered = gone = False
+
+        async def watch() -> None:
+            nonlocal gone
+            while (message := await receive())["type"] != "http.disconnect":
+                await messages.put(message)
+            if answered:
+                await messages.put(message)  # the application may be waiting for it
+            else:
+                gone = True
+                working.cancel()
+
+        async def send_on(message: Message) -> None:
+            nonlocal answered
+            answered = message["type"] == "http.response.body" and not message.get("more_body", False)
+            await send(message)
+
+        watching = asyncio.create_task(watch())
+        try:
+            await self._app(scope, messages.get, send_on)
+        except asyncio.CancelledError:
+            if not gone:
+                raise
+        finally:
+            watching.cancel()
+
+
+class Measured(Middleware):
     """Counts every request and measures its time until the last byte. `state.outcome` overrides the sent status."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self._app = app
+        super().__init__(app)
         self._metrics = metrics
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+    async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         started, status = time.perf_counter(), "500"
         state = scope.setdefault("state", {})
 
@@ -109,15 +153,15 @@ class Measured:
             self._metrics.request_seconds.labels("rest", route).observe(time.perf_counter() - started)
 
 
-class Access:
+class Access(Middleware):
     """Requires a token for every request except those for OPEN_PATHS, and sets `current_caller` to its owner."""
 
     def __init__(self, app: ASGIApp, tokens: Tokens) -> None:
-        self._app = app
+        super().__init__(app)
         self._tokens = tokens
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
+    async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] in OPEN_PATHS:
             await self._app(scope, receive, send)
             return
         try:
@@ -129,17 +173,14 @@ class Access:
             await problem(error)(scope, receive, send)
 
 
-class BodyLimit:
+class BodyLimit(Middleware):
     """Reads the whole body before the application does, and refuses one larger than `limit` bytes."""
 
     def __init__(self, app: ASGIApp, limit: int) -> None:
-        self._app = app
+        super().__init__(app)
         self._limit = limit
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+    async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         announced = Headers(scope=scope).get("content-length", "0")
         size, received, messages = int(announced) if announced.isdecimal() else 0, 0, list[Message]()
         while size <= self._limit and not (messages and not messages[-1].get("more_body", False)):

@@ -6,8 +6,7 @@ Rules of this file:
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import Header, Path, Request, Response
 from pydantic import BeforeValidator
@@ -50,26 +49,14 @@ class Resources:
         request.state.cache_control = found.cache_control
         return found
 
-    async def answer(
-        self,
-        request: Request,
-        model: ServedModel,
-        seed: int,
-        *,
-        query: PinnedQuery,
-        representation: str,
-        js_map: bool,
-        if_none_match: str | None,
-        encode: Callable[[Sample, Caching], Awaitable[Any]],
-    ) -> Any:
-        """Return the sample encoded by `encode`, or 304 if the client already has it."""
-        caching = self.caching(request, model, representation, query=query)
-        if caching.held(if_none_match):
-            return not_modified(caching)
+    async def sample(
+        self, model: ServedModel, seed: int, query: PinnedQuery, *, js_map: bool, caching: Caching, held: str | None
+    ) -> Sample | None:
+        """Return a sample, or None if the client already has the response. `held` is its If-None-Match header."""
+        if caching.held(held):
+            return None
         sample = await self.sampler.sample(model, seed, query.to_sample_options(js_map))
-        if caching.held(if_none_match, exists=True):
-            return not_modified(caching)
-        return await encode(sample, caching)
+        return None if caching.held(held, exists=True) else sample
 
 
 def not_modified(caching: Caching) -> Response:

@@ -2,7 +2,7 @@
 
 Rules of this file:
 - Backpressure: the next part is generated only after the last one was sent, so a slow reader slows the generation. When
-  the client disconnects, `disconnect.py` cancels the generation.
+  the client disconnects, `CancelOnDisconnect` cancels the generation.
 - A failure before the first part is an ordinary error response. A later failure closes the connection without ending
   the body, so that no client mistakes a partial response for a complete one.
 """

@@ -1,9 +1,13 @@
-"""The running inferences: each waits for a slot, calls Triton, and serves all callers that joined it.
+"""The running inferences: each is one sample in Triton, for which several callers may wait.
 
 Rules of this file:
-- `Inference` makes the decisions. This file has the tasks, the waiting and the calls.
+- `Inference` makes the decisions. Each of its events is a method call, and time is passed in as a number, so tests need
+  no event loop. `Inferences` has the tasks, the waiting and the calls.
 - With a cache, concurrent requests for the same sample share one inference. Without a cache nothing is shared.
+- A caller waits for a sample no longer than its own deadline. The work continues until the latest of these deadlines.
+- A request that joins a stream's sample lends it the request's turn, because requests pass queued samples of streams.
 - A call that Triton has begun is never cancelled. It keeps its slot until Triton answers (`triton/client.py` says why).
+- While Triton is unavailable, a call is retried every second for a bounded time.
 """
 
 from __future__ import annotations
@@ -17,7 +21,6 @@ from typing import TypeAlias, TypeVar
 
 from labelmint.core.errors import DeadlineExceeded, LabelmintError, TritonUnavailable
 from labelmint.gateway.sampling.cache import Arrays, SampleCache
-from labelmint.gateway.sampling.inference import Hold, Inference, is_over
 from labelmint.gateway.sampling.metrics import Metrics
 from labelmint.gateway.sampling.slots import Requester, Slots
 from labelmint.tracing import span
@@ -26,6 +29,47 @@ T = TypeVar("T")
 
 # Calls Triton for one sample. The argument is the longest time for the call in seconds, None for no limit.
 Infer: TypeAlias = Callable[[float | None], Awaitable[Arrays]]
+
+RETRY_SECONDS = 1.0
+
+
+class Inference:
+    """The generation of `outputs` of one sample, in the turns of `requester`, until `deadline` (None: no deadline)."""
+
+    def __init__(self, outputs: Collection[str], *, requester: Requester, deadline: float | None) -> None:
+        self.requester = requester
+        self._outputs = frozenset(outputs)
+        self._deadline = deadline
+        self._waiting = 1
+        self._ended = False
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether no caller waits for it any more, so the work may stop."""
+        return self._waiting == 0
+
+    def serves(self, outputs: Collection[str]) -> bool:
+        """Whether a caller that needs these outputs may join."""
+        return self._outputs.issuperset(outputs) and not self._ended and not self.abandoned
+
+    def join(self, requester: Requester, deadline: float | None) -> None:
+        """One more caller waits for it."""
+        self._waiting += 1
+        self._deadline = None if self._deadline is None or deadline is None else max(self._deadline, deadline)
+        if self.requester.kind == "stream" and requester.kind == "request":
+            self.requester = requester
+
+    def leave(self) -> None:
+        """One caller has its result or has stopped waiting."""
+        self._waiting -= 1
+
+    def end(self) -> None:
+        """The outcome is known."""
+        self._ended = True
+
+    def seconds(self, now: float) -> float | None:
+        """How long Triton may take from now on; None for no limit."""
+        return None if self._deadline is None else self._deadline - now
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +103,7 @@ class Inferences:
             try:
                 arrays = await self._wait(key, running, deadline)
             except DeadlineExceeded:
-                if joined is None or is_over(deadline, _now()):
+                if joined is None or (deadline is not None and deadline <= _now()):
                     raise
                 continue  # Triton dropped it at the deadline of earlier callers; this one still has time
             if joined is not None:
@@ -68,14 +112,14 @@ class Inferences:
 
     async def hold(self, call: Callable[[], Awaitable[T]]) -> T:
         """The result of a call that needs Triton; the call is retried while Triton is unavailable."""
-        hold = Hold(_now(), self._hold_seconds)
+        end = _now() + self._hold_seconds
         while True:
             try:
                 return await call()
             except TritonUnavailable:
-                if (pause := hold.unavailable(_now())) is None:
+                if _now() + RETRY_SECONDS > end:
                     raise
-            await asyncio.sleep(pause)
+            await asyncio.sleep(RETRY_SECONDS)
 
     def _join(
         self, key: Hashable, outputs: Collection[str], *, requester: Requester, deadline: float | None

@@ -13,20 +13,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from labelmint.core.errors import LabelmintError, ServerDraining, StreamExpired, TritonUnavailable
 from labelmint.gateway.sampling.catalog import Catalog
-
-
-class Resumable(Protocol):
-    """A message of a stream, with the seed at which a new stream continues after it."""
-
-    @property
-    def next_seed(self) -> int: ...
-
-
-T = TypeVar("T", bound=Resumable)
+from labelmint.gateway.sampling.sample import Delivery
 
 
 class Lifecycle:
@@ -60,7 +51,7 @@ class Lifecycle:
             if not self._holds:
                 raise
 
-    async def guard(self, stream: AsyncGenerator[T, None], next_seed: int) -> AsyncGenerator[T, None]:
+    async def guard(self, stream: AsyncGenerator[Delivery, None], next_seed: int) -> AsyncGenerator[Delivery, None]:
         """Pass a stream through until it ends, expires or the gateway closes, and close it in any case.
 
         `next_seed` is the seed to resume at before the first message. Every LabelmintError that ends the stream carries
@@ -105,7 +96,7 @@ class _Interruptible:
         self._error = self._error or error
         self._cancel()
 
-    async def wait(self, step: Callable[[], Awaitable[T]]) -> T:
+    async def wait(self, step: Callable[[], Awaitable[Delivery]]) -> Delivery:
         self._waiting = asyncio.current_task()
         assert self._waiting is not None
         if self._error is not None:

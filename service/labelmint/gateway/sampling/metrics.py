@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
@@ -30,88 +31,70 @@ _QUANTILES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 class Metrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
-        self.requests = Counter(
+        counter, gauge = partial(Counter, registry=registry), partial(Gauge, registry=registry)
+        histogram = partial(Histogram, registry=registry)
+        self.requests = counter(
             "labelmint_requests",
             "Requests answered, by transport, method, model and gRPC status code.",
             ["transport", "method", "model", "code"],
-            registry=registry,
         )
-        self.request_seconds = Histogram(
+        self.request_seconds = histogram(
             "labelmint_request_duration_seconds",
             "Time from receiving a request to the end of its response.",
             ["transport", "method"],
             buckets=_LATENCY_SECONDS,
-            registry=registry,
         )
-        self.samples = Counter(
+        self.samples = counter(
             "labelmint_samples",
             "Samples judged by the JS gate, cached ones included, by outcome: accepted or rejected.",
             ["model", "version", "outcome"],
-            registry=registry,
         )
-        self.js_score = Histogram(
+        self.js_score = histogram(
             "labelmint_js_score_nats",
             "JS score of every sample that the gate judged, accepted or not.",
             ["model", "version"],
             buckets=_JS_SCORES,
-            registry=registry,
         )
-        self.js_score_quantile = Histogram(
+        self.js_score_quantile = histogram(
             "labelmint_js_score_calibration_quantile_ratio",
             "Quantile of the calibration at each sample's JS score, for unmixed samples at the calibrated truncation. "
             "The share of samples up to q stays q as long as their distribution is the calibrated one.",
             ["model", "version"],
             buckets=_QUANTILES,
-            registry=registry,
         )
-        self.triton_restarts = Counter(
+        self.triton_restarts = counter(
             "labelmint_triton_restarts",
             "Number of times that the gateway restarted its own Triton after it had exited.",
-            registry=registry,
         )
-        self.samples_in_flight = Gauge(
+        self.samples_in_flight = gauge(
             "labelmint_samples_in_flight",
             "Samples that hold a slot: in progress or queued in Triton, or retried while Triton is unavailable.",
-            registry=registry,
         )
-        self.queue_depth = Gauge(
+        self.queue_depth = gauge(
             "labelmint_queue_depth_samples",
             "Samples queued in the gateway for a slot in Triton, by kind: of requests or of streams.",
             ["kind"],
-            registry=registry,
         )
-        self.demand = Gauge(
+        self.demand = gauge(
             "labelmint_demand_samples",
             "Accepted samples owed to clients. A request being answered or kept waiting owes all its samples. A stream "
             "owes the smaller of its window and the rest of its count, minus the samples that its reader could take.",
-            registry=registry,
         )
-        self.requests_in_flight = Gauge(
-            "labelmint_requests_in_flight",
-            "Requests and streams in progress.",
-            ["transport"],
-            registry=registry,
+        self.requests_in_flight = gauge(
+            "labelmint_requests_in_flight", "Requests and streams in progress.", ["transport"]
         )
-        self.cache_hits = Counter(
-            "labelmint_cache_hits",
-            "Samples served from the cache or from an inference that another request had begun.",
-            registry=registry,
+        self.cache_hits = counter(
+            "labelmint_cache_hits", "Samples served from the cache or from an inference that another request had begun."
         )
-        self.cache_misses = Counter(
+        self.cache_misses = counter(
             "labelmint_cache_misses",
             "Samples that were generated because the cache did not have them; stays 0 without a cache.",
-            registry=registry,
         )
-        self.cache_bytes = Gauge(
-            "labelmint_cache_bytes",
-            "Bytes of the samples in the cache.",
-            registry=registry,
-        )
+        self.cache_bytes = gauge("labelmint_cache_bytes", "Bytes of the samples in the cache.")
 
     def judged(
         self, model: ServedModel, truncation_psi: float, mixed: bool, *, js_score: float, accepted: bool
     ) -> None:
-        """Count a sample that the gate judged."""
         self.samples.labels(model.name, model.version, "accepted" if accepted else "rejected").inc()
         self.js_score.labels(model.name, model.version).observe(js_score)
         calibration = model.calibration

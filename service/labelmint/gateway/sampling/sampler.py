@@ -38,6 +38,7 @@ from labelmint.gateway.sampling.access import current_caller
 from labelmint.gateway.sampling.cache import Arrays, SampleCache
 from labelmint.gateway.sampling.catalog import Catalog
 from labelmint.gateway.sampling.inferences import Inferences
+from labelmint.gateway.sampling.lifecycle import Lifecycle
 from labelmint.gateway.sampling.metrics import Metrics
 from labelmint.gateway.sampling.sample import Delivery, Sample
 from labelmint.gateway.sampling.slots import KINDS, Requester, Slots
@@ -331,6 +332,15 @@ class Sampler:
         if timeout_seconds is None:
             timeout_seconds = DEFAULT_TIMEOUT_SECONDS + self._limits.capacity_wait_seconds
         return asyncio.get_running_loop().time() + timeout_seconds
+
+
+@dataclass(frozen=True)
+class SamplingCore:
+    """What both servers share. There is one per process, so limits, demand and metrics cover gRPC and REST together."""
+
+    sampler: Sampler
+    metrics: Metrics
+    lifecycle: Lifecycle
 
 
 def _charge(samples: int) -> None:

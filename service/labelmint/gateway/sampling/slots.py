@@ -94,7 +94,6 @@ class Slots:
         self._granted: dict[Waiter, asyncio.Future[None]] = {}  # for the queued waiters
 
     def depth(self, kind: Kind) -> int:
-        """The number of queued samples of a kind."""
         return self._turns.depth(kind)
 
     @asynccontextmanager

@@ -15,21 +15,10 @@ DIRECTORY/keypoints.json   [{"name": ..., "rgb": [r, g, b]}, ...], in the order 
   coco                     DIRECTORY/annotations/person_keypoints_default.json: CVAT's "COCO Keypoints 1.0"
 """
 
-from labelmint.models.annotations.dataset import AnnotatedDataset
-from labelmint.models.annotations.directory import check_new, image_path, write_dataset
+from labelmint.models.annotations.directory import AnnotatedDataset, check_new, image_path, write_dataset
 from labelmint.models.annotations.files import sha256_of, write_json
-from labelmint.models.annotations.keypoints import (
-    KeypointFormat,
-    read_keypoints,
-    write_keypoints,
-)
-from labelmint.models.annotations.masks import (
-    LabelClasses,
-    MaskFormat,
-    mask_path,
-    read_masks,
-    write_masks,
-)
+from labelmint.models.annotations.keypoints import KeypointFormat, read_keypoints, write_keypoints
+from labelmint.models.annotations.masks import LabelClasses, MaskFormat, mask_path, read_masks, write_masks
 
 __all__ = [
     "AnnotatedDataset",

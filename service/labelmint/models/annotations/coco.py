@@ -21,8 +21,7 @@ from pydantic import Discriminator, Field, Tag, TypeAdapter
 from labelmint.core.errors import UnusableFile
 from labelmint.models.annotations.directory import Drawn, Size, check_size, image_name, seed_in
 from labelmint.models.annotations.files import Strict, read_json
-from labelmint.models.annotations.points import Keypoint
-from labelmint.models.annotations.shapes import Shape, check_points
+from labelmint.models.annotations.marks import Keypoint, Shape, check_points
 
 T = TypeVar("T")
 
@@ -125,7 +124,6 @@ def read_keypoints(directory: Path, drawn: Drawn) -> Iterator[Keypoint]:
 
 
 def _seeds_of(images: list[_Image], path: Path, drawn: Drawn) -> dict[int, int]:
-    """Return the seed of each image id."""
     names: dict[int, str] = {}  # by seed
     seeds: dict[int, int] = {}
     for image in images:

@@ -1,6 +1,8 @@
 """Reads and writes the directory of `synth`: seeds, images, and the annotator's names of classes or keypoints.
 
 Rules of this file:
+- All tasks share one type of annotated images, which the readers of all formats return. So `fit` needs no case for each
+  format. A label is an array; the task defines its meaning.
 - dataset.json is written last, so a directory that has it is complete.
 - Every image of dataset.json must exist; no image is skipped.
 - Annotation tools rename files (Label Studio to cb0618f6-SEED.png, Roboflow to SEED_png.rf.HASH.jpg). So a file belongs
@@ -17,13 +19,15 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 from pydantic import AfterValidator, Field, TypeAdapter
 
 from labelmint.core.errors import UnusableFile
+from labelmint.core.task import TaskName
 from labelmint.models.annotations.files import Bytes, Strict, open_picture, read_json, write_json, write_png
 
 Palette = tuple[tuple[int, int, int], ...]
@@ -40,6 +44,22 @@ class Drawn:
     def size(self, seed: int) -> Size:
         height, width, _ = self.images[seed].shape
         return height, width
+
+
+@dataclass(frozen=True)
+class AnnotatedDataset:
+    """Images uint8 [R,R,3] by seed, and the label of each image.
+
+    A label is a mask uint8 [R,R] of class ids (segmentation), or float32 [K,3] (keypoints): x and y in pixels, and 1
+    if the keypoint is present, else 0.
+    """
+
+    task: TaskName
+    truncation_psi: float
+    names: tuple[str, ...]
+    palette: Palette
+    images: Mapping[int, Bytes]
+    labels: Mapping[int, npt.NDArray[Any]]
 
 
 class _Dataset(Strict):
@@ -75,7 +95,6 @@ def image_path(directory: Path, seed: int) -> Path:
 def write_dataset(
     directory: Path, generator_sha256: str, truncation_psi: float, *, images: Mapping[int, Bytes]
 ) -> None:
-    """Write the directory of `synth`."""
     check_new(directory)
     (directory / "images").mkdir(parents=True)
     (directory / "masks").mkdir()

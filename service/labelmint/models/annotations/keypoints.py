@@ -16,10 +16,9 @@ from typing import Literal
 
 from labelmint.core.errors import UnusableFile
 from labelmint.models.annotations import coco
-from labelmint.models.annotations.dataset import AnnotatedDataset
-from labelmint.models.annotations.directory import Palette, read_drawn, read_names, write_names
+from labelmint.models.annotations.directory import AnnotatedDataset, Palette, read_drawn, read_names, write_names
 from labelmint.models.annotations.files import write_text
-from labelmint.models.annotations.points import Keypoint, Points, gather
+from labelmint.models.annotations.marks import Keypoint, Points, gather
 
 KeypointFormat = Literal["csv", "coco"]
 

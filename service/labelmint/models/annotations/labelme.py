@@ -22,9 +22,9 @@ from PIL import Image, ImageDraw
 from pydantic import TypeAdapter
 
 from labelmint.core.errors import UnusableFile
-from labelmint.models.annotations.directory import Drawn, Size, annotation_files, check_size, image_path, seed_in
+from labelmint.models.annotations.directory import Drawn, Size, annotation_files, check_size, seed_in
 from labelmint.models.annotations.files import BROKEN_PICTURE, Strict, fault_of, read_json
-from labelmint.models.annotations.shapes import Point, Shape, check_points
+from labelmint.models.annotations.marks import Point, Shape, check_points
 
 
 class _Shape(Strict):
@@ -42,10 +42,6 @@ class _LabelFile(Strict):
 
 
 _LABEL_FILE = TypeAdapter(_LabelFile)
-
-
-def label_path(directory: Path, seed: int) -> Path:
-    return image_path(directory, seed).with_suffix(".json")
 
 
 def read_shapes(directory: Path, drawn: Drawn) -> Iterator[Shape]:

@@ -18,8 +18,8 @@ from PIL import Image
 
 from labelmint.core.errors import UnusableFile
 from labelmint.models.annotations import coco, labelme
-from labelmint.models.annotations.dataset import AnnotatedDataset
 from labelmint.models.annotations.directory import (
+    AnnotatedDataset,
     Drawn,
     Palette,
     Size,
@@ -31,7 +31,7 @@ from labelmint.models.annotations.directory import (
     write_names,
 )
 from labelmint.models.annotations.files import Bytes, read_ids, write_png
-from labelmint.models.annotations.shapes import paint
+from labelmint.models.annotations.marks import paint
 
 MaskFormat = Literal["png", "labelme", "coco"]
 

@@ -1,17 +1,18 @@
-"""Collects named points into arrays, for both the CSV and the COCO files of keypoints.
+"""Collects what annotators marked: named shapes into masks, and named points into arrays, for the files of all tools.
 
 Rules of this file:
+- Pixels that no shape covers are class 0, the background. A later shape paints over an earlier one.
+- A shape without pixels is an error, and so is an image without shapes or keypoints, and a keypoint that is present in
+  no image, because all of them are probably mistakes.
 - Coordinates are pixels, x to the right and y down. The centre of the first pixel is (0, 0), as in COCO and in the
   demo's renderer. Tools that count from the corner of that pixel (CVAT) are half a pixel off; this is not corrected.
 - Visibility is COCO's: 0 not labelled, 1 labelled but hidden, 2 visible. A keypoint is present if it is labelled. A
   keypoint that is not listed for an image is absent.
-- An image without any entry is an error, and so is a keypoint that is present in no image, because both are probably
-  mistakes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +20,47 @@ import numpy as np
 import numpy.typing as npt
 
 from labelmint.core.errors import UnusableFile
-from labelmint.models.annotations.directory import Drawn, id_of, image_path
+from labelmint.models.annotations.directory import Drawn, Size, id_of, image_path
+from labelmint.models.annotations.files import Bytes
 
+Point = tuple[float, float]  # x, y in pixels
 Points = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One shape of one image: the pixels that it covers, and `where` it is in the file `path`."""
+
+    seed: int
+    path: Path
+    where: str
+    name: str
+    area: npt.NDArray[np.bool_]  # [R,R]
+
+
+def paint(shapes: Iterable[Shape], names: tuple[str, ...], drawn: Drawn, *, directory: Path) -> dict[int, Bytes]:
+    """Return masks uint8 [R,R] of class ids, one for each image of `synth`."""
+    masks = {seed: np.zeros(drawn.size(seed), np.uint8) for seed in drawn.images}
+    bare = set(masks)
+    for shape in shapes:
+        if not shape.area.any():
+            raise UnusableFile(shape.path, f"{shape.where} covers no pixel; delete it or draw it again")
+        masks[shape.seed][shape.area] = id_of(shape.name, names, shape.path, where=shape.where)
+        bare.discard(shape.seed)
+    if bare:
+        raise UnusableFile(
+            image_path(directory, min(bare)),
+            f"has no shape; draw one, of {names[0]!r} if the image shows nothing else",
+        )
+    return masks
+
+
+def check_points(points: Sequence[Point], size: Size, path: Path, *, where: str) -> None:
+    """Refuse points that are farther outside than the image is long; they were probably drawn on another image."""
+    height, width = size
+    for x, y in points:
+        if not (-width <= x <= 2 * width and -height <= y <= 2 * height):
+            raise UnusableFile(path, f"{where} has a point at ({x:g}, {y:g}), far outside of {width}x{height} pixels")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
-"""Samples as members of a tar archive, in WebDataset's convention.
+"""A sample as a NumPy archive, and samples as members of a tar archive in WebDataset's convention.
 
 Rules of this file:
-- The same samples give the same bytes: no time, no owner, ustar headers.
+- The same samples give the same bytes: no time, no owner, ustar headers. Some versions of numpy.savez stamp the members
+  with the current time, so this file writes the NumPy archive itself.
 - The members of one sample share a key, the seed in ten digits: `image.png`, the members of its task's labels
   (segmentation: `label.npy`), and `json`.
 - Only a complete archive ends with the two zero blocks. An interrupted archive must end inside a member: a tar reader
@@ -12,17 +13,52 @@ Rules of this file:
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import tarfile
+import zipfile
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from labelmint.gateway.encoding.fields import sample_fields
 from labelmint.gateway.encoding.labels import labels_of
-from labelmint.gateway.encoding.pixels import image_png
+from labelmint.gateway.encoding.pixels import image_of, image_png
 from labelmint.gateway.sampling.sample import Delivery, Sample
 
-END = b"\0" * (2 * tarfile.BLOCKSIZE)
+END = b"\0" * (2 * tarfile.BLOCKSIZE)  # of a tar archive
+
+
+def npz(sample: Sample) -> bytes:
+    """Write `image`, `js_map`, `js_score`, `threshold`, `seed` and the arrays of the task's labels.
+
+    Segmentation adds `label`. Keypoints add `keypoints` [K,2], `confidence` [K] and `keypoint_names` [K]. A mixed
+    sample also has `style_seed`, `crossover` and `group_id`.
+    """
+    arrays: dict[str, npt.NDArray[Any]] = {
+        "image": image_of(sample),
+        "js_score": np.array(sample.js_score),
+        "threshold": np.array(sample.gate.threshold),
+        "seed": np.array(sample.seed),
+    }
+    if sample.labels:
+        arrays |= labels_of(sample).arrays(sample)
+    if sample.js_map is not None:
+        arrays["js_map"] = sample.js_map
+    if sample.mixing is not None:
+        arrays["style_seed"] = np.array(sample.mixing.style_seed)
+        arrays["crossover"] = np.array(sample.mixing.crossover)
+        arrays["group_id"] = np.array(sample.group_id)
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, array in arrays.items():
+            member = io.BytesIO()
+            np.save(member, array, allow_pickle=False)
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), member.getvalue(), zipfile.ZIP_DEFLATED)
+    return buffer.getvalue()
 
 
 async def archive(deliveries: AsyncGenerator[Delivery, None]) -> AsyncGenerator[bytes, None]:
