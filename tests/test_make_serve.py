@@ -11,7 +11,8 @@ import httpx
 import pytest
 
 from tests.conftest import READY, ROOT, need_program
-from tests.support.processes import alive, descendants, wait_for
+from tests.support.processes import alive, descendants
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.triton
 

@@ -19,7 +19,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 from tests.conftest import READY, Service, start_service
-from tests.support.processes import alive, descendants, triton_pid, wait_for
+from tests.support.processes import alive, descendants, triton_pid
+from tests.support.waiting import wait_for
 
 pytestmark = [pytest.mark.triton, pytest.mark.torch]
 

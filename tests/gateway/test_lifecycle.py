@@ -17,7 +17,8 @@ from labelmint.triton.server import TritonServer, wait_until_ready
 from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 from tests.conftest import REPOSITORY, start_service
-from tests.support.processes import alive, descendants, refused_start, triton_pid, wait_for
+from tests.support.processes import alive, descendants, refused_start, triton_pid
+from tests.support.waiting import wait_for
 from tests.support.wire import health_of, pause_of
 
 pytestmark = pytest.mark.triton

@@ -22,7 +22,8 @@ from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 from tests.conftest import start_service
 from tests.support.models import export_small, tiny_weights
-from tests.support.processes import refused_start, triton_pid, wait_for
+from tests.support.processes import refused_start, triton_pid
+from tests.support.waiting import wait_for
 
 pytestmark = [pytest.mark.triton, pytest.mark.torch]
 

@@ -1,6 +1,5 @@
 """A gateway before a Triton of small models, and what its Triton did."""
 
-import asyncio
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -11,6 +10,8 @@ import tritonclient.grpc.aio as triton
 from labelmint.triton.server import TritonServer
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 from tests.conftest import Service
+from tests.support.metrics import metric_of
+from tests.support.waiting import until
 
 
 @dataclass
@@ -22,19 +23,24 @@ class Gateway:
     http: httpx.AsyncClient
 
     async def metric(self, name: str) -> float:
-        """The value of one line of /metrics; 0 where there is none."""
-        for line in (await self.http.get("/metrics")).text.splitlines():
-            if line.startswith(name + " "):
-                return float(line.rsplit(" ", 1)[1])
-        return 0.0
+        """Return the value of one line of /metrics; 0 if there is none."""
+        return await metric_of(self.http, name)
 
     async def until(self, name: str, holds: Callable[[float], bool]) -> float:
-        """Wait until a metric is as it should be; returns it."""
-        for _ in range(300):
-            if holds(value := await self.metric(name)):
-                return value
-            await asyncio.sleep(0.1)
-        raise AssertionError(f"{name} stayed {value}")
+        """Wait until the value of a metric `holds`, and return it."""
+
+        last = 0.0
+
+        async def reached() -> bool:
+            nonlocal last
+            last = await self.metric(name)
+            return holds(last)
+
+        try:
+            await until(reached)
+        except AssertionError:
+            raise AssertionError(f"{name} stayed {last}") from None
+        return last
 
 
 StartGateway = Callable[..., AbstractAsyncContextManager[Gateway]]

@@ -1,8 +1,7 @@
-"""The processes of a running service, and waiting for what they do."""
+"""The processes of a running service."""
 
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,13 +40,6 @@ def alive(pids: set[int]) -> set[int]:
             return False
 
     return {pid for pid in pids if living(pid)}
-
-
-def wait_for(condition: object, seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.1)
 
 
 def refused_start(*arguments: str, under: Sequence[str] = ()) -> str:

@@ -29,7 +29,8 @@ from labelmint.untrusted.content import Malformed
 from labelmint.untrusted.regular_file import RegularFile
 from tests.conftest import REPOSITORY, ROOT, start_service
 from tests.support.models import tiny_weights
-from tests.support.processes import refused_start, triton_pid, wait_for
+from tests.support.processes import refused_start, triton_pid
+from tests.support.waiting import wait_for
 from tests.torture.repositories import (
     ATTACKS,
     MAX_SECONDS,
