@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from labelmint.models.annotations import LabelClasses, write_masks
-from tests.checkpoints.writers import reference_of_the_vectors, write_nvlabs
 from tests.conftest import ROOT, start_service
+from tests.support.checkpoints.writers import reference_of_the_vectors, write_nvlabs
 
 pytestmark = [pytest.mark.triton, pytest.mark.torch]
 

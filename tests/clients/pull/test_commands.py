@@ -16,8 +16,8 @@ import pytest
 
 from labelmint_client import Client
 from labelmint_client.pull import PullOptions, pull
-from tests.clients.pull.conftest import contents
 from tests.conftest import Service
+from tests.support.files import contents
 
 pytestmark = pytest.mark.triton
 
