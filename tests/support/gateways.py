@@ -1,5 +1,6 @@
 """A gateway before a Triton of small models, and what its Triton did."""
 
+import asyncio
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -7,11 +8,13 @@ from dataclasses import dataclass
 import httpx
 import tritonclient.grpc.aio as triton
 
+from labelmint.triton.client import TritonClient
 from labelmint.triton.server import TritonServer
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 from tests.conftest import Service
+from tests.support.inference import latents
 from tests.support.metrics import metric_of
-from tests.support.waiting import until
+from tests.support.waiting import SECONDS, until
 
 
 @dataclass
@@ -44,6 +47,19 @@ class Gateway:
 
 
 StartGateway = Callable[..., AbstractAsyncContextManager[Gateway]]
+
+
+async def release(server: TritonServer, count: int) -> None:
+    """Fill the batch that `held` holds with `count` samples from here, and wait for its end.
+
+    A batch has 16 samples. If Triton holds more or fewer than 16 - `count`, this fails.
+    """
+    client = TritonClient(server.grpc_url)
+    calls = [client.infer("held", "1", latents(seed), outputs=("js_score",)) for seed in range(count)]
+    try:
+        await asyncio.wait_for(asyncio.gather(*calls), SECONDS)
+    finally:
+        await client.close()
 
 
 async def inferences(server: TritonServer, model: str) -> tuple[int, int]:
