@@ -42,6 +42,13 @@ def alive(pids: set[int]) -> set[int]:
     return {pid for pid in pids if living(pid)}
 
 
+def regions(service: Service) -> set[Path]:
+    """Return the shared memory of the service's Triton."""
+    arguments = Path(f"/proc/{triton_pid(service)}/cmdline").read_text().split("\0")
+    (prefix,) = [text.rpartition("=")[2] for text in arguments if "shm-region-prefix-name=" in text]
+    return set(Path("/dev/shm").glob(f"{prefix}*"))
+
+
 def refused_start(*arguments: str, under: Sequence[str] = ()) -> str:
     """Run a `serve` that must not start, `under` a command that becomes it; returns what it said."""
     command = [*under, sys.executable, "-m", "labelmint.cli", "serve", "--http-port", "0", "--grpc-port", "0"]
