@@ -19,7 +19,7 @@ import random
 import socket
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -90,8 +90,11 @@ class Flood:
         return judged
 
 
-async def flood(directory: Path, seconds: float, factor: float = 10.0) -> Flood:
-    """Flood a gateway of the demo for `seconds` with `factor` times its capacity."""
+async def flood(directory: Path, seconds: float, factor: float = 10.0, warm_loops: Sequence[int] = WARM_LOOPS) -> Flood:
+    """Flood a gateway of the demo for `seconds` with `factor` times its capacity.
+
+    Before that, closed loops of `warm_loops` callers bring its memory to a steady state, for figures to be judged.
+    """
     service = await asyncio.to_thread(start_service, directory / "serve.log", "--max-in-flight", str(MAX_IN_FLIGHT))
     found = Flood()
     cores = os.sched_getaffinity(0)
@@ -102,8 +105,8 @@ async def flood(directory: Path, seconds: float, factor: float = 10.0) -> Flood:
             httpx.AsyncClient(base_url=service.http, timeout=DEADLINE_SECONDS) as http,
         ):
             attack = _Attack(service, pb_grpc.SampleServiceStub(channel), http, found)
-            for callers in WARM_LOOPS:
-                await attack.closed_loop(seconds / 6 / len(WARM_LOOPS), callers)
+            for callers in warm_loops:
+                await attack.closed_loop(seconds / 6 / len(warm_loops), callers)
             found.capacity = await attack.closed_loop(seconds / 6)
             found.arrivals_per_second = factor * found.capacity
             async with attack.company():
