@@ -12,6 +12,7 @@ from labelmint.triton.server import TritonServer
 from labelmint.v1 import sample_service_pb2 as pb
 from tests.support.gateways import Gateway, StartGateway, inferences, release
 from tests.support.metrics import DEMAND, IN_TRITON, REST_IN_FLIGHT
+from tests.support.waiting import until
 from tests.support.wire import info_of, pause_of, problem
 
 pytestmark = [pytest.mark.triton, pytest.mark.torch]
@@ -69,9 +70,8 @@ async def test_a_single_request_passes_four_greedy_streams(narrow_gateway: Gatew
 
     readers = [asyncio.create_task(greedy(index)) for index in range(4)]
     try:
-        while min(delivered) == 0:
-            await asyncio.sleep(0.1)
-        assert await narrow_gateway.metric(DEMAND) > 0
+        await until(lambda: min(delivered) > 0)
+        await narrow_gateway.until(DEMAND, lambda demand: demand > 0)
         growth = []
         for seed in range(9):
             before = (await inferences(small_triton, "light_generator"))[0]
@@ -154,7 +154,7 @@ async def test_nothing_is_called_off_in_triton(narrow_gateway: Gateway, small_tr
     """Triton 2.51 may end when a call is cancelled, so clients and deadlines that leave are kept from it."""
     before = await called_off(small_triton)
     left = [asyncio.ensure_future(get(narrow_gateway, seed)) for seed in range(SLOTS // 2)]
-    late = [asyncio.ensure_future(get(narrow_gateway, seed, timeout=1.0)) for seed in range(SLOTS // 2)]
+    late = [asyncio.ensure_future(get(narrow_gateway, seed, timeout=5.0)) for seed in range(SLOTS // 2)]
     await narrow_gateway.until(IN_TRITON, lambda samples: samples == SLOTS)
     for call in left:
         call.cancel()

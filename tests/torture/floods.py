@@ -31,7 +31,9 @@ import numpy as np
 from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 from tests.conftest import Service, start_service
+from tests.support.metrics import DEMAND, IN_TRITON, metric_of
 from tests.support.processes import descendants
+from tests.support.waiting import until
 from tests.torture.outcome import memory
 
 OPTIONS = pb.SampleOptions(max_js=1e9)
@@ -213,12 +215,13 @@ class _Attack:
 
     async def everything_is_as_before(self) -> None:
         """Check that no work is left, and that a request is answered at once."""
-        for _ in range(300):
-            metrics = (await self._http.get("/metrics")).text
-            if "labelmint_demand_samples 0.0" in metrics and "labelmint_samples_in_flight 0.0" in metrics:
-                break
-            await asyncio.sleep(0.1)
-        else:
+
+        async def nothing_is_left() -> bool:
+            return await metric_of(self._http, DEMAND) == 0 and await metric_of(self._http, IN_TRITON) == 0
+
+        try:
+            await until(nothing_is_left)
+        except AssertionError:
             self._found.findings.append("work is left after the flood")
         for door in self._doors:
             await _answered(door)
