@@ -47,7 +47,7 @@ def test_the_curl_commands(service: Service, http: httpx.Client, tmp_path: Path)
     outputs = []
     for command in commands:
         done = subprocess.run(
-            ["bash", "-ec", here(command, service)], cwd=tmp_path, capture_output=True, text=True, timeout=60
+            ["bash", "-ec", here(command, service)], cwd=tmp_path, capture_output=True, text=True, timeout=300
         )
         assert done.returncode == 0, command + done.stderr
         outputs.append(done.stdout)
@@ -67,7 +67,7 @@ def test_the_curl_commands(service: Service, http: httpx.Client, tmp_path: Path)
 def test_the_grpc_example(service: Service, tmp_path: Path) -> None:
     (script,) = [block for block in blocks("python") if "import grpc" in block]
     done = subprocess.run(
-        [sys.executable, "-c", here(script, service)], cwd=tmp_path, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", here(script, service)], cwd=tmp_path, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()

@@ -347,7 +347,7 @@ def test_an_asyncio_client_that_came_through_a_fork_says_so(gateway: Service, op
     so its support is off: docs/training.md says that a process with an AsyncClient may not fork."""
     command = [sys.executable, "-c", FORKED_ASYNCIO, gateway.grpc, repr(options.max_js)]
     environment = {**os.environ, "GRPC_ENABLE_FORK_SUPPORT": "0"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) == 3 and all("create a client in each process" in line for line in lines)
@@ -381,5 +381,5 @@ def test_a_process_that_leaves_a_stream_open_ends(gateway: Service, options: Sam
     """As training on seeds without end does; a child that it has forked ends too, even without gRPC's fork support."""
     command = [sys.executable, "-c", first + LEAVING, gateway.grpc, repr(options.max_js)]
     quiet = {**os.environ, "GRPC_VERBOSITY": "ERROR"}  # it informs of handlers that it skips
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=quiet)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=quiet)
     assert (done.returncode, done.stderr) == (0, "")
