@@ -127,3 +127,26 @@ def tiny_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     repository = tmp_path_factory.mktemp("tiny") / "repository"
     export_repository(repository, "tiny", tiny_weights())
     return repository
+
+
+@pytest.fixture(scope="session")
+def second(tmp_path_factory: pytest.TempPathFactory, tiny_repository: Path) -> Path:
+    """A repository with the versions 1 and 2 of `tiny`, and another model. Copy it before changing it."""
+    from labelmint.export.repository import export_repository  # here: most tests need no torch
+    from tests.support.models import tiny_weights
+
+    repository = tmp_path_factory.mktemp("second") / "repository"
+    shutil.copytree(tiny_repository, repository)
+    export_repository(repository, "tiny", tiny_weights(2), version=2)
+    export_repository(repository, "other", tiny_weights(3))
+    return repository
+
+
+@pytest.fixture(scope="session")
+def light_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with `light`, which has 64x64 pixels. Copy it before changing it."""
+    from tests.support.models import export_small
+
+    repository = tmp_path_factory.mktemp("light") / "repository"
+    export_small(repository, "light")
+    return repository

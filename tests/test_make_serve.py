@@ -11,7 +11,8 @@ import httpx
 import pytest
 
 from tests.conftest import READY, ROOT, need_program
-from tests.support.processes import alive, descendants, wait_for
+from tests.support.processes import alive, descendants
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.triton
 
@@ -70,6 +71,7 @@ def first_sample(checkout: Path, log: Path) -> float:
             os.killpg(process.pid, signal.SIGKILL)
 
 
+@pytest.mark.timeout(2 * INSTALL_SECONDS)
 def test_from_nothing_to_the_first_sample(checkout: Path, tmp_path: Path) -> None:
     cold = first_sample(checkout, tmp_path / "cold.log")
     warm = first_sample(checkout, tmp_path / "warm.log")

@@ -10,7 +10,8 @@ import pytest
 pytestmark = pytest.mark.unit
 
 
-PACKAGE = Path(__file__).parent.parent / "service" / "labelmint"
+TESTS = Path(__file__).parent
+PACKAGE = TESTS.parent / "service" / "labelmint"
 
 # What each package may import of the others, itself aside: data flows one way, and there is no circle.
 ALLOWED = {
@@ -38,7 +39,10 @@ def imports(path: Path) -> set[str]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module is not None, (
+                f"{path} has a relative import, which is not checked here"
+            )
             found.add(node.module)
             found.update(f"{node.module}.{alias.name}" for alias in node.names)
     return found
@@ -108,3 +112,23 @@ def test_a_clock_that_jumps_moves_nothing() -> None:
             for node in ast.walk(ast.parse(path.read_text())):
                 called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
                 assert called not in ("time.time", "time.time_ns", "datetime.now", "datetime.utcnow"), path.name
+
+
+def test_tests_do_not_import_each_other() -> None:
+    """They share tests/support, what a conftest.py has, and the attacks of tests/torture."""
+    shared = ("tests.conftest", "tests.support", "tests.torture")
+    for path in sorted(TESTS.rglob("*.py")):
+        here = ("tests", *path.relative_to(TESTS).parent.parts)
+        above = {".".join((*here[:depth], "conftest")) for depth in range(1, len(here) + 1)}
+        for name in imports(path):
+            if name.startswith("tests."):
+                fits = name.startswith(shared) or any(f"{name}.".startswith(f"{each}.") for each in above)
+                assert fits and ".test_" not in name, f"{path.relative_to(TESTS)} imports {name}"
+
+
+def test_the_tests_of_the_gateway_lie_in_its_packages() -> None:
+    """A test in a directory of a package has the name of one of its modules, or of a part of what one holds."""
+    for package_name in ("encoding", "grpc", "process", "rest", "sampling"):
+        modules = {path.stem for path in (PACKAGE / "gateway" / package_name).rglob("*.py")}
+        for path in (TESTS / "gateway" / package_name).rglob("test_*.py"):
+            assert path.stem.removeprefix("test_") in modules, path.relative_to(TESTS)

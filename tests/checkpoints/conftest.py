@@ -1,4 +1,4 @@
-"""Vectors, and what the tests of the importers share."""
+"""What the tests of the importers share."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,14 +10,6 @@ import torch
 from labelmint.checkpoints.importing import FormatName, ImportOptions, import_file
 from labelmint.models.generator import Generator
 from labelmint.models.store import load_generator, read_notes
-from tests.conftest import ROOT
-
-Vectors = dict[str, np.ndarray]
-
-
-def vectors(name: str) -> Vectors:
-    with np.load(ROOT / "tests" / "data" / f"{name}.npz") as file:
-        return dict(file)
 
 
 def draw(

@@ -17,7 +17,7 @@ from labelmint.models.interpreter import StyleInterpreter, interleave
 from labelmint.models.store import load_interpreter, read_notes, save_generator
 from labelmint.models.stylegan1 import StyleGAN1Spec
 from labelmint.models.stylegan2 import StyleGAN2Spec
-from tests.checkpoints.conftest import Vectors, vectors
+from tests.support.vectors import Vectors, vectors
 
 pytestmark = pytest.mark.torch
 

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 import torch
 
-from tests.checkpoints import reference
-from tests.checkpoints.damage import DAMAGE
-from tests.checkpoints.hostile import CASES
-from tests.checkpoints.writers import nvlabs_bytes, write_nvlabs
 from tests.conftest import ROOT
+from tests.support.checkpoints import reference
+from tests.support.checkpoints.damage import DAMAGE
+from tests.support.checkpoints.hostile import CASES
+from tests.support.checkpoints.writers import nvlabs_bytes, write_nvlabs
 
 pytestmark = pytest.mark.torch
 

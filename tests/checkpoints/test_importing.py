@@ -9,8 +9,8 @@ import torch
 from labelmint.checkpoints.importing import FORMATS, FormatName, ImportOptions, import_file
 from labelmint.core.errors import InvalidRequest, UnusableFile
 from labelmint.models.store import load_generator, read_notes
-from tests.checkpoints import reference
-from tests.checkpoints.writers import write_nvlabs
+from tests.support.checkpoints import reference
+from tests.support.checkpoints.writers import write_nvlabs
 from tests.support.commands import run
 
 pytestmark = pytest.mark.torch

@@ -12,10 +12,11 @@ import torch
 
 from labelmint.core.errors import InvalidRequest, UnusableFile
 from labelmint.models.generator import Generator
-from tests.checkpoints import reference, writers
-from tests.checkpoints.conftest import Vectors, distance, draw, vectors
-from tests.checkpoints.damage import DAMAGE
-from tests.checkpoints.writers import reference_of_the_vectors, write_nvlabs
+from tests.checkpoints.conftest import distance, draw
+from tests.support.checkpoints import reference, writers
+from tests.support.checkpoints.damage import DAMAGE
+from tests.support.checkpoints.writers import reference_of_the_vectors, write_nvlabs
+from tests.support.vectors import Vectors, vectors
 
 pytestmark = pytest.mark.torch
 

@@ -14,8 +14,8 @@ from labelmint.checkpoints.container import open_checkpoint
 from labelmint.checkpoints.known_globals import Namespace, NumpyArray, PersistentObject
 from labelmint.checkpoints.torch_file import Tensor
 from labelmint.core.errors import UnusableFile
-from tests.checkpoints import reference
-from tests.checkpoints.writers import nvlabs_bytes
+from tests.support.checkpoints import reference
+from tests.support.checkpoints.writers import nvlabs_bytes
 
 pytestmark = pytest.mark.torch
 

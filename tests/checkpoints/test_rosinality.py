@@ -11,7 +11,8 @@ import torch
 
 from labelmint.core.errors import UnusableFile
 from labelmint.models.generator import Generator
-from tests.checkpoints.conftest import Vectors, distance, draw, vectors
+from tests.checkpoints.conftest import distance, draw
+from tests.support.vectors import Vectors, vectors
 
 pytestmark = pytest.mark.torch
 

@@ -10,7 +10,8 @@ import torch
 
 from labelmint.core.errors import InvalidRequest, UnusableFile
 from labelmint.models.generator import Generator
-from tests.checkpoints.conftest import Vectors, distance, draw, vectors
+from tests.checkpoints.conftest import distance, draw
+from tests.support.vectors import Vectors, vectors
 
 pytestmark = pytest.mark.torch
 

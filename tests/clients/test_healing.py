@@ -15,14 +15,13 @@ from pathlib import Path
 import grpc
 import pytest
 
-from labelmint.export.repository import export_repository
 from labelmint_client import AsyncClient, Client, ModelVersionGone, Sample, SampleOptions, Unavailable
 from labelmint_client.v1 import sample_service_pb2 as pb
 from labelmint_client.v1 import sample_service_pb2_grpc as pb_grpc
 from tests.clients.conftest import StartGateway, Undisturbed, same
 from tests.conftest import Service, start_service
-from tests.support.models import tiny_weights
 from tests.support.processes import triton_pid
+from tests.support.repositories import exchange
 
 pytestmark = [pytest.mark.triton, pytest.mark.torch]
 
@@ -152,6 +151,7 @@ def test_patience_ends(start_gateway: StartGateway, options: SampleOptions) -> N
 def test_triton_may_restart_and_weights_may_not_change(
     tmp_path: Path,
     tiny_repository: Path,
+    second: Path,
     options: SampleOptions,
     undisturbed: Undisturbed,
     reader: Callable[..., Reader],
@@ -164,8 +164,7 @@ def test_triton_may_restart_and_weights_may_not_change(
         os.kill(triton_pid(service), signal.SIGKILL)
         assert any(read.enough(sample) for sample in stream)
         assert service.stop() == 0
-        shutil.rmtree(repository)
-        export_repository(repository, "tiny", tiny_weights(2))
+        exchange(second, repository)
         service = start_service(tmp_path / "second.log", "--grpc-port", port_of(service), repository=repository)
         with pytest.raises(ModelVersionGone, match="other weights give other samples"):
             for sample in stream:

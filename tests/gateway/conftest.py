@@ -3,6 +3,7 @@
 Rules of this file:
 - `light` is fast and has 64x64 pixels. `patient` holds what waits for its first step until a batch of 16 is full or
   HOLD_SECONDS are over: a queue in Triton as long as a test needs it, on any machine.
+- `held` holds what waits for its first step until a batch of 16 is full, for ever if need be: `release` fills it.
 - `first` and `second` have room for one sample in the queue of that step, and hold it in the same way.
 - `tiny`, in a repository of its own for gateways that start their Triton, has 16x16 pixels and no calibration.
 """
@@ -27,7 +28,7 @@ from tests.support.gateways import Gateway, StartGateway
 from tests.support.names import Names
 from tests.support.repositories import copy_model, hold
 
-MODELS = ("light", "patient", "first", "second")
+MODELS = ("light", "patient", "held", "first", "second")
 
 
 @pytest_asyncio.fixture
@@ -38,28 +39,13 @@ async def names() -> AsyncIterator[Names]:
     transport.close()
 
 
-@pytest.fixture(scope="session")
-def second(tmp_path_factory: pytest.TempPathFactory, tiny_repository: Path) -> Path:
-    """A repository with the versions 1 and 2 of `tiny`, and another model."""
-    from labelmint.export.repository import export_repository  # here: most tests need no torch
-    from tests.support.models import tiny_weights
-
-    repository = tmp_path_factory.mktemp("second") / "repository"
-    shutil.copytree(tiny_repository, repository)
-    export_repository(repository, "tiny", tiny_weights(2), version=2)
-    export_repository(repository, "other", tiny_weights(3))
-    return repository
-
-
 @pytest_asyncio.fixture(scope="session")
-async def small_triton(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[TritonServer]:
-    from tests.support.models import export_small
-
-    repository = tmp_path_factory.mktemp("small")
-    export_small(repository, "light")
+async def small_triton(tmp_path_factory: pytest.TempPathFactory, light_repository: Path) -> AsyncIterator[TritonServer]:
+    repository = Path(shutil.copytree(light_repository, tmp_path_factory.mktemp("small") / "repository"))
     for name in MODELS[1:]:
         copy_model(repository, "light", name)
     hold(repository, "patient_generator")
+    hold(repository, "held_generator", seconds=600.0)
     hold(repository, "first_generator", 1)
     hold(repository, "second_style_interpreter", 1)
     server = TritonServer(repository, MODELS)

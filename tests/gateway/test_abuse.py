@@ -1,6 +1,8 @@
 """The attacks of tests/torture on both doors, briefly; `make torture` runs them at full length."""
 
 import asyncio
+import subprocess
+import sys
 from pathlib import Path
 
 import grpc.aio
@@ -9,9 +11,11 @@ import pytest
 from labelmint.v1 import sample_service_pb2 as pb
 from tests.conftest import Service
 from tests.support.gateways import Gateway
+from tests.support.waiting import wait_for
 from tests.support.wire import info_of
 from tests.torture import grpc_bytes, grpc_messages, http_bytes
-from tests.torture.outcome import Outcome, Watch
+from tests.torture import outcome as torture_outcome
+from tests.torture.outcome import Outcome, Watch, memory
 
 pytestmark = [pytest.mark.triton, pytest.mark.torch]
 
@@ -67,6 +71,28 @@ def test_a_watch_sees_what_it_is_for(tmp_path: Path, gateway: Gateway) -> None:
     log.write_text(log.read_text() + "Traceback (most recent call last):\n  File x\nValueError: y\n")
     watch.look(outcome)
     assert outcome.findings == ["traceback in the log: ValueError: y"]
+
+
+def test_a_watch_sees_a_process_grow_and_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torture_outcome, "PAUSE_SECONDS", 0.1)
+    log = tmp_path / "log"
+    log.touch()
+    script = "input(); grown = b'x' * (200 << 20); print(flush=True); input()"
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as process:
+        assert process.stdin is not None and process.stdout is not None
+        wait_for(lambda: memory(process.pid) > 5)  # it has begun
+        watch = Watch(Service(process, "", "", log))
+        process.stdin.write("\n")
+        process.stdout.readline()
+        grown = Outcome("grown")
+        watch.look(grown)
+        assert len(grown.findings) == 1 and grown.findings[0].startswith("memory grew from ")
+        process.stdin.write("\n")
+        process.wait(60)
+        ended = Outcome("ended")
+        watch.look(ended)
+        assert ended.findings == ["the gateway ended with 0"]
 
 
 def test_the_attack_covers_our_service() -> None:

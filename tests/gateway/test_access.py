@@ -5,13 +5,11 @@ import hashlib
 import json
 import os
 import ssl
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import grpc
 import grpc.aio
@@ -24,12 +22,16 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from labelmint.core.errors import LimitReached, UnusableFile
+from labelmint.gateway.sampling import access
 from labelmint.gateway.sampling.access import Caller, TokenLimits, Tokens, parse_tokens
 from labelmint.triton.server import TritonServer
 from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 from tests.conftest import Service
+from tests.support import processes
+from tests.support.metrics import metric_of
 from tests.support.running import start_before
+from tests.support.waiting import until
 from tests.support.wire import LOOSE, info_of
 from tests.torture.doors import Door, routes, without_a_token, without_connecting
 
@@ -95,15 +97,13 @@ class Locked:
         aside.write_text(text)
         os.replace(aside, self.tokens)
 
-    def admitted(self, token: str, wanted: bool) -> Callable[[], AbstractAsyncContextManager[bool]]:
-        """For `until`: whether the token opens the door is as wanted."""
+    async def admits(self, token: str) -> bool:
+        """Whether the token opens the door."""
+        async with self.http(token) as client:
+            return (await client.get("/v1/models")).status_code == 200
 
-        @asynccontextmanager
-        async def ask() -> AsyncIterator[bool]:
-            async with self.http(token) as client:
-                yield ((await client.get("/v1/models")).status_code == 200) is wanted
-
-        return ask
+    async def refuses(self, token: str) -> bool:
+        return not await self.admits(token)
 
 
 @dataclass
@@ -269,16 +269,6 @@ async def test_security_headers(locked: Locked) -> None:
             assert not [name for name in answer.headers if name.startswith("access-control-")]
 
 
-async def until(condition: Callable[[], AbstractAsyncContextManager[bool]], seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while True:
-        async with condition() as done:
-            if done:
-                return
-        assert time.monotonic() < deadline, "it did not happen in time"
-        await asyncio.sleep(0.1)
-
-
 async def test_a_changed_file_holds_and_a_broken_one_does_not(locked: Locked) -> None:
     before, log = locked.tokens.read_text(), locked.service.log
     fresh = "t0ken-that-was-added"
@@ -286,36 +276,33 @@ async def test_a_changed_file_holds_and_a_broken_one_does_not(locked: Locked) ->
     def complaints() -> int:
         return log.read_text().count("keeping the previous tokens")
 
-    @asynccontextmanager
-    async def complained() -> AsyncIterator[bool]:
-        async with locked.http(TOKEN) as client:
-            assert (await client.get("/v1/models")).status_code == 200, "the old tokens hold"
-        yield complaints() == 1
+    async def complained() -> bool:
+        assert await locked.admits(TOKEN), "the old tokens hold"
+        return complaints() == 1
 
     try:
         locked.rewrite(before + line("fresh", fresh))
-        await until(locked.admitted(fresh, True))
+        await until(lambda: locked.admits(fresh))
         locked.rewrite(before)
-        await until(locked.admitted(fresh, False))
+        await until(lambda: locked.refuses(fresh))
         locked.rewrite(before + f"broken {TOKEN}\n")
         await until(complained)
         for _ in range(15):  # longer than the pause between two looks at the file
-            async with complained() as once:
-                assert once
+            assert await complained()
             await asyncio.sleep(0.1)
         assert "line 6: the second field is not a SHA-256" in log.read_text()
     finally:
         locked.rewrite(before)
-    await until(locked.admitted(TOKEN, True))
+    await until(lambda: locked.admits(TOKEN))
 
 
 async def test_no_key_that_does_not_fit_opens_anything(locked: Locked) -> None:
     """Whatever route or RPC there is: the attack asks the gateway which there are."""
     before = locked.tokens.read_text()
     locked.rewrite(before + line("leaver", WITHDRAWN))
-    await until(locked.admitted(WITHDRAWN, True))
+    await until(lambda: locked.admits(WITHDRAWN))
     locked.rewrite(before)
-    await until(locked.admitted(WITHDRAWN, False))
+    await until(lambda: locked.refuses(WITHDRAWN))
     outcome = await without_a_token(locked.door, "faces", TOKEN, WITHDRAWN)
     assert outcome.tries > 200 and not outcome.findings, outcome
 
@@ -380,10 +367,9 @@ async def test_concurrency_is_bounded_over_both_doors(locked: Locked) -> None:
             assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         stream.cancel()
 
-        @asynccontextmanager
-        async def free() -> AsyncIterator[bool]:
+        async def free() -> bool:
             answers = await asyncio.gather(*(slow.get("/v1/models") for _ in range(2)))
-            yield [answer.status_code for answer in answers] == [200, 200]
+            return [answer.status_code for answer in answers] == [200, 200]
 
         await until(free)
 
@@ -431,10 +417,9 @@ async def test_mutual_tls(certificates: Certificates, faces_triton: TritonServer
 
 def refused_start(*arguments: str) -> str:
     """Run a `serve` that must not start; returns the one line that it said."""
-    command = [sys.executable, "-m", "labelmint.cli", "serve", "--http-port", "0", "--grpc-port", "0", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stdout + done.stderr
-    return done.stderr
+    said = processes.refused_start(*arguments)
+    assert said.count("\n") == 1, said
+    return said
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])
@@ -507,13 +492,20 @@ def test_a_tokens_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     assert f"{path} is not UTF-8 text" in refused_start("--tokens-file", str(path))
 
 
-async def test_a_batch_may_overdraw_the_rate_once_and_time_pays_it_back() -> None:
+def test_a_batch_may_overdraw_the_rate_once_and_time_pays_it_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(access, "time", SimpleNamespace(monotonic=lambda: now))
     caller = Caller("a", TokenLimits(samples_per_second=1000.0))
     caller.charge(5000)
     with pytest.raises(LimitReached) as caught:
         caller.charge(1)
     assert caught.value.retry_after_seconds == 5  # from a full bucket of 1000: 4001 short of one sample
     caller.charge(0)
+    now += 4.0
+    with pytest.raises(LimitReached):
+        caller.charge(1)
+    now += 0.002
+    caller.charge(1)
     caller.limits = TokenLimits()
     caller.charge(1_000_000)
     caller.charge(1_000_000)
@@ -552,9 +544,10 @@ async def test_who_uses_how_much_is_in_the_log_and_the_metrics(locked: Locked) -
     """By the name of the token, at both doors; the token itself is nowhere."""
 
     async def charged(client: httpx.AsyncClient) -> float:
-        lines = (await client.get("/metrics")).text.splitlines()
-        (line,) = [line for line in lines if line.startswith('labelmint_caller_samples_total{caller="training"}')]
-        return float(line.rsplit(" ", 1)[1])
+        return await metric_of(client, 'labelmint_caller_samples_total{caller="training"}')
+
+    def logged() -> list[str]:
+        return [line for line in locked.service.log.read_text().splitlines() if "request_id=who-" in line]
 
     async with locked.http(TOKEN) as client, locked.channel() as channel:
         before, any_score = await charged(client), {"max_js": 1e9}
@@ -569,10 +562,6 @@ async def test_who_uses_how_much_is_in_the_log_and_the_metrics(locked: Locked) -
         stream = pb.StreamSamplesRequest(model="faces", count=2, options=options)
         assert len([message async for message in stub.StreamSamples(stream, metadata=metadata[:1])]) == 2
         assert await charged(client) - before == 1 + 2 + 3 + 2
-        for _ in range(100):
-            lines = [line for line in locked.service.log.read_text().splitlines() if "request_id=who-" in line]
-            if len(lines) == 2:
-                break
-            await asyncio.sleep(0.1)
-    assert len(lines) == 2 and all(" caller=training" in line for line in lines), lines
+        await until(lambda: len(logged()) == 2)
+    assert all(" caller=training" in line for line in logged()), logged()
     assert TOKEN not in locked.service.log.read_text()

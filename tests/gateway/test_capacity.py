@@ -30,14 +30,15 @@ from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 from tests.conftest import Service
 from tests.support.gateways import Gateway
+from tests.support.metrics import DEMAND
 from tests.support.names import Names
+from tests.support.waiting import until, wait_for
 from tests.support.wire import health_of, info_of, pause_of
 
 pytestmark = [pytest.mark.triton, pytest.mark.torch]
 
 
 ALL = pb.SampleOptions(max_js=1e9, omit_image=True)
-DEMAND = "labelmint_demand_samples"
 SECONDS = 120  # for what must happen, on any machine
 
 
@@ -62,12 +63,14 @@ async def waiting_gateway(directory: Path, url: str, *arguments: str) -> AsyncIt
             grpc.aio.insecure_channel(f"127.0.0.1:{grpc_port}") as channel,
             httpx.AsyncClient(base_url=f"http://127.0.0.1:{http_port}", timeout=SECONDS) as http,
         ):
-            for _ in range(10 * SECONDS):
-                with contextlib.suppress(httpx.ConnectError):
-                    if (await http.get("/healthz")).status_code == 200:
-                        break
+
+            async def lives() -> bool:
                 assert process.poll() is None, log.read_text()
-                await asyncio.sleep(0.1)
+                with contextlib.suppress(httpx.ConnectError):
+                    return (await http.get("/healthz")).status_code == 200
+                return False
+
+            await until(lives, SECONDS)
             service = Service(process, str(http.base_url), f"127.0.0.1:{grpc_port}", log)
             yield Gateway(service, pb_grpc.SampleServiceStub(channel), http)
     finally:
@@ -95,12 +98,7 @@ async def test_what_is_asked_waits_for_the_first_triton(tmp_path: Path, tiny_rep
             assert beat == pb.StreamSamplesResponse(next_seed=5)
             assert await gateway.until(DEMAND, lambda value: value == 3 + 1 + 2 + 1) == 7
             # gRPC alone would look again after 1, 2, 4 ... 120 seconds.
-            for _ in range(10 * SECONDS):
-                if names.lookups >= 20:
-                    break
-                await asyncio.sleep(0.1)
-            else:
-                pytest.fail(f"{names.lookups} lookups only")
+            await until(lambda: names.lookups >= 20, SECONDS)
             await triton.start()
             await wait_until_ready(triton)
             names.addresses = ["127.0.0.1"]
@@ -148,15 +146,15 @@ async def test_the_wait_ends_with_an_error_that_says_when_to_ask_again(tmp_path:
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE and pause_of(caught.value) == 2
         assert info_of(caught.value).metadata["next_seed"] == "9"
         assert (await gateway.http.get("/v1/models/tiny/samples/7")).status_code == 503
-        assert await gateway.metric(DEMAND) == 0
+        await gateway.until(DEMAND, lambda value: value == 0)
 
 
 async def test_a_stream_that_waits_ends_when_the_gateway_does(tmp_path: Path, names: Names) -> None:
     async with waiting_gateway(tmp_path, names.url(1), "--capacity-wait-seconds", "600") as gateway:
         stream = gateway.stub.StreamSamples(pb.StreamSamplesRequest(model="tiny", start_seed=9))
         reading = asyncio.create_task(drained(stream))
-        health = await asyncio.to_thread(health_of, gateway.service)
-        assert health == health_pb2.HealthCheckResponse.SERVING
+        serving = health_pb2.HealthCheckResponse.SERVING
+        await asyncio.to_thread(wait_for, lambda: health_of(gateway.service) == serving)
         asked = asyncio.create_task(gateway.http.get("/v1/models/tiny/samples/1"))
         await gateway.until(DEMAND, lambda value: value == 8 + 1)
         asked.cancel()

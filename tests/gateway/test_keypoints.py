@@ -40,6 +40,7 @@ COMMITTED = [
     for name, config in ensembles(REPOSITORY).items()
     if is_fused(config) and config.parameters["task"].string_value == "keypoints"
 ]
+assert COMMITTED, "the demo has a model of keypoints"
 RAW_IMAGE = pb.SampleOptions(max_quantile=1, include_rejected=True, include_js_map=True, image_encoding=pb.ENCODING_RAW)
 
 

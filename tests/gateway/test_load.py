@@ -10,7 +10,9 @@ import pytest
 
 from labelmint.triton.server import TritonServer
 from labelmint.v1 import sample_service_pb2 as pb
-from tests.support.gateways import Gateway, StartGateway, inferences
+from tests.support.gateways import Gateway, StartGateway, inferences, release
+from tests.support.metrics import DEMAND, IN_TRITON, REST_IN_FLIGHT
+from tests.support.waiting import until
 from tests.support.wire import info_of, pause_of, problem
 
 pytestmark = [pytest.mark.triton, pytest.mark.torch]
@@ -20,26 +22,33 @@ ANY = pb.SampleOptions(max_js=1e9)
 SLOTS = 4  # of narrow_gateway
 WAITING = 'labelmint_queue_depth_samples{kind="request"}'
 STREAMS_WAITING = 'labelmint_queue_depth_samples{kind="stream"}'
-DEMAND = "labelmint_demand_samples"
-IN_TRITON = "labelmint_samples_in_flight"
+BATCH = 16
 
 
-def get(gateway: Gateway, seed: int, model: str = "patient", timeout: float | None = None) -> Awaitable[pb.Sample]:
+def get(gateway: Gateway, seed: int, model: str = "held", timeout: float | None = None) -> Awaitable[pb.Sample]:
     return gateway.stub.GetSample(pb.GetSampleRequest(model=model, seed=seed, options=ANY), timeout=timeout)
 
 
-async def grown(server: TritonServer, before: int, model: str = "patient_generator") -> int:
-    """By how many samples Triton went on after `before`, once it has come to rest."""
-    last = -1
-    while last != (count := (await inferences(server, model))[0]):
-        last = count
-        await asyncio.sleep(3.0)  # longer than it holds a sample
-    return count - before
+async def held(server: TritonServer) -> int:
+    """How many samples Triton has taken up of `held`."""
+    return (await inferences(server, "held_generator"))[0]
+
+
+async def check_only_slots_ran(gateway: Gateway, server: TritonServer, before: int) -> None:
+    """Triton got as many samples as there are slots, and gets no more when their slots are free.
+
+    If it got more or fewer, `release` fails.
+    """
+    await release(server, BATCH - SLOTS)
+    await gateway.until(IN_TRITON, lambda samples: samples == 0)
+    assert await gateway.metric(DEMAND) == 0
+    assert (await get(gateway, 0, "light")).sample.seed == 0  # whatever was still on its way has passed
+    assert await held(server) - before == BATCH
 
 
 async def test_concurrent_requests_are_batched(gateway: Gateway, small_triton: TritonServer) -> None:
     samples, executions = await inferences(small_triton, "patient_generator")
-    await asyncio.gather(*(get(gateway, seed) for seed in range(32)))
+    await asyncio.gather(*(get(gateway, seed, "patient") for seed in range(32)))
     after = await inferences(small_triton, "patient_generator")
     assert after[0] - samples == 32
     assert after[1] - executions <= 8
@@ -61,9 +70,8 @@ async def test_a_single_request_passes_four_greedy_streams(narrow_gateway: Gatew
 
     readers = [asyncio.create_task(greedy(index)) for index in range(4)]
     try:
-        while min(delivered) == 0:
-            await asyncio.sleep(0.1)
-        assert await narrow_gateway.metric(DEMAND) > 0
+        await until(lambda: min(delivered) > 0)
+        await narrow_gateway.until(DEMAND, lambda demand: demand > 0)
         growth = []
         for seed in range(9):
             before = (await inferences(small_triton, "light_generator"))[0]
@@ -80,54 +88,58 @@ async def test_a_single_request_passes_four_greedy_streams(narrow_gateway: Gatew
 async def test_what_waits_for_a_client_that_left_is_never_run(
     narrow_gateway: Gateway, small_triton: TritonServer
 ) -> None:
-    before = (await inferences(small_triton, "patient_generator"))[0]
+    before = await held(small_triton)
     asked = [asyncio.ensure_future(get(narrow_gateway, seed)) for seed in range(20)]
     await narrow_gateway.until(WAITING, lambda depth: depth == 20 - SLOTS)
-    assert await narrow_gateway.metric(DEMAND) == 20
+    await narrow_gateway.until(DEMAND, lambda demand: demand == 20)
+    await narrow_gateway.until(IN_TRITON, lambda samples: samples == SLOTS)
     for call in asked:
         call.cancel()
     await narrow_gateway.until(DEMAND, lambda demand: demand == 0)
-    assert await narrow_gateway.metric(WAITING) == 0
+    await narrow_gateway.until(WAITING, lambda depth: depth == 0)
     await asyncio.gather(*asked, return_exceptions=True)
-    assert await grown(small_triton, before) == SLOTS
-    assert await narrow_gateway.metric(IN_TRITON) == 0
+    await check_only_slots_ran(narrow_gateway, small_triton, before)
 
 
 async def test_what_waits_until_its_deadline_is_never_run(narrow_gateway: Gateway, small_triton: TritonServer) -> None:
-    before = (await inferences(small_triton, "patient_generator"))[0]
-    asked = (get(narrow_gateway, seed, timeout=1.0) for seed in range(20))
-    outcomes = await asyncio.gather(*asked, return_exceptions=True)
+    before = await held(small_triton)
+    asked = [asyncio.ensure_future(get(narrow_gateway, seed)) for seed in range(SLOTS)]
+    await narrow_gateway.until(IN_TRITON, lambda samples: samples == SLOTS)
+    late = (get(narrow_gateway, seed, timeout=1.0) for seed in range(20))
+    outcomes = await asyncio.gather(*late, return_exceptions=True)
     codes = [outcome.code() for outcome in outcomes if isinstance(outcome, grpc.aio.AioRpcError)]
     assert codes == [grpc.StatusCode.DEADLINE_EXCEEDED] * 20
-    await narrow_gateway.until(DEMAND, lambda demand: demand == 0)
-    assert await grown(small_triton, before) == SLOTS
+    await narrow_gateway.until(DEMAND, lambda demand: demand == SLOTS)
+    assert not any(call.done() for call in asked)
+    await check_only_slots_ran(narrow_gateway, small_triton, before)
+    assert [answer.sample.seed for answer in await asyncio.gather(*asked)] == list(range(SLOTS))
 
 
 async def test_http_clients_that_disconnect_take_their_work_along(
     narrow_gateway: Gateway, small_triton: TritonServer
 ) -> None:
-    before = (await inferences(small_triton, "patient_generator"))[0]
+    before = await held(small_triton)
     async with httpx.AsyncClient(base_url=narrow_gateway.service.http, timeout=60.0) as leaving:
-        batch = leaving.post("/v1/models/patient/samples:batchGet", json={"seeds": list(range(10)), "max_js": 1e9})
-        singles = [leaving.get(f"/v1/models/patient/samples/{seed}?max_js=1e9") for seed in range(10)]
+        batch = leaving.post("/v1/models/held/samples:batchGet", json={"seeds": list(range(10)), "max_js": 1e9})
+        singles = [leaving.get(f"/v1/models/held/samples/{seed}?max_js=1e9") for seed in range(10)]
         asked = [asyncio.create_task(request) for request in (batch, *singles)]
         await narrow_gateway.until(WAITING, lambda depth: depth == 20 - SLOTS)
         for request in asked:
             request.cancel()
         await asyncio.gather(*asked, return_exceptions=True)
     await narrow_gateway.until(DEMAND, lambda demand: demand == 0)
-    await narrow_gateway.until('labelmint_requests_in_flight{transport="rest"}', lambda count: count == 1)  # this one
-    assert await grown(small_triton, before) == SLOTS
+    await narrow_gateway.until(REST_IN_FLIGHT, lambda count: count == 1)  # this one
+    await check_only_slots_ran(narrow_gateway, small_triton, before)
     log = narrow_gateway.service.log.read_text().splitlines()
     assert [line for line in log if "error" in line.lower()] == []
 
 
 async def test_a_stream_that_ends_takes_its_work_along(narrow_gateway: Gateway, small_triton: TritonServer) -> None:
-    before = (await inferences(small_triton, "patient_generator"))[0]
-    request = pb.StreamSamplesRequest(model="patient", window=40, options=ANY)
+    before = await held(small_triton)
+    request = pb.StreamSamplesRequest(model="held", window=40, options=ANY)
     left = narrow_gateway.stub.StreamSamples(request)
     await narrow_gateway.until(STREAMS_WAITING, lambda depth: depth == 40 - SLOTS)
-    assert await narrow_gateway.metric(DEMAND) == 40
+    await narrow_gateway.until(DEMAND, lambda demand: demand == 40)
     left.cancel()
     await narrow_gateway.until(DEMAND, lambda demand: demand == 0)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -135,23 +147,24 @@ async def test_a_stream_that_ends_takes_its_work_along(narrow_gateway: Gateway, 
             pass
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     await narrow_gateway.until(DEMAND, lambda demand: demand == 0)
-    assert await grown(small_triton, before) <= 2 * SLOTS
+    await check_only_slots_ran(narrow_gateway, small_triton, before)
 
 
 async def test_nothing_is_called_off_in_triton(narrow_gateway: Gateway, small_triton: TritonServer) -> None:
     """Triton 2.51 may end when a call is cancelled, so clients and deadlines that leave are kept from it."""
     before = await called_off(small_triton)
     left = [asyncio.ensure_future(get(narrow_gateway, seed)) for seed in range(SLOTS // 2)]
-    late = [asyncio.ensure_future(get(narrow_gateway, seed, timeout=1.0)) for seed in range(SLOTS // 2)]
+    late = [asyncio.ensure_future(get(narrow_gateway, seed, timeout=5.0)) for seed in range(SLOTS // 2)]
     await narrow_gateway.until(IN_TRITON, lambda samples: samples == SLOTS)
     for call in left:
         call.cancel()
     await asyncio.gather(*left, *late, return_exceptions=True)
     await narrow_gateway.until(DEMAND, lambda demand: demand == 0)
     assert await narrow_gateway.metric(IN_TRITON) == SLOTS, "they keep their slots"
+    await release(small_triton, BATCH - SLOTS)
     await narrow_gateway.until(IN_TRITON, lambda samples: samples == 0)
     assert await called_off(small_triton) == before
-    assert (await get(narrow_gateway, 0)).sample.seed == 0
+    assert (await get(narrow_gateway, 0, "light")).sample.seed == 0
 
 
 async def called_off(server: TritonServer) -> list[str]:
@@ -163,16 +176,22 @@ async def called_off(server: TritonServer) -> list[str]:
     return counters
 
 
-async def test_what_is_owed_to_a_bounded_stream_is_what_remains(narrow_gateway: Gateway) -> None:
-    request = pb.StreamSamplesRequest(model="patient", count=3, window=40, options=ANY)
+async def test_what_is_owed_to_a_bounded_stream_is_what_remains(
+    narrow_gateway: Gateway, small_triton: TritonServer
+) -> None:
+    request = pb.StreamSamplesRequest(model="held", count=3, window=40, options=ANY)
     call = narrow_gateway.stub.StreamSamples(request)
-    await narrow_gateway.until(DEMAND, lambda demand: demand == 3)
+    await narrow_gateway.until(IN_TRITON, lambda samples: samples == 3)
+    assert await narrow_gateway.metric(DEMAND) == 3
+    await release(small_triton, BATCH - 3)
     seeds = [message.sample.seed async for message in call if message.HasField("sample")]
     assert seeds == [0, 1, 2]
     await narrow_gateway.until(DEMAND, lambda demand: demand == 0)
 
 
-async def test_admission_is_bounded_and_says_when_to_come_back(start_gateway: StartGateway) -> None:
+async def test_admission_is_bounded_and_says_when_to_come_back(
+    start_gateway: StartGateway, small_triton: TritonServer
+) -> None:
     limits = ("--max-in-flight", "5", "--max-streams", "2", "--max-window", "3", "--triton-slots", "1")
     async with start_gateway(*limits) as bounded:
         held = [asyncio.ensure_future(get(bounded, seed)) for seed in range(5)]
@@ -181,10 +200,10 @@ async def test_admission_is_bounded_and_says_when_to_come_back(start_gateway: St
             await get(bounded, 5)
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert info_of(caught.value).reason == "OVERLOADED" and pause_of(caught.value) == 1
-        refused = await bounded.http.get("/v1/models/patient/samples/5?max_js=1e9")
+        refused = await bounded.http.get("/v1/models/held/samples/5?max_js=1e9")
         problem(refused, 429, "OVERLOADED")
         assert refused.headers["retry-after"] == "1"
-        request = pb.StreamSamplesRequest(model="patient", options=ANY)
+        request = pb.StreamSamplesRequest(model="held", options=ANY)
         streams = [bounded.stub.StreamSamples(request) for _ in range(2)]
         await bounded.until(DEMAND, lambda demand: demand == 5 + 2 * 3)  # the default window is the largest here
         with pytest.raises(grpc.aio.AioRpcError, match="2 streams are open, which is the limit") as caught:
@@ -193,7 +212,11 @@ async def test_admission_is_bounded_and_says_when_to_come_back(start_gateway: St
         for call in (*held, *streams):
             call.cancel()
         await bounded.until(DEMAND, lambda demand: demand == 0)
+        await release(small_triton, BATCH - 1)
         assert (await get(bounded, 5, "light")).sample.seed == 5
+        # A batch beyond the limit goes through when it is alone: it could never be admitted otherwise.
+        batch = pb.BatchGetSamplesRequest(model="light", seeds=range(8), options=ANY)
+        assert len((await bounded.stub.BatchGetSamples(batch)).outcomes) == 8
 
 
 @pytest.mark.parametrize("model", ["first", "second"])

@@ -37,7 +37,9 @@ def test_metrics_pass_promtool(http: httpx.Client) -> None:
 
 
 def test_every_metric_has_help_and_ours_a_prefix(http: httpx.Client) -> None:
-    for family in text_string_to_metric_families(http.get("/metrics").text):
+    families = list(text_string_to_metric_families(http.get("/metrics").text))
+    assert {"labelmint_samples", "labelmint_requests", "process_cpu_seconds"} <= {family.name for family in families}
+    for family in families:
         assert family.documentation, family.name
         assert family.name.startswith(("labelmint_", "process_", "python_")), family.name
 

@@ -24,6 +24,7 @@ from labelmint.triton.server import TritonServer, wait_until_ready
 from tests.conftest import start_service
 from tests.support.names import Names
 from tests.support.running import Running
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.triton, pytest.mark.torch]
 
@@ -129,16 +130,16 @@ async def test_a_triton_that_hangs_holds_up_nobody_and_is_told_once(tmp_path: Pa
             send(triton, signal.SIGSTOP)
             # What is known holds until the question fails; then it is away, and the next question holds up nobody.
             with pytest.raises(TritonUnavailable, match="does not answer"):
-                while True:
-                    await catalog.refresh()
-                    await asyncio.sleep(0.1)
+                await until(catalog.refresh)  # it returns nothing
             for _ in range(3):
                 with pytest.raises(TritonUnavailable, match="does not answer"):
                     await catalog.get("tiny")
             assert catalog._look is not None and not catalog._look.done()
 
-            while (await running.http.get("/readyz")).status_code == 200:
-                await asyncio.sleep(0.1)
+            async def told() -> bool:
+                return (await running.http.get("/readyz")).status_code == 503
+
+            await until(told)
             began = time.monotonic()
             for path in ("/readyz", "/v1/models", "/v1/models/tiny", "/v1/models/tiny/samples/7"):
                 answer = await running.http.get(path)

@@ -26,7 +26,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 from tests.conftest import Service, start_service
-from tests.support.processes import refused_start, wait_for
+from tests.support.processes import refused_start
+from tests.support.waiting import wait_for
 
 pytestmark = [pytest.mark.triton, pytest.mark.torch]
 
@@ -65,8 +66,7 @@ def record_of(service: Service, request_id: str) -> dict[str, Any]:
     def found() -> list[dict[str, Any]]:
         return [r for r in records(service) if r["message"] == "request" and r.get("request_id") == request_id]
 
-    wait_for(found)
-    (record,) = found()
+    (record,) = wait_for(found)
     return record
 
 
@@ -141,6 +141,8 @@ def test_lines_for_people(tmp_path: Path, tiny_repository: Path) -> None:
         (line,) = [line for line in service.log.read_text().splitlines() if "request_id=seven" in line]
         assert line.startswith(f"labelmint: request transport=rest method=GET path={SAMPLE} status=200 seconds=0.")
         httpx.get(f"{service.http}/healthz", headers={"x-request-id": "probe"})
+        httpx.get(f"{service.http}{SAMPLE}?max_js=1e9", headers={"x-request-id": "after"})
+        wait_for(lambda: "request_id=after" in service.log.read_text())
         assert "probe" not in service.log.read_text()
     finally:
         service.stop()

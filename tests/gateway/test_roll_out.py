@@ -27,6 +27,7 @@ from labelmint.triton.server import TritonServer, wait_until_ready
 from tests.conftest import start_service
 from tests.support.gateways import inferences
 from tests.support.running import Running, read
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.triton, pytest.mark.torch]
 
@@ -157,8 +158,12 @@ async def test_what_only_one_had_that_is_away_is_missing_and_not_gone(
         newest = await catalog.get("tiny")
         assert newest.version == "2"
         dying.kill()
-        while len(catalog.known()) == 2:
+
+        async def missed() -> bool:
             await catalog.refresh_anew()
+            return len(catalog.known()) == 1
+
+        await until(missed)
         await catalog.check_lost(newest)  # a stream that is held goes on when it is back
         assert await catalog.get("tiny", "2") == newest and (await catalog.get("tiny")).version == "1"
         with pytest.raises(TritonUnavailable):
@@ -203,8 +208,7 @@ async def test_behind_one_address_a_refusal_is_asked_again_over_a_new_connection
         assert ("tiny_v2", "2") in await client.model_configs()
         balancer.target = old.grpc_url
         balancer.close_connections()
-        while not await client.is_ready("tiny"):  # it connects again, to the one without version 2
-            await asyncio.sleep(0.1)
+        await until(lambda: client.is_ready("tiny"))  # it connects again, to the one without version 2
         balancer.target = new.grpc_url
         connections = balancer.connections
         assert await client.infer("tiny_v2", "2", LATENTS, outputs=["js_score"], digest=digests(second)["tiny_v2"])
@@ -240,13 +244,13 @@ async def test_a_name_is_resolved_again(old: TritonServer, new: TritonServer, mo
         client._addresses.doubt()
         assert ("tiny", "1") in await client.model_configs()
         found[:] = ["127.0.0.3"]
-        for _ in range(100):
+
+        async def moved() -> bool:
             with contextlib.suppress(TritonUnavailable):
                 await client.model_configs()
-            if client._tritons.keys() == {f"127.0.0.3:{port}"}:
-                break
-        else:
-            pytest.fail(f"still {list(client._tritons)}")
+            return client._tritons.keys() == {f"127.0.0.3:{port}"}
+
+        await until(moved)
     finally:
         await client.close()
 

@@ -13,6 +13,8 @@ from PIL import Image
 from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 from tests.support.gateways import Gateway
+from tests.support.metrics import DEMAND
+from tests.support.waiting import until
 from tests.support.wire import info_of
 
 pytestmark = [pytest.mark.triton, pytest.mark.torch]
@@ -93,13 +95,15 @@ async def test_a_slow_reader_is_waited_for(gateway: Gateway) -> None:
             pass
         seeds = [message.sample.seed]
         minted = 0.0
-        for _ in range(60):  # until it stands still
-            await asyncio.sleep(1.0)
+
+        async def stands_still() -> bool:
+            nonlocal minted
             last, minted = minted, await gateway.metric(count) - before
-            if minted == last and await gateway.metric("labelmint_demand_samples") == 0:
-                break
+            await asyncio.sleep(1.0)
+            return minted == last and await gateway.metric(DEMAND) == 0  # what is ready is not owed
+
+        await until(stands_still)
         assert 1 + 8 <= minted <= 1 + 8 + 8
-        assert await gateway.metric("labelmint_demand_samples") == 0, "what is ready is not owed"
         assert rss(gateway) - resident < 32 << 20
         while len(seeds) < 100:
             message = await call.read()

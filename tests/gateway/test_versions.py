@@ -13,6 +13,7 @@ import onnx
 import pytest
 import pytest_asyncio
 import tritonclient.grpc.aio as triton
+from prometheus_client.parser import text_string_to_metric_families
 
 from labelmint.calibrate import calibrate_repository
 from labelmint.core.errors import ModelNotFound, UnusableFile
@@ -24,8 +25,9 @@ from labelmint.v1 import sample_service_pb2 as pb
 from tests.conftest import start_service
 from tests.support.models import tiny_weights
 from tests.support.processes import triton_pid
-from tests.support.repositories import copy_model
+from tests.support.repositories import add, exchange
 from tests.support.running import Running, read
+from tests.support.waiting import until
 from tests.support.wire import info_of
 
 pytestmark = [pytest.mark.triton, pytest.mark.torch]
@@ -33,14 +35,6 @@ pytestmark = [pytest.mark.triton, pytest.mark.torch]
 
 ALL = pb.SampleOptions(max_js=1e9, image_encoding=pb.ENCODING_RAW, label_encoding=pb.ENCODING_RAW, include_js_map=True)
 SAMPLES = "/v1/models/tiny/samples"
-
-
-def add(source: Path, target: Path, *prefixes: str) -> None:
-    """Copy models between repositories; ensembles last, as the exporter writes them."""
-    for path in sorted(source.iterdir(), key=lambda path: "step" not in path.name):
-        if path.name.startswith(prefixes):
-            shutil.rmtree(target / path.name, ignore_errors=True)
-            shutil.copytree(path, target / path.name)
 
 
 def take_away_first_version(repository: Path) -> None:
@@ -149,13 +143,12 @@ async def test_a_new_version_comes_and_an_old_one_goes(running: Running, second:
         answer = await running.http.get(f"{SAMPLES}/7", params={"model_version": version})
         assert answer.status_code == 404 and answer.json()["reason"] == "MODEL_NOT_FOUND", version
         assert len(answer.text) < 500
-    text = (await running.http.get("/metrics")).text
-    assert "labelmint_model_info{" in text and 'version="1",' not in "".join(
-        line for line in text.splitlines() if line.startswith("labelmint_model_info") and 'model="tiny"' in line
-    )
+    families = text_string_to_metric_families((await running.http.get("/metrics")).text)
+    served = [each.labels for family in families for each in family.samples if each.name == "labelmint_model_info"]
+    assert [(each["model"], each["version"]) for each in served] == [("other", "1"), ("tiny", "2")]
 
 
-async def test_a_version_exchanged_in_place_is_never_mistaken(running: Running, second: Path) -> None:
+async def test_a_version_exchanged_in_place_is_never_mistaken(running: Running, tiny_repository: Path) -> None:
     first = await running.sample(7)
     pinned = running.stream(0)
     messages = await read(pinned, 2)
@@ -168,15 +161,17 @@ async def test_a_version_exchanged_in_place_is_never_mistaken(running: Running, 
     after = await running.sample(7)
     assert after.model_digest != first.model_digest and after.js_map != first.js_map
     # Every sample under the old digest is the old model's.
-    export_repository(running.repository, "tiny", tiny_weights())
+    add(tiny_repository, running.repository, "tiny")
     running.service.process.send_signal(signal.SIGHUP)
-    for _ in range(300):
+
+    async def back() -> bool:
         try:
-            if (await running.sample(7)).model_digest == first.model_digest:
-                break
+            return (await running.sample(7)).model_digest == first.model_digest
         except grpc.aio.AioRpcError as failed:
             assert info_of(failed).reason in ("TRITON_UNAVAILABLE", "MODEL_VERSION_GONE")
-        await asyncio.sleep(0.05)
+            return False
+
+    await until(back)
     assert await running.sample(7) == first
     for message in messages:
         assert await running.sample(message.sample.seed) == message.sample
@@ -187,12 +182,12 @@ async def test_a_new_calibration_is_taken_over_without_a_pause(running: Running)
     await read(stream, 1)
     calibration = await calibrate_repository(running.repository, "tiny", 0, count=1000, truncation_psi=1.0)
     running.service.process.send_signal(signal.SIGHUP)
-    for _ in range(600):
+
+    async def taken_over() -> bool:
         model = (await running.stub.GetModel(pb.GetModelRequest(model="tiny"))).model
-        if model.calibration.id == calibration.id:
-            break
-        await asyncio.sleep(0.1)
-    assert model.calibration.id == calibration.id
+        return model.calibration.id == calibration.id
+
+    await until(taken_over)
     await read(stream, 3)  # the samples are the same ones
     stream.cancel()
 
@@ -221,13 +216,6 @@ async def test_what_triton_cannot_load_is_told_and_the_rest_served(running: Runn
     await running.reload([("other", "1"), ("tiny", "1")])
     await running.logged("Triton could not load 'tiny_v2'")
     assert (await running.http.get("/readyz")).status_code == 200
-
-
-def exchange(second: Path, repository: Path) -> None:
-    """Put other weights in the place of version 1 of `tiny`."""
-    for path in repository.glob("tiny*"):
-        shutil.rmtree(path)
-    copy_model(second, "other", "tiny", repository)
 
 
 def spoil(model: Path) -> None:
@@ -271,16 +259,18 @@ async def test_a_version_that_was_exchanged_before_a_crash_has_its_own_digest(
     rest, error = await rest_of(pinned)
     assert info_of(error).reason in ("TRITON_UNAVAILABLE", "MODEL_VERSION_GONE")
     messages += rest
-    for _ in range(600):
+
+    async def exchanged() -> pb.Sample | None:
         try:
-            after = await running.sample(7)
-            if after.model_digest != first.model_digest:
-                break
-            assert after == first
+            found = await running.sample(7)
         except grpc.aio.AioRpcError as failed:
             assert info_of(failed).reason in ("TRITON_UNAVAILABLE", "MODEL_VERSION_GONE")
-        await asyncio.sleep(0.05)
-    assert after.model_digest != first.model_digest and after.js_map != first.js_map
+            return None
+        assert found == first or found.model_digest != first.model_digest
+        return found if found != first else None
+
+    after = await until(exchanged)
+    assert after is not None and after.model_digest != first.model_digest and after.js_map != first.js_map
     assert {message.sample.model_digest for message in messages} == {first.model_digest}
     add(tiny_repository, running.repository, "tiny")
     running.service.process.send_signal(signal.SIGHUP)
@@ -323,8 +313,11 @@ async def test_what_an_external_triton_loads_is_served(tmp_path: Path, second: P
             assert info_of(error).reason == "MODEL_VERSION_GONE"
             await running.come_to([("tiny", "2")])
             await operator.unload_model("tiny_v2", unload_dependents=True)
-            while (await running.http.get("/readyz")).status_code != 503:  # asked at most once a second
-                await asyncio.sleep(0.1)
+
+            async def nothing_is_left() -> bool:
+                return (await running.http.get("/readyz")).status_code == 503  # asked at most once a second
+
+            await until(nothing_is_left)
         finally:
             await operator.close()
             await running.close()

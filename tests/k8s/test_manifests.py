@@ -171,8 +171,11 @@ def test_pods_are_restricted(manifests: Rendered) -> None:
                 "readOnlyRootFilesystem": True,
                 "capabilities": {"drop": ["ALL"]},
             }, f"{name}/{container['name']}"
-    for each in manifests.of_kind("Namespace"):
-        assert each["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+
+
+def test_the_namespace_lets_only_restricted_pods_in(service: Rendered) -> None:
+    (namespace,) = service.of_kind("Namespace")
+    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
 
 
 def test_images_are_named_by_digest(manifests: Rendered) -> None:
@@ -302,8 +305,9 @@ def test_scalers_own_the_number_of_pods(service: Rendered) -> None:
 
 
 def test_disruption_budgets_let_nodes_be_drained(service: Rendered) -> None:
-    scaled = scalers(service)
-    for each in service.of_kind("PodDisruptionBudget"):
+    scaled, budgets = scalers(service), service.of_kind("PodDisruptionBudget")
+    assert {each["metadata"]["name"] for each in budgets} == {"labelmint-gateway", "labelmint-triton"}
+    for each in budgets:
         name = each["metadata"]["name"]
         smallest = scaled[name][0] if name in scaled else service.named("Deployment", name)["spec"]["replicas"]
         spec = each["spec"]

@@ -8,11 +8,11 @@ Rules of this file:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 from tests.conftest import REPOSITORY, need_program, start_service
 from tests.k8s.conftest import K8S, Rendered
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.triton
 
@@ -50,10 +51,15 @@ class Prometheus:
 
     def without_data(self, expressions: list[str]) -> list[str]:
         """Return the expressions that still have no data after a wait."""
-        deadline = time.monotonic() + SECONDS
         left = expressions
-        while (left := [each for each in left if not self.query(each)]) and time.monotonic() < deadline:
-            time.sleep(1.0)
+
+        def all_have_data() -> bool:
+            nonlocal left
+            left = [each for each in left if not self.query(each)]
+            return not left
+
+        with contextlib.suppress(AssertionError):
+            wait_for(all_have_data, SECONDS)
         return left
 
 
@@ -109,16 +115,15 @@ def prometheus(render: Any, loaded: Any, tmp_path_factory: pytest.TempPathFactor
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
     try:
         with httpx.Client(base_url=f"http://{address}", timeout=30.0) as http:
-            deadline = time.monotonic() + SECONDS
             found = Prometheus(http)
-            while True:
-                try:
-                    if len(found.query("up == 1")) == 2:
-                        break
-                except (httpx.TransportError, ValueError):
-                    assert process.poll() is None, (directory / "log").read_text()
-                assert time.monotonic() < deadline, (directory / "log").read_text()
-                time.sleep(0.2)
+
+            def both_are_scraped() -> bool:
+                assert process.poll() is None, (directory / "log").read_text()
+                with contextlib.suppress(httpx.TransportError, ValueError):
+                    return len(found.query("up == 1")) == 2
+                return False
+
+            wait_for(both_are_scraped, SECONDS)
             # Send requests after the first scrape, because rates need counters that rise.
             ask(service.http, service.grpc)
             yield found

@@ -97,8 +97,10 @@ def test_wrong_files_are_named(tmp_path: Path, generator: Generator) -> None:
 @pytest.mark.parametrize(
     ("spec", "problem"),
     [
-        ({"z_dim": 10**10}, "lacks the tensor|has an unexpected tensor|from which no network can be built"),
-        ({"channels": {"4": 10**10, "8": 10**10}}, "lacks the tensor|has an unexpected tensor|no network can be built"),
+        # With less care these would be refused too, by the allocator: what a file lacks is said before it is asked.
+        ({"z_dim": 10**10}, "lacks the tensor 'mapping.layers.0.bias'"),
+        ({"channels": {"4": 10**6, "8": 10**6}}, "lacks the tensor 'mapping.layers.0.bias'"),
+        ({"channels": {"4": 10**10, "8": 10**10}}, "from which no network can be built"),
         ({"mapping_layers": 10**9}, "1 to 64 layers"),
         ({"z_dim": -1}, "from which no network can be built"),
     ],
@@ -116,11 +118,11 @@ def test_declared_sizes_take_no_memory_until_they_are_true(
     ("spec", "problem"),
     [
         ({"resolution": 1 << 40}, "8 to 4096 pixels per side"),
-        ({"channels": {"4": 10**10}}, "has an unexpected tensor|of shape|lacks the tensor"),
+        ({"channels": {"4": 10**10}}, "has an unexpected tensor 'projection.16'"),
         ({"channels": {str(1 << 40): 4}}, "features of at most as many"),
         ({"channels": {str(r): 4 for r in range(1, 2000)}, "resolution": 4096}, "4, 8, 16, ... pixels per side, not 1"),
-        ({"num_heads": 10**15}, "of shape|from which no network can be built"),
-        ({"hidden": [10**12, 10**12]}, "of shape|from which no network can be built"),
+        ({"num_heads": 10**15}, "has 'bias1' of shape"),
+        ({"hidden": [10**12, 10**12]}, "from which no network can be built"),
         ({"hidden": [float("inf"), 1]}, "from which no network can be built"),
         ({"channels": {"4": float("inf")}}, "from which no network can be built"),
     ],

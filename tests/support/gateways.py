@@ -8,9 +8,13 @@ from dataclasses import dataclass
 import httpx
 import tritonclient.grpc.aio as triton
 
+from labelmint.triton.client import TritonClient
 from labelmint.triton.server import TritonServer
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 from tests.conftest import Service
+from tests.support.inference import latents
+from tests.support.metrics import metric_of
+from tests.support.waiting import SECONDS, until
 
 
 @dataclass
@@ -22,22 +26,40 @@ class Gateway:
     http: httpx.AsyncClient
 
     async def metric(self, name: str) -> float:
-        """The value of one line of /metrics; 0 where there is none."""
-        for line in (await self.http.get("/metrics")).text.splitlines():
-            if line.startswith(name + " "):
-                return float(line.rsplit(" ", 1)[1])
-        return 0.0
+        """Return the value of one line of /metrics; 0 if there is none."""
+        return await metric_of(self.http, name)
 
     async def until(self, name: str, holds: Callable[[float], bool]) -> float:
-        """Wait until a metric is as it should be; returns it."""
-        for _ in range(300):
-            if holds(value := await self.metric(name)):
-                return value
-            await asyncio.sleep(0.1)
-        raise AssertionError(f"{name} stayed {value}")
+        """Wait until the value of a metric `holds`, and return it."""
+
+        last = 0.0
+
+        async def reached() -> bool:
+            nonlocal last
+            last = await self.metric(name)
+            return holds(last)
+
+        try:
+            await until(reached)
+        except AssertionError:
+            raise AssertionError(f"{name} stayed {last}") from None
+        return last
 
 
 StartGateway = Callable[..., AbstractAsyncContextManager[Gateway]]
+
+
+async def release(server: TritonServer, count: int) -> None:
+    """Fill the batch that `held` holds with `count` samples from here, and wait for its end.
+
+    A batch has 16 samples. If Triton holds more or fewer than 16 - `count`, this fails.
+    """
+    client = TritonClient(server.grpc_url)
+    calls = [client.infer("held", "1", latents(seed), outputs=("js_score",)) for seed in range(count)]
+    try:
+        await asyncio.wait_for(asyncio.gather(*calls), SECONDS)
+    finally:
+        await client.close()
 
 
 async def inferences(server: TritonServer, model: str) -> tuple[int, int]:

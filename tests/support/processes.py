@@ -1,8 +1,7 @@
-"""The processes of a running service, and waiting for what they do."""
+"""The processes of a running service."""
 
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,11 +42,11 @@ def alive(pids: set[int]) -> set[int]:
     return {pid for pid in pids if living(pid)}
 
 
-def wait_for(condition: object, seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.1)
+def regions(service: Service) -> set[Path]:
+    """Return the shared memory of the service's Triton."""
+    arguments = Path(f"/proc/{triton_pid(service)}/cmdline").read_text().split("\0")
+    (prefix,) = [text.rpartition("=")[2] for text in arguments if "shm-region-prefix-name=" in text]
+    return set(Path("/dev/shm").glob(f"{prefix}*"))
 
 
 def refused_start(*arguments: str, under: Sequence[str] = ()) -> str:

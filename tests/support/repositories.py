@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from labelmint.triton.model_config import read_config, write_config
+from labelmint.triton.model_config import ensembles, read_config, write_config
 
 HOLD_SECONDS = 2.0
 
@@ -16,10 +16,27 @@ def copy_model(repository: Path, model: str, name: str, target: Path | None = No
         config.write_text(config.read_text().replace(f'"{model}', f'"{name}'))
 
 
-def hold(repository: Path, step: str, max_queue_size: int | None = None) -> None:
+def hold(repository: Path, step: str, max_queue_size: int | None = None, *, seconds: float = HOLD_SECONDS) -> None:
+    """Make Triton's batcher hold requests of a step until a batch of 16 is full or this time is over."""
     path = repository / step / "config.pbtxt"
     config = read_config(path)
-    config.dynamic_batching.max_queue_delay_microseconds = int(HOLD_SECONDS * 1e6)
+    config.dynamic_batching.max_queue_delay_microseconds = int(seconds * 1e6)
     if max_queue_size is not None:
         config.dynamic_batching.default_queue_policy.max_queue_size = max_queue_size
     write_config(path, config)
+
+
+def add(source: Path, target: Path, *prefixes: str) -> None:
+    """Copy models between repositories; ensembles last, as the exporter writes them."""
+    described = ensembles(source)
+    for path in sorted(source.iterdir(), key=lambda path: path.name in described):
+        if path.name.startswith(prefixes):
+            shutil.rmtree(target / path.name, ignore_errors=True)
+            shutil.copytree(path, target / path.name)
+
+
+def exchange(second: Path, repository: Path) -> None:
+    """Put other weights, those of `other` in `second`, in the place of version 1 of `tiny`."""
+    for path in repository.glob("tiny*"):
+        shutil.rmtree(path)
+    copy_model(second, "other", "tiny", repository)

@@ -11,6 +11,7 @@ from labelmint.triton.server import TritonServer
 from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 from tests.conftest import Service, start_service
+from tests.support.waiting import until
 
 ALL = pb.SampleOptions(max_js=1e9, image_encoding=pb.ENCODING_RAW, label_encoding=pb.ENCODING_RAW, include_js_map=True)
 
@@ -39,21 +40,27 @@ class Running:
         await self.come_to(expected)
 
     async def come_to(self, expected: list[tuple[str, str]]) -> None:
-        for _ in range(600):
+        """Wait until these models and versions are served."""
+        found: list[tuple[str, str]] = []
+
+        async def reached() -> bool:
+            nonlocal found
             try:
-                if await self.versions() == expected:
-                    return
+                found = await self.versions()
             except grpc.aio.AioRpcError as error:
                 assert error.code() is grpc.StatusCode.UNAVAILABLE
-            await asyncio.sleep(0.1)
-        raise AssertionError(f"{await self.versions()} instead of {expected}: {self.service.log.read_text()}")
+            return found == expected
+
+        try:
+            await until(reached)
+        except AssertionError as error:
+            raise AssertionError(f"{found} instead of {expected}: {self.service.log.read_text()}") from error
 
     async def logged(self, text: str, times: int = 1) -> None:
-        for _ in range(600):
-            if self.service.log.read_text().count(text) >= times:
-                return
-            await asyncio.sleep(0.1)
-        raise AssertionError(f"{text!r} was not logged: {self.service.log.read_text()}")
+        try:
+            await until(lambda: self.service.log.read_text().count(text) >= times)
+        except AssertionError as error:
+            raise AssertionError(f"{text!r} was not logged: {self.service.log.read_text()}") from error
 
     async def sample(self, seed: int, version: str = "", model: str = "tiny") -> pb.Sample:
         request = pb.GetSampleRequest(model=model, seed=seed, options=ALL, model_version=version)

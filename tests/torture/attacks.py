@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 
 from labelmint.export.repository import export_repository
-from tests.checkpoints import reference
-from tests.checkpoints.writers import nvlabs_bytes
 from tests.conftest import REPOSITORY, ROOT, Service, start_service
+from tests.support.checkpoints import reference
+from tests.support.checkpoints.writers import nvlabs_bytes
 from tests.support.models import tiny_weights
 from tests.torture import (
     faults,

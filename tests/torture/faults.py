@@ -28,8 +28,8 @@ from pathlib import Path
 
 from labelmint_client import Client, Sample, SampleOptions
 from labelmint_client.pull import PullOptions, verify
-from tests.clients.pull.conftest import contents
 from tests.conftest import ROOT, Service, start_service
+from tests.support.files import contents
 from tests.support.processes import triton_pid
 
 ANY = SampleOptions(max_js=1e9)
@@ -217,7 +217,7 @@ def survive(directory: Path, repository: Path, samples: int, kinds: Sequence[str
 
 
 def pull_with(endpoint: str, out: Path, options: PullOptions, *limits: str) -> subprocess.CompletedProcess[str]:
-    command = [*limits, sys.executable, "-m", "tests.clients.pull.killed_at", endpoint, str(out)]
+    command = [*limits, sys.executable, "-m", "tests.support.killed_pull", endpoint, str(out)]
     command += [json.dumps(options.to_json()), "0"]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200)
 

@@ -1,8 +1,8 @@
 """Hostile weights, masks and annotations, read in a monitored process with limited memory.
 
-Crafted checkpoints come from tests/checkpoints/hostile.py; this file has the other files that the commands read. Each
-file must be refused with one message, or read if its content is harmless. Nothing may be run, and nothing may be
-written outside of its directory.
+Crafted checkpoints come from tests/support/checkpoints/hostile.py; this file has the other files that the commands
+read. Each file must be refused with one message, or read if its content is harmless. Nothing may be run, and nothing
+may be written outside of its directory.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tests.checkpoints.hostile import CASES
 from tests.conftest import ROOT
+from tests.support.checkpoints.hostile import CASES
 from tests.torture.outcome import Outcome
 
 CHILD = ROOT / "tests" / "torture" / "import_files.py"
@@ -221,7 +221,7 @@ def read_watched(cases: list[tuple[str, str, Path]], directory: Path, title: str
 
 
 def crafted(directory: Path, checkpoints: bool) -> Outcome:
-    """Read all crafted files: annotations, weights and, if requested, those of tests/checkpoints/hostile.py."""
+    """Read all crafted files: annotations, weights and, if requested, those of tests/support/checkpoints/hostile.py."""
     cases: list[tuple[str, str, Path]] = []
     for number, (name, (kind, change)) in enumerate(ANNOTATED.items()):
         copy = Path(shutil.copytree(ANNOTATIONS, directory / f"annotated{number}"))

@@ -19,7 +19,7 @@ import random
 import socket
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,7 +31,9 @@ import numpy as np
 from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 from tests.conftest import Service, start_service
+from tests.support.metrics import DEMAND, IN_TRITON, metric_of
 from tests.support.processes import descendants
+from tests.support.waiting import until
 from tests.torture.outcome import memory
 
 OPTIONS = pb.SampleOptions(max_js=1e9)
@@ -90,8 +92,11 @@ class Flood:
         return judged
 
 
-async def flood(directory: Path, seconds: float, factor: float = 10.0) -> Flood:
-    """Flood a gateway of the demo for `seconds` with `factor` times its capacity."""
+async def flood(directory: Path, seconds: float, factor: float = 10.0, warm_loops: Sequence[int] = WARM_LOOPS) -> Flood:
+    """Flood a gateway of the demo for `seconds` with `factor` times its capacity.
+
+    Before that, closed loops of `warm_loops` callers bring its memory to a steady state, for figures to be judged.
+    """
     service = await asyncio.to_thread(start_service, directory / "serve.log", "--max-in-flight", str(MAX_IN_FLIGHT))
     found = Flood()
     cores = os.sched_getaffinity(0)
@@ -102,8 +107,8 @@ async def flood(directory: Path, seconds: float, factor: float = 10.0) -> Flood:
             httpx.AsyncClient(base_url=service.http, timeout=DEADLINE_SECONDS) as http,
         ):
             attack = _Attack(service, pb_grpc.SampleServiceStub(channel), http, found)
-            for callers in WARM_LOOPS:
-                await attack.closed_loop(seconds / 6 / len(WARM_LOOPS), callers)
+            for callers in warm_loops:
+                await attack.closed_loop(seconds / 6 / len(warm_loops), callers)
             found.capacity = await attack.closed_loop(seconds / 6)
             found.arrivals_per_second = factor * found.capacity
             async with attack.company():
@@ -210,12 +215,13 @@ class _Attack:
 
     async def everything_is_as_before(self) -> None:
         """Check that no work is left, and that a request is answered at once."""
-        for _ in range(300):
-            metrics = (await self._http.get("/metrics")).text
-            if "labelmint_demand_samples 0.0" in metrics and "labelmint_samples_in_flight 0.0" in metrics:
-                break
-            await asyncio.sleep(0.1)
-        else:
+
+        async def nothing_is_left() -> bool:
+            return await metric_of(self._http, DEMAND) == 0 and await metric_of(self._http, IN_TRITON) == 0
+
+        try:
+            await until(nothing_is_left)
+        except AssertionError:
             self._found.findings.append("work is left after the flood")
         for door in self._doors:
             await _answered(door)

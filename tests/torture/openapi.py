@@ -8,10 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.conftest import ROOT, Service
+from tests.conftest import Service
 from tests.torture.outcome import Outcome, Watch
 
-GATEWAY_TESTS = ROOT / "tests" / "gateway"
+HERE = Path(__file__).parent
 
 
 def explore(service: Service, directory: Path, examples: int, seconds: int) -> Outcome:
@@ -20,13 +20,13 @@ def explore(service: Service, directory: Path, examples: int, seconds: int) -> O
     command = [
         str(Path(sys.executable).parent / "st"),
         "--config-file",
-        str(GATEWAY_TESTS / "schemathesis.toml"),
+        str(HERE / "schemathesis.toml"),
         "run",
     ]
     command += [f"{service.http}/openapi.json", "--checks", "all", "--phases", "examples,coverage,fuzzing"]
     command += ["--max-examples", str(examples), "--max-time", str(seconds), "--request-timeout", "60"]
     command += ["--seed", "1", "--no-color"]
-    environment = {**os.environ, "SCHEMATHESIS_HOOKS": str(GATEWAY_TESTS / "openapi_hooks.py")}
+    environment = {**os.environ, "SCHEMATHESIS_HOOKS": str(HERE / "openapi_hooks.py")}
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=seconds + 300, cwd=directory, env=environment
     )

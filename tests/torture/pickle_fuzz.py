@@ -26,9 +26,9 @@ def corpus(directory: Path) -> int:
     """Write the initial corpus. Returns the number of files."""
     import torch
 
-    from tests.checkpoints import reference
-    from tests.checkpoints.hostile import CASES
-    from tests.checkpoints.writers import nvlabs_bytes
+    from tests.support.checkpoints import reference
+    from tests.support.checkpoints.hostile import CASES
+    from tests.support.checkpoints.writers import nvlabs_bytes
 
     torch.manual_seed(3)
     generator = reference.Generator(channels={4: 2, 8: 2}, mapping={"num_layers": 1})

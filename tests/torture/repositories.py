@@ -695,7 +695,7 @@ ATTACKS: dict[str, tuple[str, Change, str]] = {
     "gadget in constants.pkl": (
         "torchscript",
         entry(CONSTANTS, b"\x80\x02cos\nsystem\nX\x04\0\0\0true\x85R."),
-        "uses the pickle opcode TUPLE1",
+        "asks for os.system, which no checkpoint",
     ),
     "class of torch in constants.pkl": (
         "torchscript",
@@ -715,7 +715,7 @@ ATTACKS: dict[str, tuple[str, Change, str]] = {
     "storage of other bytes": ("torchscript", entry("archive/constants/0", b""), "has or lacks bytes of the constant"),
     "constants that laugh": (
         "torchscript",
-        entry(CONSTANTS, b"\x80\x02(tq\0" + b"".join(b"(" + b"h\0" * 9 + b"tq\0" for _ in range(200)) + b"."),
+        entry(CONSTANTS, b"\x80\x02((tq\0" + b"".join(b"(" + b"h\0" * 9 + b"tq\0" for _ in range(200)) + b"t."),
         "has constants that are not tensors",
     ),
     "constants that end early": (

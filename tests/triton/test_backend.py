@@ -1,9 +1,11 @@
 """The onnxruntime backend in the real Triton, on a model small enough to ask it a thousand times."""
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 import pytest_asyncio
@@ -13,7 +15,6 @@ import tritonclient.grpc.aio as triton
 from labelmint.calibrate import calibrate_repository
 from labelmint.core.errors import InferenceFailed
 from labelmint.core.policy import latent_of
-from labelmint.export.repository import export_repository
 from labelmint.models.draw import draw
 from labelmint.models.generator import to_uint8
 from labelmint.triton.client import Latents, TritonClient
@@ -21,31 +22,37 @@ from labelmint.triton.model_config import read_config
 from labelmint.triton.server import TritonServer, wait_until_ready
 from tests.support.inference import OUTPUTS, latents, statistics
 from tests.support.models import small
-from tests.support.repositories import HOLD_SECONDS, hold
+from tests.support.repositories import copy_model, hold
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.triton, pytest.mark.torch]
 
 
 @pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("tiny")
-    for model in ("tiny", "held"):
-        export_repository(directory, model, small())
-    hold(directory, "held_generator")
+def repository(tmp_path_factory: pytest.TempPathFactory, tiny_repository: Path) -> Path:
+    """Of the weights `small`. What is asked of `held` waits for its first step until a batch of 16 is full."""
+    directory = Path(shutil.copytree(tiny_repository, tmp_path_factory.mktemp("tiny") / "repository"))
+    copy_model(directory, "tiny", "held")
+    hold(directory, "held_generator", seconds=600.0)
     return directory
 
 
 @pytest_asyncio.fixture(scope="module")
-async def client(repository: Path) -> AsyncIterator[TritonClient]:
+async def server(repository: Path) -> AsyncIterator[TritonServer]:
     server = TritonServer(repository, ["tiny", "tiny_staged", "held"])
     await server.start()
     try:
         await wait_until_ready(server)
-        connected = TritonClient(server.grpc_url)
-        yield connected
-        await connected.close()
+        yield server
     finally:
         await server.stop()
+
+
+@pytest_asyncio.fixture(scope="module")
+async def client(server: TritonServer) -> AsyncIterator[TritonClient]:
+    connected = TritonClient(server.grpc_url)
+    yield connected
+    await connected.close()
 
 
 @pytest.mark.parametrize("model", ["tiny", "tiny_staged"])
@@ -92,8 +99,11 @@ async def test_concurrent_requests_are_batched_and_answers_do_not_show_it(client
             assert got[name].tobytes() == alone[seed % 16][name].tobytes(), name
 
 
-async def test_a_cancelled_request_is_not_run(client: TritonClient) -> None:
-    """Other clients of a Triton do cancel. Here long before the answer: in that moment it would be Triton's end."""
+async def test_a_cancelled_request_is_not_run(client: TritonClient, server: TritonServer) -> None:
+    """Other clients of a Triton do cancel. Here long before the answer: in that moment it would be Triton's end.
+
+    Then others come until Triton's batches are full and all are answered.
+    """
     connection = triton.InferenceServerClient(client.url)
     before = await statistics(client, "held_style_interpreter")
     rows = {"latent": 8, "style_latent": 8}
@@ -104,9 +114,18 @@ async def test_a_cancelled_request_is_not_run(client: TritonClient) -> None:
     for tensor, content in zip(inputs, (asked.latent, asked.style_latent, *numbers), strict=True):
         tensor.set_data_from_numpy(content)
     calls = [asyncio.ensure_future(connection.infer("held", inputs)) for _ in range(8)]
-    await asyncio.sleep(HOLD_SECONDS / 2)
+    await until(lambda: pending(server, "held_generator", 8))
     for call in calls[::2]:
         call.cancel()
+    others: list[asyncio.Future[object]] = []
+
+    async def all_answered() -> bool:
+        if not all(call.done() for call in (*calls, *others)):
+            others.append(asyncio.ensure_future(connection.infer("held", inputs)))
+            await asyncio.wait(others, timeout=0.05)
+        return all(call.done() for call in (*calls, *others))
+
+    await until(all_answered)
     outcomes = await asyncio.gather(*calls, return_exceptions=True)
     await connection.close()
     assert all(isinstance(outcome, asyncio.CancelledError) for outcome in outcomes[::2])
@@ -115,7 +134,21 @@ async def test_a_cancelled_request_is_not_run(client: TritonClient) -> None:
         assert isinstance(outcome, triton.InferResult)
         label = outcome.as_numpy("label")
         assert label is not None and label.tobytes() == alone["label"].tobytes()
-    assert (await statistics(client, "held_style_interpreter"))[0] - before[0] == 4
+    answered = 4 + len(await asyncio.gather(*others))
+
+    async def told() -> bool:
+        return (await statistics(client, "held_style_interpreter"))[0] - before[0] >= answered
+
+    await until(told)
+    assert (await statistics(client, "held_style_interpreter"))[0] - before[0] == answered
+
+
+async def pending(server: TritonServer, step: str, count: int) -> bool:
+    """Whether so many requests wait in Triton's queue of a step."""
+    async with httpx.AsyncClient() as http:
+        lines = (await http.get(server.metrics_url)).text.splitlines()
+    (line,) = [line for line in lines if line.startswith(f'nv_inference_pending_request_count{{model="{step}"')]
+    return float(line.rsplit(" ", 1)[1]) == count
 
 
 async def test_calibrate_writes_both_ensembles(repository: Path, client: TritonClient) -> None:

@@ -5,13 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from labelmint.triton.server import DIE_WITH_PARENT
 from tests.support.processes import running
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.unit
 
@@ -31,13 +31,9 @@ def test_a_killed_parent_takes_its_child_along() -> None:
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         child = int(parent.stdout.readline())
-        while Path(f"/proc/{child}/comm").read_text() != "sleep\n":
-            time.sleep(0.01)
+        wait_for(lambda: Path(f"/proc/{child}/comm").read_text() == "sleep\n")
         parent.send_signal(signal.SIGKILL)
-    deadline = time.monotonic() + 60
-    while running(child):
-        assert time.monotonic() < deadline, "the child outlived its parent"
-        time.sleep(0.01)
+    wait_for(lambda: not running(child))
 
 
 def test_nobody_runs_for_a_parent_that_is_gone() -> None:

@@ -1,6 +1,7 @@
 """The labelmint backend in the real Triton, beside the onnxruntime one: the same weights, the same pairs."""
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from tests.conftest import need_program
 from tests.support.inference import OUTPUTS, ask, latents, refused
 from tests.support.models import random_interpreter, small
 from tests.support.processes import refused_start
+from tests.support.repositories import copy_model
 
 pytestmark = [pytest.mark.triton, pytest.mark.torch]
 
@@ -27,20 +29,19 @@ OUTPUTS_OF = {"tiny": OUTPUTS, "native": OUTPUTS, "one_thread": OUTPUTS, "points
 
 
 @pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def repository(tmp_path_factory: pytest.TempPathFactory, tiny_repository: Path) -> Path:
     need_program("cc", "gcc")
-    directory = tmp_path_factory.mktemp("native")
+    directory = Path(shutil.copytree(tiny_repository, tmp_path_factory.mktemp("native") / "repository"))
     generator, interpreter = small()
     torch.manual_seed(2)
     keypoints = random_interpreter(generator, "keypoints")
     for name, weights, file_format in (
-        ("tiny", interpreter, "onnx"),
         ("native", interpreter, "native"),
-        ("one_thread", interpreter, "native"),
         ("points", keypoints, "onnx"),
         ("native_points", keypoints, "native"),
     ):
         export_repository(directory, name, (generator, weights), file_format=file_format)
+    copy_model(directory, "native", "one_thread")
     path = directory / "one_thread_style_interpreter" / "config.pbtxt"
     config = read_config(path)
     config.parameters["intra_op_thread_count"].string_value = "1"
@@ -118,9 +119,8 @@ async def test_without_a_compiler_the_start_says_what_to_do(
     assert "or export the model with `--format onnx`" in said
 
 
-async def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
-    need_program("cc", "gcc")
-    export_repository(tmp_path, "native", small(), file_format="native")
+async def test_what_does_not_fit_is_refused(repository: Path, tmp_path: Path) -> None:
+    copy_model(repository, "native", "native", tmp_path)
     directory = tmp_path / "native_style_interpreter"
     config = read_config(directory / "config.pbtxt")
     written = (directory / "config.pbtxt").read_bytes()

@@ -1,6 +1,7 @@
 """The pytorch backend in the real Triton, beside the onnxruntime one: the same weights give the same pairs in both."""
 
 import asyncio
+import shutil
 import sys
 import sysconfig
 import venv
@@ -16,12 +17,13 @@ from tritonclient.grpc import model_config_pb2 as pb
 from tritonclient.utils import InferenceServerException
 
 from labelmint.core.policy import latent_of
-from labelmint.export.repository import STEPS, export_repository
+from labelmint.export.repository import FUSED, export_repository
 from labelmint.triton.client import TritonClient
 from labelmint.triton.model_config import read_config, write_config
 from labelmint.triton.server import TritonServer, wait_until_ready
 from tests.support.inference import OUTPUTS, ask, latents, refused, statistics
 from tests.support.models import small
+from tests.support.repositories import copy_model
 
 pytestmark = [pytest.mark.triton, pytest.mark.torch]
 
@@ -69,12 +71,11 @@ NAMINGS = {
 
 
 @pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("formats")
-    export_repository(directory, "tiny", small())
-    for name in ("scripted", "batched"):
-        export_repository(directory, name, small(), file_format="torchscript")
-    for step in STEPS:
+def repository(tmp_path_factory: pytest.TempPathFactory, tiny_repository: Path) -> Path:
+    directory = Path(shutil.copytree(tiny_repository, tmp_path_factory.mktemp("formats") / "repository"))
+    export_repository(directory, "scripted", small(), file_format="torchscript")
+    copy_model(directory, "scripted", "batched")
+    for step in FUSED:
         config = read_config(directory / f"batched_{step}" / "config.pbtxt")
         config.dynamic_batching.SetInParent()
         write_config(directory / f"batched_{step}" / "config.pbtxt", config)

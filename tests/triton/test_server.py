@@ -14,6 +14,7 @@ from labelmint.triton.client import TritonClient
 from labelmint.triton.server import TritonServer
 from tests.conftest import REPOSITORY
 from tests.support.processes import running
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.triton
 
@@ -85,8 +86,7 @@ async def test_the_watch_over_triton_does_not_end_in_silence(
     monkeypatch.setattr(TritonServer, "explain_end", explain_end)
     registry = CollectorRegistry()
     triton.supervise(Metrics(registry), catalog_of(triton))
-    while not registry.get_sample_value("labelmint_triton_restarts_total"):
-        await asyncio.sleep(0.1)
+    await until(lambda: registry.get_sample_value("labelmint_triton_restarts_total"))
     assert caplog.text.count("the supervision of Triton failed") == 1 and "nobody thought of this" in caplog.text
     await triton.stop()
 
@@ -120,9 +120,12 @@ async def test_a_start_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytes
         await triton.start(asyncio.Event())
     registry = CollectorRegistry()
     triton.supervise(Metrics(registry), catalog_of(triton))
-    while (registry.get_sample_value("labelmint_triton_restarts_total") or 0) < 2:
-        await asyncio.sleep(0.1)
-    first, second, *_ = map(int, program.with_suffix(".pids").read_text().split())
+
+    def begun() -> list[int]:  # on a busy machine a start may be given up before it has written this
+        return [int(pid) for pid in program.with_suffix(".pids").read_text().split()]
+
+    await until(lambda: (registry.get_sample_value("labelmint_triton_restarts_total") or 0) >= 2 and len(begun()) > 2)
+    first, second, *_ = begun()
     assert not running(first) and not running(second)
     await triton.stop()
 

@@ -15,7 +15,8 @@ from labelmint.core.errors import InsufficientResources
 from labelmint.triton import workplace
 from labelmint.triton.workplace import Workplace
 from tests.conftest import ROOT, start_service
-from tests.support.processes import alive, descendants, triton_pid, wait_for
+from tests.support.processes import alive, descendants, triton_pid
+from tests.support.waiting import wait_for
 
 pytestmark = [pytest.mark.triton, pytest.mark.torch]
 

@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,8 +15,9 @@ import pytest
 
 from labelmint_client import Client
 from labelmint_client.pull import PullOptions, pull
-from tests.clients.pull.conftest import contents
 from tests.conftest import Service
+from tests.support.files import contents
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.triton
 
@@ -31,28 +31,42 @@ def run(*arguments: object, module: str = "labelmint_client", **environment: str
     return subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, env=environment)
 
 
+def shorten(out: Path, begun: int, count: int) -> None:
+    """Change what an unfinished pull was asked for, as if it had been a pull of fewer from the beginning."""
+    header = out / ".labelmint-pull" / "header.json"
+    before = header.read_text()
+    header.write_text(before.replace(f'"count": {begun}', f'"count": {count}'))
+    assert header.read_text() != before
+
+
 def test_a_pull_that_is_killed_and_started_again(service: Service, tmp_path: Path) -> None:
-    """From outside, at a moment that the files tell: the demo's faces, by the service's program."""
+    """From outside, at a moment that the files tell: the demo's faces, by the service's program.
+
+    It is begun with more samples than any machine has made by then, and goes on with twelve.
+    """
     out, program = tmp_path / "out", "labelmint.cli"
-    arguments = ["pull", "--endpoint", service.grpc, "--model", "faces", "--count", "12", "--samples-per-shard", "4"]
-    arguments += ["--format", "folder", str(out)]
-    process = subprocess.Popen([sys.executable, "-m", program, *arguments], stderr=subprocess.PIPE, text=True)
+    arguments = ["pull", "--endpoint", service.grpc, "--model", "faces", "--samples-per-shard", "4"]
+    arguments += ["--format", "folder", str(out), "--count"]
+    process = subprocess.Popen([sys.executable, "-m", program, *arguments, "4000"], stderr=subprocess.PIPE, text=True)
     wait_until(process, lambda: len(list(out.glob("images/*"))) >= 6)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert (out / "images").exists() and not (out / "manifest.json").exists()
+    count = len(list(out.glob("images/*"))) + 6
+    shorten(out, 4000, count)
+    arguments.append(str(count))
     done = run(*arguments, module=program)
     assert done.returncode == 0, done.stderr
-    assert "12/12" in done.stderr and "% accepted]" in done.stderr and "sample/s" in done.stderr
-    assert done.stdout.startswith(f"{out} is complete: 12 samples, ")
+    assert f"{count}/{count}" in done.stderr and "% accepted]" in done.stderr and "sample/s" in done.stderr
+    assert done.stdout.startswith(f"{out} is complete: {count} samples, ")
     with Client(service.grpc) as client:
-        pull(client, PullOptions("faces", 12, "folder", samples_per_shard=4), tmp_path / "whole")
+        pull(client, PullOptions("faces", count, "folder", samples_per_shard=4), tmp_path / "whole")
     assert contents(out) == contents(tmp_path / "whole")
     assert run(*arguments, module=program).stdout == done.stdout
     verified = run("verify", out, "--endpoint", service.grpc, "--sample", "5", module=program)
     assert verified.returncode == 0, verified.stderr
     assert verified.stdout == (
-        f"{out}: compared 27 files with the manifest, 5 samples with what is served: no difference\n"
+        f"{out}: compared {2 * count + 3} files with the manifest, 5 samples with what is served: no difference\n"
     )
 
 
@@ -81,9 +95,7 @@ def test_a_signal_keeps_what_was_received(service: Service, tmp_path: Path, numb
     kept = json.loads((out / ".labelmint-pull" / "part-000000.json").read_text())["samples"]
     assert len(kept) > 3 and len(kept) == len(list(out.glob("images/*")))
     count = len(kept) + 2
-    # As if it had been a pull of fewer from the beginning.
-    header = out / ".labelmint-pull" / "header.json"
-    header.write_text(header.read_text().replace('"count": 400', f'"count": {count}'))
+    shorten(out, 400, count)
     before = {path: path.stat().st_mtime_ns for path in out.glob("images/*")}
     assert run(*arguments, count, out).returncode == 0
     assert all(path.stat().st_mtime_ns == written for path, written in before.items())
@@ -104,10 +116,11 @@ def test_a_service_that_does_not_answer_is_named_at_once(tmp_path: Path) -> None
 
 
 def wait_until(process: subprocess.Popen[str], reached: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not reached():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
+    def goes_on() -> bool:
+        assert process.poll() is None
+        return reached()
+
+    wait_for(goes_on, SECONDS)
 
 
 def test_errors_are_one_line(service: Service, tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from labelmint_client import Client, Model, ModelVersionGone, SampleOptions
 from labelmint_client.pull import Progress, PullError, PullOptions, pull, verify
 from labelmint_client.pull.directory import PullDirectory
 from labelmint_client.pull.formats import FORMATS
-from tests.clients.pull.conftest import contents
 from tests.conftest import ROOT, Service
+from tests.support.files import contents
 
 pytestmark = [pytest.mark.triton, pytest.mark.torch]
 
@@ -33,7 +33,7 @@ def options_of(name: str, gate: SampleOptions) -> PullOptions:
 
 
 def run(gateway: Service, out: Path, options: PullOptions, kill_at: int = 0) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tests.clients.pull.killed_at", gateway.grpc, str(out)]
+    command = [sys.executable, "-m", "tests.support.killed_pull", gateway.grpc, str(out)]
     command += [json.dumps(options.to_json()), str(kill_at)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
@@ -105,7 +105,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(
 ) -> None:
     """The limit on a file's size stands for the disk's: the same error of the same calls."""
     wanted = options_of(name, options)
-    command = [sys.executable, "-m", "tests.clients.pull.killed_at", gateway.grpc, str(tmp_path / "full")]
+    command = [sys.executable, "-m", "tests.support.killed_pull", gateway.grpc, str(tmp_path / "full")]
     command += [json.dumps(wanted.to_json()), "0"]
     limited = ["bash", "-c", 'ulimit -f 4; exec "$@"', "limited", *command]  # KiB; a shard of 3 samples has more
     full = subprocess.run(limited, cwd=ROOT, capture_output=True, text=True, timeout=300)

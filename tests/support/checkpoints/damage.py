@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from tests.checkpoints import reference
+from tests.support.checkpoints import reference
 
 
 def _delete(module: nn.Module, name: str) -> None:

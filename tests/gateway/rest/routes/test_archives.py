@@ -18,7 +18,9 @@ from PIL import Image
 from labelmint.triton.server import TritonServer, wait_until_ready
 from tests.conftest import REPOSITORY, Service
 from tests.support.gateways import minted
+from tests.support.metrics import IN_TRITON, REST_IN_FLIGHT, metric_of
 from tests.support.running import start_before
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.triton
 
@@ -126,6 +128,16 @@ async def settled(triton: TritonServer) -> int:
     return count
 
 
+async def ended(service: Service) -> None:
+    """Wait until no request but the one that asks is in flight, and Triton has answered what it had begun."""
+    async with httpx.AsyncClient(base_url=service.http, timeout=60.0) as http:
+
+        async def nothing_runs() -> bool:
+            return await metric_of(http, REST_IN_FLIGHT) == 1 and await metric_of(http, IN_TRITON) == 0
+
+        await until(nothing_runs)
+
+
 async def test_a_slow_reader_stops_the_walk_and_a_leaving_one_ends_it(
     faces_triton: TritonServer, tmp_path: Path
 ) -> None:
@@ -141,18 +153,7 @@ async def test_a_slow_reader_stops_the_walk_and_a_leaving_one_ends_it(
             assert (await asyncio.to_thread(client.recv, 16)).startswith(b"HTTP/1.1 200")
             stalled = await settled(faces_triton)
             assert stalled - before < 1000
-        async with httpx.AsyncClient(base_url=service.http, timeout=30.0) as http:
-            for _ in range(300):
-                metrics = (await http.get("/metrics")).text
-                # This one, and what Triton had begun is answered.
-                if (
-                    'requests_in_flight{transport="rest"} 1.0' in metrics
-                    and "labelmint_samples_in_flight 0.0" in metrics
-                ):
-                    break
-                await asyncio.sleep(0.1)
-            else:
-                raise AssertionError("the walk went on after its client had left")
+        await ended(service)
         # The buffer of the server may have taken a few more when the client's end was closed, no more than that.
         assert await settled(faces_triton) - stalled < 100
     finally:
@@ -162,11 +163,18 @@ async def test_a_slow_reader_stops_the_walk_and_a_leaving_one_ends_it(
 async def test_leaving_ends_a_walk_that_finds_nothing(faces_triton: TritonServer, tmp_path: Path) -> None:
     service = await start_before(tmp_path / "serve.log", faces_triton)
     try:
-        async with httpx.AsyncClient(base_url=service.http, timeout=3.0) as http:
+        async with httpx.AsyncClient(base_url=service.http, timeout=600.0) as http:
             before = await minted(faces_triton)
-            with pytest.raises(httpx.ReadTimeout):
-                await http.get(TAR, params={"max_js": 0})
-        assert await minted(faces_triton) > before
+            walking = asyncio.create_task(http.get(TAR, params={"max_js": 0}))
+
+            async def walks() -> bool:
+                assert not walking.done()
+                return await minted(faces_triton) > before
+
+            await until(walks)
+            walking.cancel()
+            await asyncio.gather(walking, return_exceptions=True)
+        await ended(service)
         await settled(faces_triton)
     finally:
         assert await asyncio.to_thread(service.stop) == 0
@@ -192,7 +200,11 @@ async def test_an_archive_that_breaks_off_is_no_archive(tmp_path: Path) -> None:
                 assert len(received) > 512 and not received.endswith(b"\0" * 1024)
                 early = await http.get(TAR, params=LOOSE)
                 assert early.status_code == 503 and early.json()["reason"] == "TRITON_UNAVAILABLE"
-                assert 'code="aborted"' in (await http.get("/metrics")).text
+
+                async def counted() -> bool:
+                    return 'code="aborted"' in (await http.get("/metrics")).text
+
+                await until(counted)
             log = service.log.read_text()
             assert log.count("was broken off") == 1 and "Traceback" not in log
         finally:
@@ -216,8 +228,7 @@ async def test_a_reader_of_an_archive_that_was_cut_learns_of_it(faces_triton: Tr
         asyncio.create_task(asyncio.to_thread(read_by_webdataset, f"pipe:curl -s '{url}'", keys))
         for url, keys in zip(urls, seen, strict=True)
     ]
-    while not all(seen):
-        await asyncio.sleep(0.05)
+    await until(lambda: all(seen))
     assert await asyncio.to_thread(service.stop) == 0
     ends = await asyncio.gather(*readers, return_exceptions=True)
     assert [len(keys) for keys, end in zip(seen, ends, strict=True) if end is None] == [], "an epoch ended silently"

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.support.metrics import IN_TRITON, metric
+from tests.support.waiting import wait_for
 from tests.support.wire import LOOSE_QUERY as LOOSE
 from tests.support.wire import problem
 
@@ -173,24 +175,20 @@ def test_health_docs_and_openapi(http: httpx.Client) -> None:
 
 
 def test_metrics_count_what_happened(http: httpx.Client) -> None:
-    def value(name: str) -> float:
-        for line in http.get("/metrics").text.splitlines():
-            if line.startswith(name + " "):
-                return float(line.rsplit(" ", 1)[1])
-        return 0.0
-
     accepted = 'labelmint_samples_total{model="faces",outcome="accepted",version="1"}'
     rejected = 'labelmint_samples_total{model="faces",outcome="rejected",version="1"}'
     scores = 'labelmint_js_score_nats_count{model="faces",version="1"}'
     answered = (
         'labelmint_requests_total{code="422",method="/v1/models/{model}/samples/{seed}",model="faces",transport="rest"}'
     )
-    before = [value(name) for name in (accepted, rejected, scores, answered)]
+    names = (accepted, rejected, scores, answered)
+    before = [metric(http, name) for name in names]
     assert http.get(SAMPLE, params={"max_js": 1e9}).status_code == 200
     assert http.get(SAMPLE, params={"max_js": 0}).status_code == 422
-    after = [value(name) for name in (accepted, rejected, scores, answered)]
+    wait_for(lambda: metric(http, answered) == before[-1] + 1)  # it is counted after its last byte
+    after = [metric(http, name) for name in names]
     assert [b - a for a, b in zip(before, after, strict=True)] == [1, 1, 2, 1]
-    assert value("labelmint_samples_in_flight") == 0
+    wait_for(lambda: metric(http, IN_TRITON) == 0)
 
 
 def test_a_flood_of_bad_names_does_not_grow_the_metrics(http: httpx.Client) -> None:

@@ -3,7 +3,7 @@
 A step is a sample or anything that it does to a file of the directory (open, rename, make, remove), which Python's own
 audit events tell: so every point of the code can be reached, and the same one again on any machine.
 
-python -m tests.clients.pull.killed_at ENDPOINT OUT OPTIONS_JSON N     N 0: not at all. Prints the number of steps.
+python -m tests.support.killed_pull ENDPOINT OUT OPTIONS_JSON N     N 0: not at all. Prints the number of steps.
 """
 
 import json

@@ -15,14 +15,14 @@ import grpc
 import httpx
 import pytest
 
-from labelmint.export.repository import export_repository
 from labelmint.triton.model_config import read_config
 from labelmint.triton.shared_memory import bytes_of
 from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 from tests.conftest import start_service
-from tests.support.models import export_small, tiny_weights
-from tests.support.processes import refused_start, triton_pid, wait_for
+from tests.support.processes import refused_start, triton_pid
+from tests.support.repositories import add
+from tests.support.waiting import wait_for
 
 pytestmark = [pytest.mark.triton, pytest.mark.torch]
 
@@ -71,11 +71,9 @@ def test_shapes_that_no_machine_holds_are_refused(tmp_path: Path, tiny_repositor
     assert said.count("\n") == 1 and "has output.dims" in said, said
 
 
-def test_what_fills_it_up_later_is_outlived(unshare: list[str], tmp_path: Path) -> None:
-    repository = tmp_path / "repository"
-    export_small(repository, "light")
-    room = needed(repository, "light")
-    service = start_service(tmp_path / "serve.log", repository=repository, under=with_room(unshare, room))
+def test_what_fills_it_up_later_is_outlived(unshare: list[str], tmp_path: Path, light_repository: Path) -> None:
+    room = needed(light_repository, "light")
+    service = start_service(tmp_path / "serve.log", repository=light_repository, under=with_room(unshare, room))
     try:
         with grpc.insecure_channel(service.grpc) as channel, httpx.Client(base_url=service.http, timeout=60.0) as http:
             stub = pb_grpc.SampleServiceStub(channel)
@@ -95,7 +93,7 @@ def test_what_fills_it_up_later_is_outlived(unshare: list[str], tmp_path: Path) 
             assert http.get("/healthz").status_code == 200
             wait_for(lambda: http.get("/readyz").status_code == 503)  # asked at most once a second
             filler.unlink()
-            wait_for(lambda: http.get("/readyz").status_code == 200, 90.0)
+            wait_for(lambda: http.get("/readyz").status_code == 200)
             assert len(stub.BatchGetSamples(request).outcomes) == 64
         assert "Traceback" not in service.log.read_text()
     finally:
@@ -103,7 +101,7 @@ def test_what_fills_it_up_later_is_outlived(unshare: list[str], tmp_path: Path) 
 
 
 def test_a_version_for_which_there_is_no_room_changes_nothing(
-    unshare: list[str], tmp_path: Path, tiny_repository: Path
+    unshare: list[str], tmp_path: Path, tiny_repository: Path, second: Path
 ) -> None:
     repository = Path(shutil.copytree(tiny_repository, tmp_path / "repository"))
     room = needed(repository, "tiny") + 4096
@@ -111,7 +109,7 @@ def test_a_version_for_which_there_is_no_room_changes_nothing(
     try:
         with httpx.Client(base_url=service.http, timeout=60.0) as http:
             before = http.get("/v1/models/tiny/samples/7.npz?max_js=1e9").content
-            export_repository(repository, "tiny", tiny_weights(2), version=2)
+            add(second, repository, "tiny_v2")
             service.process.send_signal(signal.SIGHUP)
             wait_for(lambda: "nothing changes: /dev/shm has" in service.log.read_text())
             assert http.get("/readyz").status_code == 200

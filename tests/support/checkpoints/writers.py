@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from tests.checkpoints import reference
-from tests.checkpoints.conftest import vectors
+from tests.support.checkpoints import reference
+from tests.support.vectors import vectors
 
 
 class EasyDict(dict):

@@ -5,7 +5,8 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
@@ -16,9 +17,9 @@ import uvicorn
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 
-from labelmint.gateway.process import connections, grpc_server
+from labelmint.gateway.process import grpc_server
 from labelmint.gateway.process.addresses import take
-from labelmint.gateway.process.connections import BoundedListener, ImpatientHttp
+from labelmint.gateway.process.connections import REQUEST_SECONDS, BoundedListener, ImpatientHttp
 from labelmint.gateway.process.grpc_server import GrpcServer
 from labelmint.gateway.process.security import Security
 from labelmint.gateway.process.settings import ServeSettings
@@ -26,7 +27,8 @@ from labelmint.gateway.sampling.sampler import SamplingCore
 from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 from tests.conftest import ROOT, start_service
-from tests.support.processes import refused_start, triton_pid, wait_for
+from tests.support.processes import refused_start, triton_pid
+from tests.support.waiting import until, wait_for
 
 pytestmark = [pytest.mark.triton, pytest.mark.torch]
 
@@ -36,6 +38,7 @@ ASKED = health_pb2.HealthCheckRequest()
 REQUEST = pb.GetSampleRequest(model="tiny", seed=7, options=pb.SampleOptions(max_js=1e9))
 GET = b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n"
 MOST = 30
+KEEP_ALIVE = 7
 NEEDED = 224 + 2 * MOST
 
 
@@ -83,9 +86,11 @@ def test_a_crowd_at_the_doors_takes_nothing_from_who_is_inside(tmp_path: Path, t
                     wait_for(lambda members=members: open_connections(members) <= MOST)  # ours was idle
                     assert stub.GetSample(REQUEST) == before
                     # Descriptors are left for a new Triton.
+                    watch = health.Watch(ASKED, timeout=300)
+                    assert any(answer.status == Status.SERVING for answer in watch)
                     os.kill(triton_pid(service), signal.SIGKILL)
-                    for expected in (Status.NOT_SERVING, Status.SERVING):
-                        wait_for(lambda expected=expected: health.Check(ASKED).status == expected)
+                    assert [next(watch).status for _ in range(2)] == [Status.NOT_SERVING, Status.SERVING]
+                    watch.cancel()
                     assert stub.GetSample(REQUEST) == before
             assert http.get("/readyz").status_code == 200
         said = service.log.read_text()
@@ -115,44 +120,116 @@ def test_the_listener_counts_what_is_open() -> None:
                         each.close()
 
 
+class Timer:
+    """What `call_later` returns. It runs out when the test says so."""
+
+    def __init__(self, seconds: float, callback: Callable[..., object], arguments: tuple[object, ...]) -> None:
+        self.seconds = seconds
+        self.pending = True
+        self._callback = callback
+        self._arguments = arguments
+
+    def cancel(self) -> None:
+        self.pending = False
+
+    def run_out(self) -> None:
+        self.pending = False
+        self._callback(*self._arguments)
+
+
+@dataclass
+class Impatient:
+    """A server whose timers the test drives. It answers when `answering` is set."""
+
+    port: int = 0
+    received: bytes = b""
+    asked: int = 0
+    answering: asyncio.Event = field(default_factory=asyncio.Event)
+    timers: list[Timer] = field(default_factory=list)
+
+    def pending(self, seconds: float) -> list[Timer]:
+        return [timer for timer in self.timers if timer.pending and timer.seconds == seconds]
+
+    async def application(self, scope: object, receive: object, send: Callable[..., Awaitable[None]]) -> None:
+        self.asked += 1
+        await self.answering.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+
 @pytest.fixture
-async def impatient(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[int]:
-    """The port of a server that gives a request half a second; its answer to one takes longer."""
-    monkeypatch.setattr(connections, "REQUEST_SECONDS", 0.5)
+async def impatient() -> AsyncIterator[Impatient]:
+    found = Impatient()
 
-    async def application(scope: object, receive: object, send: object) -> None:
-        await asyncio.sleep(1.0)
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})  # type: ignore[operator]
-        await send({"type": "http.response.body", "body": b"ok"})  # type: ignore[operator]
+    class Loop:
+        """The event loop, but for its timers."""
 
-    config = uvicorn.Config(application, http=ImpatientHttp, lifespan="off", log_config=None, port=0)
+        def __getattr__(self, name: str) -> object:
+            return getattr(asyncio.get_running_loop(), name)
+
+        def call_later(self, seconds: float, callback: Callable[..., object], *arguments: object) -> Timer:
+            found.timers.append(Timer(seconds, callback, arguments))
+            return found.timers[-1]
+
+    class Driven(ImpatientHttp):
+        def __init__(self, *arguments: object, **named: object) -> None:
+            super().__init__(*arguments, **named)  # type: ignore[arg-type]
+            self.loop = Loop()  # type: ignore[assignment]
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            found.received += data
+
+    config = uvicorn.Config(found.application, http=Driven, interface="asgi3", lifespan="off", log_config=None, port=0)
+    config.timeout_keep_alive = KEEP_ALIVE
     server = uvicorn.Server(config)
     with config.bind_socket() as listener:
+        found.port = listener.getsockname()[1]
         running = asyncio.create_task(server.serve(sockets=[listener]))
-        yield listener.getsockname()[1]
+        yield found
+        found.answering.set()
         server.should_exit = True
         await running
 
 
-@pytest.mark.parametrize("half", [b"", b"GET / HT", b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n{"])
-async def test_half_a_request_loses_its_connection(impatient: int, half: bytes) -> None:
+@pytest.mark.parametrize("half", [b"GET / HT", b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n{"])
+@pytest.mark.parametrize("first", [b"", GET])
+async def test_half_a_request_loses_its_connection(impatient: Impatient, half: bytes, first: bytes) -> None:
     """Before the first request, and after one."""
-    for first in (b"", GET):
-        reader, writer = await asyncio.open_connection("127.0.0.1", impatient)
+    impatient.answering.set()
+    reader, writer = await asyncio.open_connection("127.0.0.1", impatient.port)
+    if first:
         writer.write(first)
-        if first:
-            assert b"200 OK" in await asyncio.wait_for(reader.readuntil(b"ok"), 60)
-        writer.write(half)
-        await asyncio.wait_for(reader.read(), 60)
-        writer.close()
+        assert b"200 OK" in await asyncio.wait_for(reader.readuntil(b"ok"), 60)
+        assert not impatient.pending(REQUEST_SECONDS)
+    impatient.answering.clear()
+    writer.write(half)
+    await until(lambda: impatient.received == first + half)
+    (limit,) = impatient.pending(REQUEST_SECONDS)
+    limit.run_out()
+    assert await asyncio.wait_for(reader.read(), 60) == b""
+    writer.close()
 
 
-async def test_a_slow_answer_is_not_cut(impatient: int) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", impatient)
-    for _ in range(2):
-        for part in (GET[:9], GET[9:]):
-            writer.write(part)
-            await asyncio.sleep(0.1)
+async def test_no_request_loses_its_connection(impatient: Impatient) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", impatient.port)
+    (limit,) = await until(lambda: impatient.pending(REQUEST_SECONDS))
+    limit.run_out()
+    assert await asyncio.wait_for(reader.read(), 60) == b""
+    writer.close()
+
+
+async def test_a_slow_answer_is_not_cut(impatient: Impatient) -> None:
+    """No limit runs while the application works, whatever parts the request came in, and on the second one too."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", impatient.port)
+    for number in (1, 2):
+        impatient.answering.clear()
+        writer.write(GET[:9])
+        await until(lambda: impatient.pending(REQUEST_SECONDS))
+        writer.write(GET[9:])
+        await until(lambda number=number: impatient.asked == number)  # type: ignore[misc]
+        assert not impatient.pending(REQUEST_SECONDS) and not impatient.pending(KEEP_ALIVE)
+        impatient.answering.set()
         assert (await asyncio.wait_for(reader.readuntil(b"ok"), 60)).startswith(b"HTTP/1.1 200 OK")
     writer.close()
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import grpc.aio
 import httpx
@@ -13,6 +14,7 @@ from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 from tests.conftest import Service
 from tests.support.gateways import minted
+from tests.support.metrics import metric_of
 from tests.support.running import start_before
 from tests.support.wire import RAW
 
@@ -152,11 +154,6 @@ async def test_a_range_is_not_served_in_parts(forgetful: httpx.AsyncClient) -> N
         assert asked.content == whole.content
 
 
-async def value(http: httpx.AsyncClient, name: str) -> float:
-    (line,) = [line for line in (await http.get("/metrics")).text.splitlines() if line.startswith(f"{name} ")]
-    return float(line.rsplit(" ", 1)[1])
-
-
 async def test_kept_samples_are_the_same_over_every_door(keeping: Service, faces_triton: TritonServer) -> None:
     """The second epoch runs without Triton, whatever gate and form it asks for, and says the same bytes."""
     async with (
@@ -175,13 +172,13 @@ async def test_kept_samples_are_the_same_over_every_door(keeping: Service, faces
             return [streamed, batch, single, tar]
 
         first = await epoch()
-        before, hits = await minted(faces_triton), await value(http, "labelmint_cache_hits_total")
+        before, hits = await minted(faces_triton), await metric_of(http, "labelmint_cache_hits_total")
         assert await epoch() == first
         assert (await http.get("/v1/models/faces/samples/503?max_js=0")).status_code == 422
         assert await minted(faces_triton) == before
-        assert await value(http, "labelmint_cache_hits_total") >= hits + 20
-        assert await value(http, "labelmint_cache_misses_total") >= 6
-        assert 0 < await value(http, "labelmint_cache_bytes") <= 20_000_000
+        assert await metric_of(http, "labelmint_cache_hits_total") >= hits + 20
+        assert await metric_of(http, "labelmint_cache_misses_total") >= 6
+        assert 0 < await metric_of(http, "labelmint_cache_bytes") <= 20_000_000
 
 
 async def test_what_was_kept_with_more_outputs_shows_only_what_is_asked(
@@ -209,9 +206,9 @@ async def test_equal_requests_at_one_time_are_minted_once(keeping: Service, face
         assert await minted(faces_triton) == before + 1
 
 
-async def test_memory_is_bounded_and_the_oldest_goes(faces_triton: TritonServer, tmp_path: object) -> None:
+async def test_memory_is_bounded_and_the_oldest_goes(faces_triton: TritonServer, tmp_path: Path) -> None:
     """Room for two samples of 128 x 128: three are asked for, then the first again."""
-    service = await start_before(tmp_path / "serve.log", faces_triton, "--cache-bytes", "150000")  # type: ignore[operator]
+    service = await start_before(tmp_path / "serve.log", faces_triton, "--cache-bytes", "150000")
     try:
         async with httpx.AsyncClient(base_url=service.http, timeout=60.0) as http:
             for seed in (800, 801, 802):
@@ -221,6 +218,6 @@ async def test_memory_is_bounded_and_the_oldest_goes(faces_triton: TritonServer,
             assert await minted(faces_triton) == before
             await http.get("/v1/models/faces/samples/800?max_js=1e9")
             assert await minted(faces_triton) == before + 1
-            assert await value(http, "labelmint_cache_bytes") <= 150_000
+            assert await metric_of(http, "labelmint_cache_bytes") <= 150_000
     finally:
         assert await asyncio.to_thread(service.stop) == 0
