@@ -14,7 +14,7 @@ from tests.conftest import READY, ROOT, need_program
 from tests.support.processes import alive, descendants
 from tests.support.waiting import wait_for
 
-pytestmark = pytest.mark.triton
+pytestmark = [pytest.mark.triton, pytest.mark.minutes]
 
 
 INSTALL_SECONDS = 900

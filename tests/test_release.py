@@ -16,7 +16,7 @@ import pytest
 
 from tests.conftest import ROOT, need_program
 
-pytestmark = pytest.mark.unit
+pytestmark = pytest.mark.minutes
 
 
 @pytest.fixture(scope="module")

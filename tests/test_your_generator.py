@@ -13,7 +13,7 @@ from labelmint.models.annotations import LabelClasses, write_masks
 from tests.conftest import ROOT, start_service
 from tests.support.checkpoints.writers import reference_of_the_vectors, write_nvlabs
 
-pytestmark = [pytest.mark.triton, pytest.mark.torch]
+pytestmark = [pytest.mark.triton, pytest.mark.torch, pytest.mark.minutes]
 
 
 PAGE = (ROOT / "docs" / "your-generator.md").read_text()

@@ -8,7 +8,7 @@ from labelmint_client import SampleOptions
 from tests.clients.conftest import StartGateway
 from tests.torture.faults import rolling_restart, survive
 
-pytestmark = [pytest.mark.triton, pytest.mark.torch]
+pytestmark = [pytest.mark.triton, pytest.mark.torch, pytest.mark.minutes]
 
 
 def test_nothing_is_lost_or_doubled(tmp_path: Path, tiny_repository: Path) -> None:

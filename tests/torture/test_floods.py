@@ -6,7 +6,7 @@ import pytest
 
 from tests.torture.floods import flood
 
-pytestmark = [pytest.mark.triton, pytest.mark.torch]
+pytestmark = [pytest.mark.triton, pytest.mark.torch, pytest.mark.minutes]
 
 
 async def test_a_flood_is_answered_or_refused(tmp_path: Path) -> None:
