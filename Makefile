@@ -177,14 +177,16 @@ $(TEST)/.ready: pyproject.toml clients/python/pyproject.toml requirements.lock
 	$(call INSTALL,$(TEST),--constraint requirements.lock --editable '.[$(TEST_EXTRAS)]' --editable 'clients/python[$(CLIENT_EXTRAS)]')
 	@pwd -P >$@
 
+# A comma would end an argument of `call`, so requirements with two limits are in variables.
+FIFTYONE_PACKAGES := 'fiftyone>=1.5,<2' 'pycocotools>=2.0.8,<3'
 $(FIFTYONE)/.ready:
-	$(call INSTALL,$(FIFTYONE),'fiftyone>=1.5,<2' 'pycocotools>=2.0.8,<3')
+	$(call INSTALL,$(FIFTYONE),$(FIFTYONE_PACKAGES))
 	@touch $@
 
+OLDEST_PACKAGE = $(shell sed -n 's/^triton = .*"onnxruntime>=\([0-9.]*\),.*/onnxruntime==\1/p' pyproject.toml)
 $(OLDEST)/.ready: pyproject.toml
 	@$(CHECK_PYTHON)
-	$(call INSTALL,$(OLDEST),--editable '.[triton]' \
-		"$$(sed -n 's/^triton = .*"onnxruntime>=\([0-9.]*\),.*/onnxruntime==\1/p' pyproject.toml)")
+	$(call INSTALL,$(OLDEST),--editable '.[triton]' $(OLDEST_PACKAGE))
 	@touch $@
 
 $(RIVALS)/.ready: pyproject.toml constraints.txt
@@ -192,8 +194,9 @@ $(RIVALS)/.ready: pyproject.toml constraints.txt
 	$(call INSTALL,$(RIVALS),--constraint constraints.txt --editable '.[rivals]')
 	@touch $@
 
+OPENVINO_PACKAGES := 'onnxruntime-openvino>=1.22,<2' 'numpy>=1.26,<2'
 $(OPENVINO)/.ready:
-	$(call INSTALL,$(OPENVINO),'onnxruntime-openvino>=1.22,<2' 'numpy>=1.26,<2')
+	$(call INSTALL,$(OPENVINO),$(OPENVINO_PACKAGES))
 	@touch $@
 
 # Writes the newest allowed versions of all packages into the lock file. constraints.txt pins those that decide the bytes

@@ -5,6 +5,7 @@ import inspect
 import re
 import textwrap
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from pydantic import BaseModel
 from pydantic_settings import CliApp
 
 from labelmint import cli
-from labelmint.cli import Labelmint, Serve
+from labelmint.cli import Fit, Labelmint, Serve
+from labelmint.core.task import KEYPOINTS, SEGMENTATION
 from tests.conftest import ROOT
 from tests.support.commands import run
 
@@ -101,6 +103,13 @@ def test_wrong_values_are_named() -> None:
 def test_fit_refuses_the_format_of_the_other_task(task: str, option: tuple[str, str], said: str) -> None:
     done = run("fit", "--generator", "g", "--annotations", "a", "--task", task, *option, "out")
     assert done.returncode == 2 and done.stderr == f"labelmint: {said}\n"
+
+
+def test_tasks_may_share_an_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = replace(KEYPOINTS, annotation_option="mask_format")
+    monkeypatch.setattr("labelmint.cli.TASKS", {"segmentation": SEGMENTATION, "keypoints": other})
+    for task in ("segmentation", "keypoints"):
+        Fit(generator=Path("g"), annotations=Path("a"), out=Path("o"), task=task, mask_format="coco")
 
 
 def test_environment_sets_what_flags_set() -> None:

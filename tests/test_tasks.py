@@ -18,6 +18,7 @@ pytestmark = pytest.mark.torch
 def test_the_client_knows_the_tasks_of_the_service() -> None:
     assert list(client_tasks.TASKS) == list(TASKS)
     assert {task.names_field for task in client_tasks.TASKS.values()} == {task.names_field for task in TASKS.values()}
+    assert all(task.names_field.endswith("classes") for task in TASKS.values())
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -69,8 +69,8 @@ export async function getModel(client, model, { modelVersion = "", patienceMs = 
 // error from the gateway has a `reason` and, as `info`, the metadata of that reason; the head of the proto lists both.
 export async function* streamSamples(client, request, { patienceMs = PATIENCE_MS } = {}) {
   const { modelVersion } = request;
-  const { version, digest, task } = await getModel(client, request.model, { modelVersion, patienceMs });
-  const options = withEncodings(request.options, task);
+  const { version, digest, classes } = await getModel(client, request.model, { modelVersion, patienceMs });
+  const options = withEncodings(request.options, classes);
   const patience = new Patience(patienceMs);
   let nextSeed = request.startSeed ?? 0;
   let remaining = request.count;
@@ -99,10 +99,11 @@ export async function* streamSamples(client, request, { patienceMs = PATIENCE_MS
 }
 
 // Sets raw encodings, but only for the parts that the request includes: an encoding of an omitted part is an error.
-function withEncodings(options = {}, task) {
+// Only a model with classes has a label image.
+function withEncodings(options = {}, classes) {
   const encodings = {};
   if (!options.omitImage) encodings.imageEncoding = "ENCODING_RAW";
-  if (!options.omitLabel && task !== "keypoints") encodings.labelEncoding = "ENCODING_RAW";
+  if (!options.omitLabel && classes.length > 0) encodings.labelEncoding = "ENCODING_RAW";
   return { ...encodings, ...options };
 }
 

@@ -34,7 +34,7 @@ class Task:
 
     labels: the label outputs of the task; the image and the uncertainty are separate.
     names_parameter: the parameter of a model's configuration with the label names, as a JSON list.
-    names_field: the field of a Model message with the label names.
+    names_field: the field of a Model message with the label names. It ends in `classes`; the gallery finds it by that.
     names: what the label names denote, in the plural.
     min_names: the smallest useful number of label names.
     has_label_image: whether the label is an image of class ids, which can be encoded as PNG.

@@ -24,6 +24,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 from labelmint.core.calibration import CALIBRATION
 from labelmint.core.errors import UnusableFile
 from labelmint.core.served_model import MalformedModel, ServedModel, read_served_model
+from labelmint.core.task import TASKS
 from labelmint.triton.model_config import check_artifacts, model_file, read_config, version_of
 from labelmint.triton.onnx_file import MAX_ONNX_BYTES, check_onnx
 from labelmint.triton.stored_zip import MAX_ZIP_BYTES, check_native
@@ -75,7 +76,8 @@ _BACKENDS: Mapping[str, tuple[str, int, Callable[[RegularFile], None], Mapping[s
 _DESCRIBED = dict.fromkeys(
     (
         *("model", "pipeline", "task", "model_digest", "layout", "num_heads", "num_ws", "score_kind"),
-        *("keypoint_names", "class_names", "palette", CALIBRATION),
+        *(task.names_parameter for task in TASKS.values()),
+        *("palette", CALIBRATION),
     ),
     _TEXT,
 )

@@ -73,6 +73,18 @@ def test_a_shard_that_is_done_is_not_asked_for_again(client: Client, options: Sa
     assert contents(out) == before
 
 
+def test_a_pull_by_a_version_with_fewer_tasks_goes_on(client: Client, options: SampleOptions, tmp_path: Path) -> None:
+    wanted = options_of("folder", options)
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        pull(client, wanted, out, on_progress=_interrupt_after(5))
+    path = out / ".labelmint-pull" / "header.json"
+    header = json.loads(path.read_text())
+    assert header["model"].pop("keypoint_classes") == []
+    path.write_text(json.dumps(header))
+    assert pull(client, wanted, out)["sample_count"] == 8
+
+
 def test_what_cannot_be_is_one_error(client: Client, options: SampleOptions, tmp_path: Path) -> None:
     wanted = options_of("folder", options)
     out = tmp_path / "out"

@@ -80,6 +80,13 @@ def test_a_manifest_that_was_made_to_agree_is_found_out_by_the_service(client: C
     assert len(verify(out, client).problems) == 2 and "label_sha256 000" in verify(out, client).problems[1]
 
 
+def test_a_pull_by_a_version_with_fewer_tasks_is_the_same(client: Client, out: Path) -> None:
+    """Such a version wrote no fields for the tasks that it did not know."""
+    forge(out, lambda text: text.replace('"keypoints": [], ', ""))
+    assert "keypoints" not in json.loads((out / "samples.jsonl").read_text().splitlines()[0])
+    assert verify(out, client).problems == []
+
+
 def test_other_weights_are_named(client: Client, out: Path) -> None:
     rewrite(out / "manifest.json", lambda text: text.replace('"digest": "', '"digest": "0', 1))
     report = verify(out, client)

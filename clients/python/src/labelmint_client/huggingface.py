@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from datasets import Array2D, Features, Image, IterableDataset, Value
+from datasets import Sequence as Array1D
 
 from labelmint_client.client import Client
 from labelmint_client.messages import SEED_END, SampleOptions
@@ -35,7 +36,7 @@ def labeled_samples(
         described = client.get_model(model)
     columns = {"seed": Value("int64"), "image": Image(), "js_score": Value("float64")}
     task = task_of(described)
-    columns[task.field] = Image() if task.dtype == "uint8" else Array2D(task.shape(described), task.dtype)
+    columns[task.field] = Image() if task.dtype == "uint8" else _numbers(task.shape(described), task.dtype)
 
     def walk(shards: list[int]) -> Iterator[dict[str, Any]]:
         with Client(endpoints, **settings) as client:
@@ -54,3 +55,8 @@ def labeled_samples(
 
     shards = {"shards": list(range(num_shards))}
     return IterableDataset.from_generator(walk, features=Features(columns), gen_kwargs=shards)
+
+
+def _numbers(shape: tuple[int, ...], dtype: str) -> Any:
+    """Return the type of a column of arrays with one or two dimensions."""
+    return Array1D(Value(dtype), length=shape[0]) if len(shape) == 1 else Array2D(shape, dtype)

@@ -363,13 +363,18 @@ class Card {
 
   describe() {
     if (state.view === "uncertainty") return "Uncertainty of each pixel";
-    const shown = isolated === null ? (this.label ? "Label" : "Keypoints") : `${labels()[isolated].name} alone, label`;
+    const shown = isolated === null ? (this.label ? "Label" : capitalized(model.task)) : `${labels()[isolated].name} alone, label`;
     return state.view === "overlay" ? `${shown} over the image` : shown;
   }
 }
 
+/** The label names of the model, with their colours. The fields of other tasks (`classes`, `..._classes`) are empty. */
 function labels() {
-  return model.task === "keypoints" ? model.keypoint_classes : model.classes;
+  return Object.keys(model).filter((name) => name.endsWith("classes")).flatMap((name) => model[name]);
+}
+
+function capitalized(word) {
+  return word[0].toUpperCase() + word.slice(1);
 }
 
 function bytes(base64) {

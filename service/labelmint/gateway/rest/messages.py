@@ -138,12 +138,12 @@ class EvidenceModel(BaseModel):
     crossover: int | None
     group_id: Annotated[str, Field(description="Equal in all mixed samples of one shape. Empty in unmixed samples.")]
     model_digest: str
-    keypoints: Annotated[list[KeypointModel], Field(description="empty for a model of task segmentation")]
+    keypoints: Annotated[list[KeypointModel], Field(description="empty for a model of another task")]
 
 
 class SampleModel(EvidenceModel):
     image: PixelsModel
-    label: Annotated[PixelsModel | None, Field(description="null for a model of task keypoints")]
+    label: Annotated[PixelsModel | None, Field(description="null for a model without a label image")]
     js_map: Annotated[
         str,
         Field(description="base64 of each pixel's JS divergence in nats: float32, little endian, row by row; or empty"),
@@ -193,8 +193,8 @@ class ModelModel(BaseModel):
     layout: str
     num_heads: int
     score_kind: str
-    classes: Annotated[list[LabelClassModel], Field(description="empty for a model of task keypoints")]
-    keypoint_classes: Annotated[list[LabelClassModel], Field(description="empty for a model of task segmentation")]
+    classes: Annotated[list[LabelClassModel], Field(description="empty for a model of another task")]
+    keypoint_classes: Annotated[list[LabelClassModel], Field(description="empty for a model of another task")]
     calibration: CalibrationModel | None
 
 

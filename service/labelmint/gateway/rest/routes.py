@@ -52,10 +52,10 @@ _FORMS = (
         "/label.png",
         label_png,
         "image/png",
-        "The label as palette PNG whose indices are class ids. Not for keypoint models",
+        "The label as palette PNG whose indices are class ids. Only for models with a label image",
         needs_label=True,
     ),
-    _Form("/overlay.png", overlay_png, "image/png", "For viewing: image, label or keypoints, legend and score"),
+    _Form("/overlay.png", overlay_png, "image/png", "For viewing: image, labels, legend and score"),
     _Form(
         "/uncertainty.png",
         uncertainty_png,
@@ -67,7 +67,7 @@ _FORMS = (
         ".npz",
         npz,
         "application/octet-stream",
-        "Image, label or keypoints, JS map and score as a NumPy archive",
+        "Image, labels, JS map and score as a NumPy archive",
         js_map=True,
     ),
 )
@@ -84,7 +84,7 @@ def add_models(app: FastAPI, resources: Resources) -> None:
     @app.get(
         "/v1/models/{model}",
         responses=documented(400, 404, 503),
-        summary="Describe a model: task, digest, classes or keypoints, palette, calibration",
+        summary="Describe a model: task, digest, label names, palette, calibration",
     )
     async def get_model(
         request: Request, model: ModelName, query: Annotated[messages.VersionModel, Query()]
@@ -154,10 +154,10 @@ def add_archives(app: FastAPI, resources: Resources, lifecycle: Lifecycle) -> No
         responses=documented_bytes(_TAR),
         summary="The samples of a walk as a WebDataset shard",
         description=(
-            "The members of each accepted sample, in order: `SEED.image.png`, `SEED.label.npy` (class ids; not for "
-            "keypoint models) and `SEED.json`. `shard_index` and `shard_count` select disjoint archives of `count` "
-            "samples each. To continue with another archive, start at `next_seed` of the last JSON. If the archive "
-            "fails midway, the connection closes without the end of the body."
+            "The members of each accepted sample, in order: `SEED.image.png`, `SEED.label.npy` (class ids; only for "
+            "models with a label image) and `SEED.json`. `shard_index` and `shard_count` select disjoint archives of "
+            "`count` samples each. To continue with another archive, start at `next_seed` of the last JSON. If the "
+            "archive fails midway, the connection closes without the end of the body."
         ),
         response_class=Response,
     )

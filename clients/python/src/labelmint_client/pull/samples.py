@@ -7,12 +7,16 @@ Rules of this file:
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 from labelmint_client import Model, Sample
 from labelmint_client.pull.labels import NO_FIELDS, labels_of
 from labelmint_client.pull.pixels import Bytes
 from labelmint_client.tasks import TASKS, task_of
+
+# The fields of a model's JSON with the label names, empty. Each task has one; those of the other tasks stay empty.
+NO_NAMES: Mapping[str, Any] = {task.names_field: [] for task in TASKS.values()}
 
 
 def evidence(sample: Sample, model: Model) -> dict[str, Any]:
@@ -57,6 +61,6 @@ def model_json(model: Model, calibrated: bool) -> dict[str, Any]:
         "task": model.task,
         "resolution": model.resolution,
         "score_kind": model.score_kind,
-        **{each.names_field: labels if each is task else [] for each in TASKS.values()},
+        **{**NO_NAMES, task.names_field: labels},
         "calibration": None if measured is None else {"id": measured.id, "threshold": measured.threshold},
     }

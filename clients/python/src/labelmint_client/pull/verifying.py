@@ -17,6 +17,7 @@ from pathlib import Path
 from labelmint_client import Client, Rejection
 from labelmint_client.pull.directory import MANIFEST, Json, completed, record
 from labelmint_client.pull.errors import PullError
+from labelmint_client.pull.labels import NO_FIELDS
 from labelmint_client.pull.pulling import SAMPLES, PullOptions, as_written
 
 _BATCH = 8  # 32 MB at 1024 x 1024
@@ -95,6 +96,7 @@ def _compare(client: Client, manifest: Json, lines: Iterator[Json]) -> tuple[int
                 # One of several gateways serves other weights. Stop here, because each of its samples would differ.
                 return compared, [*problems, _other_weights(sample.model_digest, pulled["digest"])]
             _, served = as_written(sample, model, options.ignore_js_quantile)
+            line = {**NO_FIELDS, **line}  # the version that pulled may have known fewer tasks
             other = [
                 f"{name} {line.get(name)}, served {served[name]}" for name in served if line.get(name) != served[name]
             ]
