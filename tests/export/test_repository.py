@@ -83,7 +83,7 @@ def test_ensembles_describe_themselves() -> None:
         check_artifacts(REPOSITORY, config)
         model = read_served_model(config, "1")
         assert model.name == name.removesuffix("_staged") and model.resolution == 128
-        assert (model.task, len(model.label_names)) == (
+        assert (model.task.name, len(model.label_names)) == (
             ("keypoints", 7) if model.name == "faces_keypoints" else ("segmentation", 12)
         )
         assert isinstance(model.calibration, Calibration) and model.calibration.seed_count >= 1000
