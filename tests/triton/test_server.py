@@ -82,7 +82,7 @@ async def test_the_watch_over_triton_does_not_end_in_silence(
         return await explain(self)
 
     triton = OwnTriton(REPOSITORY, "fused", None, otlp_endpoint="")
-    await triton._server.start()
+    await triton.server.start()
     monkeypatch.setattr(TritonServer, "explain_end", explain_end)
     registry = CollectorRegistry()
     triton.supervise(Metrics(registry), catalog_of(triton))
@@ -107,7 +107,7 @@ async def test_the_end_of_the_child_is_seen_while_its_output_stays_open(
 
 
 def catalog_of(triton: OwnTriton) -> Catalog:
-    return Catalog(TritonClient(triton.url), "fused")
+    return Catalog(TritonClient(triton.server.grpc_url), "fused")
 
 
 async def test_a_start_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
