@@ -122,8 +122,8 @@ class Patience {
   // Waits until the call may be tried again; throws the error where it may not, or not in time.
   async pauseAfter(error) {
     const { retryDelayMs = 0 } = explain(error);
-    // The patience itself cut this try off: the try before it says what is wrong.
-    if (error.code === DEADLINE_EXCEEDED && this.last) throw this.last;
+    // The patience cut this try off, and the gateway wrote nothing: the try before it says what is wrong.
+    if (error.code === DEADLINE_EXCEEDED && !error.reason && this.last) throw this.last;
     if (!RETRYABLE.includes(error.code)) throw error;
     const renewed = error.reason === "STREAM_EXPIRED"; // the gateway is well: resume at once
     const jitter = renewed ? 0 : Math.random() * Math.min(MAX_PAUSE_MS, 100 * 2 ** this.failures++);
