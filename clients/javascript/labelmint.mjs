@@ -124,8 +124,9 @@ class Patience {
   // Waits until the call may be retried. Throws the error if a retry is not safe, or not possible in time.
   async pauseAfter(error) {
     const { retryDelayMs = 0 } = explain(error);
-    // The patience ended during this attempt. The error of the previous attempt names the cause.
-    if (error.code === DEADLINE_EXCEEDED && this.last) throw this.last;
+    // The patience ended during this attempt, and the gateway gave no reason. The error of the previous attempt names
+    // the cause.
+    if (error.code === DEADLINE_EXCEEDED && !error.reason && this.last) throw this.last;
     if (!RETRYABLE.includes(error.code)) throw error;
     const renewed = error.reason === "STREAM_EXPIRED"; // the gateway is healthy: resume at once
     const jitter = renewed ? 0 : Math.random() * Math.min(MAX_PAUSE_MS, 100 * 2 ** this.failures++);

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import os
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -297,6 +298,7 @@ with Client(sys.argv[1]) as client, client.stream_samples("tiny", options=option
             try:
                 use()
             except RuntimeError as error:
+                assert f"created in process {os.getppid()} and is used in {os.getpid()}" in str(error), error
                 print(error)
         sys.stdout.flush()
         os._exit(0)
@@ -386,7 +388,8 @@ del kept
 def test_a_process_that_leaves_a_stream_open_ends(gateway: Service, options: SampleOptions, first: str) -> None:
     """As training on seeds without end does; a child that it has forked ends too, even without gRPC's fork support."""
     command = [sys.executable, "-c", first + LEAVING, gateway.grpc, repr(options.max_js)]
-    # gRPC's core informs of handlers that it skips, and now and then of a descriptor that its child cannot poll.
-    quiet = {**os.environ, "GRPC_VERBOSITY": "NONE"}
+    quiet = {**os.environ, "GRPC_VERBOSITY": "ERROR"}  # gRPC reports the fork handlers that it skips
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=quiet)
-    assert (done.returncode, done.stderr) == (0, "")
+    # Sometimes gRPC's core logs this line in a forked child.
+    said = re.sub(r"^E\d{4} .*\] epoll_ctl failed: file descriptor was created pre fork\n", "", done.stderr, flags=re.M)
+    assert (done.returncode, said) == (0, "")

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from labelmint.v1 import sample_service_pb2 as pb
@@ -177,16 +178,18 @@ class Busy(pb_grpc.SampleServiceServicer):
     def turn_away(self, method: str, context: grpc.ServicerContext) -> None:
         self.asked[method].append(time.monotonic())
         if len(self.asked[method]) == 1 or self.forever:
-            info, retry = (
-                error_details_pb2.ErrorInfo(reason="OVERLOADED", domain="labelmint"),
-                error_details_pb2.RetryInfo(),
-            )
+            retry = error_details_pb2.RetryInfo()
             retry.retry_delay.FromMilliseconds(round(self.pause_seconds * 1000))
-            status = status_pb2.Status(code=grpc.StatusCode.RESOURCE_EXHAUSTED.value[0], message="busy")
-            for detail in (info, retry):
-                status.details.add().Pack(detail)
-            context.set_trailing_metadata((("grpc-status-details-bin", status.SerializeToString()),))
-            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "busy")
+            abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED", retry)
+
+
+def abort(context: grpc.ServicerContext, code: grpc.StatusCode, reason: str, *details: Message) -> None:
+    """Ends a call as the gateway does, with its reason in the trailer."""
+    status = status_pb2.Status(code=code.value[0], message=reason)
+    for detail in (error_details_pb2.ErrorInfo(reason=reason, domain="labelmint"), *details):
+        status.details.add().Pack(detail)
+    context.set_trailing_metadata((("grpc-status-details-bin", status.SerializeToString()),))
+    context.abort(code, reason)
 
 
 @contextmanager
@@ -222,9 +225,9 @@ def give_up(example: Path, gateway: Busy, patience_ms: int) -> list[str]:
 
 
 def test_it_gives_up_and_says_why(example: Path) -> None:
-    """The second pause would end after the patience. The first try has all of it, on a busy machine too."""
-    gateway = Busy(8, forever=True)
-    assert give_up(example, gateway, 10_000) == ["OVERLOADED 8000"]
+    """The second pause would end after the patience. The patience is long enough for two attempts on a busy machine."""
+    gateway = Busy(12, forever=True)
+    assert give_up(example, gateway, 20_000) == ["OVERLOADED 12000"]
     assert len(gateway.asked["GetModel"]) == 2
 
 
@@ -240,6 +243,20 @@ class Silent(Busy):
 def test_a_try_that_the_patience_cuts_off_hides_nothing(example: Path) -> None:
     gateway = Silent(1)
     assert give_up(example, gateway, 10_000) == ["OVERLOADED 1000"]
+    assert len(gateway.asked["GetModel"]) == 2
+
+
+class Late(Busy):
+    """Rejects the first call as overloaded and answers the second with DEADLINE_EXCEEDED."""
+
+    def turn_away(self, method: str, context: grpc.ServicerContext) -> None:
+        super().turn_away(method, context)
+        abort(context, grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED")
+
+
+def test_a_deadline_that_the_gateway_reports_is_thrown(example: Path) -> None:
+    gateway = Late(1)
+    assert give_up(example, gateway, 60_000) == ["DEADLINE_EXCEEDED undefined"]
     assert len(gateway.asked["GetModel"]) == 2
 
 
