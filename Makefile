@@ -39,12 +39,14 @@ COPY_PROTO = cp service/labelmint/v1/sample_service_pb2* $(CLIENT)/v1/ && \
 serve: $(SERVE)/.ready
 	@exec $(SERVE)/bin/python -m labelmint.cli serve $(ARGS)
 
+# Two processes run the tests, because most tests wait for a service half of the time. Each process runs whole files, so
+# that the tests of a file share their services.
 test: $(TEST)/.ready
-	@$(TEST)/bin/python -m pytest $(PYTEST_FLAGS)
+	@$(TEST)/bin/python -m pytest -n 2 --dist loadfile $(PYTEST_FLAGS)
 
 # Runs the tests that need neither a service nor torch, in at most a minute.
 unit: $(TEST)/.ready
-	@$(TEST)/bin/python -m pytest -m unit $(PYTEST_FLAGS)
+	@$(TEST)/bin/python -m pytest -n 2 --dist loadfile -m unit $(PYTEST_FLAGS)
 
 check: $(TEST)/.ready
 	$(TEST)/bin/ruff check .
