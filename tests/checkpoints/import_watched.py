@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from labelmint.checkpoints.importing import ImportOptions, import_file
+from tests.support.memory import memory
 
 # What reading and comparing cannot do without.
 HARMLESS = {"open", "mmap.__new__", "builtins.id"}
@@ -30,7 +31,7 @@ def main(source: Path, out: Path) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (used + LIMIT, used + LIMIT))
     sys.addaudithook(record)
     for path in paths:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before = memory("self", "VmHWM")
         message, target = "", out / f"{path.name}.safetensors"
         current = str(path)
         try:
@@ -39,7 +40,7 @@ def main(source: Path, out: Path) -> None:
         except Exception as error:
             outcome, message = type(error).__name__, str(error)
         current = ""
-        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+        grown = memory("self", "VmHWM") - before
         report[path.name] = {"outcome": outcome, "message": message, "events": events[:50], "megabytes": grown}
         events.clear()
     print(json.dumps(report))

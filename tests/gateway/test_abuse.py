@@ -11,11 +11,12 @@ import pytest
 from labelmint.v1 import sample_service_pb2 as pb
 from tests.conftest import Service
 from tests.support.gateways import Gateway
+from tests.support.memory import memory
 from tests.support.waiting import wait_for
 from tests.support.wire import info_of
 from tests.torture import grpc_bytes, grpc_messages, http_bytes
 from tests.torture import outcome as torture_outcome
-from tests.torture.outcome import Outcome, Watch, memory
+from tests.torture.outcome import Outcome, Watch
 
 pytestmark = [pytest.mark.triton, pytest.mark.torch]
 

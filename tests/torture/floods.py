@@ -31,10 +31,10 @@ import numpy as np
 from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 from tests.conftest import Service, start_service
+from tests.support.memory import memory
 from tests.support.metrics import DEMAND, IN_TRITON, metric_of
 from tests.support.processes import descendants
 from tests.support.waiting import until
-from tests.torture.outcome import memory
 
 OPTIONS = pb.SampleOptions(max_js=1e9)
 DEADLINE_SECONDS = 60.0

@@ -20,7 +20,8 @@ from hyperframe.frame import Frame, HeadersFrame, PingFrame, RstStreamFrame, Set
 
 from labelmint.v1 import sample_service_pb2 as pb
 from tests.conftest import Service
-from tests.torture.outcome import Outcome, Watch, memory
+from tests.support.memory import memory
+from tests.torture.outcome import Outcome, Watch
 
 ANSWER_SECONDS = 3.0  # without a byte
 PATH = "/labelmint.v1.SampleService/GetModel"

@@ -19,6 +19,7 @@ from labelmint.gateway.process.own_triton import OwnTriton
 from labelmint.models.annotations.keypoints import read_keypoints
 from labelmint.models.annotations.masks import read_masks
 from labelmint.models.store import load_generator, load_interpreter
+from tests.support.memory import memory
 
 LIMIT_BYTES = 3 << 30
 # Audit events that run something or reach beyond the files. Reading needs none of them.
@@ -63,14 +64,14 @@ def main(plan: Path) -> None:
     events: list[str] = []
     sys.addaudithook(lambda event, arguments: events.append(event) if event.startswith(FORBIDDEN) else None)
     for kind, path in json.loads(plan.read_text()):
-        before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+        before, started = memory("self", "VmHWM"), time.perf_counter()
         events.clear()
         try:
             READERS[kind](Path(path))
             outcome, message = "read", ""
         except Exception as error:
             outcome, message = type(error).__name__, str(error)
-        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+        grown = memory("self", "VmHWM") - before
         seconds = time.perf_counter() - started
         row = {"outcome": outcome, "message": message, "events": events[:9], "seconds": seconds, "megabytes": grown}
         print(json.dumps(row), flush=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from labelmint.gateway.process.background import PAUSE_SECONDS
 from tests.conftest import Service
+from tests.support.memory import memory
 
 MAX_FINDINGS = 20
 # Python retains a part of a memory peak, so growth counts only above a tenth of the memory before, or above this.
@@ -27,14 +27,6 @@ class Outcome:
     def found(self, finding: str) -> None:
         if len(self.findings) < MAX_FINDINGS:
             self.findings.append(finding.replace("\n", " ")[-4000:])
-
-
-def memory(pid: int, field_name: str = "VmRSS") -> float:
-    """Return the megabytes of a process: resident now (VmRSS) or the maximum so far (VmHWM)."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    match = re.search(rf"^{field_name}:\s+(\d+) kB", status, re.MULTILINE)
-    assert match is not None, status
-    return int(match[1]) / 1024
 
 
 class Watch:

@@ -51,7 +51,9 @@ def fuzz(directory: Path, runs: int, seconds: int) -> Outcome:
     inputs.mkdir()
     work.mkdir()
     begun = corpus(inputs)
-    command = [sys.executable, "-m", "tests.torture.pickle_fuzz", str(inputs), f"-runs={runs}", "-seed=8"]
+    # libFuzzer asks getrusage for its memory, so a small shell between starts it (tests/support/memory.py).
+    command = ["sh", "-c", '"$@"; exit $?', "sh"]
+    command += [sys.executable, "-m", "tests.torture.pickle_fuzz", str(inputs), f"-runs={runs}", "-seed=8"]
     command += [f"-max_total_time={seconds}", f"-max_len={MAX_BYTES}", f"-rss_limit_mb={MEMORY_MEGABYTES}"]
     command += [f"-timeout={SECONDS_OF_ONE}", f"-artifact_prefix={directory}/crash-", "-print_final_stats=1"]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'service'}:{ROOT}", "OMP_NUM_THREADS": "1"}
