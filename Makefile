@@ -3,6 +3,9 @@
 PYTHON ?= python3
 SERVE := .venv
 TEST := .venv-test
+# Two processes run the tests, because most tests wait for a service half of the time. Each process runs whole files, so
+# that the tests of a file share their services.
+PYTEST := $(TEST)/bin/python -m pytest -n 2 --dist loadfile
 FIFTYONE := .venv-fiftyone
 OLDEST := .venv-oldest
 RIVALS := .venv-rivals
@@ -39,14 +42,12 @@ COPY_PROTO = cp service/labelmint/v1/sample_service_pb2* $(CLIENT)/v1/ && \
 serve: $(SERVE)/.ready
 	@exec $(SERVE)/bin/python -m labelmint.cli serve $(ARGS)
 
-# Two processes run the tests, because most tests wait for a service half of the time. Each process runs whole files, so
-# that the tests of a file share their services.
 test: $(TEST)/.ready
-	@$(TEST)/bin/python -m pytest -n 2 --dist loadfile $(PYTEST_FLAGS)
+	@$(PYTEST) $(PYTEST_FLAGS)
 
 # Runs the tests that need neither a service nor torch, in at most a minute.
 unit: $(TEST)/.ready
-	@$(TEST)/bin/python -m pytest -n 2 --dist loadfile -m unit $(PYTEST_FLAGS)
+	@$(PYTEST) -m unit $(PYTEST_FLAGS)
 
 check: $(TEST)/.ready
 	$(TEST)/bin/ruff check .
