@@ -19,12 +19,13 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT, need_program
+from tests.support.kubernetes import Object
 
 K8S = ROOT / "k8s"
 OVERLAYS = ("dev-cpu", "gpu", "gpu-scale-to-zero")
 STORES = ("s3", "gcs", "pvc")
-
-Object = dict[str, Any]
+# The service that each job calls.
+SERVICES = {"jobs/pull": "base"}
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,10 @@ class Rendered:
         return found | {each["name"]: each["value"] for each in container.get("env", []) if "value" in each}
 
 
-def containers(template: Object) -> list[Object]:
-    """Return the containers of a pod template, including init containers."""
-    return template["spec"].get("initContainers", []) + template["spec"]["containers"]
+def together(manifests: Rendered) -> list[Object]:
+    """Return the objects of a composition; a job's with those of the service that it calls."""
+    service = SERVICES.get(manifests.name)
+    return manifests.objects + (build(K8S / service, service).objects if service else [])
 
 
 def build(directory: Path, name: str) -> Rendered:
@@ -80,14 +82,19 @@ def render(tmp_path_factory: pytest.TempPathFactory) -> Any:
             return build(K8S / (name if name == "base" or name.startswith("jobs/") else f"overlays/{name}"), name)
         directory = tmp_path_factory.mktemp("store").resolve()
         root = os.path.relpath(K8S.resolve(), directory)
-        content = {"resources": [f"{root}/base"], "components": [f"{root}/components/model-{name}"]}
+        content = {
+            "namespace": "labelmint",
+            "labels": [{"pairs": {"app.kubernetes.io/part-of": "labelmint"}, "includeTemplates": True}],
+            "resources": [f"{root}/base"],
+            "components": [f"{root}/components/model-{name}"],
+        }
         (directory / "kustomization.yaml").write_text(yaml.safe_dump(content))
         return build(directory, name)
 
     return rendered
 
 
-COMPOSITIONS = ("base", *OVERLAYS, *(f"store/{name}" for name in STORES), "jobs/pull")
+COMPOSITIONS = ("base", *OVERLAYS, *(f"store/{name}" for name in STORES), *SERVICES)
 
 
 @pytest.fixture(params=COMPOSITIONS)

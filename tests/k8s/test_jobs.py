@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT, Service
-from tests.k8s.conftest import Object, Rendered, containers
+from tests.k8s.conftest import Rendered
+from tests.support.kubernetes import Object, containers
 
 pytestmark = pytest.mark.triton
 

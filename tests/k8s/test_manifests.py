@@ -9,7 +9,8 @@ import yaml
 
 from labelmint.gateway.process.settings import ServeSettings
 from labelmint.gateway.rest.middleware import ALIVE_PATH, READY_PATH
-from tests.k8s.conftest import COMPOSITIONS, K8S, OVERLAYS, Object, Rendered, containers
+from tests.k8s.conftest import COMPOSITIONS, K8S, OVERLAYS, Rendered
+from tests.support.kubernetes import Object, containers
 
 pytestmark = pytest.mark.unit
 

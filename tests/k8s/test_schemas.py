@@ -8,7 +8,8 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from tests.conftest import ROOT
-from tests.k8s.conftest import Object, Rendered
+from tests.k8s.conftest import Rendered
+from tests.support.kubernetes import Object
 
 pytestmark = pytest.mark.unit
 
