@@ -102,3 +102,21 @@ def manifests(request: pytest.FixtureRequest, render: Any) -> Rendered:
     """Yield each composition in turn."""
     rendered: Rendered = render(request.param)
     return rendered
+
+
+@pytest.fixture(scope="session")
+def rules(render: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write the rules of the rendered PrometheusRule to a file, as Prometheus reads them."""
+    path: Path = tmp_path_factory.mktemp("rules") / "rules.yaml"
+    path.write_text(yaml.safe_dump(render("gpu").named("PrometheusRule", "labelmint")["spec"]))
+    return path
+
+
+def alerts(rules: Path) -> list[dict[str, Any]]:
+    groups = yaml.safe_load(rules.read_text())["groups"]
+    return [rule for group in groups for rule in group["rules"] if "alert" in rule]
+
+
+def run_promtool(*arguments: str) -> subprocess.CompletedProcess[str]:
+    program = need_program("promtool", "prometheus")
+    return subprocess.run([program, *arguments], capture_output=True, text=True, timeout=300)

@@ -3,18 +3,18 @@
 Rules of this file:
 - A case has series as Prometheus would scrape them, in promtool's notation, one sample per minute: `5+2x60` is 5, 7, 9.
 - At the time of a case, exactly the alerts that it names fire. So every case also tests that the other alerts do not.
+- One gateway is scraped and has a Triton, unless the case says otherwise.
 """
 
 import re
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
-from tests.conftest import ROOT, need_program
+from tests.conftest import ROOT
+from tests.k8s.conftest import alerts, run_promtool
 
 pytestmark = pytest.mark.triton
 
@@ -58,6 +58,10 @@ def demand(values: str) -> dict[str, str]:
 
 def ready(values: str) -> dict[str, str]:
     return {f"labelmint_triton_ready{{{GATEWAY}}}": values}
+
+
+def up(pod: str, values: str) -> dict[str, str]:
+    return {f"up{{{pod}}}": values}
 
 
 RUNS = {f'nv_inference_pending_request_count{{{TRITON}, model="faces"}}': "0x600"}
@@ -105,8 +109,17 @@ CASES = (
         380,
         requests("GetSample", "OK", "0+249x400") | requests("GetSample", "INTERNAL", "0+1x400"),
     ),
+    Case(
+        "three of the twenty requests of an hour fail",
+        70,
+        requests("GetSample", "OK", "0x30 17x60") | requests("GetSample", "INTERNAL", "0x30 1x20 2x12 3x30"),
+    ),
     Case("every fifth sample is slow", 70, latencies("0+80x80", "0+100x80"), ("LabelmintLatencyBudget",)),
     Case("one in twenty is slow", 70, latencies("0+95x80", "0+100x80")),
+    Case("two of three samples are slow", 70, latencies("0x30 1x60", "0x30 3x60")),
+    Case(
+        "every fifth sample is slow after a wait for a node", 70, latencies("0+80x80", "0+100x80") | ready("0x61 1x20")
+    ),
     Case("the gate lets too few pass", 90, quantiles("0+50x100", "0+80x100", "0+100x100"), ("LabelmintAcceptanceOff",)),
     Case("the gate accepts the calibrated share", 90, quantiles("0+50x100", "0+89x100", "0+100x100")),
     Case("too few samples to judge", 90, quantiles("0+1x100", "0+1x100", "0+5x100")),
@@ -120,14 +133,39 @@ CASES = (
     Case("owed, and no Triton", 15, ready("0x40") | demand("8x40"), ("LabelmintDemandWithoutCapacity",)),
     Case("owed, and a Triton comes", 15, ready("0x6 1x20") | demand("8x40")),
     Case(
+        "owed, and a Triton dies as soon as it is ready",
+        13,
+        ready("0x5 1 0x4 1 0x20") | demand("8x40"),
+        ("LabelmintDemandWithoutCapacity",),
+    ),
+    Case("no gateway is scraped", 10, ready("1x2 stale _x20"), ("LabelmintNoGateway",)),
+    Case("the only gateway is replaced", 10, ready("1x3 stale _x3 1x20")),
+    Case("a gateway refuses Prometheus", 15, up(GATEWAY, "1x2 0x40"), ("LabelmintGatewayUnreachable",)),
+    Case("a gateway starts slowly", 15, up(GATEWAY, "0x8 1x40")),
+    Case("a Triton refuses Prometheus", 30, up(TRITON, "1x2 0x40"), ("LabelmintTritonUnreachable",)),
+    Case("a Triton loads its models for a quarter of an hour", 30, up(TRITON, "0x15 1x40")),
+    Case(
         "a gateway starts five times",
         25,
         {f"process_start_time_seconds{{{GATEWAY}}}": "100x5 200x5 300x5 400x5 500x20"},
         ("LabelmintGatewayRestartLoop",),
     ),
     Case("a gateway starts twice", 25, {f"process_start_time_seconds{{{GATEWAY}}}": "100x5 200x40"}),
-    Case("a Triton comes and goes", 25, ready("1x2 0x2 1x2 0x2 1x2 0x2 1x2 0x2 1x20"), ("LabelmintTritonRestartLoop",)),
-    Case("a Triton was replaced", 25, ready("1x5 0x2 1x40")),
+    Case(
+        "a Triton comes and goes while samples are owed",
+        25,
+        ready("1x2 0x2 1x2 0x2 1x2 0x2 1x2 0x2 1x20") | demand("8x40"),
+        ("LabelmintTritonRestartLoop",),
+    ),
+    Case("a Triton comes and goes with the jobs", 25, ready("1x2 0x2 1x2 0x2 1x2 0x2 1x2 0x2 1x20") | demand("0x40")),
+    Case("a Triton was replaced", 25, ready("1x5 0x2 1x40") | demand("8x50")),
+    Case(
+        "one Triton of several comes and goes",
+        25,
+        up(TRITON, "1x2 0x2 1x2 0x2 1x2 0x2 1x20") | demand("8x40"),
+        ("LabelmintTritonRestartLoop",),
+    ),
+    Case("a Triton's metrics were missed twice", 25, up(TRITON, "1x2 0 1x4 0 1x20") | demand("8x40")),
     Case(
         "the Triton that the gateway started dies repeatedly",
         25,
@@ -137,22 +175,8 @@ CASES = (
 )
 
 
-@pytest.fixture(scope="session")
-def rules(render: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write the rules of the rendered PrometheusRule to a file, as Prometheus reads them."""
-    path: Path = tmp_path_factory.mktemp("rules") / "rules.yaml"
-    path.write_text(yaml.safe_dump(render("gpu").named("PrometheusRule", "labelmint")["spec"]))
-    return path
-
-
-def alerts(rules: Path) -> list[dict[str, Any]]:
-    groups = yaml.safe_load(rules.read_text())["groups"]
-    return [rule for group in groups for rule in group["rules"] if "alert" in rule]
-
-
 def promtool(*arguments: str) -> None:
-    program = need_program("promtool", "prometheus")
-    done = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=120)
+    done = run_promtool(*arguments)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -182,7 +206,7 @@ def test_alerts_fire_when_they_should_and_not_else(rules: Path, tmp_path: Path) 
             }
             for name in names
         ]
-        series = [{"series": key, "values": values} for key, values in case.series.items()]
+        series = [{"series": key, "values": values} for key, values in (ready("1x600") | case.series).items()]
         tests.append({"name": case.name, "interval": "1m", "input_series": series, "promql_expr_test": firing})
     path = tmp_path / "cases.yaml"
     path.write_text(yaml.safe_dump({"rule_files": [str(rules)], "evaluation_interval": "1m", "tests": tests}))
