@@ -201,3 +201,122 @@ async def test_one_that_was_cancelled_is_not_queued_again_by_a_move() -> None:
         before, waiter.requester = waiter.requester, Requester("request", MODEL)
         slots.moved(waiter, before)
         assert slots.depth("request") == slots.depth("stream") == 0
+
+
+class Tritons:
+    """The room that Tritons have for each model."""
+
+    def __init__(self, **room: int) -> None:
+        self.room = room
+
+    def of(self, model: Model) -> int:
+        return self.room[model.name]
+
+
+def requester(name: str, kind: Kind = "stream") -> Requester:
+    return Requester(kind, Model(name, "1", "digest"))
+
+
+class Crowd:
+    """Samples that go to Triton, which then has less room, and stay there until it answers."""
+
+    def __init__(self, limit: int, tritons: Tritons) -> None:
+        self.slots = Slots(limit, tritons.of)
+        self.tritons = tritons
+        self.order = ""
+        self.answered = asyncio.Event()
+        self.tasks: list[asyncio.Task[None]] = []
+
+    def add(self, samples: str, kind: Kind = "stream") -> None:
+        """One sample of an own requester for each letter, which is the name of the model."""
+        self.tasks += [asyncio.create_task(self._run(requester(name, kind), name)) for name in samples]
+
+    async def _run(self, whose: Requester, name: str) -> None:
+        async with self.slots.slot(Waiter(whose)):
+            self.order += name
+            self.tritons.room[name] -= 1
+            await self.answered.wait()
+            self.tritons.room[name] += 1
+
+    async def settle(self) -> str:
+        for _ in range(50):
+            await asyncio.sleep(0)
+        return self.order
+
+    async def end(self) -> None:
+        self.answered.set()
+        assert await all_end(self.tasks)
+
+
+async def test_no_sample_gets_a_slot_without_room() -> None:
+    crowd = Crowd(100, Tritons(a=3))
+    crowd.add("a" * 10)
+    assert await crowd.settle() == "aaa" and crowd.slots.depth("stream") == 7
+    crowd.tritons.room["a"] += 2
+    assert await crowd.settle() == "aaa", "nobody said so"
+    crowd.slots.grant()
+    assert await crowd.settle() == "aaaaa"
+    await crowd.end()
+    assert len(crowd.order) == 10 and crowd.tritons.room["a"] == 5
+
+
+async def test_room_that_comes_at_once_is_given_once() -> None:
+    """Those that just got a slot are not in Triton yet, so the Tritons' room is still the old one."""
+    crowd = Crowd(100, Tritons(a=0))
+    crowd.add("a" * 10)
+    await crowd.settle()
+    crowd.tritons.room["a"] = 4
+    for _ in range(3):
+        crowd.slots.grant()
+    assert await crowd.settle() == "aaaa"
+    await crowd.end()
+
+
+async def test_the_slots_bound_what_the_tritons_would_take() -> None:
+    crowd = Crowd(3, Tritons(a=100))
+    crowd.add("a" * 10)
+    assert await crowd.settle() == "aaa"
+    crowd.slots.grant()
+    assert await crowd.settle() == "aaa"
+    await crowd.end()
+
+
+@pytest.mark.parametrize("kind", ["request", "stream"])
+async def test_samples_without_room_let_others_pass_and_keep_their_turns(kind: Kind) -> None:
+    crowd = Crowd(100, Tritons(a=0, b=2))
+    crowd.add("aabb", kind)
+    assert await crowd.settle() == "bb"
+    crowd.add("aaa", kind)
+    crowd.tritons.room["a"] = 2
+    crowd.slots.grant()
+    assert await crowd.settle() == "bbaa" and crowd.slots.depth(kind) == 3
+    await crowd.end()
+
+
+async def test_samples_of_another_model_need_not_wait_for_those_that_start() -> None:
+    """Both models have one place each, and both samples come in one moment."""
+    crowd = Crowd(100, Tritons(a=1, b=1))
+    crowd.add("ab")
+    assert sorted(await crowd.settle()) == ["a", "b"]
+    await crowd.end()
+
+
+async def test_a_sample_that_is_cancelled_as_it_gets_its_slot_gives_the_room_back() -> None:
+    crowd = Crowd(100, Tritons(a=0))
+    crowd.add("aaa")
+    await crowd.settle()
+    crowd.tritons.room["a"] = 1
+    crowd.slots.grant()
+    crowd.tasks[0].cancel()
+    assert await crowd.settle() == "a" and crowd.tasks[0].cancelled() and crowd.slots.depth("stream") == 1
+    crowd.tasks = crowd.tasks[1:]
+    await crowd.end()
+    assert crowd.order == "aa"
+
+
+def test_requests_without_room_leave_the_oldest_its_turn() -> None:
+    old, middle, new = (requester(name, "request") for name in "abc")
+    turns = waiting((old, "oo"), (middle, "mm"), (new, "nn"))
+    assert [turns.take(lambda each: each is not old) for _ in range(2)] == ["m", "n"]
+    assert turns.take(lambda _: False) is None
+    assert [turns.take(anyone) for _ in range(3)] == ["o", "m", "o"]
