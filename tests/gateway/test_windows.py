@@ -213,17 +213,17 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 async def test_the_samples_go_where_they_are_answered_when_the_slow_one_becomes_fast(clock: Clock) -> None:
-    one, other, slots = Told(FACES), Told(FACES), 40
+    one, other, slots = Told(FACES), Told(FACES), 24
     async with serving(one, other) as client:
         await client.model_configs()
         work = Work(client, slots)
-        work.add(3000)
+        work.add(1000)
         await work.settle(one, other)
         assert len(one.pending) == len(other.pending) == INITIAL
         for fast, slow in ((one, other), (other, one)):
             for _ in range(3):
-                for _ in range(10):  # the slow one's answers come after four times the stated time
-                    clock.now += 0.4 * ANSWER_SECONDS
+                for _ in range(5):  # the slow one's answers come after four times the stated time
+                    clock.now += 0.8 * ANSWER_SECONDS
                     fast.answer()
                     await work.settle(one, other)
                 slow.answer()

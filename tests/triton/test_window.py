@@ -66,12 +66,14 @@ def test_a_large_window_grows_by_the_initial_size_in_a_round() -> None:
     assert before + INITIAL - 1 <= window.room(now) <= before + INITIAL
 
 
-def test_a_window_that_was_never_full_does_not_grow() -> None:
+def test_a_window_that_is_not_full_does_not_grow() -> None:
     window = Window()
-    for now in range(100):
-        window.begin(now)
-        window.end(now, now + 0.1, answered=True)
-    assert window.room(100.0) == INITIAL
+    for begun in fill(window, 0.0):
+        window.end(begun, 0.1, answered=False)
+    for _ in range(100):
+        window.begin(1.0)
+        window.end(1.0, 1.1, answered=True)
+    assert window.room(1.1) == INITIAL
 
 
 def test_who_was_in_a_full_window_enlarges_it_whenever_the_answer_comes() -> None:

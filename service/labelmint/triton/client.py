@@ -361,7 +361,6 @@ class TritonClient:
             self._answered.intersection_update(found)
             self._away.intersection_update(found)
             self._tritons = {address: self._tritons.get(address) or self._connect(address) for address in found}
-            self.on_more_room()
 
     def _connect(self, address: str) -> _Triton:
         triton = _Triton(address, self._addresses.options(address), lambda: self.on_more_room())

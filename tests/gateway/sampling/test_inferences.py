@@ -185,6 +185,27 @@ async def test_a_call_is_held_as_long_as_another_attempt_fits(
     assert tried == [10.0, 11.0, 12.0][:tries]
 
 
+async def test_a_call_that_is_retried_has_no_slot_in_between() -> None:
+    metrics, back = Metrics(CollectorRegistry()), asyncio.Event()
+    minting = Inferences(Slots(1, boundless), SampleCache(0, metrics), metrics, hold_seconds=600.0)
+
+    async def away(_: float | None) -> dict[str, Array]:
+        if not back.is_set():
+            raise TritonUnavailable("away")
+        return {"image": np.zeros(1, np.uint8)}
+
+    async def there(_: float | None) -> dict[str, Array]:
+        return {"image": np.ones(1, np.uint8)}
+
+    whose = Requester("request", MODEL)
+    held = asyncio.create_task(minting.get("7", ["image"], away, requester=whose, deadline=None))
+    await until_it_waits()
+    assert await asyncio.wait_for(minting.get("8", ["image"], there, requester=whose, deadline=None), 30)
+    assert not held.done()
+    back.set()
+    assert await asyncio.wait_for(held, 30)
+
+
 class SlowTriton:
     """Answers each call when the semaphore `may` lets it; `asked` records the latents of the calls."""
 

@@ -294,10 +294,13 @@ async def test_samples_without_room_let_others_pass_and_keep_their_turns(kind: K
 
 
 async def test_samples_of_another_model_need_not_wait_for_those_that_start() -> None:
-    """Both models have one place each, and both samples come in one moment."""
-    crowd = Crowd(100, Tritons(a=1, b=1))
+    """There is room for one sample of each model, and nobody knows yet whether that is the same room."""
+    crowd = Crowd(100, Tritons(a=0, b=0))
     crowd.add("ab")
-    assert sorted(await crowd.settle()) == ["a", "b"]
+    await crowd.settle()
+    crowd.tritons.room = {"a": 1, "b": 1}
+    crowd.slots.grant()
+    assert await crowd.settle() == "ab"
     await crowd.end()
 
 
