@@ -147,20 +147,39 @@ def test_what_is_sent_without_room_counts() -> None:
     assert window.room(0.1) == 0 and window.load(0.1) == 1
 
 
-def test_a_size_that_was_not_needed_for_long_is_forgotten() -> None:
-    window, last = grown(100)
-    now = last + ANSWER_SECONDS
-    assert window.room(now) >= 100
+def test_a_size_that_is_not_needed_for_long_is_forgotten() -> None:
+    window, now = grown(100)
+    assert window.room(now + ANSWER_SECONDS) >= 90
     for _ in range(20):
-        window.begin(now)
-    assert size(window, now) >= 100
-    now += 0.1
-    assert size(window, now) == 21, "it keeps what is in it, and may grow from there"
-    window.begin(now)
-    assert window.room(now) == 0
-    for _ in range(21):
-        window.end(now, now, answered=False)
-    assert window.room(now + ANSWER_SECONDS + 0.1) == INITIAL
+        window.begin(now + ANSWER_SECONDS)
+    for seconds in range(int(ANSWER_SECONDS), int(4 * ANSWER_SECONDS)):  # 20 or 21 are inside
+        window.begin(now + seconds)
+        window.end(now + seconds, now + seconds + 0.1, answered=True)
+    assert 21 <= size(window, now + 4 * ANSWER_SECONDS) <= 22
+
+
+def test_what_is_needed_again_and_again_is_not_forgotten() -> None:
+    """The samples of a batch leave together, so that little is inside for a moment."""
+    window, now = grown(100)
+    for _ in range(100):
+        for _ in range(50):
+            window.begin(now)
+        now += 1.0
+        for _ in range(50):
+            window.end(now - 1.0, now, answered=True)
+    assert 50 <= window.room(now) <= 52
+
+
+def test_an_idle_window_has_its_initial_size_again() -> None:
+    window, now = grown(100)
+    assert window.room(now + 3 * ANSWER_SECONDS) == INITIAL
+    assert len(fill(window, now + 3 * ANSWER_SECONDS)) == INITIAL
+
+
+def test_a_full_window_keeps_its_size_however_long_it_waits() -> None:
+    window, now = grown(100)
+    inside = len(fill(window, now))
+    assert inside >= 100 and size(window, now + 5 * ANSWER_SECONDS) == inside
 
 
 def test_a_small_size_is_not_forgotten() -> None:

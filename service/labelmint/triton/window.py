@@ -11,8 +11,8 @@ Rules of this file:
   decrease, as in TCP).
 - A window at most doubles while Triton answers what is in it. So no answer takes longer than MOST_SECONDS, if Triton
   keeps its speed and answers the first INITIAL samples of every client within ANSWER_SECONDS.
-- What was measured gets old: a window that was not full for ANSWER_SECONDS has its initial size again, or the size of
-  what is in it.
+- What was measured gets old: what a window did not need in the last one or two times ANSWER_SECONDS, it loses, down to
+  its initial size. Otherwise clients that were busy one after the other could all use large windows at once.
 - A call that fails tells how slow Triton is, but not how fast: a broken Triton refuses at once.
 - It does no I/O and reads no clock. The caller passes the time.
 """
@@ -34,6 +34,8 @@ class Window:
         self.inside = 0
         self._size = float(INITIAL)
         self._full_at = float("-inf")  # when it was full last
+        # The most samples that were inside since then; every ANSWER_SECONDS it begins anew.
+        self._since, self._most = float("-inf"), 0
         # The round of answers that was late: its samples began before, and the window had this size.
         self._late_at = float("-inf")
         self._late_size = self._size
@@ -48,13 +50,15 @@ class Window:
 
     def begin(self, now: float) -> None:
         """A sample goes to Triton, whether there is room or not."""
-        self._size = self._size_at(now)
+        self._forget(now)
         self.inside += 1
+        self._most = max(self._most, self.inside)
         if not self.room(now):
             self._full_at = now
 
     def end(self, begun: float, now: float, *, answered: bool) -> None:
         """The call of a sample has ended that began at `begun`; `answered` with a result."""
+        self._forget(now)
         if not self.room(now):
             self._full_at = now
         self.inside -= 1
@@ -66,7 +70,14 @@ class Window:
         elif answered and self._full_at >= begun:
             self._size += min(1.0, INITIAL / self._size)
 
+    def _forget(self, now: float) -> None:
+        if now - self._since > ANSWER_SECONDS:
+            self._size = self._size_at(now)
+            self._since, self._most = now, self.inside
+
     def _size_at(self, now: float) -> float:
-        if now - self._full_at <= ANSWER_SECONDS:
+        seconds = now - self._since
+        if seconds <= ANSWER_SECONDS:
             return self._size
-        return min(self._size, max(INITIAL, self.inside + 1))
+        needed = self._most if seconds <= 2 * ANSWER_SECONDS else self.inside
+        return min(self._size, max(INITIAL, needed + 1))
