@@ -89,22 +89,22 @@ async def test_what_is_in_flight_is_finished(tmp_path: Path, small_triton: Trito
         grpc.aio.insecure_channel(service.grpc) as channel,
         httpx.AsyncClient(base_url=service.http, timeout=600.0) as http,
     ):
-        request = pb.BatchGetSamplesRequest(model="held", seeds=range(8), options=ALL)
+        request = pb.BatchGetSamplesRequest(model="held", seeds=range(4), options=ALL)
         over_grpc = asyncio.ensure_future(pb_grpc.SampleServiceStub(channel).BatchGetSamples(request))
         over_rest = asyncio.create_task(http.post("/v1/models/held/samples:batchGet", json=body))
 
         async def all_in_triton() -> bool:
-            return await metric_of(http, IN_TRITON) == 8 + 4
+            return await metric_of(http, IN_TRITON) == 4 + 4
 
         await until(all_in_triton)
         service.process.send_signal(signal.SIGTERM)
         await until(lambda: "stopping" in service.log.read_text())
         assert not over_grpc.done() and not over_rest.done()
-        await release(small_triton, 16 - 8 - 4)
+        await release(small_triton, 16 - 4 - 4)
         answer = await over_rest
         assert answer.status_code == 200, answer.text
         assert len(answer.json()["outcomes"]) == 4
-        assert len((await over_grpc).outcomes) == 8
+        assert len((await over_grpc).outcomes) == 4
     assert await asyncio.to_thread(service.process.wait, 60) == 0
 
 

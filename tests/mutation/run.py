@@ -22,9 +22,16 @@ SERVICE, CLIENT = "service", "clients/python/src"
 MUTATED = [
     *(f"{SERVICE}/labelmint/core/{name}.py" for name in ("calibration", "errors", "policy", "served_model", "task")),
     *(f"{SERVICE}/labelmint/gateway/sampling/{name}.py" for name in ("cache", "lifecycle", "slots")),
+    f"{SERVICE}/labelmint/triton/window.py",
     f"{CLIENT}/labelmint_client/policy.py",
 ]
-TESTS = ["tests/core", "tests/test_errors.py", "tests/gateway/sampling", "tests/clients/test_policy.py"]
+TESTS = [
+    "tests/core",
+    "tests/test_errors.py",
+    "tests/gateway/sampling",
+    "tests/triton/test_window.py",
+    "tests/clients/test_policy.py",
+]
 STATUSES = ("killed", "survived", "no tests", "timeout")
 
 

@@ -11,8 +11,10 @@ Rules of this file:
   cancelled at the moment of its response, Triton 2.51 ends with SIGSEGV, and all its other work is lost
   (triton-inference-server/server#7368 and #8034; fixed upstream by #8078). One cancelled call in 20,000 causes this.
 - A name may have many addresses, each a Triton with its own models (`triton/addresses.py`). The client offers the
-  models of all of them. It sends calls in turn to the Tritons that have the model with its digest, and retries a
-  call that one refuses at the next.
+  models of all of them. It sends a call to the Triton with the most room among those that have the model with its
+  digest, in turn among equals, and retries a call that one refuses at the next.
+- `room` says how many samples the Tritons should get (`triton/window.py`). A call itself never waits for room and
+  never fails without it.
 - One address may also stand for several Tritons behind a load balancer. The client retries a refusal there over a new
   connection, which may reach another Triton.
 """
@@ -22,7 +24,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeAlias, TypeVar
@@ -40,6 +42,7 @@ from tritonclient.utils import triton_to_np_dtype
 from labelmint import tracing
 from labelmint.core.errors import DeadlineExceeded, InferenceFailed, LabelmintError, Overloaded, TritonUnavailable
 from labelmint.triton.addresses import Addresses, proxy_advice
+from labelmint.triton.window import INITIAL, Window
 
 logger = logging.getLogger(__name__)
 
@@ -89,22 +92,45 @@ class Latents:
 
 
 class _Triton:
-    """One connection to the Triton at an address, and the ready models that this Triton last reported."""
+    """One connection to the Triton at an address, and the ready models that this Triton last reported.
 
-    def __init__(self, address: str, options: Sequence[tuple[str, Any]], configs: Mapping[Key, Config] | None) -> None:
+    `looked` is called at the end of each look.
+    """
+
+    def __init__(self, address: str, options: Sequence[tuple[str, Any]], looked: Callable[[], None]) -> None:
         self.address = address
-        self.configs = configs  # as last reported; None: never reported
+        self.window = Window()
+        self.configs: Mapping[Key, Config] | None = None  # as last reported; None: never reported
         self.failure: grpc.aio.AioRpcError | None = None  # of the last finished look
-        self.doubtful = False  # it refused a call or is late; the others are tried first
+        self.doubtful = False  # it failed a call or is late; the others are tried first
         self.turn = 0  # the Triton with the smallest value is next
         self.channel = grpc.aio.insecure_channel(address, options=[*_CHANNEL_OPTIONS, *options])
         self.stub = service_pb2_grpc.GRPCInferenceServiceStub(self.channel)
         self.looking: asyncio.Task[None] | None = None
+        self._looked = looked
+
+    def renew(self, before: _Triton) -> None:
+        """Take over what is known of the address. Calls may still run in the Triton there, so the window stays."""
+        self.window, self.configs, self.failure = before.window, before.configs, before.failure
+        self.doubtful, self.turn = before.doubtful, before.turn
+
+    async def infer(self, request: pb.ModelInferRequest, headers: Sequence[tuple[str, str]]) -> pb.ModelInferResponse:
+        """Raises grpc.aio.AioRpcError."""
+        begun, answered = time.monotonic(), False
+        self.window.begin(begun)
+        try:
+            call = self.stub.ModelInfer(request, metadata=headers, timeout=_HUNG_SECONDS)
+            answer = await _to_its_end(call)
+            answered = True
+            return answer
+        finally:
+            self.window.end(begun, time.monotonic(), answered=answered)
 
     def look(self) -> asyncio.Task[None]:
         """Update `configs` or `failure` from Triton. Only one such look runs at a time."""
         if self.looking is None or self.looking.done():
             self.looking = asyncio.create_task(self._look())
+            self.looking.add_done_callback(lambda _: self._looked())
         return self.looking
 
     async def _look(self) -> None:
@@ -149,11 +175,12 @@ class _Triton:
 class TritonClient:
     """Calls the Tritons of one name over gRPC. Safe for concurrent use within one event loop.
 
-    `url` is a gRPC target.
+    `url` is a gRPC target. `on_more_room` is called when there may be more room, other than by the end of a call.
     """
 
     def __init__(self, url: str) -> None:
         self.url = url
+        self.on_more_room: Callable[[], None] = lambda: None
         self._addresses = Addresses(url)
         self._tritons: dict[str, _Triton] = {}  # by address
         # Also the replaced connections, in which calls may still run.
@@ -218,6 +245,19 @@ class TritonClient:
         """Whether a Triton that had the model does not answer now, so that it may still have it."""
         tritons = self._tritons.values()
         return any(triton.failure is not None and triton.had(model, version, digest) for triton in tritons)
+
+    def room(self, model: str, version: str, digest: str) -> int:
+        """How many more samples of a model the Tritons that have it should get.
+
+        A Triton that failed a call or is late does not count if another one has the model. If none has it, a few
+        samples may find out what is wrong.
+        """
+        able = self._in_turn(model, version, digest)
+        if not able:
+            return INITIAL
+        trusted = [triton for triton in able if not triton.doubtful]
+        now = time.monotonic()
+        return sum(triton.window.room(now) for triton in trusted or able)
 
     async def load(self, model: str) -> None:
         """Let Triton load a model, or reload a changed one. Raises TritonUnavailable with Triton's message."""
@@ -289,13 +329,13 @@ class TritonClient:
             for triton in self._in_turn(request.model_name, request.model_version, digest):
                 self._take_turn(triton)
                 try:
-                    call = triton.stub.ModelInfer(request, metadata=headers, timeout=_HUNG_SECONDS)
-                    return await _to_its_end(call)
+                    return await triton.infer(request, headers)
                 except grpc.aio.AioRpcError as error:
                     failure, cause = translate(error), error
+                    # A Triton that fails every call at once always has room, and would get all samples.
+                    triton.doubtful = True
                     if not isinstance(failure, TritonUnavailable):
                         raise failure from error
-                    triton.doubtful = True
                     if _is_missing(error):
                         lacking.append(triton)
             if not lacking:
@@ -307,7 +347,8 @@ class TritonClient:
     def _in_turn(self, model: str, version: str, digest: str) -> list[_Triton]:
         """Return the Tritons that may have a model, in the order in which to try them."""
         able = [triton for triton in self._tritons.values() if not version or triton.may_have(model, version, digest)]
-        return sorted(able, key=lambda triton: (triton.doubtful, triton.turn))
+        now = time.monotonic()
+        return sorted(able, key=lambda triton: (triton.doubtful, triton.window.load(now), triton.turn))
 
     def _take_turn(self, triton: _Triton) -> None:
         self._turn += 1
@@ -321,16 +362,16 @@ class TritonClient:
             self._away.intersection_update(found)
             self._tritons = {address: self._tritons.get(address) or self._connect(address) for address in found}
 
-    def _connect(self, address: str, configs: Mapping[Key, Config] | None = None) -> _Triton:
-        triton = _Triton(address, self._addresses.options(address), configs)
+    def _connect(self, address: str) -> _Triton:
+        triton = _Triton(address, self._addresses.options(address), lambda: self.on_more_room())
         self._connected.add(triton)
         return triton
 
     def _renew(self, triton: _Triton) -> None:
         """Replace a connection unless that happened already. Running calls keep the old one and end in it."""
         if self._tritons.get(triton.address) is triton:
-            renewed = self._tritons[triton.address] = self._connect(triton.address, triton.configs)
-            renewed.failure, renewed.doubtful, renewed.turn = triton.failure, triton.doubtful, triton.turn
+            renewed = self._tritons[triton.address] = self._connect(triton.address)
+            renewed.renew(triton)
 
     def _tell_changes(self, tritons: Sequence[_Triton]) -> None:
         """Log once when one of several Tritons goes away or comes back. The caller logs when all are away."""

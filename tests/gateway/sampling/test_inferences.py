@@ -17,12 +17,19 @@ from labelmint.gateway.sampling.catalog import Catalog
 from labelmint.gateway.sampling.inferences import Inferences
 from labelmint.gateway.sampling.metrics import Metrics
 from labelmint.gateway.sampling.sampler import Limits, Sampler
-from labelmint.gateway.sampling.slots import Requester, Slots
+from labelmint.gateway.sampling.slots import Model, Requester, Slots
 from labelmint.triton.client import Array, Latents
 from labelmint.triton.model_config import read_config
 from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.unit
+
+MODEL = Model("faces", "1", "digest")
+
+
+def boundless(_: Model) -> int:
+    """The room of Tritons that never get too many samples."""
+    return 1000
 
 
 class Minting:
@@ -30,7 +37,7 @@ class Minting:
 
     def __init__(self, max_bytes: int = 1000) -> None:
         metrics = Metrics(CollectorRegistry())
-        self.slots = Slots(1)
+        self.slots = Slots(1, boundless)
         self.inferences = Inferences(self.slots, SampleCache(max_bytes, metrics), metrics, hold_seconds=0.0)
         self.allowed = asyncio.Event()
         self.failures: list[Exception] = []
@@ -47,7 +54,7 @@ class Minting:
             return {name: np.frombuffer(name[:1].encode(), np.uint8) for name in outputs}
 
         async def asked() -> dict[str, bytes]:
-            whose = requester or Requester("request")
+            whose = requester or Requester("request", MODEL)
             arrays = await self.inferences.get(key, outputs, infer, requester=whose, deadline=deadline)
             return {name: array.tobytes() for name, array in arrays.items()}
 
@@ -66,9 +73,9 @@ async def until_it_waits() -> None:
 
 async def test_who_joins_waits_no_longer_than_the_own_deadline() -> None:
     minting = Minting()
-    first = minting.get("7", ["image"], Requester("stream"))
+    first = minting.get("7", ["image"], Requester("stream", MODEL))
     await until_it_waits()
-    late = minting.get("7", ["image"], Requester("request"), asyncio.get_running_loop().time() + 0.01)
+    late = minting.get("7", ["image"], Requester("request", MODEL), asyncio.get_running_loop().time() + 0.01)
     with pytest.raises(DeadlineExceeded):
         await asyncio.wait_for(late, 30)
     assert not first.done()
@@ -79,7 +86,7 @@ async def test_who_joins_waits_no_longer_than_the_own_deadline() -> None:
 async def test_a_request_that_joins_what_a_stream_has_waiting_is_next() -> None:
     minting = Minting()
     minting.allowed.set()
-    stream = Requester("stream")
+    stream = Requester("stream", MODEL)
     async with minting.slots.slot(Waiter(stream)):
         ahead = [minting.get(str(seed), ["image"], stream) for seed in range(20)]
         await until_it_waits()
@@ -103,7 +110,7 @@ async def test_who_leaves_takes_nothing_from_those_who_joined() -> None:
 
 async def test_what_nobody_waits_for_is_given_up() -> None:
     minting = Minting()
-    async with minting.slots.slot(Waiter(Requester("request"))):
+    async with minting.slots.slot(Waiter(Requester("request", MODEL))):
         both = [minting.get("7", ["image"]) for _ in range(2)]
         await until_it_waits()
         for task in both:
@@ -174,8 +181,29 @@ async def test_a_call_is_held_as_long_as_another_attempt_fits(
     monkeypatch.setattr(asyncio, "sleep", sleep)
     metrics = Metrics(CollectorRegistry())
     with pytest.raises(TritonUnavailable):
-        await Inferences(Slots(1), SampleCache(0, metrics), metrics, hold_seconds=seconds).hold(call)
+        await Inferences(Slots(1, boundless), SampleCache(0, metrics), metrics, hold_seconds=seconds).hold(call)
     assert tried == [10.0, 11.0, 12.0][:tries]
+
+
+async def test_a_call_that_is_retried_has_no_slot_in_between() -> None:
+    metrics, back = Metrics(CollectorRegistry()), asyncio.Event()
+    minting = Inferences(Slots(1, boundless), SampleCache(0, metrics), metrics, hold_seconds=600.0)
+
+    async def away(_: float | None) -> dict[str, Array]:
+        if not back.is_set():
+            raise TritonUnavailable("away")
+        return {"image": np.zeros(1, np.uint8)}
+
+    async def there(_: float | None) -> dict[str, Array]:
+        return {"image": np.ones(1, np.uint8)}
+
+    whose = Requester("request", MODEL)
+    held = asyncio.create_task(minting.get("7", ["image"], away, requester=whose, deadline=None))
+    await until_it_waits()
+    assert await asyncio.wait_for(minting.get("8", ["image"], there, requester=whose, deadline=None), 30)
+    assert not held.done()
+    back.set()
+    assert await asyncio.wait_for(held, 30)
 
 
 class SlowTriton:
@@ -184,6 +212,9 @@ class SlowTriton:
     def __init__(self) -> None:
         self.may = asyncio.Semaphore(0)
         self.asked: list[bytes] = []
+
+    def room(self, *_: str) -> int:
+        return 1000
 
     async def infer(self, _: str, __: str, latents: Latents, *, outputs: Sequence[str], **___: object):  # type: ignore[no-untyped-def]
         self.asked.append(latents.latent.tobytes())

@@ -59,7 +59,7 @@ class ServeSettings(BaseSettings):
     max_in_flight: Positive = 128
     """most samples of requests at once, waiting or in Triton; more are rejected with 429"""
     triton_slots: Positive = 16
-    """most samples in Triton at once, shared fairly by all requests and streams; set 1 to 2 batches"""
+    """most samples in all Tritons at once, shared fairly by requests and streams; set 1 to 2 batches per Triton"""
     max_streams: Positive = 64
     """most streams at once; more are rejected with 429"""
     max_window: Positive = 64

@@ -7,7 +7,8 @@ Rules of this file:
 - A caller waits for a sample no longer than its own deadline. The work continues until the latest of these deadlines.
 - A request that joins a stream's sample lends it the request's turn, because requests pass queued samples of streams.
 - A call that Triton has begun is never cancelled. It keeps its slot until Triton answers (`triton/client.py` says why).
-- While Triton is unavailable, a call is retried every second for a bounded time.
+- While Triton is unavailable, a call is retried every second for a bounded time. In between it has no slot, so a Triton
+  that comes back gets as many samples as it has room for.
 """
 
 from __future__ import annotations
@@ -112,11 +113,12 @@ class Inferences:
 
     async def hold(self, call: Callable[[], Awaitable[T]]) -> T:
         """The result of a call that needs Triton; the call is retried while Triton is unavailable."""
-        end = _now() + self._hold_seconds
+        end: float | None = None  # counts from the first failure, because a call may wait for its turn before
         while True:
             try:
                 return await call()
             except TritonUnavailable:
+                end = _now() + self._hold_seconds if end is None else end
                 if _now() + RETRY_SECONDS > end:
                     raise
             await asyncio.sleep(RETRY_SECONDS)
@@ -146,14 +148,16 @@ class Inferences:
 
     async def _run(self, key: Hashable, inference: Inference, infer: Infer) -> Arrays:
         try:
-            async with AsyncExitStack() as stack:
-                with span("wait for slot"):
-                    await stack.enter_async_context(self._slots.slot(inference))
-                with self._metrics.samples_in_flight.track_inprogress():
-                    arrays = await self.hold(lambda: infer(inference.seconds(_now())))
-            return self._cache.keep(key, arrays)
+            return self._cache.keep(key, await self.hold(lambda: self._attempt(inference, infer)))
         finally:
             inference.end()
+
+    async def _attempt(self, inference: Inference, infer: Infer) -> Arrays:
+        async with AsyncExitStack() as stack:
+            with span("wait for slot"):
+                await stack.enter_async_context(self._slots.slot(inference))
+            with self._metrics.samples_in_flight.track_inprogress():
+                return await infer(inference.seconds(_now()))
 
     async def _wait(self, key: Hashable, running: _Running, deadline: float | None) -> Arrays:
         """The outcome; raises DeadlineExceeded. The task is cancelled when the last caller stops waiting."""

@@ -68,7 +68,7 @@ class Metrics:
         )
         self.samples_in_flight = gauge(
             "labelmint_samples_in_flight",
-            "Samples that hold a slot: in progress or queued in Triton, or retried while Triton is unavailable.",
+            "Samples that hold a slot: in progress or queued in Triton.",
         )
         self.queue_depth = gauge(
             "labelmint_queue_depth_samples",

@@ -41,7 +41,7 @@ from labelmint.gateway.sampling.inferences import Inferences
 from labelmint.gateway.sampling.lifecycle import Lifecycle
 from labelmint.gateway.sampling.metrics import Metrics
 from labelmint.gateway.sampling.sample import Delivery, Sample
-from labelmint.gateway.sampling.slots import KINDS, Requester, Slots
+from labelmint.gateway.sampling.slots import KINDS, Model, Requester, Slots
 from labelmint.triton.client import Latents, TritonClient
 
 DEFAULT_TIMEOUT_SECONDS = 60.0  # of a request without a deadline
@@ -140,7 +140,8 @@ class Sampler:
         self._triton = triton
         self._metrics = metrics
         self._limits = limits
-        self._slots = Slots(limits.triton_slots)
+        self._slots = Slots(limits.triton_slots, lambda model: triton.room(*model))
+        triton.on_more_room = self._slots.grant
         self._inferences = Inferences(self._slots, cache, metrics, hold_seconds=limits.capacity_wait_seconds)
         self._admitted_samples = 0
         self._owed_before_model = 0
@@ -182,7 +183,7 @@ class Sampler:
         spec = _Spec(
             model, check_seed(seed), mixing_of(model, options), gate_of(model, options), options.outputs(model)
         )
-        with self._admitted(1) as requester:
+        with self._admitted(model, 1) as requester:
             sample = await self._make(spec, requester, self._deadline(timeout_seconds))
         if not sample.accepted and not options.include_rejected:
             raise sample.rejection()
@@ -206,7 +207,7 @@ class Sampler:
         mixings = mixings_of(model, options, style_seeds, count=len(checked))
         gate, outputs = gate_of(model, options), options.outputs(model)
         deadline = self._deadline(timeout_seconds)
-        with self._admitted(len(checked)) as requester:
+        with self._admitted(model, len(checked)) as requester:
             tasks = [
                 asyncio.create_task(self._make(_Spec(model, seed, mixing, gate, outputs), requester, deadline))
                 for seed, mixing in zip(checked, mixings, strict=True)
@@ -272,7 +273,7 @@ class Sampler:
         """The tasks of a walk, each created when the iterator reaches it; raises InvalidRequest at once."""
         mixing, gate, outputs = mixing_of(model, options), gate_of(model, options), options.outputs(model)
         deadline = None if timeout_seconds is None else asyncio.get_running_loop().time() + timeout_seconds
-        requester = Requester("stream")
+        requester = Requester("stream", _in_triton(model))
         return (
             asyncio.create_task(self._make(_Spec(model, seed, mixing, gate, outputs), requester, deadline))
             for seed in walk.seeds()
@@ -305,14 +306,14 @@ class Sampler:
         return arrays
 
     @contextmanager
-    def _admitted(self, count: int) -> Iterator[Requester]:
+    def _admitted(self, model: ServedModel, count: int) -> Iterator[Requester]:
         """Admit `count` samples or raise Overloaded. A batch larger than the limit is admitted if it is alone."""
         admitted, limit = self._admitted_samples, self._limits.max_in_flight
         if admitted > 0 and admitted + count > limit:
             raise Overloaded(f"{admitted} samples are in flight and the limit is {limit}; try again in a second")
         self._admitted_samples += count
         try:
-            yield Requester("request")
+            yield Requester("request", _in_triton(model))
         finally:
             self._admitted_samples -= count
 
@@ -341,6 +342,10 @@ class SamplingCore:
     sampler: Sampler
     metrics: Metrics
     lifecycle: Lifecycle
+
+
+def _in_triton(model: ServedModel) -> Model:
+    return Model(model.triton_name, model.version, model.digest)
 
 
 def _charge(samples: int) -> None:
