@@ -107,8 +107,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
     return {
         "mebibytes": (status("VmHWM") - before) / 1024,
         "threads": status("Threads") - len(callers),
-        "seconds_per_batch": (time.perf_counter() - wall) / arguments.batches,
-        "cpu_seconds_per_batch": (time.process_time() - cpu) / arguments.batches,
+        "seconds": (time.perf_counter() - wall) / arguments.batches,
+        "cpu_seconds": (time.process_time() - cpu) / arguments.batches,
     }
 
 
