@@ -73,6 +73,7 @@ bench: $(TEST)/.ready $(RIVALS)/.ready
 	$(TEST)/bin/python benchmarks/gateway_cpu.py
 	$(TEST)/bin/python benchmarks/encoders.py
 	$(TEST)/bin/python benchmarks/startup.py
+	$(TEST)/bin/python benchmarks/triton_memory.py
 	$(TEST)/bin/python benchmarks/alternatives.py
 	-@$(MAKE) --no-print-directory openvino
 	$(TEST)/bin/python benchmarks/pair.py

@@ -632,6 +632,43 @@ Imports, which are part of the first phase, take {imports["median"]:.2f} s alone
 """
 
 
+def triton_memory(figures: dict[str, Any]) -> str:
+    def mebibytes(case: dict[str, Any]) -> str:
+        return f"{case['measured']['least']:,.0f} to {case['measured']['most']:,.0f}"
+
+    cases = [
+        f"| {', '.join(case['ensembles'])} | {mebibytes(case)} | {case['estimated']:,.0f} "
+        f"| {case['estimated'] / case['measured']['most']:.2f} |"
+        for case in figures["memory"]
+    ]
+    arms = [
+        f"| {arm} | {each['threads']} | {each['seconds']['median']:.2f} "
+        f"({each['seconds']['least']:.2f} to {each['seconds']['most']:.2f}) | {each['cpu_seconds']['median']:.2f} |"
+        for arm, each in figures["threads"].items()
+    ]
+    return f"""## How much memory does Triton need, and what do its threads cost?
+
+`python benchmarks/triton_memory.py`
+
+Each run is a process that uses ONNX Runtime {figures["onnxruntime"]} as Triton's native backend does: a session and an
+arena for each model, one batch at a time in each. It is not NVIDIA's container, whose server adds to this.
+
+MiB at the peak, least to most of {figures["runs"]} runs, and the estimate that `labelmint export` prints, here without
+the {figures["triton"]:.0f} MiB that it adds for the server. All steps work at the same time on batches of mixed sizes.
+
+| Ensembles | Measured | Estimated | Estimated / most |
+| --- | --- | --- | --- |
+{chr(10).join(cases)}
+
+One caller requests single samples of `faces`, with `faces_keypoints` loaded too, on {figures["cores"]} cores that other
+processes keep busy. Medians of {figures["runs"]} interleaved runs of {figures["samples"]} samples.
+
+| Threads of ONNX Runtime | In the process | Seconds per sample | CPU seconds per sample |
+| --- | --- | --- | --- |
+{chr(10).join(arms)}
+"""
+
+
 SECTIONS = {
     "interpreter": interpreter,
     "labels_train_models": labels_train_models,
@@ -643,6 +680,7 @@ SECTIONS = {
     "gateway_cpu": gateway_cpu,
     "encoders": encoders,
     "startup": startup,
+    "triton_memory": triton_memory,
     "alternatives": alternatives,
     "pair": pair,
     "growth": growth,

@@ -127,6 +127,9 @@ class Export(BaseModel):
     version: Annotated[
         int, Field(ge=1, lt=2**31, description="version to write; an existing one is replaced, the others stay")
     ] = 1
+    staged: Annotated[
+        bool, Field(description="write the staged pipeline too; without it, Triton needs less memory")
+    ] = True
 
     def cli_cmd(self) -> None:
         from labelmint.export.repository import export_files
@@ -139,6 +142,7 @@ class Export(BaseModel):
             score_kind=self.score_kind,
             file_format=self.format,
             version=self.version,
+            staged=self.staged,
         )
 
 

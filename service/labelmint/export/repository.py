@@ -23,7 +23,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 from labelmint.core.calibration import CALIBRATION
 from labelmint.core.errors import IncompatibleWeights, UnusableFile
 from labelmint.core.task import task_of
-from labelmint.export import modules, native_export, torchscript_export
+from labelmint.export import memory, modules, native_export, torchscript_export
 from labelmint.export.modules import Step, TensorSpec
 from labelmint.export.native_export import export_native
 from labelmint.export.onnx_export import export_onnx
@@ -55,20 +55,22 @@ def export_repository(
     *,
     file_format: str = "onnx",
     version: int = 1,
+    staged: bool = True,
 ) -> dict[str, dict[str, float]]:
     """Write `<model>`, `<model>_staged` and their steps into `repository`; from version 2 on `<model>_v2` and so on.
 
-    The staged pipeline is left out if one sample's `hidden` tensor is larger than `MAX_BATCH_BYTES`. `file_format` is a
-    key of `FORMATS`. An existing calibration is kept if the artifacts did not change. Returns, per step, the largest
-    difference of each output between the file and torch. Raises IncompatibleWeights if the interpreter does not fit the
-    generator, and UnusableFile if the name belongs to a version of another model.
+    The staged pipeline is left out, and one of an earlier export removed, unless `staged`, and if one sample's `hidden`
+    tensor is larger than `MAX_BATCH_BYTES`. `file_format` is a key of `FORMATS`. An existing calibration is kept if the
+    artifacts did not change. Returns, per step, the largest difference of each output between the file and torch.
+    Raises IncompatibleWeights if the interpreter does not fit the generator, and UnusableFile if the name belongs to a
+    version of another model.
     """
     generator, interpreter = weights
     _check_belong_together(generator, interpreter)
     base = base_name(model, version)
     _check_name_is_free(repository / base, model)
     pipelines: dict[str, tuple[str, ...]] = {"fused": FUSED}
-    if modules.hidden_tensor(interpreter).bytes <= modules.MAX_BATCH_BYTES:
+    if staged and modules.hidden_tensor(interpreter).bytes <= modules.MAX_BATCH_BYTES:
         pipelines["staged"] = STAGED
     wanted = dict.fromkeys(itertools.chain.from_iterable(pipelines.values()))
     steps = {name: STEPS[name](generator, interpreter) for name in STEPS if name in wanted}
@@ -88,7 +90,7 @@ def export_repository(
         _describe(config, model, pipeline, digest=digest, generator=generator, interpreter=interpreter)
         _keep_calibration(repository / name / "config.pbtxt", config)
         write_model(repository, config, version, data=None)
-    if "staged" not in pipelines:  # an earlier, smaller export may have left a staged pipeline with other weights
+    if "staged" not in pipelines:  # an earlier export may have left a staged pipeline with other weights
         for name in (f"{base}_staged", *(f"{base}_{step}" for step in STAGED if step not in wanted)):
             shutil.rmtree(repository / name, ignore_errors=True)
     return differences
@@ -237,16 +239,24 @@ def export_files(
     score_kind: str,
     file_format: str,
     version: int,
+    staged: bool,
 ) -> None:
-    """`labelmint export`: read both weight files, write the repository, and print the differences to torch."""
+    """`labelmint export`: read both weight files, write the repository, print differences to torch and the memory."""
     loaded = load_interpreter(interpreter, score_kind)
     differences = export_repository(
-        repository, model, (load_generator(generator), loaded), file_format=file_format, version=version
+        repository,
+        model,
+        (load_generator(generator), loaded),
+        file_format=file_format,
+        version=version,
+        staged=staged,
     )
     base = base_name(model, version)
     for step, outputs in differences.items():
         worst = max(outputs, key=lambda name: outputs[name])
         print(f"{base}_{step}: differs from torch by at most {outputs[worst]:.1e} ({worst})")
-    if "uncertainty" not in differences:
+    if staged and "uncertainty" not in differences:
         mebibytes = modules.hidden_tensor(loaded).bytes >> 20
         print(f"{base}_staged: left out, because one hidden tensor alone has {mebibytes} MiB")
+    if said := memory.advice(repository):
+        print(said)
