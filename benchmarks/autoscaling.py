@@ -27,9 +27,8 @@ import matplotlib
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
-from simulation.autoscaler import Policy
 from simulation.cluster import Provisioning
-from simulation.manifests import Shipped, shipped
+from simulation.manifests import Form, Shipped, shipped
 from simulation.scenarios import ACCEPTANCE, GPU, TRAINER_WEIGHT, Scenario, scenarios, simulate
 from simulation.signals import QueueTime, Rate, Signal, Utilisation
 from tqdm import tqdm
@@ -50,58 +49,38 @@ Figures = dict[str, Any]
 
 @dataclass(frozen=True)
 class Settings:
-    """The parameters of the shipped signal: thresholds of demand and of requests waiting in Triton, the seconds over
-    which each is averaged (0: the newest scrape), the period of the scale-up policies in seconds, and the percentage of
-    Tritons that scaling down may remove per minute (0: one Triton)."""
+    """The parameters of the shipped signal: the threshold of demand and of requests waiting in Triton, the form of their
+    queries, and the seconds that these look back."""
 
-    demand: float
-    waiting: float
-    demand_seconds: float
-    waiting_seconds: float
-    up_seconds: float
-    down_percent: int
+    threshold: float
+    form: Form
+    seconds: float
 
     @classmethod
     def of(cls, numbers: Shipped) -> Settings:
         demand, pending, _ = numbers.triggers
-        percents = [policy.value for policy in numbers.down.policies if policy.kind == "Percent"]
-        return cls(
-            demand.threshold,
-            pending.threshold,
-            demand.window_seconds,
-            pending.window_seconds,
-            numbers.up.policies[0].period_seconds,
-            percents[0] if percents else 0,
-        )
+        found = {cls(each.threshold, each.form, each.window_seconds) for each in (demand, pending)}
+        (settings,) = found  # the benchmark changes both together
+        return settings
 
     def applied(self, numbers: Shipped) -> Shipped:
         demand, pending, queue_time = numbers.triggers
-        triggers = (
-            replace(demand, threshold=self.demand, window_seconds=self.demand_seconds),
-            replace(pending, threshold=self.waiting, window_seconds=self.waiting_seconds),
-            replace(queue_time, threshold=self.waiting),
-        )
-        up = tuple(replace(policy, period_seconds=self.up_seconds) for policy in numbers.up.policies)
-        down = [policy for policy in numbers.down.policies if policy.kind == "Pods"]
-        if self.down_percent:
-            down.append(Policy("Percent", self.down_percent, 60))
-        return replace(
-            numbers,
-            triggers=triggers,
-            up=replace(numbers.up, policies=up),
-            down=replace(numbers.down, policies=tuple(down)),
-        )
+        changed = [
+            replace(each, threshold=self.threshold, form=self.form, window_seconds=self.seconds)
+            for each in (demand, pending)
+        ]
+        return replace(numbers, triggers=(*changed, replace(queue_time, threshold=self.threshold)))
 
 
-SLOW, FAST = (60, 0), (15, 10)  # scale-up and scale-down
 GRID = [
-    Settings(32, 16, 30, 0, *SLOW),
-    Settings(32, 32, 30, 0, *FAST),
-    Settings(48, 48, 30, 0, *FAST),
-    Settings(48, 48, 60, 60, *SLOW),
-    Settings(48, 48, 60, 60, *FAST),
-    Settings(48, 48, 120, 120, *FAST),
-    Settings(64, 64, 60, 60, *FAST),
+    Settings(48, "mean of sums", 120),
+    Settings(48, "mean of sums", 60),
+    Settings(48, "larger mean", 120),
+    Settings(48, "largest sum", 120),
+    Settings(48, "newest sum", 0),
+    # Shipped before: it counts Tritons that have ended.
+    Settings(48, "sum of means", 120),
+    Settings(64, "mean of sums", 120),
 ]
 
 

@@ -148,12 +148,9 @@ def autoscaling(figures: dict[str, Any]) -> str:
             )
     swept = []
     for row in figures["sweep"]:
-        leave = f"{row['down_percent']} %, at least 1" if row["down_percent"] else "1"
         ships = ", ships" if all(row[key] == value for key, value in figures["shipped"].items()) else ""
         swept.append(
-            f"| {row['demand']:g} | {row['waiting']:g} | {row['demand_seconds']:g} s | {row['waiting_seconds']:g} s "
-            f"| {row['up_seconds']:g} s | {leave} "
-            f"| {row['relative_cost']:.3f}{ships} |"
+            f"| {row['threshold']:g} | {row['form']} | {row['seconds']:g} s | {row['relative_cost']:.3f}{ships} |"
         )
     seconds = figures["gpu"]["seconds_of_a_batch"]
     nodes = figures["provisioning"]
@@ -182,11 +179,13 @@ four workloads: {dearer}.
 ![Tritons over time, and cost, for each workload and signal](images/autoscaling.png)
 
 A sweep of the shipped signal's parameters (one seed), with costs relative to the shipped ones. The parameters are the
-samples owed per Triton, the samples that wait per Triton, the time over which each is averaged (0: the newest scrape),
-the period in which the number of Tritons may double (or grow by 4), and the number that may be removed per minute.
+samples per Triton (owed, and waiting in Triton), how the queries join pods and moments, and the time that they look
+back. "Mean of sums" sums over the pods of each moment, then averages. "Sum of means" averages each pod by itself, so it
+counts a pod that has ended for as long as it looks back; it was shipped before. "Larger mean" is the larger one of the
+means over 30 s and over the stated time.
 
-| Owed | Waiting | Owed over | Waiting over | Up every | Down per minute | Cost |
-| --- | --- | --- | --- | --- | --- | --- |
+| Samples per Triton | Form | Looks back | Cost |
+| --- | --- | --- | --- |
 {chr(10).join(swept)}
 """
 

@@ -73,8 +73,6 @@ class Cluster:
         self._nodes: list[Node] = []
         self._paid_seconds = 0.0
         self.pods: list[Pod] = []
-        # Counters of removed Tritons, so that sums over all never decrease.
-        self.past_queue_seconds = self.past_compute_seconds = 0.0
 
     @property
     def tritons(self) -> list[Triton]:
@@ -137,7 +135,6 @@ class Cluster:
             if pod.node.up:
                 self._emptied(pod.node)
         else:
-            self._forget(pod.triton)
             self._env.process(self._drain(pod, pod.triton))
 
     def _drain(self, pod: Pod, triton: Triton) -> Generator[simpy.Event, None, None]:
@@ -178,18 +175,12 @@ class Cluster:
         if pod in self.pods:  # the Deployment will replace it
             self.pods.remove(pod)
             pod.deleted = True
-            if pod.triton is not None:
-                self._forget(pod.triton)
             self._create()
 
     def _remove(self, node: Node) -> None:
         node.alive = False
         self._nodes.remove(node)
         self._paid_seconds += self._env.now - node.launched_at
-
-    def _forget(self, triton: Triton) -> None:
-        self.past_queue_seconds += triton.queue_seconds
-        self.past_compute_seconds += triton.compute_seconds
 
     def _about(self, median: float) -> float:
         return median * math.exp(self._rng.normal(0.0, self._provisioning.sigma))

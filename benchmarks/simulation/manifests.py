@@ -14,7 +14,7 @@ import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -25,13 +25,25 @@ K8S = Path(__file__).parent.parent.parent / "k8s"
 UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
+# How a query joins pods and moments; `simulation/signals.py` computes each.
+Form = Literal["mean of sums", "sum of means", "largest sum", "larger mean", "newest sum", "sum of rates"]
+_METRIC = r"\w+(?:\{[^}]*\})?"
+_FORMS: dict[Form, str] = {
+    "mean of sums": rf"avg_over_time\(sum\({_METRIC}\)\[(\w+):\w+\]\)",
+    "sum of means": rf"sum\(avg_over_time\({_METRIC}\[(\w+)\]\)\)",
+    "largest sum": rf"max_over_time\(sum\({_METRIC}\)\[(\w+):\w+\]\)",
+    "sum of rates": rf"sum\(rate\({_METRIC}\[(\w+)\]\) and \w+\) / 1e6",
+}
+
+
 @dataclass(frozen=True)
 class Trigger:
-    """One metric. Its value is the sum of the means or rates over `window_seconds` (0: the newest scrape)."""
+    """One metric, with the form of its query and the seconds that the query looks back."""
 
     name: str  # demand, pending, queue-time
     threshold: float
     activation: float
+    form: Form
     window_seconds: float
 
 
@@ -115,10 +127,13 @@ def _trigger(manifest: dict[str, Any]) -> Trigger:
     metadata = manifest["metadata"]
     if manifest["metricType"] != "AverageValue":
         raise ValueError(f"trigger {manifest['name']!r} is not an AverageValue; the simulation supports no other type")
-    window = re.search(r"\[(\w+)\]", metadata["query"])
-    return Trigger(
-        name=manifest["name"],
-        threshold=float(metadata["threshold"]),
-        activation=float(metadata["activationThreshold"]),
-        window_seconds=0.0 if window is None else seconds(window[1]),
-    )
+    for form, pattern in _FORMS.items():
+        if (match := re.fullmatch(pattern, metadata["query"])) is not None:
+            return Trigger(
+                name=manifest["name"],
+                threshold=float(metadata["threshold"]),
+                activation=float(metadata["activationThreshold"]),
+                form=form,
+                window_seconds=seconds(match[1]),
+            )
+    raise ValueError(f"the simulation supports no query like that of trigger {manifest['name']!r}")

@@ -1,7 +1,8 @@
 """The autoscaler's inputs: metrics as Prometheus has scraped them, and the scaling signals computed from them.
 
 Rules of this file:
-- No value is newer than the last scrape; windows and rates are over scrapes, as in PromQL.
+- No value is newer than the last scrape; windows and rates are over scrapes, as in PromQL. A mean over each pod counts a
+  pod that has ended until its last scrape leaves the window; a sum of one moment does not.
 - `Demand` is the shipped signal. The others are common alternatives; each has one target, the best for it.
 - GPU utilisation is a metric of pods. Requests per second and demand are sums. Queue time is Triton's queue time
   divided by its compute time, as in NVIDIA's examples.
@@ -10,7 +11,7 @@ Rules of this file:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,18 +24,22 @@ from simulation.service import Gateway, Triton
 
 RATE_SECONDS = 60.0
 KEPT_SECONDS = 120.0
+SHORT_SECONDS = 30.0  # of the form `larger mean`
 
 
 @dataclass(frozen=True)
 class Scrape:
-    """One round of scrapes: counters of samples and seconds, and (busy, queue, compute) seconds per ready Triton."""
+    """One round of scrapes. Of each ready Triton: its pending samples, and (busy, queue, compute) seconds so far."""
 
     time: float
     demand: float
-    pending: float
-    queue_seconds: float
     delivered: float
+    pending: dict[Triton, int]
     tritons: dict[Triton, tuple[float, float, float]]
+
+    def of(self, name: str) -> dict[object, float]:
+        """Return the value of a metric by pod; the gateways count as one that never ends."""
+        return dict(self.pending) if name == "pending" else {None: self.demand}
 
 
 class Prometheus:
@@ -63,9 +68,8 @@ class Prometheus:
         return Scrape(
             self._env.now,
             self.owed(),
-            self._slice_of * sum(triton.pending for triton in tritons),
-            self._slice_of * (self._cluster.past_queue_seconds + sum(triton.queue_seconds for triton in tritons)),
             self._slice_of * self._gateway.accepted,
+            {triton: self._slice_of * triton.pending for triton in tritons},
             {triton: (triton.busy_seconds(), triton.queue_seconds, triton.compute_seconds) for triton in tritons},
         )
 
@@ -74,18 +78,36 @@ class Prometheus:
         return self._slice_of * self._gateway.owed
 
     def value(self, trigger: Trigger) -> float:
-        """Return the current value of the trigger's query."""
-        if trigger.name in ("demand", "pending"):
-            since = self._env.now - trigger.window_seconds
-            scrapes = [scrape for scrape in self._scrapes if scrape.time > since] or [self._scrapes[-1]]
-            return sum(getattr(scrape, trigger.name) for scrape in scrapes) / len(scrapes)
-        if trigger.name == "queue-time":
-            first, last = self._ends(trigger.window_seconds)
-            # Rounded, because a difference of sums over changing Tritons is not exactly zero, unlike that of one
-            # series.
-            gained = round(last.queue_seconds - first.queue_seconds, 6)
-            return gained / max(last.time - first.time, self._scrape_seconds)
-        raise ValueError(f"trigger {trigger.name!r} is not simulated")
+        """Return the current value of the trigger's query; 0 if it finds no pod."""
+        if trigger.form == "sum of rates":
+            return self._slice_of * self._queued(trigger.window_seconds)
+        scrapes = self._since(trigger.window_seconds)
+        if trigger.form == "sum of means":
+            values: dict[object, list[float]] = {}
+            for scrape in scrapes:
+                for pod, value in scrape.of(trigger.name).items():
+                    values.setdefault(pod, []).append(value)
+            return sum(map(_mean, values.values()))
+        if trigger.form == "larger mean":
+            recent = self._since(SHORT_SECONDS)
+            return max(_mean(_sums(trigger.name, some)) for some in (recent, scrapes))
+        if trigger.form == "newest sum":
+            scrapes = scrapes[-1:]
+        sums = _sums(trigger.name, scrapes)
+        return max(sums, default=0.0) if trigger.form == "largest sum" else _mean(sums)
+
+    def _queued(self, window: float) -> float:
+        """Return the queue seconds that Tritons which are still there gained per second."""
+        scrapes = self._since(window)
+        gained = 0.0
+        for triton, (_, queue, _) in scrapes[-1].tritons.items():
+            first = next(scrape for scrape in scrapes if triton in scrape.tritons)
+            if first is not scrapes[-1]:
+                gained += (queue - first.tritons[triton][1]) / (scrapes[-1].time - first.time)
+        return gained
+
+    def _since(self, window: float) -> list[Scrape]:
+        return [scrape for scrape in self._scrapes if scrape.time > self._env.now - window] or [self._scrapes[-1]]
 
     def delivered_rate(self) -> float:
         """Return accepted samples per second."""
@@ -115,6 +137,15 @@ class Prometheus:
         last = self._scrapes[-1]
         first = next(scrape for scrape in self._scrapes if scrape.time >= last.time - window)
         return (first, last) if first is not last or len(self._scrapes) == 1 else (self._scrapes[-2], last)
+
+
+def _sums(name: str, scrapes: list[Scrape]) -> list[float]:
+    """Return the sum over the pods of each scrape that has any."""
+    return [sum(pods.values()) for scrape in scrapes if (pods := scrape.of(name))]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
 
 
 class Signal(Protocol):
