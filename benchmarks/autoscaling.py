@@ -49,8 +49,8 @@ Figures = dict[str, Any]
 
 @dataclass(frozen=True)
 class Settings:
-    """The parameters of the shipped signal: the threshold of demand and of requests waiting in Triton, the form of their
-    queries, and the seconds that these look back."""
+    """The parameters of the shipped signal: the threshold of demand and of requests waiting in Triton, the form of
+    their queries, and the seconds that these look back."""
 
     threshold: float
     form: Form

@@ -1,8 +1,8 @@
 """The autoscaler's inputs: metrics as Prometheus has scraped them, and the scaling signals computed from them.
 
 Rules of this file:
-- No value is newer than the last scrape; windows and rates are over scrapes, as in PromQL. A mean over each pod counts a
-  pod that has ended until its last scrape leaves the window; a sum of one moment does not.
+- No value is newer than the last scrape; windows and rates are over scrapes, as in PromQL. A mean over each pod counts
+  a pod that has ended until its last scrape leaves the window; a sum of one moment does not.
 - `Demand` is the shipped signal. The others are common alternatives; each has one target, the best for it.
 - GPU utilisation is a metric of pods. Requests per second and demand are sums. Queue time is Triton's queue time
   divided by its compute time, as in NVIDIA's examples.

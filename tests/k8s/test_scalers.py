@@ -2,8 +2,8 @@
 
 Rules of this file:
 - The queries are those of the rendered ScaledObject and of the values for prometheus-adapter; both must give the same.
-- A case has the series of each pod, scraped every 15 seconds as the PodMonitors say, and what a query reads at some times.
-- Where the values change, the times lie between two scrapes: Prometheus 2 and 3 differ in whether a range contains its start.
+- A case has the series of each pod, scraped every 15 seconds as the PodMonitors say, and what a query reads.
+- Where values change, the times lie between two scrapes: Prometheus 2 and 3 differ in whether a range has its start.
 - A pod that ends has a stale marker after its last scrape, as Prometheus writes it when a target is gone.
 """
 
@@ -35,7 +35,7 @@ EXTERNAL = {
 
 @dataclass(frozen=True)
 class Case:
-    """`pods`: values of each pod from its first scrape. `reads`: seconds, and what the query gives then; None: nothing."""
+    """`pods`: values of each pod from its first scrape. `reads`: seconds, and what the query gives; None: nothing."""
 
     name: str
     trigger: str
@@ -84,8 +84,8 @@ CASES = (
         (life(300, first=0, scrapes=20), life(5, first=20, scrapes=ALWAYS)),
         {285: 300, 420: 5},
     ),
-    # Growth from nothing: a gateway that was there before owes 144 samples from one scrape on. The mean over two minutes
-    # takes two minutes to read all of it, but one more Triton is asked for after 45 seconds.
+    # A gateway that was there before owes 144 samples from one scrape on. The mean takes two minutes to read all of it,
+    # but a second Triton is asked for within 45 seconds.
     Case("growth", "demand", ("0x19 144x40",), {290: 0, 320: 36, 350: 72, 410: 144}),
     Case("decline", "demand", ("144x19 0x40",), {290: 144, 350: 72, 420: 0}),
     Case("nobody has ever asked", "demand", ("0x60",), {300: 0}),

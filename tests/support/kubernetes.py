@@ -22,7 +22,7 @@ WITH_PODS = {"Deployment", "Job"}
 KNOWN = CLUSTER_SCOPED | WITH_PODS
 KNOWN |= {"ConfigMap", "HorizontalPodAutoscaler", "NetworkPolicy", "PersistentVolumeClaim", "PodDisruptionBudget"}
 KNOWN |= {"PodMonitor", "PrometheusRule", "ScaledObject", "Secret", "Service", "ServiceAccount"}
-ADDRESS = re.compile(r"(?:https?://)?([a-z0-9-]+)(?:\.([a-z0-9-]+)\.svc(?:\.cluster\.local)?)?:(\d+)")
+ADDRESS = re.compile(r"(?:s3://)?(?:https?://)?([a-z0-9-]+)(?:\.([a-z0-9-]+)\.svc(?:\.cluster\.local)?)?:(\d+)(?:/.*)?")
 QUERIED_NAMESPACE = re.compile(r'namespace="([^"]*)"')
 
 
