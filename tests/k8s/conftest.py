@@ -23,6 +23,7 @@ from tests.conftest import ROOT, need_program
 K8S = ROOT / "k8s"
 OVERLAYS = ("dev-cpu", "gpu", "gpu-scale-to-zero")
 STORES = ("s3", "gcs", "pvc")
+JOBS = ("jobs/pull", "jobs/pull-secured", "jobs/pull+s3", "jobs/pull-secured+s3")
 
 Object = dict[str, Any]
 
@@ -69,25 +70,30 @@ def build(directory: Path, name: str) -> Rendered:
 
 @pytest.fixture(scope="session")
 def render(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Return a function that renders "base", an overlay, "store/NAME" (the base with a model store) or "jobs/NAME".
+    """Return a function that renders "base", an overlay, "jobs/NAME", or one with a component added as the docs say:
+    "store/NAME" (the base with a model store) and "jobs/NAME+s3".
 
     It renders each composition once.
     """
 
     @cache
     def rendered(name: str) -> Rendered:
-        if not name.startswith("store/"):
+        if name.startswith("store/"):
+            whole, component = "base", f"model-{name}"
+        elif name.endswith("+s3"):
+            whole, component = name.removesuffix("+s3"), "pull/s3"
+        else:
             return build(K8S / (name if name == "base" or name.startswith("jobs/") else f"overlays/{name}"), name)
-        directory = tmp_path_factory.mktemp("store").resolve()
+        directory = tmp_path_factory.mktemp("composed").resolve()
         root = os.path.relpath(K8S.resolve(), directory)
-        content = {"resources": [f"{root}/base"], "components": [f"{root}/components/model-{name}"]}
+        content = {"resources": [f"{root}/{whole}"], "components": [f"{root}/components/{component}"]}
         (directory / "kustomization.yaml").write_text(yaml.safe_dump(content))
         return build(directory, name)
 
     return rendered
 
 
-COMPOSITIONS = ("base", *OVERLAYS, *(f"store/{name}" for name in STORES), "jobs/pull")
+COMPOSITIONS = ("base", *OVERLAYS, *(f"store/{name}" for name in STORES), *JOBS)
 
 
 @pytest.fixture(params=COMPOSITIONS)

@@ -9,7 +9,7 @@ import yaml
 
 from labelmint.gateway.process.settings import ServeSettings
 from labelmint.gateway.rest.middleware import ALIVE_PATH, READY_PATH
-from tests.k8s.conftest import COMPOSITIONS, K8S, OVERLAYS, Object, Rendered, containers
+from tests.k8s.conftest import COMPOSITIONS, JOBS, K8S, OVERLAYS, Object, Rendered, containers
 
 pytestmark = pytest.mark.unit
 
@@ -251,7 +251,7 @@ def test_a_gpu_is_asked_for_where_it_should_be(render: Any) -> None:
     assert {taint["key"] for taint in pool["spec"]["taints"]} <= {each["key"] for each in spec["tolerations"]}
 
 
-@pytest.mark.parametrize("name", [name for name in COMPOSITIONS if name != "jobs/pull"])
+@pytest.mark.parametrize("name", [name for name in COMPOSITIONS if name not in JOBS])
 def test_environment_variables_are_settings(render: Any, name: str) -> None:
     """The gateway's variables are settings of `labelmint serve`, and it accepts their values together."""
     manifests: Rendered = render(name)
