@@ -59,7 +59,7 @@ def verify(out: Path | str, client: Client | None = None, sample_count: int | No
 
 
 def _verify_parts(out: Path, parts: list[Json], client: Client | None, sample_count: int | None) -> Report:
-    """Verify a directory whose manifest lists the manifests of complete pulls below it. Each has its share of samples."""
+    """Verify a directory whose manifest lists the manifests of complete pulls below it. They share the samples."""
     share = None if sample_count is None else -(-sample_count // len(parts))
     files, samples, problems = 0, 0, list[str]()
     for part in parts:
