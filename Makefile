@@ -17,7 +17,7 @@ PIP_FLAGS := --quiet --disable-pip-version-check --prefer-binary
 UV_VERSION := 0.13.9
 SERVE_EXTRAS := calibrate,docs,triton
 TEST_EXTRAS := $(SERVE_EXTRAS),tracing,export,bench,test,dev
-CLIENT_EXTRAS := huggingface,images,pull,torch
+CLIENT_EXTRAS := huggingface,images,pull,s3,torch
 comma := ,
 space := $(subst ,, )
 # The user's pip settings (variables or a file) could make pip install outside the environment, so they are overridden.

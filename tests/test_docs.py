@@ -124,7 +124,7 @@ INSTALLING = ("*.md", "*.py", "*.yaml", "*.yml", "*.Dockerfile", "*.mjs", "*.js"
 def extras(directory: str) -> set[str]:
     """What may be asked for of the distribution in a directory of the clone."""
     section = (ROOT / directory / "pyproject.toml").read_text().partition("[project.optional-dependencies]")[2]
-    return set(re.findall(r"^([a-z]+) = \[", section.partition("\n[")[0], re.MULTILINE))
+    return set(re.findall(r"^([a-z0-9]+) = \[", section.partition("\n[")[0], re.MULTILINE))
 
 
 def requirements(text: str) -> list[str]:

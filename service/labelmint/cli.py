@@ -35,7 +35,7 @@ _EXPORT_MODULES = ("torch", "onnx", "onnxruntime", "onnxscript", "pycocotools", 
 _EXTRAS = dict.fromkeys(_EXPORT_MODULES, ("export", "this command needs torch and onnx"))
 _EXTRAS["tqdm"] = ("calibrate", "this command needs tqdm")
 _EXTRAS["opentelemetry"] = ("tracing", "traces need OpenTelemetry")
-_CLIENT_COMMANDS = ("pull", "verify")
+_CLIENT_COMMANDS = ("pull", "verify", "upload")
 
 # Annotation and calibration use high seeds. The low seeds, which people request first, are then unseen samples.
 ANNOTATION_SEED = 4_000_000_000
@@ -207,6 +207,10 @@ class Verify(BaseModel):
     """Check a pulled directory, optionally against a live service."""
 
 
+class Upload(BaseModel):
+    """Send a pulled directory to S3."""
+
+
 class Labelmint(BaseSettings):
     """Serves training data on demand: image-label pairs that a frozen StyleGAN generates."""
 
@@ -229,6 +233,7 @@ class Labelmint(BaseSettings):
     # Listed for the help only; `main` hands their arguments to the client.
     pull: Annotated[CliSubCommand[Pull], Field(description="write accepted samples to a directory as a data set")]
     verify: Annotated[CliSubCommand[Verify], Field(description="check such a directory, optionally against a service")]
+    upload: Annotated[CliSubCommand[Upload], Field(description="send such a directory to S3, the manifest last")]
 
     def cli_cmd(self) -> None:
         if self.version:

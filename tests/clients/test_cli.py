@@ -29,16 +29,33 @@ def test_a_byte_order_mark_is_no_part_of_a_token(tmp_path: Path, monkeypatch: py
     assert given["token"] == "secret"
 
 
-@pytest.mark.parametrize("command", ["pull", "verify"])
+@pytest.mark.parametrize("command", ["pull", "verify", "upload"])
 def test_every_option_is_read_and_has_help(command: str) -> None:
     """`out` among them. What only stands beside the parsed options (`run`) is no option."""
     (commands,) = (action.choices for action in cli._parser()._actions if action.dest != "help")
-    functions = (cli._pull if command == "pull" else cli._verify, cli._client)
+    functions = (getattr(cli, f"_{command}"), cli._client)
     nodes = [node for function in functions for node in ast.walk(ast.parse(inspect.getsource(function)))]
     read = {node.attr for node in nodes if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "parsed"}
     options = [action for action in commands[command]._actions if not isinstance(action, argparse._HelpAction)]
     assert {action.dest for action in options} <= read
     assert all(action.help for action in options)
+
+
+def test_options_of_the_environment_come_before_those_of_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And only those of `pull` are taken from it."""
+    monkeypatch.setenv("LABELMINT_PULL_OPTIONS", "--count 5 --model 'a b'")
+    assert cli._with_pull_options(["pull", "out", "--count=7"]) == [
+        "pull",
+        "--count",
+        "5",
+        "--model",
+        "a b",
+        "out",
+        "--count=7",
+    ]
+    assert cli._with_pull_options(["verify", "pull"]) == ["verify", "pull"]
+    monkeypatch.delenv("LABELMINT_PULL_OPTIONS")
+    assert cli._with_pull_options(["pull", "out"]) == ["pull", "out"]
 
 
 @pytest.mark.parametrize(

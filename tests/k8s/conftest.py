@@ -23,9 +23,17 @@ from tests.support.kubernetes import Object
 
 K8S = ROOT / "k8s"
 OVERLAYS = ("dev-cpu", "gpu", "gpu-scale-to-zero")
-STORES = ("s3", "gcs", "pvc")
+# What is added to a composition by hand, as docs/deploying.md says.
+ADDED = (
+    "base+model-store/s3",
+    "base+model-store/gcs",
+    "base+model-store/pvc",
+    "base+model-store/minio",
+    "base+tracing",
+)
 # The service that each job calls.
-SERVICES = {"jobs/pull": "base"}
+SERVICES = {"jobs/pull": "base", "jobs/pull-secured": "overlays/gpu"}
+JOBS = (*SERVICES, *(f"{name}+pull/s3" for name in SERVICES))
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,7 @@ class Rendered:
 
 def together(manifests: Rendered) -> list[Object]:
     """Return the objects of a composition; a job's with those of the service that it calls."""
-    service = SERVICES.get(manifests.name)
+    service = SERVICES.get(manifests.name.partition("+")[0])
     return manifests.objects + (build(K8S / service, service).objects if service else [])
 
 
@@ -71,22 +79,25 @@ def build(directory: Path, name: str) -> Rendered:
 
 @pytest.fixture(scope="session")
 def render(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Return a function that renders "base", an overlay, "store/NAME" (the base with a model store) or "jobs/NAME".
+    """Return a function that renders "base", an overlay, "jobs/NAME", or one of them with a component: "base+tracing".
 
     It renders each composition once.
     """
 
     @cache
     def rendered(name: str) -> Rendered:
-        if not name.startswith("store/"):
-            return build(K8S / (name if name == "base" or name.startswith("jobs/") else f"overlays/{name}"), name)
-        directory = tmp_path_factory.mktemp("store").resolve()
+        whole, _, component = name.partition("+")
+        if whole not in ("base", *SERVICES):
+            whole = f"overlays/{whole}"
+        if not component:
+            return build(K8S / whole, name)
+        directory = tmp_path_factory.mktemp("composed").resolve()
         root = os.path.relpath(K8S.resolve(), directory)
         content = {
             "namespace": "labelmint",
             "labels": [{"pairs": {"app.kubernetes.io/part-of": "labelmint"}, "includeTemplates": True}],
-            "resources": [f"{root}/base"],
-            "components": [f"{root}/components/model-{name}"],
+            "resources": [f"{root}/{whole}"],
+            "components": [f"{root}/components/{component}"],
         }
         (directory / "kustomization.yaml").write_text(yaml.safe_dump(content))
         return build(directory, name)
@@ -94,7 +105,7 @@ def render(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return rendered
 
 
-COMPOSITIONS = ("base", *OVERLAYS, *(f"store/{name}" for name in STORES), *SERVICES)
+COMPOSITIONS = ("base", *OVERLAYS, *ADDED, *JOBS)
 
 
 @pytest.fixture(params=COMPOSITIONS)

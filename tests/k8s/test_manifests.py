@@ -9,7 +9,7 @@ import yaml
 
 from labelmint.gateway.process.settings import ServeSettings
 from labelmint.gateway.rest.middleware import ALIVE_PATH, READY_PATH
-from tests.k8s.conftest import COMPOSITIONS, K8S, OVERLAYS, Rendered
+from tests.k8s.conftest import COMPOSITIONS, JOBS, K8S, OVERLAYS, Rendered
 from tests.support.kubernetes import Object, containers
 
 pytestmark = pytest.mark.unit
@@ -106,24 +106,6 @@ def test_addresses_lead_somewhere(render: Any) -> None:
         found = base.named("Service", name)["spec"]
         assert found["clusterIP"] == "None", "gRPC balances over the addresses of pods"
         assert int(port) in {each["port"] for each in found["ports"]}
-
-
-def test_network_policies_open_both_ends(render: Any) -> None:
-    """A connection needs egress at the caller and ingress at the called pod."""
-    base, job = render("base"), render("jobs/pull")
-    out = base.named("NetworkPolicy", "labelmint-gateway")["spec"]["egress"][0]
-    into = base.named("NetworkPolicy", "labelmint-triton")["spec"]["ingress"][0]
-    assert out["to"][0]["podSelector"]["matchLabels"] == {"app.kubernetes.io/name": "labelmint-triton"}
-    assert into["from"][0]["podSelector"]["matchLabels"] == {"app.kubernetes.io/name": "labelmint-gateway"}
-    assert out["ports"] == into["ports"]
-    wanted = job.named("NetworkPolicy", "labelmint-pull")["spec"]["egress"][0]
-    assert wanted["to"][0]["podSelector"]["matchLabels"] == {"app.kubernetes.io/name": "labelmint-gateway"}
-    opened = base.named("NetworkPolicy", "labelmint-gateway")["spec"]["ingress"][0]
-    assert "from" not in opened and {each["port"] for each in wanted["ports"]} <= {
-        each["port"] for each in opened["ports"]
-    }
-    denied = base.named("NetworkPolicy", "default-deny")["spec"]
-    assert denied == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
 
 
 def test_quantities_parse_and_requests_fit_limits(manifests: Rendered) -> None:
@@ -252,7 +234,7 @@ def test_a_gpu_is_asked_for_where_it_should_be(render: Any) -> None:
     assert {taint["key"] for taint in pool["spec"]["taints"]} <= {each["key"] for each in spec["tolerations"]}
 
 
-@pytest.mark.parametrize("name", [name for name in COMPOSITIONS if name != "jobs/pull"])
+@pytest.mark.parametrize("name", [name for name in COMPOSITIONS if name not in JOBS])
 def test_environment_variables_are_settings(render: Any, name: str) -> None:
     """The gateway's variables are settings of `labelmint serve`, and it accepts their values together."""
     manifests: Rendered = render(name)
@@ -334,14 +316,19 @@ def test_the_node_pool_has_room_for_the_largest_scale(render: Any) -> None:
 
 
 def test_models_come_from_one_place(render: Any) -> None:
-    for store, start in (("base", "/models"), ("store/s3", "s3://"), ("store/gcs", "gs://"), ("store/pvc", "/models")):
+    for store, start in (
+        ("base", "/models"),
+        ("base+model-store/s3", "s3://"),
+        ("base+model-store/gcs", "gs://"),
+        ("base+model-store/pvc", "/models"),
+    ):
         manifests = render(store)
         spec, triton = deployment(manifests, "triton")
         assert manifests.environment(spec, triton)["MODEL_REPOSITORY"].startswith(start)
         assert bool(spec.get("initContainers")) is (store == "base")
         volumes = {volume["name"]: volume for volume in spec["volumes"]}
         assert ("models" in volumes) is (start == "/models")
-        assert ("persistentVolumeClaim" in volumes.get("models", {})) is (store == "store/pvc")
+        assert ("persistentVolumeClaim" in volumes.get("models", {})) is (store == "base+model-store/pvc")
         leaves = manifests.of_kind("NetworkPolicy")
         remote = "labelmint-triton-model-store" in {each["metadata"]["name"] for each in leaves}
         assert remote is (start not in "/models")

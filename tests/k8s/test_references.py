@@ -19,6 +19,7 @@ GIVEN = Given(
         ("Secret", "labelmint-tokens"): frozenset({"tokens"}),
         ("Secret", "labelmint-prometheus-token"): frozenset({"token"}),
         ("Secret", "labelmint-tls"): frozenset({"tls.crt", "tls.key", "ca.crt"}),
+        ("Secret", "labelmint-pull-token"): frozenset({"token"}),
         ("Secret", "labelmint-model-store"): frozenset({"key.json"}),
         ("PersistentVolumeClaim", "labelmint-models"): frozenset(),
         ("RuntimeClass", "nvidia"): frozenset(),
@@ -51,7 +52,7 @@ def test_every_object_is_in_the_namespace_and_has_the_label(manifests: Rendered)
 
 def test_what_is_given_is_documented() -> None:
     text = "".join(path.read_text() for path in (ROOT / "docs").glob("*.md"))
-    text += "".join(path.read_text() for path in (ROOT / "k8s" / "components").rglob("*.yaml"))
+    text += "".join(path.read_text() for path in (ROOT / "k8s").rglob("*.yaml"))
     for _, name in GIVEN.objects:
         assert name in text, name
     for name in GIVEN.namespaces:

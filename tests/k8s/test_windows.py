@@ -9,12 +9,12 @@ from labelmint.gateway.process.settings import ServeSettings
 from labelmint.gateway.sampling.sampler import DEFAULT_TIMEOUT_SECONDS
 from labelmint.triton.window import ANSWER_SECONDS, INITIAL, MOST_SECONDS
 from tests.conftest import ROOT
-from tests.k8s.conftest import OVERLAYS, STORES, Rendered
+from tests.k8s.conftest import ADDED, OVERLAYS, Rendered
 
 pytestmark = pytest.mark.unit
 
 
-@pytest.fixture(params=["base", *OVERLAYS, *(f"store/{name}" for name in STORES)])
+@pytest.fixture(params=["base", *OVERLAYS, *ADDED])
 def service(request: pytest.FixtureRequest, render: Any) -> Rendered:
     """Yield each composition that serves."""
     rendered: Rendered = render(request.param)

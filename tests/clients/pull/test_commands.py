@@ -150,8 +150,8 @@ INSTALL = "run `pip install './clients/python[pull]'` in a clone of labelmint"
 
 def test_help_and_what_is_missing(tmp_path: Path) -> None:
     told = run("--help", module="labelmint.cli").stdout
-    assert "pull" in told and "verify" in told
-    for command in ("pull", "verify"):
+    for command in ("pull", "verify", "upload"):
+        assert command in told
         assert run(command, "--help", module="labelmint.cli").stdout == run(command, "--help").stdout
     # A module that is None is as good as not installed.
     script = (

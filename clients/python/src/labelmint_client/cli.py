@@ -1,14 +1,17 @@
-"""The commands `pull` and `verify`, of the program `labelmint` and of `python -m labelmint_client`.
+"""The commands `pull`, `verify` and `upload`, of the program `labelmint` and of `python -m labelmint_client`.
 
 Rules of this file:
 - It only turns arguments into options and prints results. `labelmint_client.pull` does the work.
-- The libraries of the extra `pull` are imported only when a command runs, so that `--help` works without them.
+- The libraries of the extras `pull` and `s3` are imported when a command runs, so `--help` works without them.
+- `pull` also takes options from the variable LABELMINT_PULL_OPTIONS. Those of the command line come after them and win.
 - Exit code 0: done. 1: `verify` found a difference. 2: an error, reported in one line on stderr. 130, 143: interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
 import signal
 import sys
 import threading
@@ -30,18 +33,30 @@ if TYPE_CHECKING:
 _SILENT_SECONDS = 1.0  # how long to wait for the service before printing that the command is waiting
 _SAMPLES = 100  # how many samples `verify` requests from a service by default
 _OF_THE_SERVICE = ("sample", "token_file", "tls", "tls_ca", "tls_certificate", "tls_key", "insecure")
+_PULL_OPTIONS = "LABELMINT_PULL_OPTIONS"
 _LOG_SECONDS = 30.0  # between two progress lines if stderr is not a terminal
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command and raise SystemExit. `arguments` begin with the command's name; None: the process's arguments."""
-    parsed = _parser().parse_args(arguments)
+    parsed = _parser().parse_args(_with_pull_options(list(sys.argv[1:] if arguments is None else arguments)))
     # The first process of a container ignores SIGTERM unless it installs a handler.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         raise SystemExit(_run(parsed))
     except ModuleNotFoundError as error:
-        _fail(f"{error.name} is missing; run `pip install './clients/python[pull]'` in a clone of labelmint")
+        extra = "pull,s3" if (error.name or "").startswith("boto") else "pull"
+        _fail(f"{error.name} is missing; run `pip install './clients/python[{extra}]'` in a clone of labelmint")
+
+
+def _with_pull_options(arguments: list[str]) -> list[str]:
+    """Insert the options of the environment, where a Job of Kubernetes holds them in one variable."""
+    if arguments[:1] != ["pull"]:
+        return arguments
+    try:
+        return ["pull", *shlex.split(os.environ.get(_PULL_OPTIONS, "")), *arguments[1:]]
+    except ValueError as error:
+        _fail(f"{_PULL_OPTIONS}: {error}; write options as on a command line")
 
 
 def _run(parsed: argparse.Namespace) -> int:
@@ -69,13 +84,14 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_pull(commands.add_parser("pull", help="write accepted samples to a directory, as a data set"))
     _add_verify(commands.add_parser("verify", help="check a pulled directory, optionally against a live service"))
+    _add_upload(commands.add_parser("upload", help="send a complete pull to S3, the manifest last"))
     return parser
 
 
 def _add_pull(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Write accepted samples to a directory. After an interruption or a kill, the same command continues. With a "
-        "larger --count, it also extends a complete pull."
+        "larger --count, it also extends a complete pull. Options may also be in the variable LABELMINT_PULL_OPTIONS."
     )
     parser.set_defaults(run=_pull)
     parser.add_argument("out", type=Path, help="directory to create, or one with a pull to continue")
@@ -126,6 +142,19 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
         help=f"how many samples to request from the service and compare (default: {_SAMPLES})",
     )
     _add_connection(parser, None)
+
+
+def _add_upload(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Send a complete pull to S3, its manifest last. After an interruption or a kill, the same command continues. "
+        "The variables of AWS tools set credentials, region and endpoint: AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ..."
+    )
+    parser.set_defaults(run=_upload)
+    parser.add_argument("out", type=Path, help="directory with a complete pull, or with parts that are complete pulls")
+    parser.add_argument("url", help="where to: s3://BUCKET/PREFIX")
+    parser.add_argument(
+        "--part", help="send only this part of the directory, and the manifest of the whole if that was the last one"
+    )
 
 
 def _add_connection(parser: argparse.ArgumentParser, endpoint: str | None) -> None:
@@ -219,6 +248,18 @@ def _verify(parsed: argparse.Namespace) -> int:
     verdict = {0: "no difference", 1: "1 difference"}.get(len(report.problems), f"{len(report.problems)} differences")
     print(f"{parsed.out}: compared {report.files} files with the manifest{served}: {verdict}")
     return 1 if report.problems else 0
+
+
+def _upload(parsed: argparse.Namespace) -> int:
+    from labelmint_client.pull.uploading import upload
+
+    done = upload(parsed.out, parsed.url, parsed.part)
+    counts = f"{done.sent} files sent, {done.kept} were there"
+    if done.complete:
+        print(f"{parsed.url} is complete: {counts}")
+    else:
+        print(f"{parsed.url} has {parsed.part}: {counts}; whoever sends the last part completes it")
+    return 0
 
 
 class _Bar(AbstractContextManager["_Bar"]):

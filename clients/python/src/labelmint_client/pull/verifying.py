@@ -36,12 +36,15 @@ def verify(out: Path | str, client: Client | None = None, sample_count: int | No
     """Compare the sizes and SHA-256 of all files with the manifest; with a client, also samples with the service.
 
     sample_count: how many samples to request from the service, spread evenly over the pull; None for all.
+    A directory of parts, as many pods pull it, has a manifest that lists the parts: each of them is compared.
     Raises PullError if there is no complete pull, and LabelmintError if a call to the service fails.
     """
     out = Path(out)
     manifest = completed(out)
     if manifest is None:
         raise PullError(f"{out} has no {MANIFEST}: it is not a pull, or the pull is not complete")
+    if "parts" in manifest:
+        return _verify_parts(out, manifest["parts"], client, sample_count)
     problems, files = [], 0
     for file in (*manifest["files"], *(file for line in _lines(out) for file in line["files"])):
         problems += _file_problems(out, file)
@@ -53,6 +56,21 @@ def verify(out: Path | str, client: Client | None = None, sample_count: int | No
     chosen = (line for index, line in enumerate(_lines(out)) if index * count % total < count)
     compared, differing = _compare(client, manifest, chosen)
     return Report(files, compared, problems + differing)
+
+
+def _verify_parts(out: Path, parts: list[Json], client: Client | None, sample_count: int | None) -> Report:
+    """Verify a directory whose manifest lists the manifests of complete pulls below it. They share the samples."""
+    share = None if sample_count is None else -(-sample_count // len(parts))
+    files, samples, problems = 0, 0, list[str]()
+    for part in parts:
+        directory = (out / part["path"]).parent
+        problems += _file_problems(out, part)
+        files += 1
+        if completed(directory) is not None:
+            report = verify(directory, client, share)
+            files, samples = files + report.files, samples + report.samples
+            problems += [f"{directory.name}/{problem}" for problem in report.problems]
+    return Report(files, samples, problems)
 
 
 def _lines(out: Path) -> Iterator[Json]:

@@ -30,7 +30,7 @@ def finish(directory: Path, shard_index: int, shard_count: int) -> str:
         manifest = json.loads(content)
         request = manifest["request"]
         if (request.pop("shard_index"), request["shard_count"]) != (index, shard_count):
-            raise SystemExit(f"{name} is not shard {index} of {shard_count}: pull into an empty volume")
+            raise SystemExit(f"{name} is not shard {index} of {shard_count}: name another DATA_SET")
         heads.append({"model": manifest["model"], "request": request})
         counts = {key: manifest[key] for key in counted}
         parts.append({"path": name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(), **counts})
