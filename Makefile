@@ -13,6 +13,7 @@ OPENVINO := .venv-openvino
 MUTANTS := .venv-mutants
 RELEASE := .venv-release
 DIST := dist
+SOURCE := .
 PIP_FLAGS := --quiet --disable-pip-version-check --prefer-binary
 UV_VERSION := 0.13.9
 SERVE_EXTRAS := calibrate,docs,triton
@@ -35,7 +36,7 @@ CLIENT := clients/python/src/labelmint_client
 COPY_PROTO = cp service/labelmint/v1/sample_service_pb2* $(CLIENT)/v1/ && \
 	sed -i 's/^from labelmint\.v1 import/from labelmint_client.v1 import/' $(CLIENT)/v1/sample_service_pb2_grpc.py
 
-.PHONY: serve test unit check lock mutants torture bench proto released-proto fiftyone oldest rivals openvino release packages papers audit clean
+.PHONY: serve test unit check lock mutants torture bench proto released-proto fiftyone oldest rivals openvino release packages manifests papers audit clean
 
 # ARGS holds options for `labelmint serve`: make serve ARGS="--http-port 9090". If the checkout is read-only, set SERVE
 # to a directory elsewhere: the environment is created there, with a copy of the program.
@@ -115,6 +116,7 @@ release: packages
 	@$(TEST)/bin/python -m pip --python $(RELEASE)/bin/python install $(PIP_FLAGS) \
 		"$$(echo $(DIST)/labelmint-*.whl)[$(SERVE_EXTRAS)]" $(DIST)/labelmint_client-*.whl
 	@rm $(RELEASE)/lib/python*/site-packages/labelmint*/direct_url.json  # their path on this machine
+	@$(MAKE) --no-print-directory manifests SOURCE=build/release/source
 	@$(MAKE) --no-print-directory papers audit
 	@cd $(DIST) && sha256sum -- * > SHA256SUMS
 	@cat $(DIST)/SHA256SUMS
@@ -134,6 +136,15 @@ packages: $(TEST)/.ready
 		mkdir build/release/again && tar -xzf $$archive -C build/release/again && \
 		tar --sort=name --mtime=@$$SOURCE_DATE_EPOCH --owner=0 --group=0 --numeric-owner --mode=go=rX,u+rw \
 			-cf - -C build/release/again $$(ls build/release/again) | gzip -n >$$archive && rm -r build/release/again || exit 1; \
+	done
+
+# Renders each overlay of $(SOURCE) to one file, which `kubectl apply -f` takes. Only complete files are in dist/.
+manifests: $(TEST)/.ready
+	@mkdir -p $(DIST)
+	@for overlay in $(SOURCE)/k8s/overlays/*/; do \
+		name=labelmint-$$(basename $$overlay).yaml; \
+		$(TEST)/bin/kubectl kustomize $$overlay >$(DIST)/$$name.part && mv $(DIST)/$$name.part $(DIST)/$$name || exit 1; \
+		echo $(DIST)/$$name; \
 	done
 
 # Writes the release documents about the packages in $(RELEASE): exact versions, licences, software bill of materials.

@@ -22,7 +22,7 @@ from simulation.clients import Job, JobSpec
 from simulation.cluster import Cluster, Provisioning
 from simulation.manifests import Shipped
 from simulation.service import Gateway, Profile
-from simulation.signals import Demand, Prometheus, Signal
+from simulation.signals import Demand, GatewayPods, Prometheus, Signal
 
 Array = npt.NDArray[np.float64]
 HOUR = 3600.0
@@ -38,7 +38,8 @@ ON_DEMAND = Provisioning()
 class Scenario:
     """A workload of `seconds`. `max_replicas` and `gateways` are set if the shipped numbers are too small for it.
 
-    `vanish_at`: the time in seconds at which half of the nodes vanish at once.
+    `rolled_out_at`: the times in seconds at which a roll-out of the gateways begins. `vanish_at`: the time in seconds at
+    which half of the nodes vanish at once.
     """
 
     name: str
@@ -49,12 +50,13 @@ class Scenario:
     gateways: int | None = None
     slice_of: int = 1
     provisioning: Provisioning = ON_DEMAND
+    rolled_out_at: tuple[float, ...] = ()
     vanish_at: float | None = None
 
 
 def one_job() -> Scenario:
     job = JobSpec(start=0.5 * HOUR, rate=250.0, total=250 * 1800)
-    return Scenario("one_job", "one training job of half an hour, in two hours", (job,), 2 * HOUR)
+    return Scenario("one_job", "one training job of half an hour, in two hours", (job,), 2 * HOUR, rolled_out_at=(2700.0,))
 
 
 def day(seed: int = 0) -> Scenario:
@@ -65,7 +67,7 @@ def day(seed: int = 0) -> Scenario:
     while (time := time + rng.exponential(1 / most)) < length:
         if rng.random() < (0.5 - 0.5 * math.cos(2 * math.pi * time / length)) ** 2:
             jobs.append(JobSpec(start=time, rate=50.0, total=int(50 * rng.uniform(300, 900))))
-    return Scenario("day", "jobs that follow a day, compressed to four hours", tuple(jobs), length)
+    return Scenario("day", "jobs that follow a day, compressed to four hours", tuple(jobs), length, rolled_out_at=(1.5 * HOUR, 2.5 * HOUR))
 
 
 def thousand_jobs() -> Scenario:
@@ -80,6 +82,7 @@ def thousand_jobs() -> Scenario:
         max_replicas=8000,
         gateways=math.ceil(streams / 64),
         slice_of=slice_of,
+        rolled_out_at=(900.0,),
     )
 
 
@@ -87,7 +90,7 @@ def spot() -> Scenario:
     jobs = tuple(JobSpec(start=300.0 + 60.0 * n, rate=150.0, total=150 * 2700) for n in range(4))
     nodes = Provisioning(lifetime_seconds=0.75 * HOUR)
     title = "four training jobs on spot nodes that live 45 minutes; once half of them vanish"
-    return Scenario("spot", title, jobs, HOUR, provisioning=nodes, vanish_at=0.5 * HOUR)
+    return Scenario("spot", title, jobs, HOUR, provisioning=nodes, rolled_out_at=(2700.0,), vanish_at=0.5 * HOUR)
 
 
 def scenarios() -> tuple[Scenario, ...]:
@@ -153,7 +156,8 @@ def simulate(
         node_idle_seconds=shipped.node_idle_seconds,
         rng=rng,
     )
-    seen = Prometheus(env, gateway, cluster, scrape_seconds=shipped.scrape_seconds, slice_of=parts)
+    pods = GatewayPods(gateways, scenario.rolled_out_at)
+    seen = Prometheus(env, gateway, cluster, pods=pods, scrape_seconds=shipped.scrape_seconds, slice_of=parts)
     jobs = [Job(env, gateway, spec, rng=rng) for spec in scenario.jobs]
     scaling = _Scaling(
         env,

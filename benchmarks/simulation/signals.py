@@ -24,7 +24,24 @@ from simulation.service import Gateway, Triton
 
 RATE_SECONDS = 60.0
 KEPT_SECONDS = 120.0
+REPLACED_SECONDS = 20.0  # a gateway starts, becomes ready, and the one that it replaces drains
 SHORT_SECONDS = 30.0  # of the form `larger mean`
+
+
+@dataclass(frozen=True)
+class GatewayPods:
+    """The pods that the simulated gateway stands for. Each reports the same share of the demand.
+
+    `rolled_out_at`: in a roll-out, a pod is replaced every REPLACED_SECONDS; its clients move to the others at once.
+    """
+
+    count: int
+    rolled_out_at: tuple[float, ...]
+
+    def at(self, now: float) -> list[tuple[int, int]]:
+        """Return the identities of the pods at a time."""
+        replaced = [int((now - begun) / REPLACED_SECONDS) for begun in self.rolled_out_at if now >= begun]
+        return [(number, sum(number < done for done in replaced)) for number in range(self.count)]
 
 
 @dataclass(frozen=True)
@@ -33,21 +50,32 @@ class Scrape:
 
     time: float
     demand: float
+    gateways: list[tuple[int, int]]
     delivered: float
     pending: dict[Triton, int]
     tritons: dict[Triton, tuple[float, float, float]]
 
     def of(self, name: str) -> dict[object, float]:
-        """Return the value of a metric by pod; the gateways count as one that never ends."""
-        return dict(self.pending) if name == "pending" else {None: self.demand}
+        """Return the value of a metric by pod."""
+        if name == "pending":
+            return dict(self.pending)
+        return dict.fromkeys(self.gateways, self.demand / len(self.gateways))
 
 
 class Prometheus:
     """Scrapes every `scrape_seconds`. If one simulated part stands for `slice_of` parts, sums are multiplied by it."""
 
     def __init__(
-        self, env: simpy.Environment, gateway: Gateway, cluster: Cluster, *, scrape_seconds: float, slice_of: int = 1
+        self,
+        env: simpy.Environment,
+        gateway: Gateway,
+        cluster: Cluster,
+        *,
+        pods: GatewayPods,
+        scrape_seconds: float,
+        slice_of: int = 1,
     ) -> None:
+        self._pods = pods
         self._env = env
         self._gateway = gateway
         self._cluster = cluster
@@ -68,6 +96,7 @@ class Prometheus:
         return Scrape(
             self._env.now,
             self.owed(),
+            self._pods.at(self._env.now),
             self._slice_of * self._gateway.accepted,
             {triton: self._slice_of * triton.pending for triton in tritons},
             {triton: (triton.busy_seconds(), triton.queue_seconds, triton.compute_seconds) for triton in tritons},

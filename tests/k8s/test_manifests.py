@@ -319,6 +319,7 @@ def test_models_come_from_one_place(render: Any) -> None:
     for store, start in (
         ("base", "/models"),
         ("base+model-store/s3", "s3://"),
+        ("base+model-store/minio", "s3://http://"),
         ("base+model-store/gcs", "gs://"),
         ("base+model-store/pvc", "/models"),
     ):
