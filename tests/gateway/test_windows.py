@@ -265,6 +265,17 @@ async def test_one_that_fails_everything_at_once_does_not_get_what_waits_for_the
         assert broken.calls == len(work.failed) <= INITIAL
 
 
+async def test_one_that_fails_at_once_is_not_taken_for_a_fast_one() -> None:
+    broken = Told(FACES)
+    broken.fails = True
+    async with serving(broken) as client:
+        await client.model_configs()
+        work = Work(client)
+        work.add(10 * INITIAL)
+        await asyncio.wait_for(asyncio.gather(*work.tasks), 60)
+        assert broken.calls == len(work.failed) == 10 * INITIAL and client.room(*FACES) == INITIAL
+
+
 async def test_samples_of_a_model_wait_for_a_triton_that_has_it() -> None:
     """In a roll-out only the first new Triton has the new version, and all ask for it."""
     old, new = Told(FACES), Told(FACES, OTHER)

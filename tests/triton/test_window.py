@@ -31,6 +31,7 @@ def grown(target: int) -> tuple[Window, float]:
     window, now = Window(), 0.0
     while size(window, now) < target:
         now += 1.0
+        assert now < 100, "it does not grow"
         for begun in fill(window, now):
             window.end(begun, now, answered=True)
     return window, now

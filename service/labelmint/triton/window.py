@@ -33,7 +33,7 @@ class Window:
     def __init__(self) -> None:
         self.inside = 0
         self._size = float(INITIAL)
-        self._full_at = float("-inf")  # when it was full last
+        self._full_at = float("-inf")  # when a sample filled it last
         # The most samples that were inside since then; every ANSWER_SECONDS it begins anew.
         self._since, self._most = float("-inf"), 0
         # The round of answers that was late: its samples began before, and the window had this size.
@@ -59,8 +59,6 @@ class Window:
     def end(self, begun: float, now: float, *, answered: bool) -> None:
         """The call of a sample has ended that began at `begun`; `answered` with a result."""
         self._forget(now)
-        if not self.room(now):
-            self._full_at = now
         self.inside -= 1
         if now - begun > ANSWER_SECONDS:
             if begun >= self._late_at:
