@@ -12,11 +12,11 @@ from onnx import TensorProto, helper
 
 from labelmint.cli import main
 from labelmint.export.memory import ARENA_FACTOR, TRITON_BYTES, WEIGHT_COPIES, advice, live_bytes, needed_bytes
-from labelmint.export.repository import export_repository
 from labelmint.models.store import save_generator, save_interpreter
 from labelmint.triton.model_config import read_config, write_config
 from tests.conftest import REPOSITORY
-from tests.support.models import files, small, tiny_weights
+from tests.support.models import files, small
+from tests.support.repositories import copy_model
 
 pytestmark = pytest.mark.torch
 
@@ -133,9 +133,7 @@ def export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     return run
 
 
-def test_export_prints_the_memory_with_and_without_the_staged_pipeline(
-    export: Export, tmp_path: Path, tiny_repository: Path
-) -> None:
+def test_export_prints_the_memory_with_and_without_the_staged_pipeline(export: Export, tmp_path: Path) -> None:
     *_, said = export()
     repository = tmp_path / "repository"
     both, fused = mebibytes(repository, "tiny", "tiny_staged"), mebibytes(repository, "tiny")
@@ -144,22 +142,27 @@ def test_export_prints_the_memory_with_and_without_the_staged_pipeline(
         f"Triton needs up to {both} MiB on a CPU to serve tiny, tiny_staged; "
         f"{fused} MiB without the staged ensembles (--no-staged)"
     )
+    before = files(repository)
     lines = export("--no-staged")
     assert lines[-1] == f"Triton needs up to {fused} MiB on a CPU to serve tiny"
     assert not any("staged" in line for line in lines)
     left = {"tiny", "tiny_generator", "tiny_style_interpreter"}
     assert {path.name for path in repository.iterdir()} == left
-    wanted = {path: digest for path, digest in files(tiny_repository).items() if path.split("/")[0] in left}
+    wanted = {path: digest for path, digest in before.items() if path.split("/")[0] in left}
     assert files(repository) == wanted, "what is left has the same bytes"
 
 
 def test_the_sentence_is_about_all_onnx_models_of_the_repository(tmp_path: Path, tiny_repository: Path) -> None:
     repository = Path(shutil.copytree(tiny_repository, tmp_path / "repository"))
-    export_repository(repository, "tiny", tiny_weights(2), version=2, staged=False)
-    export_repository(repository, "scripted", tiny_weights(), file_format="torchscript", staged=False)
+    copy_model(repository, "tiny", "other")
+    altered(repository, "other_generator", batch=8)  # its own size, which must be in the sum
+    copy_model(repository, "tiny", "scripted")
+    path = repository / "scripted_style_interpreter" / "config.pbtxt"
+    path.write_text(path.read_text().replace('backend: "onnxruntime"', 'backend: "pytorch"'))
     said = advice(repository)
-    assert said.startswith(f"Triton needs up to {mebibytes(repository, 'tiny', 'tiny_staged', 'tiny_v2')} MiB ")
-    assert " to serve tiny, tiny_staged, tiny_v2; " in said
-    for name in ("tiny", "tiny_staged", "tiny_v2"):
+    assert said.startswith(f"Triton needs up to {mebibytes(repository, 'other', 'tiny', 'tiny_staged')} MiB ")
+    assert " to serve other, tiny, tiny_staged; " in said
+    assert f"; {mebibytes(repository, 'other', 'tiny')} MiB without" in said
+    for name in ("tiny", "tiny_staged", "other"):
         shutil.rmtree(repository / name)
     assert advice(repository) == "", "nothing was measured of TorchScript"
