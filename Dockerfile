@@ -11,15 +11,17 @@ WORKDIR /source
 COPY pyproject.toml README.md LICENSE requirements.lock ./
 COPY service service
 RUN /opt/pip/bin/pip --python /opt/labelmint/bin/python install --no-cache-dir --prefer-binary \
-    --constraint requirements.lock '.[calibrate,docs,tracing,triton]'
+    --constraint requirements.lock '.[calibrate,docs,tracing,triton]' \
+    && find /opt/labelmint -type d -name tests -prune -exec rm -r '{}' +
 
 FROM debian:bookworm-slim
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends python3=3.11.2-1+b1 \
     && rm -rf /var/lib/apt/lists/*
-# Fonts for class and keypoint names in pictures, in any script.
+# Fonts for class and keypoint names in pictures, in any script. Triton's Python backend loads libpython.
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends fonts-dejavu-core=2.37-6 fonts-unifont=1:15.0.01-2 \
+    && apt-get install --yes --no-install-recommends \
+        fonts-dejavu-core=2.37-6 fonts-unifont=1:15.0.01-2 'libpython3.11=3.11.2-*' \
     && rm -rf /var/lib/apt/lists/*
 COPY --from=build /opt/labelmint /opt/labelmint
 COPY model_repository /model_repository

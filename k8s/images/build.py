@@ -16,6 +16,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -146,7 +147,8 @@ def labels_of(image: Image, version: str, revision: str, source: str | None) -> 
     return {f"org.opencontainers.image.{key}": value for key, value in said.items()}
 
 
-def main() -> None:
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Read the command line. Raises SystemExit with a message for what cannot work."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--name", default="localhost/labelmint", help="registry and name, as in ghcr.io/you/labelmint")
     parser.add_argument("--with", dest="program", choices=("buildah", "docker"), default="buildah")
@@ -154,17 +156,25 @@ def main() -> None:
     parser.add_argument("--source", help="URL of the source code, for the label")
     parser.add_argument("--bills", type=Path, default=ROOT / "dist" / "images", help="directory for the bills")
     parser.add_argument("images", nargs="*", default=list(IMAGES), help=f"of {', '.join(IMAGES)}; all of them if none")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if unknown := set(options.images) - IMAGES.keys():
-        parser.error(f"unknown image {min(unknown)}; there are {', '.join(IMAGES)}")
-    if options.program == "buildah" and os.geteuid() != 0:  # only in a user namespace it may mount an image
-        os.execvp("buildah", ["buildah", "unshare", sys.executable, *sys.argv])
+        parser.error(f"there is no image {min(unknown)}; there are {', '.join(IMAGES)}")
+    if options.push and options.name.startswith("localhost/"):
+        parser.error("--push needs --name with a registry, as in --name ghcr.io/you/labelmint")
+    if shutil.which(options.program) is None:
+        parser.error(f"{options.program} is not installed (on Debian: apt-get install {options.program})")
+    return options
 
-    tool = Docker() if options.program == "docker" else Buildah()
+
+def main() -> None:
+    options = parse(sys.argv[1:])
     (version,) = re.findall(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     revision = run("git", "rev-parse", "HEAD") + ("-dirty" if run("git", "status", "--porcelain") else "")
     if options.push and revision.endswith("-dirty"):
-        parser.error("the checkout has uncommitted changes; commit them before a push")
+        raise SystemExit("the checkout has uncommitted changes; commit them before a push")
+    if options.program == "buildah" and os.geteuid() != 0:  # only in a user namespace it may mount an image
+        os.execvp("buildah", ["buildah", "unshare", sys.executable, *sys.argv])
+    tool = Docker() if options.program == "docker" else Buildah()
     options.bills.mkdir(parents=True, exist_ok=True)
     rows = []
     for name in options.images:
@@ -172,7 +182,7 @@ def main() -> None:
         tags = [f"{options.name}{image.suffix}:{tag}" for tag in (version, revision)]
         tool.build(image.dockerfile, tags, labels_of(image, version, revision, options.source))
         with tool.root(tags[0]) as root:
-            content = json.dumps(bill(root, tags[0].rpartition(":")[0], version, revision), indent=2) + "\n"
+            content = json.dumps(bill(root, f"{options.name}{image.suffix}", version, revision), indent=2) + "\n"
         aside = options.bills / f".{name}.part"
         aside.write_text(content)
         os.replace(aside, options.bills / f"{name}.cdx.json")

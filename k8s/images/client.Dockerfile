@@ -9,7 +9,8 @@ WORKDIR /source
 COPY requirements.lock ./
 COPY clients/python client
 RUN /opt/pip/bin/pip --python /opt/labelmint/bin/python install --no-cache-dir --prefer-binary \
-    --constraint requirements.lock './client[pull,s3]'
+    --constraint requirements.lock './client[pull,s3]' \
+    && find /opt/labelmint -type d -name tests -prune -exec rm -r '{}' +
 
 FROM debian:bookworm-slim
 RUN apt-get update \

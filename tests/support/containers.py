@@ -4,7 +4,7 @@ Rules of this file:
 - What a manifest asks of a container is either done here or refused, so that no test passes because of an omission.
 - The containers of one `Network` reach each other on its loopback interface under the names that /etc/hosts gives, as
   the containers of a pod would. Their ports are free on every machine, because no other process is in that network.
-- No container has a capability, a tenth part of the machine's devices, or a way to new privileges.
+- No container has a capability, a device of the machine, or a way to new privileges.
 """
 
 from __future__ import annotations
@@ -44,9 +44,10 @@ class Network:
         """Return a command that runs another one in this network."""
         return [*ROOT_WORDS, "nsenter", f"--net=/proc/{self.pid}/ns/net", *map(str, command)]
 
-    def curl(self, url: str, *options: str) -> bytes:
+    def curl(self, url: str) -> bytes:
         """Return the body of a successful answer. Raises CalledProcessError otherwise."""
-        command = self.words("curl", "--silent", "--show-error", "--fail-with-body", "--max-time", "120", *options, url)
+        here = ("--connect-to", "::127.0.0.1:")  # every name is this network
+        command = self.words("curl", "--silent", "--show-error", "--fail", "--max-time", "120", *here, url)
         return subprocess.run(command, capture_output=True, check=True, env={"PATH": os.environ["PATH"]}).stdout
 
     def answers(self, url: str) -> bool:
@@ -123,8 +124,11 @@ class Container:
         return self.process.wait(seconds)
 
     def until_answers(self, net: Network, url: str) -> None:
-        """Wait until the URL answers. Raises AssertionError with the log if the container ends before."""
-        wait_for(lambda: net.answers(url) or self.process.poll() is not None, 120)
+        """Wait until the URL answers. Raises AssertionError with the log if it does not, or if the container ends."""
+        try:
+            wait_for(lambda: net.answers(url) or self.process.poll() is not None, 180)
+        except AssertionError as error:
+            raise AssertionError(f"{url} does not answer: {self.log}") from error
         assert self.process.poll() is None, self.log
 
     def signal(self, number: int) -> None:
