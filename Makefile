@@ -36,7 +36,7 @@ CLIENT := clients/python/src/labelmint_client
 COPY_PROTO = cp service/labelmint/v1/sample_service_pb2* $(CLIENT)/v1/ && \
 	sed -i 's/^from labelmint\.v1 import/from labelmint_client.v1 import/' $(CLIENT)/v1/sample_service_pb2_grpc.py
 
-.PHONY: serve test unit check lock mutants torture bench proto released-proto fiftyone oldest rivals openvino release packages manifests papers audit clean
+.PHONY: serve test unit check lock mutants torture bench images proto released-proto fiftyone oldest rivals openvino release packages manifests papers audit clean
 
 # ARGS holds options for `labelmint serve`: make serve ARGS="--http-port 9090". If the checkout is read-only, set SERVE
 # to a directory elsewhere: the environment is created there, with a copy of the program.
@@ -84,6 +84,11 @@ bench: $(TEST)/.ready $(RIVALS)/.ready
 	$(TEST)/bin/python benchmarks/labels_train_models.py
 	$(TEST)/bin/python benchmarks/gpu_plan.py
 	$(TEST)/bin/python benchmarks/report.py
+
+# Builds the images with buildah and prints their sizes and digests. ARGS holds options, which `ARGS=--help` lists:
+# make images ARGS="--push --name registry.example/labelmint".
+images:
+	@$(PYTHON) k8s/images/build.py $(ARGS)
 
 proto: $(TEST)/.ready
 	$(TEST)/bin/python -m grpc_tools.protoc -Iprotos --python_out=service --pyi_out=service \

@@ -1,12 +1,21 @@
-# The client's `pull` and `verify`, for k8s/jobs. Build it from the root of the repository:
-#   docker buildx build --push --file k8s/images/client.Dockerfile --tag REGISTRY/labelmint/client .
-FROM python:3.12-slim-bookworm@sha256:782412e85d0f0984994c290652577d4018aff08145c85b262bb63dc0c7522254 AS build
+# The client's `pull` and `verify`, for k8s/jobs. `make images` builds it.
+FROM debian:bookworm-slim AS build
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends python3-venv=3.11.2-1+b1 \
+    && rm -rf /var/lib/apt/lists/* \
+    && python3 -m venv /opt/pip \
+    && python3 -m venv --without-pip /opt/labelmint
 WORKDIR /source
-COPY clients/python .
-RUN python -m venv /opt/labelmint \
-    && /opt/labelmint/bin/pip install --no-cache-dir --prefer-binary '.[pull]'
+COPY requirements.lock ./
+COPY clients/python client
+RUN /opt/pip/bin/pip --python /opt/labelmint/bin/python install --no-cache-dir --prefer-binary \
+    --constraint requirements.lock './client[pull,s3]' \
+    && find /opt/labelmint -type d -name tests -prune -exec rm -r '{}' +
 
-FROM python:3.12-slim-bookworm@sha256:782412e85d0f0984994c290652577d4018aff08145c85b262bb63dc0c7522254
+FROM debian:bookworm-slim
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends python3=3.11.2-1+b1 \
+    && rm -rf /var/lib/apt/lists/*
 COPY --from=build /opt/labelmint /opt/labelmint
 ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 USER 10001:10001

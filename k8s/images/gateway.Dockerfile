@@ -1,13 +1,21 @@
-# The gateway, with no torch and no Triton. Build it from the root of the repository:
-#   docker buildx build --push --file k8s/images/gateway.Dockerfile --tag REGISTRY/labelmint/gateway .
-FROM python:3.12-slim-bookworm@sha256:782412e85d0f0984994c290652577d4018aff08145c85b262bb63dc0c7522254 AS build
+# The gateway, with no torch and no Triton. `make images` builds it.
+FROM debian:bookworm-slim AS build
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends python3-venv=3.11.2-1+b1 \
+    && rm -rf /var/lib/apt/lists/* \
+    && python3 -m venv /opt/pip \
+    && python3 -m venv --without-pip /opt/labelmint
 WORKDIR /source
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml README.md LICENSE requirements.lock ./
 COPY service service
-RUN python -m venv /opt/labelmint \
-    && /opt/labelmint/bin/pip install --no-cache-dir --prefer-binary '.[docs,tracing]'
+RUN /opt/pip/bin/pip --python /opt/labelmint/bin/python install --no-cache-dir --prefer-binary \
+    --constraint requirements.lock '.[docs,tracing]' \
+    && find /opt/labelmint -type d -name tests -prune -exec rm -r '{}' +
 
-FROM python:3.12-slim-bookworm@sha256:782412e85d0f0984994c290652577d4018aff08145c85b262bb63dc0c7522254
+FROM debian:bookworm-slim
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends python3=3.11.2-1+b1 \
+    && rm -rf /var/lib/apt/lists/*
 # Fonts for class and keypoint names in pictures, in any script.
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends fonts-dejavu-core=2.37-6 fonts-unifont=1:15.0.01-2 \

@@ -1,5 +1,5 @@
-# The model repository, which an init container copies. Build it from the root of the repository:
-#   docker buildx build --push --file k8s/images/models.Dockerfile --tag REGISTRY/labelmint/models .
-FROM busybox:1.37.0@sha256:9db7b59979c38555a39def84a31fb98b5296952f9e3afd4f6f11f05b07adfab0
+# The models that are served, which an init container copies. `make images` builds it; .dockerignore leaves out the
+# staged pipelines.
+FROM debian:bookworm-slim
 COPY model_repository /model_repository
 USER 1000:1000
