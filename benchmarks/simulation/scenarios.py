@@ -38,8 +38,8 @@ ON_DEMAND = Provisioning()
 class Scenario:
     """A workload of `seconds`. `max_replicas` and `gateways` are set if the shipped numbers are too small for it.
 
-    `rolled_out_at`: the times in seconds at which a roll-out of the gateways begins. `vanish_at`: the time in seconds at
-    which half of the nodes vanish at once.
+    `rolled_out_at`: the times in seconds at which a roll-out of the gateways begins. `vanish_at`: the time in seconds
+    at which half of the nodes vanish at once.
     """
 
     name: str
@@ -56,7 +56,9 @@ class Scenario:
 
 def one_job() -> Scenario:
     job = JobSpec(start=0.5 * HOUR, rate=250.0, total=250 * 1800)
-    return Scenario("one_job", "one training job of half an hour, in two hours", (job,), 2 * HOUR, rolled_out_at=(2700.0,))
+    return Scenario(
+        "one_job", "one training job of half an hour, in two hours", (job,), 2 * HOUR, rolled_out_at=(2700.0,)
+    )
 
 
 def day(seed: int = 0) -> Scenario:
@@ -67,7 +69,13 @@ def day(seed: int = 0) -> Scenario:
     while (time := time + rng.exponential(1 / most)) < length:
         if rng.random() < (0.5 - 0.5 * math.cos(2 * math.pi * time / length)) ** 2:
             jobs.append(JobSpec(start=time, rate=50.0, total=int(50 * rng.uniform(300, 900))))
-    return Scenario("day", "jobs that follow a day, compressed to four hours", tuple(jobs), length, rolled_out_at=(1.5 * HOUR, 2.5 * HOUR))
+    return Scenario(
+        "day",
+        "jobs that follow a day, compressed to four hours",
+        tuple(jobs),
+        length,
+        rolled_out_at=(1.5 * HOUR, 2.5 * HOUR),
+    )
 
 
 def thousand_jobs() -> Scenario:
