@@ -64,6 +64,12 @@ class Rendered:
         return found | {each["name"]: each["value"] for each in container.get("env", []) if "value" in each}
 
 
+def deployment(manifests: Rendered, name: str) -> tuple[Object, Object]:
+    """Return the pod's specification and its first container."""
+    spec = manifests.named("Deployment", f"labelmint-{name}")["spec"]["template"]["spec"]
+    return spec, spec["containers"][0]
+
+
 def together(manifests: Rendered) -> list[Object]:
     """Return the objects of a composition; a job's with those of the service that it calls."""
     service = SERVICES.get(manifests.name.partition("+")[0])

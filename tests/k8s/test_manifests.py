@@ -1,7 +1,6 @@
 """Tests of what schemas cannot check: the parts of a composition fit each other and the programs that they run."""
 
 import re
-from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -9,26 +8,16 @@ import yaml
 
 from labelmint.gateway.process.settings import ServeSettings
 from labelmint.gateway.rest.middleware import ALIVE_PATH, READY_PATH
-from tests.k8s.conftest import COMPOSITIONS, JOBS, K8S, OVERLAYS, Rendered
-from tests.support.kubernetes import Object, containers
+from tests.k8s.conftest import COMPOSITIONS, JOBS, K8S, OVERLAYS, Rendered, deployment
+from tests.support.kubernetes import Object, containers, quantity
 
 pytestmark = pytest.mark.unit
 
 
-QUANTITY = re.compile(r"(\d+(?:\.\d+)?)(m|k|Ki|M|Mi|G|Gi|T|Ti)?")
-UNITS = {None: 1, "m": Decimal("0.001"), "k": 10**3, "Ki": 2**10, "M": 10**6, "Mi": 2**20}
-UNITS |= {"G": 10**9, "Gi": 2**30, "T": 10**12, "Ti": 2**40}
 TRITON_PATHS = {"/v2/health/live", "/v2/health/ready"}
 ZEROS = "sha256:" + "0" * 64
 # Two batches: one running and one waiting.
 SAMPLES_PER_TRITON = 32
-
-
-def quantity(text: str) -> Decimal:
-    """Parse a Kubernetes quantity. Raises AssertionError if it is not one."""
-    match = QUANTITY.fullmatch(text)
-    assert match is not None, f"{text!r} is not a quantity"
-    return Decimal(match[1]) * UNITS[match[2]]
 
 
 def selected(manifests: Rendered, selector: dict[str, str]) -> list[Object]:
@@ -40,12 +29,6 @@ def selected(manifests: Rendered, selector: dict[str, str]) -> list[Object]:
 
 def ports(template: Object) -> dict[str, int]:
     return {port["name"]: port["containerPort"] for each in containers(template) for port in each.get("ports", [])}
-
-
-def deployment(manifests: Rendered, name: str) -> tuple[Object, Object]:
-    """Return the pod's specification and its first container."""
-    spec = manifests.named("Deployment", f"labelmint-{name}")["spec"]["template"]["spec"]
-    return spec, spec["containers"][0]
 
 
 def seconds(manifests: Rendered, setting: str) -> float:

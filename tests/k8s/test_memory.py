@@ -13,8 +13,8 @@ from labelmint.export.memory import ARENA_FACTOR, TRITON_BYTES, WEIGHT_COPIES, n
 from labelmint.gateway.process.settings import ServeSettings
 from labelmint.triton.model_config import ensembles, read_config
 from tests.conftest import REPOSITORY, ROOT
-from tests.k8s.conftest import OVERLAYS, Rendered
-from tests.k8s.test_manifests import deployment, quantity
+from tests.k8s.conftest import OVERLAYS, Rendered, deployment
+from tests.support.kubernetes import quantity
 
 pytestmark = pytest.mark.torch  # `labelmint.export` needs packages of that environment
 

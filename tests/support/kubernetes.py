@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 Object = dict[str, Any]
@@ -23,6 +24,9 @@ KNOWN = CLUSTER_SCOPED | WITH_PODS
 KNOWN |= {"ConfigMap", "HorizontalPodAutoscaler", "NetworkPolicy", "PersistentVolumeClaim", "PodDisruptionBudget"}
 KNOWN |= {"PodMonitor", "PrometheusRule", "ScaledObject", "Secret", "Service", "ServiceAccount"}
 ADDRESS = re.compile(r"(?:s3://)?(?:https?://)?([a-z0-9-]+)(?:\.([a-z0-9-]+)\.svc(?:\.cluster\.local)?)?:(\d+)(?:/.*)?")
+QUANTITY = re.compile(r"(\d+(?:\.\d+)?)(m|k|Ki|M|Mi|G|Gi|T|Ti)?")
+UNITS = {None: 1, "m": Decimal("0.001"), "k": 10**3, "Ki": 2**10, "M": 10**6, "Mi": 2**20}
+UNITS |= {"G": 10**9, "Gi": 2**30, "T": 10**12, "Ti": 2**40}
 QUERIED_NAMESPACE = re.compile(r'namespace="([^"]*)"')
 
 
@@ -81,6 +85,13 @@ def ports_of(templates: Iterable[Object]) -> set[str | int]:
     """Return names and numbers of the ports that pods open."""
     opened = [port for each in templates for one in containers(each) for port in one.get("ports", [])]
     return {port["name"] for port in opened} | {port["containerPort"] for port in opened}
+
+
+def quantity(text: str) -> Decimal:
+    """Parse a Kubernetes quantity. Raises AssertionError if it is not one."""
+    match = QUANTITY.fullmatch(text)
+    assert match is not None, f"{text!r} is not a quantity"
+    return Decimal(match[1]) * UNITS[match[2]]
 
 
 def walk(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
