@@ -23,6 +23,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bill import bill
 
@@ -69,16 +70,18 @@ class Buildah:
         # With --layers, images share the steps that they have in common, here and in the registry.
         print(run("buildah", "bud", "--layers", "--format=oci", *told, *named, f"--file={dockerfile}", "."))
 
-    def layers(self, image: str) -> dict[str, int]:
-        """Return the sizes of the image's layers, by digest."""
-        manifest = json.loads(json.loads(run("buildah", "inspect", "--type=image", image))["Manifest"])
-        return {layer["digest"]: layer["size"] for layer in manifest["layers"]}
+    def inspect(self, image: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(run("buildah", "inspect", "--type=image", image))
+        return found
 
     def sizes(self, image: str, base: str) -> tuple[int, int]:
-        """Return the bytes of the image, and of what it adds to its base."""
-        layers, of_base = self.layers(image), self.layers(base)
-        assert of_base.keys() < layers.keys(), f"{image} is not based on {base}"
-        return sum(layers.values()), sum(size for digest, size in layers.items() if digest not in of_base)
+        """Return the bytes of the image's layers, and of those that it adds to its base."""
+        built, below = self.inspect(image), self.inspect(base)
+        # The digests in a manifest are of compressed layers if the image came from a registry. These are not.
+        layers, of_base = (each["OCIv1"]["rootfs"]["diff_ids"] for each in (built, below))
+        assert layers[: len(of_base)] == of_base, f"{image} is not based on {base}"
+        sizes = [layer["size"] for layer in json.loads(built["Manifest"])["layers"]]
+        return sum(sizes), sum(sizes[len(of_base) :])
 
     @contextlib.contextmanager
     def root(self, image: str) -> Iterator[Path]:
@@ -90,7 +93,7 @@ class Buildah:
             run("buildah", "rm", container)
 
     def digest(self, image: str) -> str:
-        return str(json.loads(run("buildah", "inspect", "--type=image", image))["FromImageDigest"])
+        return str(self.inspect(image)["FromImageDigest"])
 
     def push(self, tags: list[str]) -> str:
         """Push the image under all its tags. Returns its digest in the registry."""

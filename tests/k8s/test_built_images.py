@@ -246,6 +246,8 @@ def test_bills_list_what_the_image_itself_says_is_installed(store: Store, pod_ne
             said = run(store, pod_network, Spec(image(name), python, []), tmp_path / f"python-{name}")
             assert listed["pypi"] == {tuple(line.split("==")) for line in said.splitlines()}
             assert "numpy" in dict(listed["pypi"]) and "libssl3" in dict(listed["deb"])
+        fonts = {package for package, _ in listed["deb"] if package.startswith("fonts-")}
+        assert fonts == ({"fonts-dejavu-core", "fonts-unifont"} if name in ("gateway", "labelmint") else set())
         models = {path.parts[-3] for path in store.root(image(name)).glob("model_repository/*/*/*")}
         assert {model for model, _ in listed["model"]} == models
         assert bool(models) is (name in ("models", "labelmint"))
