@@ -80,6 +80,7 @@ bench: $(TEST)/.ready $(RIVALS)/.ready
 	$(TEST)/bin/python benchmarks/pair.py
 	$(TEST)/bin/python benchmarks/growth.py
 	$(TEST)/bin/python benchmarks/soak.py
+	$(TEST)/bin/python benchmarks/slow_triton.py
 	$(TEST)/bin/python benchmarks/autoscaling.py
 	$(TEST)/bin/python benchmarks/labels_train_models.py
 	$(TEST)/bin/python benchmarks/gpu_plan.py
