@@ -26,10 +26,11 @@ from cyclonedx.validation.json import JsonStrictValidator
 
 from labelmint.triton.model_config import ensembles, is_fused
 from tests.conftest import REPOSITORY, ROOT, need_program
-from tests.k8s.conftest import Object, Rendered, containers
+from tests.k8s.conftest import Rendered
 from tests.support.building import IMAGES
 from tests.support.containers import Container, Mount, Network, Spec, command_of, network, run, running
 from tests.support.images import Store, new_store
+from tests.support.kubernetes import Object, containers
 
 pytestmark = [pytest.mark.triton, pytest.mark.minutes, pytest.mark.timeout(1800)]
 
@@ -217,7 +218,7 @@ def test_an_image_has_nothing_that_only_others_need(store: Store) -> None:
     building = {"pip", "setuptools", "torch", "onnx", "onnxscript", "pytest"}
     found = {name: packages_of(store, name).keys() for name in IMAGES}
     assert found["gateway"] >= {"labelmint", "fastapi-swagger", "opentelemetry-sdk"}
-    assert found["client"] >= {"labelmint-client", "pyarrow"} and "labelmint" not in found["client"]
+    assert found["client"] >= {"boto3", "labelmint-client", "pyarrow"} and "labelmint" not in found["client"]
     assert found["labelmint"] >= {"labelmint"} | inference
     assert not found["models"]
     for name, packages in found.items():
@@ -299,7 +300,7 @@ def test_the_clients_image_pulls_verifies_and_completes_a_data_set(
     for container in containers(template):
         spec = of_manifest(rendered, template, container, volumes, **small)
         run(store, pod_network, spec, tmp_path / f"bundle-{container['name']}")
-    written = json.loads((volumes["data"] / "manifest.json").read_text())
+    (written,) = [json.loads(path.read_text()) for path in volumes["data"].glob("*/manifest.json")]
     assert written["sample_count"] == 8
     owners = {path.stat().st_uid for path in volumes["data"].rglob("*")}
     assert owners == {template["spec"]["securityContext"]["runAsUser"]}
