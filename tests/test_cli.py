@@ -31,11 +31,11 @@ def test_help_lists_the_subcommands() -> None:
         assert command in said
 
 
-# `pull` and `verify` are the client's; their classes only stand in the list of commands.
+# The client's commands only stand in the list of commands.
 COMMANDS = [
     field.alias or name
     for name, field in cli.Labelmint.model_fields.items()
-    if name not in ("version", "pull", "verify")
+    if name not in ("version", *cli._CLIENT_COMMANDS)
 ]
 
 

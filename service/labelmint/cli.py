@@ -2,7 +2,7 @@
 
 Rules of this file:
 - `serve` and `calibrate` must work without torch. The other commands report it if torch is missing.
-- `pull` and `verify` belong to the Python client, which has its own command line.
+- `pull`, `verify` and `upload` belong to the Python client, which has its own command line.
 - Every option is a field with its help. Every failure that a user can fix is one line on stderr and exit code 2.
 """
 
