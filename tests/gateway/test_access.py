@@ -205,7 +205,13 @@ def calls(channel: grpc.aio.Channel, metadata: tuple[tuple[str, str], ...]) -> d
     async def reflect() -> list[message.Message]:
         reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
         request = reflection_pb2.ServerReflectionRequest(list_services="")
-        return [answer async for answer in reflection.ServerReflectionInfo(iter([request]), metadata=metadata)]
+        while True:
+            try:
+                return [answer async for answer in reflection.ServerReflectionInfo(iter([request]), metadata=metadata)]
+            except grpc.aio.AioRpcError as error:
+                # The client lost a refusal that came before it had written the request (grpc/grpc#36066): ask again.
+                if error.details() != "Internal error from Core":
+                    raise
 
     return {
         "GetSample": lambda: stub.GetSample(pb.GetSampleRequest(model="faces", seed=7), metadata=metadata),
