@@ -137,3 +137,8 @@ def alerts(rules: Path) -> list[dict[str, Any]]:
 def run_promtool(*arguments: str) -> subprocess.CompletedProcess[str]:
     program = need_program("promtool", "prometheus")
     return subprocess.run([program, *arguments], capture_output=True, text=True, timeout=300)
+
+
+def promtool(*arguments: str) -> None:
+    done = run_promtool(*arguments)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -146,3 +146,8 @@ def test_who_may_enter(render: Any, name: str) -> None:
             }
             scraped = {"metrics"} if place == "monitoring" and name.startswith("gpu") else set()
             assert entered == ({"http", "grpc"} if pod == GATEWAY else scraped), (pod, place)
+
+
+def test_everything_is_denied_that_no_policy_allows(render: Any) -> None:
+    denied = render("base").named("NetworkPolicy", "default-deny")["spec"]
+    assert denied == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}

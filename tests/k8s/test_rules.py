@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT
-from tests.k8s.conftest import alerts, run_promtool
+from tests.k8s.conftest import alerts, promtool
 
 pytestmark = pytest.mark.triton
 
@@ -173,11 +173,6 @@ CASES = (
         ("LabelmintTritonRestartLoop",),
     ),
 )
-
-
-def promtool(*arguments: str) -> None:
-    done = run_promtool(*arguments)
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_rules_are_well_formed(rules: Path) -> None:

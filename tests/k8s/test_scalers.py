@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.k8s.conftest import K8S, run_promtool
+from tests.k8s.conftest import K8S, promtool
 
 pytestmark = pytest.mark.unit
 
@@ -134,8 +134,7 @@ def case_file(case: Case, query: str) -> dict[str, Any]:
 def test_a_query_counts_the_pods_that_are_there(render: Any, tmp_path: Path, case: Case, scaler: str) -> None:
     path = tmp_path / "case.yaml"
     path.write_text(yaml.safe_dump({"tests": [case_file(case, queries(render)[scaler][case.trigger])]}))
-    done = run_promtool("test", "rules", str(path))
-    assert done.returncode == 0, done.stdout + done.stderr
+    promtool("test", "rules", str(path))
 
 
 def test_both_scalers_ask_the_same(render: Any) -> None:
