@@ -1,9 +1,12 @@
-"""The Style Interpreter's kernel in C: it is compiled for this machine on first use and called through ctypes.
+"""The Style Interpreter's kernel in C: it is shipped compiled for x86-64 processors and called through ctypes.
 
 Rules of this file:
-- It needs only numpy and a C compiler, because the serving environment has neither torch nor onnx.
-- A compiled kernel runs on this machine only, so the cache key covers the source, the flags and the processor. A cache
-  directory that other users can write to is not used. Without a cache, each process compiles its own kernel.
+- It needs only numpy, because the serving environment has neither torch nor onnx.
+- `make kernel` compiles the shipped libraries, and a test compiles them again and compares the bytes. Their results are
+  the same on every processor.
+- For any other processor, the machine's own C compiler compiles the kernel on first use. Such a kernel runs on this
+  machine only, so the cache key covers the source, the flags and the processor. A cache directory that other users can
+  write to is not used. Without a cache, each process compiles its own kernel.
 - The kernel itself checks nothing. This file checks every size: the weights once, the features at every call.
 - Triton's `labelmint` backend loads a copy of this directory, so this file imports nothing from this package.
 """
@@ -30,6 +33,13 @@ import numpy as np
 import numpy.typing as npt
 
 SOURCE = Path(__file__).parent / "interpreter.c"
+# The shipped libraries, the best first, with the flags of /proc/cpuinfo that a processor needs for each. The names are
+# those of the levels of the x86-64 psABI; Linux calls lzcnt `abm`.
+_X86_64_V3 = ("avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe")
+SHIPPED = {
+    "x86-64-v4": (*_X86_64_V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"),
+    "x86-64-v3": _X86_64_V3,
+}
 # Every compiler rounds `a * b + c` once if the processor has fused multiply-add.
 FLAGS = ("-std=gnu11", "-O3", "-march=native", "-ffp-contract=fast", "-fPIC", "-shared", "-pthread")
 TASKS = ("segmentation", "keypoints")
@@ -43,7 +53,7 @@ _PROCESSOR = ("vendor_id", "cpu family", "model", "flags", "CPU implementer", "C
 
 
 class KernelUnavailable(OSError):
-    """This machine cannot compile the kernel; the message says what to do."""
+    """This machine has no kernel; the message says what to do."""
 
 
 class UnusableWeights(ValueError):
@@ -72,7 +82,7 @@ class Interpreter:
             self.outputs = ("keypoints", "confidence", "js_map", "js_score")
         (self._heads, self._hidden2, self._hidden1), self._classes = arrays["weight2"].shape, arrays["bias3"].shape[1]
         self.resolution = max(self.channels)
-        self._library = library or compiled()
+        self._library = library or library_here()
         self._pointer = self._library.interpreter_new(
             int(self.task == "keypoints"),
             len(self.channels),
@@ -179,6 +189,32 @@ def check_weights(arrays: Mapping[str, Array]) -> dict[int, int]:
 
 
 @functools.cache
+def library_here() -> ctypes.CDLL:
+    """Return the best kernel for this machine: a shipped one, or else a compiled one. Raises KernelUnavailable."""
+    level = next(iter(levels_here()), None)
+    return compiled() if level is None else shipped(level)
+
+
+def levels_here() -> tuple[str, ...]:
+    """The names of the shipped libraries that this processor can run, the best first."""
+    if platform.machine() != "x86_64":
+        return ()
+    line = next((line for line in _processor() if line.startswith("flags")), "")
+    flags = set(line.partition(":")[2].split())
+    return tuple(level for level, needed in SHIPPED.items() if flags.issuperset(needed))
+
+
+@functools.cache
+def shipped(level: str) -> ctypes.CDLL:
+    """Return the shipped kernel of a level in `SHIPPED`. Raises KernelUnavailable."""
+    return _load(shipped_file(level))
+
+
+def shipped_file(level: str) -> Path:
+    return SOURCE.with_name(f"interpreter.{level}.so")
+
+
+@functools.cache
 def compiled(*defines: str) -> ctypes.CDLL:
     """Return the kernel for this machine, from the cache or the compiler ($CC or cc). Raises KernelUnavailable.
 
@@ -196,10 +232,14 @@ def compiled(*defines: str) -> ctypes.CDLL:
         if not kept.exists():
             _compile(command, made)
             os.replace(made, kept)
-        try:
-            library = ctypes.CDLL(str(kept))  # a loaded library stays when its file is removed
-        except OSError as error:
-            raise KernelUnavailable(f"the compiled kernel cannot be loaded: {error}") from error
+        return _load(kept)  # a loaded library stays when its file is removed
+
+
+def _load(path: Path) -> ctypes.CDLL:
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise KernelUnavailable(f"the compiled kernel cannot be loaded: {error}") from error
     integer, pointer, arrays = ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(_Floats)
     library.interpreter_new.argtypes = [integer, integer, ctypes.POINTER(integer), *[integer] * 4, arrays]
     library.interpreter_new.argtypes += [*[_Floats] * 5, integer]
@@ -212,11 +252,13 @@ def compiled(*defines: str) -> ctypes.CDLL:
 
 
 def _compile(command: Sequence[str], out: Path) -> None:
-    advice = "run `apt install gcc libc6-dev`, or export the model with `--format onnx`"
+    advice = (
+        "run `apt install gcc libc6-dev`, or let ONNX Runtime run the model: `--format onnx`, `--executor onnxruntime`"
+    )
     if shutil.which(command[0]) is None:
         raise KernelUnavailable(
-            f"a model exported with `--format native` compiles its kernel on the machine that runs it, but there is no "
-            f"C compiler {command[0]!r}: {advice}"
+            "labelmint has no compiled kernel for this processor and compiles one on first use, but there is no C "
+            f"compiler {command[0]!r}: {advice}"
         )
     done = subprocess.run([*command, str(SOURCE), "-o", str(out)], capture_output=True, text=True, check=False)
     if done.returncode != 0:
