@@ -31,8 +31,8 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest timestamp that a zip entry can ha
 def export_native(step: Step) -> ExportedStep:
     """Export the style interpreter as the kernel's weights, and any other step as ONNX.
 
-    Raises IncompatibleWeights for an interpreter that the kernel cannot run, KernelUnavailable if this machine has no kernel, and
-    RuntimeError if the kernel's results differ from torch's.
+    Raises IncompatibleWeights for an interpreter that the kernel cannot run, KernelUnavailable if this machine has no
+    kernel, and RuntimeError if the kernel's results differ from torch's.
     """
     if not isinstance(step, StyleInterpreterStep):
         return export_onnx(step)
