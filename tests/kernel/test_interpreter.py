@@ -357,12 +357,9 @@ def test_a_cache_that_others_can_write_to_is_not_used(tmp_path: Path) -> None:
 
 
 def test_without_a_compiler_it_says_what_to_do(tmp_path: Path) -> None:
-    advice = (
-        "run `apt install gcc libc6-dev`, or let ONNX Runtime run the model: `--format onnx`, `--executor onnxruntime`"
-    )
     said = in_a_process(tmp_path, CC="nonesuch-cc")
-    assert "there is no C compiler 'nonesuch-cc'" in said and advice in said
+    assert "no C compiler 'nonesuch-cc'" in said and said.endswith("run `apt install gcc libc6-dev`\n")
     said = in_a_process(tmp_path, CC="cc --nonesuch-option")
-    assert "'cc' cannot compile the kernel (" in said and "nonesuch-option" in said and advice in said
+    assert "'cc' cannot compile the kernel: " in said and "nonesuch-option" in said
     assert not list((tmp_path / "labelmint").iterdir()), "nothing is left of a failure"
     assert issubclass(KernelUnavailable, OSError), "the command line prints it as one line"

@@ -252,19 +252,16 @@ def _load(path: Path) -> ctypes.CDLL:
 
 
 def _compile(command: Sequence[str], out: Path) -> None:
-    advice = (
-        "run `apt install gcc libc6-dev`, or let ONNX Runtime run the model: `--format onnx`, `--executor onnxruntime`"
-    )
     if shutil.which(command[0]) is None:
         raise KernelUnavailable(
-            "labelmint has no compiled kernel for this processor and compiles one on first use, but there is no C "
-            f"compiler {command[0]!r}: {advice}"
+            f"no compiled kernel is shipped for this processor, and there is no C compiler {command[0]!r} that could "
+            "compile one: run `apt install gcc libc6-dev`"
         )
     done = subprocess.run([*command, str(SOURCE), "-o", str(out)], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         first = next((line for line in said if "error" in line), said[0])
-        raise KernelUnavailable(f"{command[0]!r} cannot compile the kernel ({first}): {advice}")
+        raise KernelUnavailable(f"{command[0]!r} cannot compile the kernel: {first}")
 
 
 def _processor() -> list[str]:
