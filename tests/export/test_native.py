@@ -100,9 +100,7 @@ def test_without_a_compiler_the_export_says_what_to_do(monkeypatch: pytest.Monke
     compiled.cache_clear()
     kernel.library_here.cache_clear()
     _, interpreter = small()
-    with pytest.raises(
-        KernelUnavailable, match=r"no C compiler 'nonesuch-cc' that could compile one: run `apt install gcc libc6-dev`"
-    ):
+    with pytest.raises(KernelUnavailable, match=r"no C compiler 'nonesuch-cc' .*run `apt install gcc libc6-dev`"):
         export_native(StyleInterpreterStep(interpreter))
 
 

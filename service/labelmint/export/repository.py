@@ -22,6 +22,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from labelmint.core.calibration import CALIBRATION
 from labelmint.core.errors import IncompatibleWeights, UnusableFile
+from labelmint.core.executor import KERNEL_CALIBRATION
 from labelmint.core.task import task_of
 from labelmint.export import memory, modules, native_export, torchscript_export
 from labelmint.export.modules import Step, TensorSpec
@@ -204,8 +205,9 @@ def _keep_calibration(path: Path, config: pb.ModelConfig) -> None:
         return
     old = read_config(path)
     unchanged = old.parameters["model_digest"] == config.parameters["model_digest"]
-    if unchanged and CALIBRATION in old.parameters:
-        config.parameters[CALIBRATION].CopyFrom(old.parameters[CALIBRATION])
+    for parameter in (CALIBRATION, KERNEL_CALIBRATION):
+        if unchanged and parameter in old.parameters:
+            config.parameters[parameter].CopyFrom(old.parameters[parameter])
 
 
 def write_model(repository: Path, config: pb.ModelConfig, version: int, *, data: bytes | None) -> None:

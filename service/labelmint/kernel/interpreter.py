@@ -16,6 +16,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import math
 import os
 import platform
 import shlex
@@ -67,14 +68,14 @@ class Interpreter:
     returns.
     """
 
-    def __init__(self, file: Any, threads: int = 0, library: ctypes.CDLL | None = None) -> None:
-        """Load `file`, the path or binary stream of an .npz (see `check_weights`).
+    def __init__(self, weights: Any, threads: int = 0, library: ctypes.CDLL | None = None) -> None:
+        """Load weights (see `check_weights`): arrays by name, or the path or binary stream of an .npz.
 
         With `threads` 0, the kernel uses one thread for each core that the process may use.
 
         Raises UnusableWeights, KernelUnavailable, or MemoryError.
         """
-        arrays = read_weights(file)
+        arrays: Mapping[str, Array] = weights if isinstance(weights, Mapping) else read_weights(weights)
         self.channels = check_weights(arrays)
         self.task, self.score_kind = str(arrays["task"]), str(arrays["score_kind"])
         self.outputs: tuple[str, ...] = ("label", "js_map", "js_score")
@@ -153,6 +154,26 @@ def read_weights(file: Any) -> dict[str, Array]:
         raise UnusableWeights(f"cannot be read as .npz: {error}") from error
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
         raise UnusableWeights(f"cannot be read as .npz: {error}") from error
+
+
+def read_slices(file: Path, described: Mapping[str, Any]) -> tuple[dict[str, Array], str]:
+    """Return the weights that lie as slices in another file, and the SHA-256 of the slices. Raises UnusableWeights.
+
+    `described` has `task`, `score_kind`, `classes` and `slices`: for each array its `offset` in bytes and its `shape`.
+    weight3 [N,K',h2] and bias3 [N,K'] may have more rows than the K classes, which are left out.
+    """
+    arrays: dict[str, Array] = {"task": np.array(described["task"]), "score_kind": np.array(described["score_kind"])}
+    digest = hashlib.sha256()
+    try:
+        with file.open("rb") as stream:
+            for name, each in described["slices"].items():
+                stream.seek(each["offset"])
+                array = np.fromfile(stream, "<f4", math.prod(each["shape"])).reshape(each["shape"])
+                digest.update(array.data)
+                arrays[name] = array[:, : described["classes"]] if name in ("weight3", "bias3") else array
+    except (OSError, ValueError) as error:
+        raise UnusableWeights(f"cannot be read: {error}") from error
+    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}, digest.hexdigest()
 
 
 def check_weights(arrays: Mapping[str, Array]) -> dict[int, int]:
