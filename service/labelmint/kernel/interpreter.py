@@ -170,10 +170,10 @@ def read_slices(file: Path, described: Mapping[str, Any]) -> tuple[dict[str, Arr
                 stream.seek(each["offset"])
                 array = np.fromfile(stream, "<f4", math.prod(each["shape"])).reshape(each["shape"])
                 digest.update(array.data)
-                arrays[name] = array[:, : described["classes"]] if name in ("weight3", "bias3") else array
+                arrays[name] = array[:, : described["classes"]].copy() if name in ("weight3", "bias3") else array
     except (OSError, ValueError) as error:
         raise UnusableWeights(f"cannot be read: {error}") from error
-    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}, digest.hexdigest()
+    return arrays, digest.hexdigest()
 
 
 def check_weights(arrays: Mapping[str, Array]) -> dict[int, int]:
