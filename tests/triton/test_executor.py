@@ -10,13 +10,14 @@ import pytest
 import pytest_asyncio
 import torch
 
+from labelmint.calibrate import calibrate_repository
 from labelmint.core.executor import Choice, executor_of
 from labelmint.core.policy import latent_of
 from labelmint.core.served_model import read_served_model
 from labelmint.export.repository import export_repository
-from labelmint.triton.client import Array, TritonClient
+from labelmint.triton.client import Array, Latents, TritonClient
 from labelmint.triton.kernel_steps import describe
-from labelmint.triton.model_config import read_config, write_config
+from labelmint.triton.model_config import config_text, model_digest, read_config, write_config
 from labelmint.triton.server import TritonServer, wait_until_ready
 from tests.support.inference import OUTPUTS, ask, latents
 from tests.support.models import random_interpreter, small
@@ -40,6 +41,11 @@ def repository(tmp_path_factory: pytest.TempPathFactory, tiny_repository: Path) 
     data = path.read_bytes()
     assert data.count(b"labelmint.step") == 1
     path.write_bytes(data.replace(b"labelmint.step", b"labelmint.else"))
+    config = read_config(directory / "plain" / "config.pbtxt")
+    steps = ("generator", "style_interpreter")
+    artifacts = [(step, (directory / f"plain_{step}" / "1" / "model.onnx").read_bytes()) for step in steps]
+    config.parameters["model_digest"].string_value = model_digest(artifacts)
+    write_config(directory / "plain" / "config.pbtxt", config)
     return directory
 
 
@@ -132,6 +138,27 @@ async def test_a_feature_that_is_not_a_number_spoils_its_own_sample_only(clients
     spoiled = await asyncio.to_thread(ask, clients["kernel"], INTERPRETER, features, outputs)
     for row in (0, 2):
         assert all(spoiled[name][row].tobytes() == whole[name][row].tobytes() for name in outputs)
+
+
+@pytest.mark.parametrize("model", ["tiny", "plain"])
+async def test_a_calibration_is_that_of_the_executor_that_ran(
+    repository: Path, tmp_path: Path, clients: dict[str, TritonClient], model: str
+) -> None:
+    """Of `plain`, the kernel was asked for, and ONNX Runtime ran."""
+    copy = Path(shutil.copytree(repository, tmp_path / "repository"))
+    path = copy / model / "config.pbtxt"
+    before = read_config(path)
+    before.parameters["calibration" if model == "tiny" else "calibration.kernel"].string_value = "another executor's"
+    path.write_text(config_text(before))
+    calibration = await calibrate_repository(copy, model, 0, count=1000, truncation_psi=0.9)
+    written = {key: value.string_value for key, value in read_config(path).parameters.items() if "calibration" in key}
+    mine, other = ("calibration.kernel", "calibration") if model == "tiny" else ("calibration", "calibration.kernel")
+    assert written == {mine: calibration.to_json(), other: "another executor's"}
+    scores = [
+        (await clients["kernel"].infer(model, "1", Latents(z, z, 6, 0.9), outputs=("js_score",)))["js_score"][0]
+        for z in (latent_of(seed, 8) for seed in range(1000))
+    ]
+    assert (calibration.quantiles[0], calibration.quantiles[-1]) == (min(scores), max(scores))
 
 
 async def test_weights_that_change_after_the_check_are_not_loaded(repository: Path, tmp_path: Path) -> None:

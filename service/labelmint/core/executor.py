@@ -28,6 +28,7 @@ Choice: TypeAlias = Literal["kernel", "onnxruntime"]
 KERNEL_BACKEND = "labelmint"
 STANDS_IN_FOR = "stands_in_for"  # the parameter of a step that names the backend in whose place the kernel runs
 KERNEL_CALIBRATION = f"{CALIBRATION}.{KERNEL}"
+CALIBRATIONS = (CALIBRATION, KERNEL_CALIBRATION)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import Any
 from tritonclient.grpc import model_config_pb2 as pb
 
 from labelmint.core.calibration import Calibration
-from labelmint.core.executor import ONNXRUNTIME, Executor, calibrations
+from labelmint.core.executor import CALIBRATIONS, ONNXRUNTIME, Executor, calibrations
 from labelmint.core.task import IMAGE, UNCERTAINTY, Task, task_of
 
 _TYPES = {"uint8": pb.TYPE_UINT8, "float32": pb.TYPE_FP32}
@@ -70,12 +70,17 @@ def is_labelmint(config: pb.ModelConfig) -> bool:
     return config.platform == "ensemble" and "model_digest" in config.parameters
 
 
-def read_served_model(config: pb.ModelConfig, version: str, executor: Executor | None = None) -> ServedModel:
+def read_served_model(
+    config: pb.ModelConfig, version: str, executor: Executor | None = None, *, calibrated: bool = True
+) -> ServedModel:
     """Read a model's description; raises MalformedModel with the model's name and the problem.
 
-    Without an `executor`, the model is described as ONNX Runtime serves it.
+    Without an `executor`, the model is described as ONNX Runtime serves it. With `calibrated` False, its calibrations
+    are not read.
     """
     parameters = {key: value.string_value for key, value in config.parameters.items()}
+    if not calibrated:
+        parameters = {key: text for key, text in parameters.items() if key not in CALIBRATIONS}
     try:
         return _read(config, version, parameters, executor=executor or Executor())
     except KeyError as error:

@@ -20,9 +20,8 @@ import torch
 from tqdm import tqdm
 from tritonclient.grpc import model_config_pb2 as pb
 
-from labelmint.core.calibration import CALIBRATION
 from labelmint.core.errors import IncompatibleWeights, UnusableFile
-from labelmint.core.executor import KERNEL_CALIBRATION
+from labelmint.core.executor import CALIBRATIONS
 from labelmint.core.task import task_of
 from labelmint.export import memory, modules, native_export, torchscript_export
 from labelmint.export.modules import Step, TensorSpec
@@ -205,7 +204,7 @@ def _keep_calibration(path: Path, config: pb.ModelConfig) -> None:
         return
     old = read_config(path)
     unchanged = old.parameters["model_digest"] == config.parameters["model_digest"]
-    for parameter in (CALIBRATION, KERNEL_CALIBRATION):
+    for parameter in CALIBRATIONS:
         if unchanged and parameter in old.parameters:
             config.parameters[parameter].CopyFrom(old.parameters[parameter])
 

@@ -21,9 +21,8 @@ from typing import Any
 
 from tritonclient.grpc import model_config_pb2 as pb
 
-from labelmint.core.calibration import CALIBRATION
 from labelmint.core.errors import UnusableFile
-from labelmint.core.executor import KERNEL_CALIBRATION, executor_of, last_step
+from labelmint.core.executor import CALIBRATIONS, executor_of, last_step
 from labelmint.core.served_model import MalformedModel, ServedModel, read_served_model
 from labelmint.core.task import TASKS
 from labelmint.triton.model_config import check_artifacts, model_file, read_config, version_of
@@ -78,7 +77,7 @@ _DESCRIBED = dict.fromkeys(
     (
         *("model", "pipeline", "task", "model_digest", "layout", "num_heads", "num_ws", "score_kind"),
         *(task.names_parameter for task in TASKS.values()),
-        *("palette", CALIBRATION, KERNEL_CALIBRATION),
+        *("palette", *CALIBRATIONS),
     ),
     _TEXT,
 )
@@ -137,12 +136,9 @@ def read_whole_model(repository: Path, name: str, calibrated: bool = True) -> Se
     path = repository / name / "config.pbtxt"
     config = read_config(path)
     check_artifacts(repository, config)
-    if not calibrated:
-        for parameter in (CALIBRATION, KERNEL_CALIBRATION):
-            config.parameters.pop(parameter, None)
     executor = executor_of(read_config(repository / last_step(config) / "config.pbtxt"))
     try:
-        return read_served_model(config, str(version_of(path.parent)), executor)
+        return read_served_model(config, str(version_of(path.parent)), executor, calibrated=calibrated)
     except MalformedModel as error:
         raise UnusableFile(path, f"is malformed: {error}") from error
 

@@ -63,7 +63,7 @@ class Mirror:
         directory = self._repository / step / version
         try:
             library_here()
-            described = describe(directory, config, read_served_model(ensemble, version))
+            described = describe(directory, config, read_served_model(ensemble, version, calibrated=False))
         except (KernelUnavailable, Unrecognised, MalformedModel) as error:
             self._tell(f"{step} runs in ONNX Runtime and not in the kernel, which is faster: {error}")
             return {}
