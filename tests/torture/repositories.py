@@ -616,7 +616,7 @@ ATTACKS: dict[str, tuple[str, Change, str]] = {
     "options in the file": (
         "onnx",
         graph(lambda m: m.metadata_props.add(key="ort_config", value="{}")),
-        "has metadata_props, which no export has",
+        "has the metadata",
     ),
     "sparse tensor": (
         "onnx",

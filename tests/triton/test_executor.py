@@ -39,8 +39,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory, tiny_repository: Path) 
     export_repository(directory, "plain", (generator, interpreter), staged=False)
     path = directory / "plain_style_interpreter" / "1" / "model.onnx"
     data = path.read_bytes()
-    assert data.count(b"labelmint.step") == 1
-    path.write_bytes(data.replace(b"labelmint.step", b"labelmint.else"))
+    assert data.count(b"style_interpreter") == 1
+    path.write_bytes(data.replace(b"style_interpreter", b"other_interpreter"))
     config = read_config(directory / "plain" / "config.pbtxt")
     steps = ("generator", "style_interpreter")
     artifacts = [(step, (directory / f"plain_{step}" / "1" / "model.onnx").read_bytes()) for step in steps]

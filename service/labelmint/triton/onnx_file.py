@@ -24,6 +24,8 @@ MAX_ONNX_BYTES = (2 << 30) - 1  # protobuf's limit
 # A generator at 1024x1024 with its interpreter has some thousands of fields.
 MAX_FIELDS = 200_000
 DOMAINS = (b"", b"ai.onnx")
+# What a file may say of itself. ONNX Runtime ignores these keys; under others it can find options for itself.
+METADATA = tuple(f"labelmint.{key}" for key in ("step", "task", "score_kind", "heads", "classes"))
 _MAX_DEPTH = 4  # of graphs within the attributes of nodes
 _MAX_NAME_BYTES = 1 << 16  # also the limit of an attribute's text
 _MAX_DIMENSIONS = 8
@@ -123,6 +125,8 @@ class _Walk:
             texts[field.number] = self._text(field).decode("utf-8", "replace")
 
         self._message("metadata", outer.start, outer.end, known={1: (_LENGTH, take), 2: (_LENGTH, take)})
+        if texts[1] not in METADATA:
+            raise Malformed(f"has the metadata {quoted(texts[1])}, which no export has")
         if texts[1] in self.found.metadata:
             self.found.twice.add(texts[1])
         self.found.metadata[texts[1]] = texts[2]
