@@ -183,9 +183,12 @@ class Calibrate(BaseModel):
     preview: Annotated[bool, Field(description="only print quantiles of the scores, for any number of seeds")] = False
     first_seed: Annotated[int, Field(ge=0, lt=2**32, description="first of the consecutive seeds")] = CALIBRATION_SEED
     truncation_psi: Annotated[float, Field(ge=0, le=2, description="truncation to calibrate for")] = 1.0
+    triton_url: Annotated[
+        str, Field(description="gRPC target (HOST:PORT) of the Tritons that serve the model; empty: start one")
+    ] = ""
 
     async def cli_cmd(self) -> None:
-        from labelmint.calibrate import calibrate_repository, preview
+        from labelmint.calibrate import calibrate_repository, calibrated, preview
 
         measure = preview if self.preview else calibrate_repository
         found = await measure(
@@ -195,8 +198,15 @@ class Calibrate(BaseModel):
             count=self.count,
             truncation_psi=self.truncation_psi,
             version=self.version,
+            triton_url=self.triton_url,
         )
-        print(found if isinstance(found, str) else f"calibration {found.id}: gate at JS {found.threshold:.6g} nats")
+        if isinstance(found, str):
+            print(found)
+            return
+        print(f"calibration {found.id}: gate at JS {found.threshold:.6g} nats")
+        if self.triton_url:
+            files = " and ".join(map(str, calibrated(self.model_repository, self.model, self.version)))
+            print(f"copy {files} to the repository of the Triton at {self.triton_url} and reload the model there")
 
 
 class Pull(BaseModel):
