@@ -187,9 +187,12 @@ class Calibrate(BaseModel):
     executor: Annotated[
         Choice, Field(description="what runs the interpreter of an ONNX model; each has a calibration of its own")
     ] = KERNEL
+    triton_url: Annotated[
+        str, Field(description="gRPC target (HOST:PORT) of the Tritons that serve the model; empty: start one")
+    ] = ""
 
     async def cli_cmd(self) -> None:
-        from labelmint.calibrate import calibrate_repository, preview
+        from labelmint.calibrate import calibrate_repository, calibrated, preview
 
         measure = preview if self.preview else calibrate_repository
         found = await measure(
@@ -200,8 +203,15 @@ class Calibrate(BaseModel):
             truncation_psi=self.truncation_psi,
             version=self.version,
             executor=self.executor,
+            triton_url=self.triton_url,
         )
-        print(found if isinstance(found, str) else f"calibration {found.id}: gate at JS {found.threshold:.6g} nats")
+        if isinstance(found, str):
+            print(found)
+            return
+        print(f"calibration {found.id}: gate at JS {found.threshold:.6g} nats")
+        if self.triton_url:
+            files = " and ".join(map(str, calibrated(self.model_repository, self.model, self.version)))
+            print(f"copy {files} to the repository of the Triton at {self.triton_url} and reload the model there")
 
 
 class Pull(BaseModel):

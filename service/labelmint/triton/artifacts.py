@@ -133,6 +133,14 @@ def read_whole_model(repository: Path, name: str, calibrated: bool = True) -> Se
     Raises UnusableFile unless an export wrote the ensemble and its steps match its digest.
     """
     check_models(repository, [name])
+    return read_model(repository, name, calibrated)
+
+
+def read_model(repository: Path, name: str, calibrated: bool = True) -> ServedModel:
+    """Read an ensemble that only another Triton will load, so that its steps may be anything.
+
+    Raises UnusableFile unless the steps match the ensemble's digest.
+    """
     path = repository / name / "config.pbtxt"
     config = read_config(path)
     check_artifacts(repository, config)
