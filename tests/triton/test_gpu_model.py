@@ -21,7 +21,6 @@ import torch
 from tritonclient.grpc import model_config_pb2 as pb
 from tritonclient.utils import InferenceServerException
 
-from labelmint.core.policy import latent_of
 from labelmint.export.modules import GeneratorStep, StyleInterpreterStep, example_inputs
 from labelmint.export.repository import export_repository
 from labelmint.triton.client import Array, TritonClient

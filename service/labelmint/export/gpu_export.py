@@ -4,8 +4,8 @@ Rules of this file:
 - The interpreter's step has three files: the weights as in the format `native`, the kernel's source, and `model.py`.
   The digest covers all of them, and the precision.
 - The export runs the files that it will write, in a process of their own, and compares them with torch before they are
-  kept. On a machine with a GPU it runs the whole interpreter there. Without one it runs Triton's interpreter on the CPU,
-  which takes a thousand times as long. So it compares at no more than REHEARSED_RESOLUTION, and says so.
+  kept. On a machine with a GPU it runs the whole interpreter there. Without one, Triton's interpreter runs the kernel on
+  the CPU, which would take hours for a large image. So it then compares at REHEARSED_RESOLUTION, and says so.
 - What Triton's command line must say for these models is written beside them, so nobody computes it.
 """
 
@@ -101,7 +101,7 @@ def configure(config: pb.ModelConfig, step: Step, precision: str) -> None:
 
 @torch.no_grad()
 def check_range(generator: Generator, interpreter: StyleInterpreter, precision: str) -> None:
-    """Raises IncompatibleWeights if features of a few samples exceed float16, in which the kernel would multiply them."""
+    """Raises IncompatibleWeights if the features of a few samples exceed float16 and it is the precision."""
     if precision != "float16":
         return
     step = GeneratorStep(generator, interpreter)

@@ -7,6 +7,7 @@ Rules of this file:
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 
@@ -19,12 +20,11 @@ UNUSABLE = 3  # the exit code for weights that the kernel cannot run; stdout say
 
 def main(directory: Path, device: str) -> None:
     sys.path.insert(0, str(directory))
-    from interpreter import GpuInterpreter
-
+    kernel = importlib.import_module("interpreter")
     with np.load(directory / "interpreter.npz", allow_pickle=False) as archive:
         arrays = {name: archive[name] for name in archive.files}
     try:
-        interpreter = GpuInterpreter(arrays, precision="float32", device=device)
+        interpreter = kernel.GpuInterpreter(arrays, precision="float32", device=device)
     except ValueError as error:
         print(error)
         raise SystemExit(UNUSABLE) from None

@@ -108,7 +108,7 @@ def _device(kind, number):
     if kind == "GPU":
         if not torch.cuda.is_available():
             raise pb_utils.TritonModelException(
-                f"the model needs a GPU, and torch {torch.__version__} finds none: install torch for CUDA and its driver"
+                f"the model needs a GPU, and torch {torch.__version__} finds none: check its build and the driver"
             )
         return torch.device("cuda", int(number))
     if os.environ.get("TRITON_INTERPRET") == "1":

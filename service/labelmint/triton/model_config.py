@@ -97,7 +97,9 @@ def is_fused(config: pb.ModelConfig) -> bool:
 def model_file(config: pb.ModelConfig) -> str:
     """Return the name of a step's file: from its configuration, or else its backend's default."""
     # All other backends that can run an exported step read ONNX and use this name.
-    default = {"pytorch": "model.pt", "labelmint": "interpreter.npz", PYTHON: "model.py"}.get(config.backend, "model.onnx")
+    default = {"pytorch": "model.pt", "labelmint": "interpreter.npz", PYTHON: "model.py"}.get(
+        config.backend, "model.onnx"
+    )
     return config.default_model_filename or default
 
 
