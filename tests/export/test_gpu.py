@@ -24,6 +24,7 @@ from labelmint.models.store import save_generator, save_interpreter
 from labelmint.models.tasks import build_interpreter
 from labelmint.triton.artifacts import check_models
 from labelmint.triton.model_config import GPU_FILES, check_artifacts, ensembles, read_config, write_config
+from tests.conftest import ROOT
 from tests.support.models import files, small
 from tests.support.processes import refused_start
 
@@ -117,6 +118,8 @@ def test_the_pool_holds_two_samples_of_every_gpu_model(copy: Path, small_reposit
     """The sizes come from the configurations. One is changed here, so that they exceed Triton's default."""
     default = pool_bytes(copy)
     assert default == 64 << 20 and f"CUDA_MEMORY_POOL_BYTES={default}\n" in (copy / FLAGS_FILE).read_text()
+    shipped = ROOT / "k8s" / "components" / "gpu-kernel" / FLAGS_FILE
+    assert shipped.read_text() == (copy / FLAGS_FILE).read_text(), "the component's file is one that an export writes"
     config = read_config(copy / "tiny_generator" / "config.pbtxt")
     config.output[1].dims[:] = [100, 1024, 1024]
     write_config(copy / "tiny_generator" / "config.pbtxt", config)

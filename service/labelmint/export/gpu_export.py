@@ -4,8 +4,8 @@ Rules of this file:
 - The interpreter's step has three files: the weights as in the format `native`, the kernel's source, and `model.py`.
   The digest covers all of them, and the precision.
 - The export runs the files that it will write, in a process of their own, and compares them with torch before they are
-  kept. On a machine with a GPU it runs the whole interpreter there. Without one, Triton's interpreter runs the kernel on
-  the CPU, which would take hours for a large image. So it then compares at REHEARSED_RESOLUTION, and says so.
+  kept. With a GPU it runs the whole interpreter there. Without one, Triton's interpreter runs the kernel on the CPU,
+  which would take hours for a large image. So it then compares at REHEARSED_RESOLUTION, and says so.
 - What Triton's command line must say for these models is written beside them, so nobody computes it.
 """
 
