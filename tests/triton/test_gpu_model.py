@@ -7,10 +7,7 @@ Rules of this file:
 """
 
 import asyncio
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -21,14 +18,16 @@ import torch
 from tritonclient.grpc import model_config_pb2 as pb
 from tritonclient.utils import InferenceServerException
 
+from labelmint.core.policy import latent_of
 from labelmint.export.modules import GeneratorStep, StyleInterpreterStep, example_inputs
 from labelmint.export.repository import export_repository
-from labelmint.triton.client import Array, TritonClient
+from labelmint.triton.client import Array, Latents, TritonClient
 from labelmint.triton.model_config import read_config, write_config
 from labelmint.triton.server import TritonServer, wait_until_ready
 from tests.support.inference import OUTPUTS, ask, latents, refused, statistics
 from tests.support.models import random_interpreter, small
 from tests.support.repositories import copy_model
+from tests.support.running import Running, start_before
 
 pytestmark = [pytest.mark.triton, pytest.mark.torch]
 
@@ -93,18 +92,23 @@ def repository(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest_asyncio.fixture(scope="module")
-async def client(repository: Path) -> AsyncIterator[TritonClient]:
-    server = TritonServer(repository, [*OUTPUTS_OF, "stand_in"])
+async def server(repository: Path) -> AsyncIterator[TritonServer]:
+    started = TritonServer(repository, [*OUTPUTS_OF, "stand_in"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
-        await server.start()
+        await started.start()
     try:
-        await wait_until_ready(server)
-        connected = TritonClient(server.grpc_url)
-        yield connected
-        await connected.close()
+        await wait_until_ready(started)
+        yield started
     finally:
-        await server.stop()
+        await started.stop()
+
+
+@pytest_asyncio.fixture(scope="module")
+async def client(server: TritonServer) -> AsyncIterator[TritonClient]:
+    connected = TritonClient(server.grpc_url)
+    yield connected
+    await connected.close()
 
 
 def in_torch(name: str, seed: int) -> dict[str, Array]:
@@ -158,6 +162,17 @@ async def test_a_sample_is_the_same_alone_in_a_crowd_and_in_a_batch(client: Trit
 
 async def test_only_what_is_requested_is_returned(client: TritonClient) -> None:
     assert set(await client.infer("segments", "1", latents(0), outputs=("js_score",))) == {"js_score"}
+
+
+async def test_a_gateway_serves_it_as_any_other(server: TritonServer, client: TritonClient, tmp_path: Path) -> None:
+    running = Running(await start_before(tmp_path / "log", server), tmp_path)
+    try:
+        sample = await running.sample(7, model="segments")
+        z = latent_of(7, 8)
+        want = await client.infer("segments", "1", Latents(z, z, 6, 1.0), outputs=OUTPUTS)
+        assert sample.label.data == want["label"].tobytes() and sample.js_map == want["js_map"].tobytes()
+    finally:
+        await running.close()
 
 
 def features_of(value: float, batch: int = 1) -> dict[str, Array]:
@@ -214,19 +229,3 @@ async def test_what_does_not_fit_is_refused(repository: Path, tmp_path: Path, mo
     file.write_bytes(file.read_bytes()[:-100])
     said = await refused(tmp_path, STEP)
     assert f"{file} cannot be run (" in said and "; export the model again" in said
-
-
-@pytest.mark.parametrize("package", ["torch", "triton"])
-def test_a_missing_package_is_named(exported: Path, tmp_path: Path, package: str) -> None:
-    """The model's file alone, in a Python that lacks the package."""
-    (tmp_path / "triton_python_backend_utils.py").touch()
-    script = (
-        f"import sys; sys.modules[{package!r}] = None\n"
-        "try:\n    import model\n"
-        "except ModuleNotFoundError as error:\n    print(error)"
-    )
-    path = os.pathsep.join([str(tmp_path), str(exported / STEP / "1")])
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, env=dict(os.environ, PYTHONPATH=path)
-    )
-    assert f"{package} is missing: build the image of k8s/components/gpu-kernel" in done.stdout, done.stderr

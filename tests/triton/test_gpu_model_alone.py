@@ -6,6 +6,8 @@ Rules of this file:
 """
 
 import importlib.util
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -135,3 +137,16 @@ def test_a_device_that_is_not_there_is_refused(
         of(kind, "0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert of("GPU", "1") == torch.device("cuda", 1)
+
+
+@pytest.mark.parametrize("package", ["torch", "triton"])
+def test_a_missing_package_is_named(tmp_path: Path, package: str) -> None:
+    (tmp_path / "triton_python_backend_utils.py").touch()
+    shutil.copy2(MODEL, tmp_path)
+    script = (
+        f"import sys; sys.modules[{package!r}] = None\n"
+        "try:\n    import model\n"
+        "except ModuleNotFoundError as error:\n    print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert f"{package} is missing: build the image of k8s/components/gpu-kernel" in done.stdout, done.stderr

@@ -77,10 +77,10 @@ def export_repository(
     """Write `<model>`, `<model>_staged` and their steps into `repository`; from version 2 on `<model>_v2` and so on.
 
     The staged pipeline is left out, and one of an earlier export removed, unless `staged`, if one sample's `hidden`
-    tensor is larger than `MAX_BATCH_BYTES`, and in the format `gpu`. `file_format` is a key of `FORMATS`; `precision` is
-    that of `gpu`. An existing calibration is kept if the artifacts did not change. Returns, per step, the largest
-    difference of each output between the file and torch. Raises IncompatibleWeights if the interpreter does not fit the
-    generator, and UnusableFile if the name belongs to a version of another model.
+    tensor is larger than `MAX_BATCH_BYTES`, and in the format `gpu`. `file_format` is a key of `FORMATS`, and only the
+    format `gpu` has a `precision`. An existing calibration is kept if the artifacts did not change. Returns, per step,
+    the largest difference of each output between the file and torch. Raises IncompatibleWeights if the interpreter does
+    not fit the generator, and UnusableFile if the name belongs to a version of another model.
     """
     generator, interpreter = weights
     _check_belong_together(generator, interpreter)
