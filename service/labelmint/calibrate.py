@@ -4,6 +4,7 @@ Rules of this file:
 - The scores come from a real Triton, through the same client and seed policy as in the gateway.
 - Only the fused ensemble is measured, and the staged one gets the same calibration. Both compute the same function of
   the same weights; a test compares them.
+- A calibration is that of the executor that has run the interpreter, as Triton says it, and is written under its name.
 """
 
 from __future__ import annotations
@@ -12,14 +13,16 @@ import asyncio
 import math
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
-from labelmint.core.calibration import CALIBRATION, MIN_SEEDS, Calibration, calibrate
+from labelmint.core.calibration import MIN_SEEDS, Calibration, calibrate
 from labelmint.core.errors import InvalidRequest, ModelNotFound, UnusableFile
+from labelmint.core.executor import KERNEL, Choice, Executor, executor_of, last_step
 from labelmint.core.policy import check_seed, latent_of
 from labelmint.core.served_model import ServedModel
 from labelmint.triton.artifacts import read_whole_model
@@ -33,7 +36,14 @@ T = TypeVar("T")
 
 
 async def calibrate_repository(
-    repository: Path, model: str, first_seed: int, *, count: int, truncation_psi: float, version: int = 1
+    repository: Path,
+    model: str,
+    first_seed: int,
+    *,
+    count: int,
+    truncation_psi: float,
+    version: int = 1,
+    executor: Choice = KERNEL,
 ) -> Calibration:
     """Serve a version of `model`, measure `count` seeds from `first_seed` on, write and return the calibration.
 
@@ -44,7 +54,12 @@ async def calibrate_repository(
             "count", f"a calibration needs at least {MIN_SEEDS} seeds; --preview measures fewer and writes nothing"
         )
     served, scores = await measure_scores(
-        repository, model, _seeds(first_seed, count), truncation_psi=truncation_psi, version=version
+        repository,
+        model,
+        _seeds(first_seed, count),
+        truncation_psi=truncation_psi,
+        version=version,
+        executor=executor,
     )
     calibration = calibrate(
         scores,
@@ -55,17 +70,26 @@ async def calibrate_repository(
     )
     for name, config in ensembles(repository).items():
         if config.parameters["model"].string_value == model and version_of(repository / name) == version:
-            config.parameters[CALIBRATION].string_value = calibration.to_json()
+            config.parameters[served.executor.calibration].string_value = calibration.to_json()
             write_config(repository / name / "config.pbtxt", config)
     return calibration
 
 
 async def preview(
-    repository: Path, model: str, first_seed: int, *, count: int, truncation_psi: float, version: int
+    repository: Path,
+    model: str,
+    first_seed: int,
+    *,
+    count: int,
+    truncation_psi: float,
+    version: int,
+    executor: Choice = KERNEL,
 ) -> str:
     """Measure scores and return their quantiles as two lines of text; set no gate and write nothing."""
     seeds = _seeds(first_seed, count)
-    _, scores = await measure_scores(repository, model, seeds, truncation_psi=truncation_psi, version=version)
+    _, scores = await measure_scores(
+        repository, model, seeds, truncation_psi=truncation_psi, version=version, executor=executor
+    )
     levels = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
     found = zip(levels, np.quantile(scores, levels), strict=True)
     quantiles = ", ".join(f"{level:g}: {score:.6g}" for level, score in found)
@@ -79,10 +103,10 @@ def _seeds(first: int, count: int) -> range:
 
 
 async def measure_scores(
-    repository: Path, model: str, seeds: range, *, truncation_psi: float, version: int
+    repository: Path, model: str, seeds: range, *, truncation_psi: float, version: int, executor: Choice = KERNEL
 ) -> tuple[ServedModel, list[float]]:
     """Serve a version of `model` and return its scores, in nats, in the order of the seeds; write nothing."""
-    async with serving(repository, model, version) as (client, served):
+    async with serving(repository, model, version, executor) as (client, served):
         scores = await measure(
             client,
             served,
@@ -102,7 +126,9 @@ async def measure_scores(
 
 
 @asynccontextmanager
-async def serving(repository: Path, model: str, version: int = 1) -> AsyncIterator[tuple[TritonClient, ServedModel]]:
+async def serving(
+    repository: Path, model: str, version: int = 1, executor: Choice = KERNEL
+) -> AsyncIterator[tuple[TritonClient, ServedModel]]:
     """Run a child Triton with one fused ensemble of the repository until the end of the block."""
     fused = {name: config for name, config in ensembles(repository).items() if is_fused(config)}
     name = base_name(model, version)
@@ -113,17 +139,24 @@ async def serving(repository: Path, model: str, version: int = 1) -> AsyncIterat
             raise ModelNotFound(model, tuple(map(str, versions)), str(version))
         raise ModelNotFound(model, tuple(sorted(set(models.values()))))
     served = read_whole_model(repository, name, calibrated=False)
-    server = TritonServer(repository, [name])
+    server = TritonServer(repository, [name], executor=executor)
     try:
         await server.start()
         await wait_until_ready(server)
         client = TritonClient(server.grpc_url)
         try:
-            yield client, served
+            yield client, replace(served, executor=await _executor(client, last_step(fused[name])))
         finally:
             await client.close()
     finally:
         await server.stop()
+
+
+async def _executor(client: TritonClient, step: str) -> Executor:
+    """What runs the interpreter's step, as Triton says it; the gateway may have left the kernel out."""
+    configs = await client.model_configs()
+    (by_address,) = (found for (name, _), found in configs.items() if name == step)
+    return executor_of(next(iter(by_address.values())))
 
 
 async def measure(

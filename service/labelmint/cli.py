@@ -27,6 +27,7 @@ from pydantic_settings import (
 )
 
 from labelmint.core.errors import LabelmintError
+from labelmint.core.executor import KERNEL, Choice
 from labelmint.core.task import TASKS, TaskName
 from labelmint.gateway.process.settings import ServeSettings
 
@@ -197,6 +198,9 @@ class Calibrate(BaseModel):
     preview: Annotated[bool, Field(description="only print quantiles of the scores, for any number of seeds")] = False
     first_seed: Annotated[int, Field(ge=0, lt=2**32, description="first of the consecutive seeds")] = CALIBRATION_SEED
     truncation_psi: Annotated[float, Field(ge=0, le=2, description="truncation to calibrate for")] = 1.0
+    executor: Annotated[
+        Choice, Field(description="what runs the interpreter of an ONNX model; each has a calibration of its own")
+    ] = KERNEL
 
     async def cli_cmd(self) -> None:
         from labelmint.calibrate import calibrate_repository, preview
@@ -209,6 +213,7 @@ class Calibrate(BaseModel):
             count=self.count,
             truncation_psi=self.truncation_psi,
             version=self.version,
+            executor=self.executor,
         )
         print(found if isinstance(found, str) else f"calibration {found.id}: gate at JS {found.threshold:.6g} nats")
 

@@ -21,8 +21,8 @@ import torch
 from tqdm import tqdm
 from tritonclient.grpc import model_config_pb2 as pb
 
-from labelmint.core.calibration import CALIBRATION
 from labelmint.core.errors import IncompatibleWeights, UnusableFile
+from labelmint.core.executor import CALIBRATIONS
 from labelmint.core.task import task_of
 from labelmint.export import gpu_export, memory, modules, native_export, torchscript_export
 from labelmint.export.comparison import ExportedStep
@@ -238,8 +238,9 @@ def _keep_calibration(path: Path, config: pb.ModelConfig) -> None:
         return
     old = read_config(path)
     unchanged = old.parameters["model_digest"] == config.parameters["model_digest"]
-    if unchanged and CALIBRATION in old.parameters:
-        config.parameters[CALIBRATION].CopyFrom(old.parameters[CALIBRATION])
+    for parameter in CALIBRATIONS:
+        if unchanged and parameter in old.parameters:
+            config.parameters[parameter].CopyFrom(old.parameters[parameter])
 
 
 def write_model(repository: Path, config: pb.ModelConfig, version: int, *, files: Mapping[str, bytes]) -> None:

@@ -21,8 +21,8 @@ from typing import Any
 
 from tritonclient.grpc import model_config_pb2 as pb
 
-from labelmint.core.calibration import CALIBRATION
 from labelmint.core.errors import UnusableFile
+from labelmint.core.executor import CALIBRATIONS, executor_of, last_step
 from labelmint.core.served_model import MalformedModel, ServedModel, read_served_model
 from labelmint.core.task import TASKS
 from labelmint.triton.model_config import PYTHON, check_artifacts, model_file, read_config, version_of
@@ -77,7 +77,7 @@ _DESCRIBED = dict.fromkeys(
     (
         *("model", "pipeline", "task", "model_digest", "layout", "num_heads", "num_ws", "score_kind"),
         *(task.names_parameter for task in TASKS.values()),
-        *("palette", CALIBRATION),
+        *("palette", *CALIBRATIONS),
     ),
     _TEXT,
 )
@@ -127,18 +127,18 @@ _ITEM_BYTES = {pb.TYPE_FP32: 4, pb.TYPE_INT32: 4, pb.TYPE_UINT8: 1}
 
 
 def read_whole_model(repository: Path, name: str, calibrated: bool = True) -> ServedModel:
-    """Read an ensemble that the child Triton may load; with `calibrated` False, without its calibration.
+    """Read an ensemble that the child Triton may load; with `calibrated` False, without its calibrations.
 
+    Its executor is that of the repository; the child Triton may run the kernel in its place.
     Raises UnusableFile unless an export wrote the ensemble and its steps match its digest.
     """
     check_models(repository, [name])
     path = repository / name / "config.pbtxt"
     config = read_config(path)
     check_artifacts(repository, config)
-    if not calibrated:
-        config.parameters.pop(CALIBRATION, None)
+    executor = executor_of(read_config(repository / last_step(config) / "config.pbtxt"))
     try:
-        return read_served_model(config, str(version_of(path.parent)))
+        return read_served_model(config, str(version_of(path.parent)), executor, calibrated=calibrated)
     except MalformedModel as error:
         raise UnusableFile(path, f"is malformed: {error}") from error
 

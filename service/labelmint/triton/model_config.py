@@ -51,8 +51,12 @@ def read_config(path: Path) -> pb.ModelConfig:
             raise UnusableFile(path, f"is not a Triton model configuration: {said}") from error
 
 
+def config_text(config: pb.ModelConfig) -> str:
+    return text_format.MessageToString(config, use_index_order=True)
+
+
 def write_config(path: Path, config: pb.ModelConfig) -> None:
-    text = text_format.MessageToString(config, use_index_order=True)
+    text = config_text(config)
     aside = path.with_name(f".{path.name}.part")
     aside.write_text(text, encoding="utf-8")
     os.replace(aside, path)
