@@ -24,6 +24,7 @@ from labelmint.export.repository import export_repository
 from labelmint.triton.client import Array, Latents, TritonClient
 from labelmint.triton.model_config import read_config, write_config
 from labelmint.triton.server import TritonServer, wait_until_ready
+from labelmint.v1 import sample_service_pb2 as messages
 from tests.support.inference import OUTPUTS, ask, latents, refused, statistics
 from tests.support.models import random_interpreter, small
 from tests.support.repositories import copy_model
@@ -167,6 +168,8 @@ async def test_only_what_is_requested_is_returned(client: TritonClient) -> None:
 async def test_a_gateway_serves_it_as_any_other(server: TritonServer, client: TritonClient, tmp_path: Path) -> None:
     running = Running(await start_before(tmp_path / "log", server), tmp_path)
     try:
+        model = (await running.stub.GetModel(messages.GetModelRequest(model="segments"))).model
+        assert model.executor == "python"
         sample = await running.sample(7, model="segments")
         z = latent_of(7, 8)
         want = await client.infer("segments", "1", Latents(z, z, 6, 1.0), outputs=OUTPUTS)
