@@ -163,8 +163,9 @@ def check_models(repository: Path, ensembles: Iterable[str]) -> None:
         if _config(root, directory).backend == PYTHON:
             raise UnusableFile(
                 directory / "config.pbtxt",
-                "is for GPUs, and the gateway's own Triton runs on CPUs only; start a Triton on GPUs with these models "
-                "and give its address (--triton-url), or export the model with `--format native`",
+                "names the backend 'python', as exports for GPUs do, and the gateway's own Triton runs on CPUs only; if "
+                "you exported it, start a Triton on GPUs with it and give its address (--triton-url), or export the "
+                "model with `--format onnx`",
             )
     for directory in directories:
         _check_step(root, directory)
