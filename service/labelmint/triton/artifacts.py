@@ -163,7 +163,7 @@ def check_models(repository: Path, ensembles: Iterable[str]) -> None:
         if _config(root, directory).backend == PYTHON:
             raise UnusableFile(
                 directory / "config.pbtxt",
-                "names the backend 'python', as exports for GPUs do, and the gateway's own Triton runs on CPUs only; if "
+                "names the backend 'python', as exports for GPUs do, and the gateway's own Triton runs on CPUs; if "
                 "you exported it, start a Triton on GPUs with it and give its address (--triton-url), or export the "
                 "model with `--format onnx`",
             )
