@@ -34,6 +34,7 @@ from labelmint.gateway.process.settings import ServeSettings
 _EXPORT_MODULES = ("torch", "onnx", "onnxruntime", "onnxscript", "pycocotools", "safetensors")
 # A missing module, the extra that installs it, and its purpose.
 _EXTRAS = dict.fromkeys(_EXPORT_MODULES, ("export", "this command needs torch and onnx"))
+_EXTRAS["triton"] = ("gpu", "`--format gpu` needs the compiler of the Triton language")
 _EXTRAS["tqdm"] = ("calibrate", "this command needs tqdm")
 _EXTRAS["opentelemetry"] = ("tracing", "traces need OpenTelemetry")
 _CLIENT_COMMANDS = ("pull", "verify", "upload")
@@ -121,16 +122,28 @@ class Export(BaseModel):
     model_repository: Annotated[Path, Field(description="directory of the repository")] = Path("model_repository")
     score_kind: Annotated[Literal["sum", "top10_mean"], Field(description="image score")] = "sum"
     format: Annotated[
-        Literal["onnx", "torchscript", "native"],
-        Field(description="format of the steps; native: the interpreter for labelmint's C kernel, on CPUs only"),
+        Literal["onnx", "torchscript", "native", "gpu"],
+        Field(
+            description="format of the steps; native: the interpreter for labelmint's C kernel, on CPUs only; "
+            "gpu: for its kernel on GPUs"
+        ),
     ] = "onnx"
-
+    precision: Annotated[
+        Literal["float16", "bfloat16", "tf32", "float32"],
+        Field(description="what the kernel of --format gpu multiplies; it sums in float32"),
+    ] = "float16"
     version: Annotated[
         int, Field(ge=1, lt=2**31, description="version to write; an existing one is replaced, the others stay")
     ] = 1
     staged: Annotated[
         bool, Field(description="write the staged pipeline too; without it, Triton needs less memory")
     ] = True
+
+    @model_validator(mode="after")
+    def _no_precision_of_another_format(self) -> Export:
+        if self.format != "gpu" and "precision" in self.model_fields_set:
+            raise ValueError(f"precision does not apply to --format {self.format}")
+        return self
 
     def cli_cmd(self) -> None:
         from labelmint.export.repository import export_files
@@ -144,6 +157,7 @@ class Export(BaseModel):
             file_format=self.format,
             version=self.version,
             staged=self.staged,
+            precision=self.precision,
         )
 
 

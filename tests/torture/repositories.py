@@ -774,9 +774,9 @@ SINGING = ("library of the backend in the version", "backend python with a model
 
 
 def good(directory: Path) -> dict[str, Path]:
-    """Return a valid repository of each format, with one model."""
+    """Return a valid repository of each format that the gateway's own Triton serves, with one model."""
     found = {}
-    for file_format in FORMATS:
+    for file_format in FORMATS.keys() - {"gpu"}:
         found[file_format] = directory / f"good-{file_format}"
         export_repository(found[file_format], "tiny", tiny_weights(), file_format=file_format)
     return found

@@ -25,7 +25,7 @@ from labelmint.core.errors import UnusableFile
 from labelmint.core.executor import CALIBRATIONS, executor_of, last_step
 from labelmint.core.served_model import MalformedModel, ServedModel, read_served_model
 from labelmint.core.task import TASKS
-from labelmint.triton.model_config import check_artifacts, model_file, read_config, version_of
+from labelmint.triton.model_config import PYTHON, check_artifacts, model_file, read_config, version_of
 from labelmint.triton.onnx_file import MAX_ONNX_BYTES, check_onnx
 from labelmint.triton.stored_zip import MAX_ZIP_BYTES, check_native
 from labelmint.triton.torchscript_file import check_torchscript
@@ -166,8 +166,17 @@ def check_models(repository: Path, ensembles: Iterable[str]) -> None:
             raise _refused(directory, f"is an ensemble with the platform {quoted(config.platform)}")
         _check_files(root, directory, {".gitkeep"})
         steps |= {step.model_name: None for step in config.ensemble_scheduling.step}
-    for name in steps:
-        _check_step(root, _directory(root, repository, name))
+    directories = [_directory(root, repository, name) for name in steps]
+    for directory in directories:  # before the generator's fields for GPUs, which say less
+        if _config(root, directory).backend == PYTHON:
+            raise UnusableFile(
+                directory / "config.pbtxt",
+                "names the backend 'python', as exports for GPUs do, and the gateway's own Triton runs on CPUs; if "
+                "you exported it, start a Triton on GPUs with it and give its address (--triton-url), or export the "
+                "model with `--format onnx`",
+            )
+    for directory in directories:
+        _check_step(root, directory)
 
 
 def _check_step(root: Path, directory: Path) -> None:
