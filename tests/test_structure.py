@@ -32,7 +32,7 @@ ALLOWED = {
     "export": {"core", "kernel", "models", "triton"},
     "cli": {"calibrate", "checkpoints", "core", "export", "gateway.process", "models"},
 }
-HEAVY = {"torch", "onnx", "onnxruntime", "safetensors", "pycocotools"}
+HEAVY = {"torch", "triton", "onnx", "onnxruntime", "safetensors", "pycocotools"}
 
 
 def imports(path: Path) -> set[str]:
