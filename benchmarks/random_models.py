@@ -16,7 +16,6 @@ from labelmint.models.generator import Generator
 from labelmint.models.interpreter import InterpreterSpec, StyleInterpreter, hidden_widths
 from labelmint.models.layout import channels_of
 from labelmint.models.stylegan2 import StyleGAN2Spec
-from labelmint.models.tasks import build_interpreter
 
 
 def interpreter_spec(
@@ -34,7 +33,7 @@ def interpreter_spec(
 
 
 def interpreter(spec: InterpreterSpec) -> StyleInterpreter:
-    built = build_interpreter(spec)
+    built = StyleInterpreter(spec)
     random = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in built.parameters():

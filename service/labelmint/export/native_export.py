@@ -22,6 +22,7 @@ from labelmint.core.errors import IncompatibleWeights
 from labelmint.export.comparison import Array, ExportedStep, compare
 from labelmint.export.modules import Step, StyleInterpreterStep
 from labelmint.export.onnx_export import export_onnx
+from labelmint.export.weights import arrays_of
 from labelmint.kernel.interpreter import Interpreter, UnusableWeights, check_weights
 from labelmint.models.interpreter import StyleInterpreter
 
@@ -54,7 +55,7 @@ def configure(config: pb.ModelConfig) -> None:
 
 def weights_file(interpreter: StyleInterpreter) -> bytes:
     """Return the file that the kernel reads. Raises IncompatibleWeights if the kernel cannot run the interpreter."""
-    arrays = _arrays(interpreter)
+    arrays = arrays_of(interpreter)
     try:
         check_weights(arrays)
     except UnusableWeights as error:
@@ -66,15 +67,3 @@ def weights_file(interpreter: StyleInterpreter) -> bytes:
             np.lib.format.write_array(entry, array, version=(1, 0), allow_pickle=False)
             archive.writestr(zipfile.ZipInfo(f"{name}.npy", _EPOCH), entry.getvalue())
     return written.getvalue()
-
-
-def _arrays(interpreter: StyleInterpreter) -> dict[str, Array]:
-    spec = interpreter.spec
-    levels = {f"projection_{r}": interpreter.projection[str(r)] for r in spec.channels}
-    others = {name: getattr(interpreter, name) for name in ("bias1", "weight2", "bias2", "weight3", "bias3")}
-    others["bias1"] = others["bias1"].unflatten(0, (spec.num_heads, spec.hidden[0]))  # [N,h1]
-    return {
-        "task": np.array(spec.task),
-        "score_kind": np.array(interpreter.score_kind),
-        **{name: x.detach().contiguous().numpy() for name, x in (levels | others).items()},
-    }

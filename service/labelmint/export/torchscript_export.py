@@ -25,19 +25,34 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from tritonclient.grpc import model_config_pb2 as pb
 
 from labelmint.export.comparison import Array, ExportedStep, compare
 from labelmint.export.modules import Step, example_inputs
+
+if TYPE_CHECKING:  # a machine that only measures the steps has no client of Triton
+    from tritonclient.grpc import model_config_pb2 as pb
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest timestamp that a zip entry can have
 
 
 def export_torchscript(step: Step) -> ExportedStep:
     """Trace, fold, clean, check and compare the step. Raises RuntimeError if the file would differ from torch."""
+    data = trace(step)
+    loaded = torch.jit.load(io.BytesIO(data))
+
+    def run(tensors: Sequence[Tensor]) -> Sequence[Array]:
+        with torch.inference_mode(), torch.jit.optimized_execution(False):
+            return [output.numpy() for output in loaded(*tensors)]
+
+    return ExportedStep(data, compare(step, run))
+
+
+def trace(step: Step) -> bytes:
+    """Return the step's file, not yet compared with torch. Raises RuntimeError if it does not match the contract."""
     step.eval()
     frozen = deepcopy(step).requires_grad_(False)  # the tracer accepts only such tensors as constants
 
@@ -58,12 +73,7 @@ def export_torchscript(step: Step) -> ExportedStep:
         data = _clean(written.getvalue())
         loaded = torch.jit.load(io.BytesIO(data))
     _assert_contract(loaded, step)
-
-    def run(tensors: Sequence[Tensor]) -> Sequence[Array]:
-        with torch.inference_mode(), torch.jit.optimized_execution(False):
-            return [output.numpy() for output in loaded(*tensors)]
-
-    return ExportedStep(data, compare(frozen, run))
+    return data
 
 
 def configure(config: pb.ModelConfig) -> None:

@@ -1,0 +1,87 @@
+"""Measures the whole service where the wheel of Triton is installed: Triton's `pytorch` backend on the device.
+
+Rules of this file:
+- The repository is what `labelmint export --format torchscript` writes; on a GPU its steps get `KIND_GPU`.
+- Requests go to Triton directly, in a closed loop, for a fixed time; seconds of a step are those that Triton counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from gpu import arms, machine
+from gpu.cases import cases_of
+
+CALLERS = (1, 4)
+SECONDS = {True: 0.5, False: 8.0}  # of each loop, by tiny
+NAME = "measured"
+
+
+def serve(device: torch.device, *, tiny: bool, seconds: float) -> dict[str, Any]:
+    """Raises Unavailable without the wheel, and ModuleNotFoundError without what serves with it."""
+    if machine.version_of("nvidia-pytriton") is None:
+        raise arms.Unavailable("not installed: nvidia-pytriton")
+    # The largest size whose features fit the shared memory of the wheel's Python backend without settings.
+    case = cases_of(tiny)[-1] if not tiny else cases_of(tiny)[0]
+    with tempfile.TemporaryDirectory() as directory:
+        export(Path(directory), case.build(), device)
+        return {
+            "case": case.name,
+            "format": "torchscript",
+            "device": device.type,
+            "callers": asyncio.run(loops(Path(directory), min(SECONDS[tiny], seconds / 8))),
+        }
+
+
+def export(repository: Path, weights: Any, device: torch.device) -> None:
+    from tritonclient.grpc import model_config_pb2 as pb
+
+    from labelmint.export.repository import FUSED, export_repository
+    from labelmint.triton.model_config import read_config, write_config
+
+    export_repository(repository, NAME, weights, file_format="torchscript", staged=False)
+    if device.type != "cuda":
+        return
+    for step in FUSED:
+        path = repository / f"{NAME}_{step}" / "config.pbtxt"
+        config = read_config(path)
+        for group in config.instance_group:
+            group.kind = pb.ModelInstanceGroup.KIND_GPU
+            group.gpus[:] = [device.index or 0]
+        write_config(path, config)
+
+
+async def loops(repository: Path, seconds: float) -> dict[str, Any]:
+    from direct import STEPS, Direct
+
+    from labelmint.calibrate import serving
+
+    found: dict[str, Any] = {}
+    async with serving(repository, NAME) as (client, model):
+        direct = Direct(client.url, model)
+        await direct.infer([0])
+        for callers in CALLERS:
+            before, started = await direct.step_seconds(), time.monotonic()
+            counts = await asyncio.gather(*(loop(direct, started + seconds, caller) for caller in range(callers)))
+            spent, after = time.monotonic() - started, await direct.step_seconds()
+            found[str(callers)] = {
+                "samples_per_second": sum(counts) / spent,
+                "step_seconds": {
+                    step: (end - begin) / sum(counts) for step, begin, end in zip(STEPS, before, after, strict=True)
+                },
+            }
+        await direct.close()
+    return found
+
+
+async def loop(direct: Any, ends: float, caller: int) -> int:
+    count = 0
+    while time.monotonic() < ends or count == 0:
+        await direct.infer([1000 * caller + count])
+        count += 1
+    return count
