@@ -18,6 +18,7 @@ ALLOWED = {
     "core": set(),
     "tracing": set(),
     "kernel": set(),
+    "gpu": set(),
     "untrusted": {"core"},
     "triton": {"core", "kernel", "tracing", "untrusted"},
     "gateway.sampling": {"core", "tracing", "triton"},
@@ -31,7 +32,7 @@ ALLOWED = {
     "export": {"core", "kernel", "models", "triton"},
     "cli": {"calibrate", "checkpoints", "core", "export", "gateway.process", "models"},
 }
-HEAVY = {"torch", "onnx", "onnxruntime", "safetensors", "pycocotools"}
+HEAVY = {"torch", "triton", "onnx", "onnxruntime", "safetensors", "pycocotools"}
 
 
 def imports(path: Path) -> set[str]:
@@ -87,7 +88,7 @@ def test_the_core_does_no_io() -> None:
 
 def test_only_the_rooms_of_weights_import_what_is_heavy() -> None:
     for path in files():
-        if package_of(path) not in ("models", "checkpoints", "export") and "backends" not in path.parts:
+        if package_of(path) not in ("models", "checkpoints", "export", "gpu") and "backends" not in path.parts:
             assert not {name.split(".")[0] for name in imports(path)}.intersection(HEAVY), path.name
 
 

@@ -1,5 +1,6 @@
 """DatasetGAN classifiers: the released ensemble end to end from features, and directories that are not one."""
 
+import io
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +12,15 @@ import torch
 from labelmint.checkpoints.classifiers import numbered_classes
 from labelmint.checkpoints.importing import ImportOptions, import_file
 from labelmint.core.errors import IncompatibleWeights, InvalidRequest, UnusableFile
+from labelmint.export.native_export import weights_file
+from labelmint.kernel.interpreter import read_weights
 from labelmint.models.annotations import write_json
 from labelmint.models.generator import Generator
 from labelmint.models.interpreter import StyleInterpreter, interleave
 from labelmint.models.store import load_interpreter, read_notes, save_generator
 from labelmint.models.stylegan1 import StyleGAN1Spec
 from labelmint.models.stylegan2 import StyleGAN2Spec
+from tests.support.interpreted import label
 from tests.support.vectors import Vectors, vectors
 
 pytestmark = pytest.mark.torch
@@ -68,15 +72,20 @@ def test_released_ensemble_from_features(
     interpreter = load_interpreter(out)
     assert interpreter.spec.hidden == hidden and interpreter.spec.num_classes == int(name)
     assert interpreter.spec.feature_dim == int(held["dim"][2])
-    label, js_map, js_sum = interpreter(features)
+    labels, js_map, js_sum = interpreter(features)
     votes = votes_of(interpreter, features)  # [H,W,K]
     want = (held["votes"][..., None] == np.arange(int(name))).sum(axis=2)  # [H,W,K]
     assert (votes == want).all(axis=2).mean() >= 0.9999
-    assert (label[0].numpy() == held["label"]).mean() >= 0.9999
+    assert (labels[0].numpy() == held["label"]).mean() >= 0.9999
     assert np.abs(js_map[0].numpy() - held["js"]).max() <= 1e-5
     assert float(js_sum) == pytest.approx(float(held["score_sum"]), rel=1e-4)
     _, _, js_top10 = load_interpreter(out, "top10_mean")(features)
     assert float(js_top10) == pytest.approx(float(held["score_top10_mean"]), rel=1e-4)
+    weights = read_weights(io.BytesIO(weights_file(interpreter)))
+    (on_a_gpu,) = label(weights, [[x[0].numpy() for x in features.values()]])
+    assert (on_a_gpu["label"] == held["label"]).mean() >= 0.9999
+    assert np.abs(on_a_gpu["js_map"] - held["js"]).max() <= 1e-5
+    assert float(on_a_gpu["js_score"]) == pytest.approx(float(held["score_sum"]), rel=1e-4)
 
 
 def votes_of(interpreter: StyleInterpreter, features: dict[int, torch.Tensor]) -> np.ndarray:

@@ -13,7 +13,7 @@ Names: R is the output resolution; C_r the channels of level r; N the number of 
 number of classes or keypoints. `base` is the level up to which levels are projected at their own resolution.
 
 How a sample is labelled:
-1. Each level r <= base is projected to the N*h1 hidden units at its own resolution, as one matrix product.
+1. `_project` projects each level r <= base to the N*h1 hidden units at its own resolution, as one matrix product.
 2. The sum of the levels below `base` is a piecewise bilinear function whose knots are the edges between the pixels of
    level `base`. `_widen` computes its values at the edges, from one level to the next; this is exact (see
    `labelmint/kernel/interpreter.c`).
@@ -27,7 +27,7 @@ How a sample is labelled:
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,27 +74,100 @@ class Shape:
 
 @dataclass(frozen=True)
 class Tile:
-    """How a kernel is cut: pixels of a tile, hidden units computed at a time, and the compiler's options."""
+    """How `_interpret` is cut: pixels of a tile, hidden units computed at a time, and the compiler's options.
+
+    Features stay on the chip in slices of `slice` channels. `unroll` is the number of blocks in one pass of the loop.
+    """
 
     rows: int
     columns: int
     block: int
     warps: int
     stages: int
+    slice: int
+    unroll: int = 1
 
     @property
     def pixels(self) -> int:
         return self.rows * self.columns
 
 
+# The tiles by the GPUs' generation, precision, and width (h2 > 32), the best one first. A tile is taken if it fits the
+# shared memory. They are fixed, because a tile that a race decides would decide the last bits of a sample, too. The
+# first ones compile without spilled registers for StyleGAN2 at 256 to 1024 (see `tests/gpu/test_compiled.py`).
+_SMALL = (Tile(8, 8, 32, 8, 1, 16), Tile(4, 8, 32, 8, 1, 16), Tile(4, 4, 16, 4, 1, 16))
+_TINY = (Tile(4, 4, 16, 4, 1, 16),)
+TILES: dict[tuple[int, str, bool], tuple[Tile, ...]] = {
+    (80, "half", False): (Tile(8, 16, 64, 8, 2, 16), Tile(8, 8, 64, 8, 2, 16), *_SMALL),
+    (80, "half", True): (Tile(8, 8, 64, 8, 2, 16), *_SMALL),
+    (80, "tf32", False): _SMALL,
+    (80, "tf32", True): _SMALL,
+    (80, "float32", False): _SMALL,
+    (80, "float32", True): _TINY,
+    (90, "half", False): (Tile(8, 16, 64, 8, 2, 32, 2), Tile(8, 16, 64, 8, 2, 32), *_SMALL),
+    (90, "half", True): (Tile(8, 16, 32, 8, 2, 16), *_SMALL),
+    (90, "tf32", False): (Tile(8, 16, 32, 8, 1, 16), *_SMALL),
+    (90, "tf32", True): _SMALL,
+    (90, "float32", False): (Tile(8, 8, 16, 4, 1, 16), *_TINY),
+    (90, "float32", True): _TINY,
+    (100, "half", False): (Tile(8, 16, 64, 8, 3, 64), Tile(8, 8, 64, 8, 1, 64), *_SMALL),
+    (100, "half", True): (Tile(8, 8, 64, 8, 1, 64), *_SMALL),
+    (100, "tf32", False): (Tile(8, 16, 32, 8, 1, 32), Tile(8, 8, 32, 8, 1, 32), *_SMALL),
+    (100, "tf32", True): (Tile(8, 8, 32, 8, 1, 32), *_SMALL),
+    (100, "float32", False): (Tile(8, 8, 32, 8, 1, 32), *_TINY),
+    (100, "float32", True): _TINY,
+}
+# Shared memory that one program may use, in bytes, by compute capability; other GPUs have at least the least.
+SHARED_BYTES = {80: 163 << 10, 87: 163 << 10, 90: 227 << 10, 100: 227 << 10, 103: 227 << 10}
+LEAST_SHARED_BYTES = 99 << 10
+_SCRATCH_BYTES = 16 << 10  # for changing the layout of a tile between two products
+
+
 def tile_of(shape: Shape, precision: str, capability: int) -> Tile:
-    """Return the committed tile for a GPU of this compute capability (80, 90, 100)."""
-    return Tile(8, 16, 32, 8, 1)
+    """Return the committed tile for a GPU of this compute capability, for example 90 for 9.0.
+
+    Raises ValueError if the interpreter has too many channels for every tile.
+    """
+    generation = 90 if 90 <= capability < 100 else 100 if 100 <= capability < 120 else 80
+    kind = "half" if precision in ("float16", "bfloat16") else precision
+    room = SHARED_BYTES.get(capability, LEAST_SHARED_BYTES)
+    for tile in TILES[generation, kind, shape.hidden[1] > 32]:
+        if max(tile.rows, tile.columns) <= shape.resolution and shared_bytes(shape, precision, tile) <= room:
+            return tile
+    raise ValueError(
+        f"level {shape.resolution} has {shape.channels[shape.resolution]} channels, too many for the shared memory of "
+        f"this GPU at {precision}; choose another precision, or export with `--format onnx`"
+    )
+
+
+def shared_bytes(shape: Shape, precision: str, tile: Tile) -> int:
+    """An estimate of the shared memory that a tile takes: features, and weights in as many buffers as stages."""
+    c = constants(shape, precision, tile)
+    depth = c["C_PADDED"] + c["POINTS"] + (c["C_HALF_PADDED"] if c["HALF"] else 0)
+    weights = (depth + c["H2"]) * tile.block * tile.unroll * tile.stages if tile.stages > 1 else 0
+    least = _SCRATCH_BYTES if tile.stages == 1 else 0
+    return _TYPES[precision].itemsize * (tile.pixels * depth + weights) + least
+
+
+_WIDEN = (16, 128)  # edges and hidden units that `_widen` computes at a time
+PROJECT_CHANNELS = 32  # channels that `_project` multiplies at a time
+
+
+def projection_tile(r: int, precision: str) -> tuple[int, int, int, int]:
+    """The tile of `_project` at level r: pixels, hidden units, warps and stages."""
+    if precision == "float32":
+        return (32, 32, 4, 1)
+    return (128, 128, 8, 3) if r >= 64 else (64, 64, 4, 3) if r >= 16 else (16, 32, 4, 4)
 
 
 def padded(size: int) -> int:
     """The size of an axis of a matrix product: a power of two, at least 16."""
-    return max(16, triton.next_power_of_2(size))
+    return max(16, 1 << (size - 1).bit_length())
+
+
+def sliced(channels: int, size: int) -> int:
+    """The channels of a level with their padding: whole slices."""
+    return -(-channels // size) * size
 
 
 def points_of(shape: Shape, tile: Tile) -> tuple[int, int]:
@@ -110,15 +183,16 @@ def constants(shape: Shape, precision: str, tile: Tile) -> dict[str, Any]:
     return {
         "KEYPOINTS": shape.keypoints,
         "TF32": precision == "tf32",
-        "DOT": "tf32" if precision == "tf32" else "ieee",
+        "DOT": "tf32x3" if precision == "float32" else "tf32",
+        "INTERPRETED": triton.knobs.runtime.interpret,
         "LIMIT": torch.finfo(_TYPES[precision]).max,
         "R": r,
         "SCALE": r // shape.base,
         "HALF": shape.half,
         "C": shape.channels[r],
-        "C_PADDED": padded(shape.channels[r]),
+        "C_PADDED": sliced(shape.channels[r], tile.slice),
         "C_HALF": shape.channels[r // 2],
-        "C_HALF_PADDED": padded(shape.channels[r // 2]),
+        "C_HALF_PADDED": sliced(shape.channels[r // 2], tile.slice),
         "POINTS": padded(sum(points_of(shape, tile))),
         "N": shape.heads,
         "H1": max(padded(shape.hidden[0]), tile.block),
@@ -128,6 +202,8 @@ def constants(shape: Shape, precision: str, tile: Tile) -> dict[str, Any]:
         "ROWS": tile.rows,
         "COLUMNS": tile.columns,
         "BLOCK": tile.block,
+        "CHANNELS": tile.slice,
+        "UNROLL": tile.unroll,
     }
 
 
@@ -135,21 +211,20 @@ def constants(shape: Shape, precision: str, tile: Tile) -> dict[str, Any]:
 
 
 @triton.jit
-def _operand(x, LIMIT: tl.constexpr, TF32: tl.constexpr, like):
-    """Convert float32 to the operands' type. What this type cannot hold becomes NaN.
+def _rounded(x, TF32: tl.constexpr, kind):
+    """Round float32 to the operands' type.
 
-    Tensor cores cut float32 off to TF32. The two multiplications round instead: both are exact but for one rounding.
+    Tensor cores cut float32 off to TF32, so it is rounded here. Both products are exact: a sum and a difference round.
     """
-    x = tl.where(tl.abs(x) <= LIMIT, x, float("nan"))
     if TF32:
         x = (x + 8192.0 * x) - 8192.0 * x
-    return x.to(like)
+    return x.to(kind)
 
 
 @triton.jit
-def _relu(x, LIMIT: tl.constexpr):
-    """ReLU that passes NaN on. An infinite sum comes from an operand that has overflowed, so it becomes NaN."""
-    return tl.where(tl.abs(x) <= LIMIT, tl.maximum(x, 0.0), float("nan"))
+def _operand(x, LIMIT: tl.constexpr, TF32: tl.constexpr, kind):
+    """Round float32 to the operands' type; what this type cannot hold becomes NaN."""
+    return _rounded(tl.where(tl.abs(x) <= LIMIT, x, float("nan")), TF32, kind)
 
 
 @triton.jit
@@ -165,34 +240,86 @@ def _hat(x):
 
 
 @triton.jit
-def _widen(edges, pixels, out, R, CHANNELS, LIMIT: tl.constexpr, BLOCK: tl.constexpr):
+def _product(a, b, sums, DOT: tl.constexpr, INTERPRETED: tl.constexpr):
+    """Add the matrix product of two operands to float32 `sums`."""
+    if INTERPRETED:  # Triton's interpreter multiplies no bfloat16; products of operands are exact in float32
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, sums, input_precision=DOT)
+
+
+@triton.jit
+def _project(
+    features,
+    weight,
+    out,
+    C,
+    PIXELS,
+    UNITS,
+    TF32: tl.constexpr,
+    DOT: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+    LIMIT: tl.constexpr,
+    OUT_LIMIT: tl.constexpr,
+    C_PADDED: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_U: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Project one level: features float32 [C,PIXELS] and weight [UNITS,C_PADDED] to out [PIXELS,UNITS]."""
+    pixel = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
+    unit = tl.program_id(1) * BLOCK_U + tl.arange(0, BLOCK_U)
+    kind = weight.dtype.element_ty
+    sums = tl.zeros([BLOCK_P, BLOCK_U], tl.float32)
+    for start in range(0, C_PADDED, BLOCK_C):
+        channel = start + tl.arange(0, BLOCK_C)
+        at = features + channel.to(tl.int64)[:, None] * PIXELS + pixel[None, :]
+        x = tl.load(at, mask=(channel < C)[:, None] & (pixel < PIXELS)[None, :], other=0.0)
+        w = tl.load(weight + unit[:, None] * C_PADDED + channel[None, :], mask=(unit < UNITS)[:, None], other=0.0)
+        sums = _product(tl.trans(_operand(x, LIMIT, TF32, kind)), tl.trans(w), sums, DOT, INTERPRETED)
+    sums = tl.where(tl.abs(sums) <= OUT_LIMIT, sums, float("nan"))
+    at = out + pixel.to(tl.int64)[:, None] * UNITS + unit[None, :]
+    tl.store(at, sums.to(out.dtype.element_ty), mask=(pixel < PIXELS)[:, None] & (unit < UNITS)[None, :])
+
+
+@triton.jit
+def _widen(
+    edges,
+    pixels,
+    out,
+    R,
+    UNITS,
+    LIMIT: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+    BLOCK_U: tl.constexpr,
+):
     """Add level R to the sum of the levels below it, and evaluate it at the edges between the pixels of level 2R.
 
-    edges float32 [R+1,R+1,CHANNELS] and pixels float32 [R,R,CHANNELS] to out [2R+1,2R+1,CHANNELS]. An edge of level 2R
-    is an edge of level R or halfway between two; the pixels of level R around it are as far away on both sides, or it
-    is the centre of one. Beyond the border, the outermost pixel repeats.
+    edges float32 [R+1,R+1,UNITS] and pixels float32 [R,R,UNITS] to out [2R+1,2R+1,UNITS]. An edge of level 2R is an
+    edge of level R or halfway between two. Beside it are two pixels of level R at the same distance, or it is the
+    centre of one. Beyond the border, the outermost pixel repeats.
     """
-    point, channel = tl.program_id(0), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = channel < CHANNELS
-    y, x = point // (2 * R + 1), point % (2 * R + 1)
+    point = tl.program_id(0) * BLOCK_E + tl.arange(0, BLOCK_E)[:, None]
+    unit = tl.program_id(1) * BLOCK_U + tl.arange(0, BLOCK_U)[None, :]
+    side = 2 * R + 1
+    inside = (point < side * side) & (unit < UNITS)
+    y, x = point // side, point % side
     up, down, left, right = y // 2, (y + 1) // 2, x // 2, (x + 1) // 2
-    above, below = tl.maximum((y - 1) // 2, 0), tl.minimum(y // 2, R - 1)
-    before, after = tl.maximum((x - 1) // 2, 0), tl.minimum(x // 2, R - 1)
-    above, before = tl.where(y == 0, 0, above), tl.where(x == 0, 0, before)
-    wide = CHANNELS.to(tl.int64)
-    e00 = tl.load(edges + (up * (R + 1) + left) * wide + channel, mask=inside)
-    e01 = tl.load(edges + (up * (R + 1) + right) * wide + channel, mask=inside)
-    e10 = tl.load(edges + (down * (R + 1) + left) * wide + channel, mask=inside)
-    e11 = tl.load(edges + (down * (R + 1) + right) * wide + channel, mask=inside)
-    q00 = tl.load(pixels + (above * R + before) * wide + channel, mask=inside)
-    q01 = tl.load(pixels + (above * R + after) * wide + channel, mask=inside)
-    q10 = tl.load(pixels + (below * R + before) * wide + channel, mask=inside)
-    q11 = tl.load(pixels + (below * R + after) * wide + channel, mask=inside)
+    above, below = tl.maximum(down - 1, 0), tl.minimum(up, R - 1)
+    before, after = tl.maximum(right - 1, 0), tl.minimum(left, R - 1)
+    wide = UNITS.to(tl.int64)
+    e00 = tl.load(edges + (up * (R + 1) + left) * wide + unit, mask=inside)
+    e01 = tl.load(edges + (up * (R + 1) + right) * wide + unit, mask=inside)
+    e10 = tl.load(edges + (down * (R + 1) + left) * wide + unit, mask=inside)
+    e11 = tl.load(edges + (down * (R + 1) + right) * wide + unit, mask=inside)
+    q00 = tl.load(pixels + (above * R + before) * wide + unit, mask=inside)
+    q01 = tl.load(pixels + (above * R + after) * wide + unit, mask=inside)
+    q10 = tl.load(pixels + (below * R + before) * wide + unit, mask=inside)
+    q11 = tl.load(pixels + (below * R + after) * wide + unit, mask=inside)
     edge = 0.5 * (0.5 * (e00 + e10) + 0.5 * (e01 + e11))
     pixel = 0.5 * (0.5 * (q00 + q10) + 0.5 * (q01 + q11))
     total = edge + pixel
     total = tl.where(tl.abs(total) <= LIMIT, total, float("nan"))
-    tl.store(out + point * wide + channel, total.to(out.dtype.element_ty), mask=inside)
+    tl.store(out + point * wide + unit, total.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -213,6 +340,7 @@ def _interpret(
     KEYPOINTS: tl.constexpr,
     TF32: tl.constexpr,
     DOT: tl.constexpr,
+    INTERPRETED: tl.constexpr,
     LIMIT: tl.constexpr,
     R: tl.constexpr,
     SCALE: tl.constexpr,
@@ -230,6 +358,8 @@ def _interpret(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     BLOCK: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    UNROLL: tl.constexpr,
 ):
     """Label the P pixels of one tile.
 
@@ -250,28 +380,32 @@ def _interpret(
     pixel = tl.arange(0, P)
     y, x = y0 + pixel // COLUMNS, x0 + pixel % COLUMNS
 
-    # The features of level R, and those of level R/2 between four pixels. Channels come first: lanes run along pixels.
-    channel = tl.arange(0, C_PADDED)[:, None]
-    at = full + channel.to(tl.int64) * (R * R) + (y * R + x)[None, :]
-    features = tl.load(at, mask=(channel < C) & (y >= 0)[None, :], other=0.0)
-    features = tl.trans(_operand(features, LIMIT, TF32, kind))  # [P,C_PADDED]
+    # The features of level R, and those of level R/2 between four pixels, in slices of CHANNELS channels: all at once
+    # would take more registers than everything after them. Lanes run along pixels, so channels come first.
+    features = ()
+    for i in tl.static_range(C_PADDED // CHANNELS):
+        channel = i * CHANNELS + tl.arange(0, CHANNELS)[:, None]
+        at = full + channel.to(tl.int64) * (R * R) + (y * R + x)[None, :]
+        values = tl.load(at, mask=channel < C, other=0.0)
+        features += (tl.trans(_operand(values, LIMIT, TF32, kind)),)  # [P,CHANNELS]
+    between = ()
     if HALF:
         D: tl.constexpr = R // 2
-        channel_half = tl.arange(0, C_HALF_PADDED)[:, None]
-        plane = half + channel_half.to(tl.int64) * (D * D)
-        known = (channel_half < C_HALF) & (y >= 0)[None, :]
         up, left = tl.maximum((y + 1) // 2 - 1, 0), tl.maximum((x + 1) // 2 - 1, 0)
         down, right = tl.minimum((y + 1) // 2, D - 1), tl.minimum((x + 1) // 2, D - 1)
         # An even pixel lies 3/4 of the way to the second neighbour, an odd one 1/4.
         v, h = tl.where(y % 2 == 0, 0.75, 0.25)[None, :], tl.where(x % 2 == 0, 0.75, 0.25)[None, :]
-        a = tl.load(plane + (up * D + left)[None, :], mask=known, other=0.0)
-        b = tl.load(plane + (up * D + right)[None, :], mask=known, other=0.0)
-        upper = a * (1.0 - h) + b * h
-        a = tl.load(plane + (down * D + left)[None, :], mask=known, other=0.0)
-        b = tl.load(plane + (down * D + right)[None, :], mask=known, other=0.0)
-        lower = a * (1.0 - h) + b * h
-        between = upper * (1.0 - v) + lower * v
-        between = tl.trans(_operand(between, LIMIT, TF32, kind))  # [P,C_HALF_PADDED]
+        for i in tl.static_range(C_HALF_PADDED // CHANNELS):
+            channel = i * CHANNELS + tl.arange(0, CHANNELS)[:, None]
+            plane, known = half + channel.to(tl.int64) * (D * D), channel < C_HALF
+            a = tl.load(plane + (up * D + left)[None, :], mask=known, other=0.0)
+            b = tl.load(plane + (up * D + right)[None, :], mask=known, other=0.0)
+            upper = a * (1.0 - h) + b * h
+            a = tl.load(plane + (down * D + left)[None, :], mask=known, other=0.0)
+            b = tl.load(plane + (down * D + right)[None, :], mask=known, other=0.0)
+            lower = a * (1.0 - h) + b * h
+            values = upper * (1.0 - v) + lower * v
+            between += (tl.trans(_operand(values, LIMIT, TF32, kind)),)  # [P,CHANNELS]
 
     # The edges and pixels of level S that the tile touches, and their weights at each pixel: multiples of 1/64.
     E_COLUMNS: tl.constexpr = COLUMNS // SCALE + 1
@@ -300,40 +434,46 @@ def _interpret(
     for head in range(N):
         row2 = head * H2 + tl.arange(0, H2)
         hidden2 = tl.zeros([P, H2], tl.float32)
-        for start in range(0, H1, BLOCK):
+        for start in tl.range(0, H1, BLOCK, loop_unroll_factor=UNROLL):
             unit = start + tl.arange(0, BLOCK)
             row1 = (head * H1 + unit)[:, None]
-            w = tl.load(weight_full + row1 * C_PADDED + tl.arange(0, C_PADDED)[None, :])
-            hidden = tl.dot(features, tl.trans(w), input_precision=DOT)
+            hidden = tl.zeros([P, BLOCK], tl.float32)
+            for i in tl.static_range(C_PADDED // CHANNELS):
+                w = tl.load(weight_full + row1 * C_PADDED + (i * CHANNELS + tl.arange(0, CHANNELS))[None, :])
+                hidden = _product(features[i], tl.trans(w), hidden, DOT, INTERPRETED)
             if HALF:
-                w = tl.load(weight_half + row1 * C_HALF_PADDED + tl.arange(0, C_HALF_PADDED)[None, :])
-                hidden = tl.dot(between, tl.trans(w), hidden, input_precision=DOT)
+                for i in tl.static_range(C_HALF_PADDED // CHANNELS):
+                    w = tl.load(weight_half + row1 * C_HALF_PADDED + (i * CHANNELS + tl.arange(0, CHANNELS))[None, :])
+                    hidden = _product(between[i], tl.trans(w), hidden, DOT, INTERPRETED)
             known_points = tl.load(line + (head * H1 + unit)[None, :], mask=touched, other=0.0)
-            hidden = tl.dot(weight, known_points, hidden, input_precision=DOT)
-            hidden = _operand(_relu(hidden, 3.0e38), LIMIT, TF32, kind)  # [P,BLOCK]
+            hidden = _product(weight, known_points, hidden, DOT, INTERPRETED)
+            # An overflow here becomes infinity, which `hidden2` cannot hide.
+            hidden = _rounded(tl.maximum(hidden, 0.0, propagate_nan=tl.PropagateNan.ALL), TF32, kind)  # [P,BLOCK]
             w = tl.load(weight2 + row2[:, None] * H1 + unit[None, :])
-            hidden2 = tl.dot(hidden, tl.trans(w), hidden2, input_precision=DOT)
-        hidden2 = _relu(hidden2 + tl.load(bias2 + row2)[None, :], 3.0e38)
+            hidden2 = _product(hidden, tl.trans(w), hidden2, DOT, INTERPRETED)
+        hidden2 = hidden2 + tl.load(bias2 + row2)[None, :]
+        hidden2 = tl.where(tl.abs(hidden2) <= LIMIT, tl.maximum(hidden2, 0.0), float("nan"))
         row3 = head * K_PADDED + tl.arange(0, K_PADDED)
         w = tl.load(weight3 + row3[:, None] * H2 + tl.arange(0, H2)[None, :])
-        outputs = tl.dot(_operand(hidden2, LIMIT, TF32, kind), tl.trans(w), input_precision=DOT)
+        outputs = tl.zeros([P, K_PADDED], tl.float32)
+        outputs = _product(_rounded(hidden2, TF32, kind), tl.trans(w), outputs, DOT, INTERPRETED)
         outputs = outputs + tl.load(bias3 + row3)[None, :]  # [P,K_PADDED]
-        outputs = tl.where(tl.abs(outputs) <= 3.0e38, outputs, float("nan"))
         if KEYPOINTS:
-            sum_heat += outputs
-            probability = tl.minimum(tl.maximum(outputs, 0.0, propagate_nan=tl.PropagateNan.ALL), 1.0, propagate_nan=tl.PropagateNan.ALL)
+            heat = tl.where(tl.abs(outputs) <= 3.0e38, outputs, float("nan"))
+            sum_heat += heat
+            probability = tl.clamp(heat, 0.0, 1.0, propagate_nan=tl.PropagateNan.ALL)
             sum_probability += probability
             sum_entropy += tl.sum(tl.where(is_class, _binary_entropy(probability), 0.0), axis=1)
         else:
-            outputs = tl.where(is_class, outputs, float("-inf"))
+            # bias3 makes the outputs of the padding -1e30: their exponentials are 0, and so are the products below.
             top = tl.max(outputs, axis=1)
             shifted = outputs - top[:, None]
             exponential = tl.exp(shifted)
             total = tl.sum(exponential, axis=1)
-            probability = exponential / total[:, None]
-            sum_probability += probability
-            sum_entropy += tl.log(total) - tl.sum(tl.where(is_class, probability * shifted, 0.0), axis=1)
-            choice = tl.min(tl.where(outputs == top[:, None], k, K_PADDED), axis=1)  # the smallest id wins a tie
+            scale = 1.0 / total
+            sum_probability += exponential * scale[:, None]
+            sum_entropy += tl.log(total) - tl.sum(exponential * shifted, axis=1) * scale
+            choice = tl.min(tl.where(shifted == 0.0, k, K_PADDED), axis=1)  # the smallest id wins a tie
             votes += (choice[:, None] == k).to(tl.int32)
 
     mean = sum_probability / N
@@ -404,7 +544,7 @@ class GpuInterpreter:
         if not fits or any(x.dtype != torch.float32 or x.device.type != self.device.type for x in features):
             raise ValueError(f"expected float32 features on {self.device} of the shapes {shapes}")
         maps = {r: x.contiguous() for r, x in zip(self.channels, features, strict=True)}
-        with _on(self.device), _matrix_products(self.precision):
+        with _on(self.device):
             points = self._points(maps)
             return self._finish(*self._label(maps, points))
 
@@ -416,17 +556,38 @@ class GpuInterpreter:
         below, own = points[: (base + 1) ** 2], points[(base + 1) ** 2 :]
         edges = self._weights.bias1.expand(25, -1).contiguous()  # [25,N*H1]: the edges of the 4x4 pixels
         for r in (r for r in self.channels if r < base):
-            pixels = maps[r].flatten(1).t() @ self._weights.projection[r]  # [r*r,N*H1]
+            pixels = torch.empty(r * r, width, device=self.device)
+            self._project(maps[r], r, pixels)
             out = below if 2 * r == base else torch.empty((2 * r + 1) ** 2, width, device=self.device)
-            block = min(1024, triton.next_power_of_2(width))
-            _widen[((2 * r + 1) ** 2, triton.cdiv(width, block))](
-                edges, pixels, out, r, width, LIMIT=torch.finfo(out.dtype).max, BLOCK=block, num_warps=4
+            grid = (triton.cdiv((2 * r + 1) ** 2, _WIDEN[0]), triton.cdiv(width, _WIDEN[1]))
+            _widen[grid](
+                *(edges, pixels, out, r, width),
+                LIMIT=torch.finfo(out.dtype).max,
+                BLOCK_E=_WIDEN[0],
+                BLOCK_U=_WIDEN[1],
+                num_warps=4,
             )
             edges = out
         if base == 4:
             below.copy_(edges)
-        torch.matmul(maps[base].flatten(1).t().to(kind), self._weights.projection[base].to(kind), out=own)
+        self._project(maps[base], base, own)
         return points
+
+    def _project(self, features: Tensor, r: int, out: Tensor) -> None:
+        """Project level r, float32 [C_r,r,r], to out [r*r,N*H1]."""
+        weight, c = self._weights.projection[r], self._constants
+        block_p, block_u, warps, stages = projection_tile(r, self.precision)
+        _project[(triton.cdiv(r * r, block_p), triton.cdiv(weight.shape[0], block_u))](
+            *(features, weight, out, features.shape[0], r * r, weight.shape[0]),
+            **{name: c[name] for name in ("TF32", "DOT", "INTERPRETED", "LIMIT")},
+            OUT_LIMIT=torch.finfo(out.dtype).max,
+            C_PADDED=weight.shape[1],
+            BLOCK_P=block_p,
+            BLOCK_U=block_u,
+            BLOCK_C=PROJECT_CHANNELS,
+            num_warps=warps,
+            num_stages=stages,
+        )
 
     def _label(self, maps: Mapping[int, Tensor], points: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Run `_interpret` on all tiles: label, js_map, peak_heat and peak_pixel."""
@@ -488,34 +649,36 @@ class _Weights:
     def __init__(
         self, arrays: Mapping[str, np.ndarray[Any, Any]], c: Mapping[str, Any], precision: str, device: torch.device
     ) -> None:
-        def padded_to(name: str, *sizes: int) -> Tensor:
+        def whole(name: str, *sizes: int, padding: float = 0.0) -> Tensor:
             array = torch.from_numpy(np.array(arrays[name]))
             if name.startswith("projection_"):
                 array = array.unflatten(0, (c["N"], -1))
-            whole = torch.zeros(c["N"], *sizes)
-            whole[tuple(slice(0, size) for size in array.shape)] = array
-            return whole.flatten(0, 1).contiguous()
+            padded_array = torch.full((c["N"], *sizes), padding)
+            padded_array[tuple(slice(0, size) for size in array.shape)] = array
+            return padded_array.flatten(0, 1).contiguous()
 
         def operand(name: str, *sizes: int) -> Tensor:
-            whole = padded_to(name, *sizes)
-            if whole.abs().max() > torch.finfo(_TYPES[precision]).max:
+            array = whole(name, *sizes)
+            if not array.abs().max() <= torch.finfo(_TYPES[precision]).max:
                 raise ValueError(f"{name} has numbers that {precision} cannot hold; choose another precision")
             if precision == "tf32":
-                whole = (whole + 8192.0 * whole) - 8192.0 * whole  # rounded, see `_operand`
-            return whole.to(_TYPES[precision]).to(device)
+                array = (array + 8192.0 * array) - 8192.0 * array  # as in `_rounded`
+            return array.to(_TYPES[precision]).to(device)
 
-        r, kept = c["R"], c["R"] // c["SCALE"]
-        levels = [4 << i for i in range(kept.bit_length() - 2)]
+        r = c["R"]
         self.full = operand(f"projection_{r}", c["H1"], c["C_PADDED"])
         self.half = operand(f"projection_{r // 2}", c["H1"], c["C_HALF_PADDED"]) if c["HALF"] else self.full
         self.weight2 = operand("weight2", c["H2"], c["H1"])
         self.weight3 = operand("weight3", c["K_PADDED"], c["H2"])
-        self.bias1 = padded_to("bias1", c["H1"]).to(device)  # [N*H1]
-        self.bias2 = padded_to("bias2", c["H2"]).to(device)
-        self.bias3 = padded_to("bias3", c["K_PADDED"]).to(device)
-        self.projection = {  # {r: float32 [C_r,N*H1]}
-            r: padded_to(f"projection_{r}", c["H1"], arrays[f"projection_{r}"].shape[1]).t().contiguous().to(device)
-            for r in levels
+        self.bias1 = whole("bias1", c["H1"]).to(device)  # [N*H1]
+        self.bias2 = whole("bias2", c["H2"]).to(device)
+        # The outputs of the padding must be finite, and so small that their exponentials are 0.
+        self.bias3 = whole("bias3", c["K_PADDED"], padding=-1e30).to(device)
+        self.projection = {
+            level: operand(
+                f"projection_{level}", c["H1"], sliced(arrays[f"projection_{level}"].shape[1], PROJECT_CHANNELS)
+            )
+            for level in (4 << i for i in range((r // c["SCALE"]).bit_length() - 2))
         }
 
 
@@ -525,25 +688,6 @@ def _score(js_map: Tensor, kind: str) -> Tensor:
     if kind == "sum":
         return pixels.sum(dtype=torch.float64).to(torch.float32).reshape(1)
     return pixels.topk(pixels.numel() // 10).values.mean(dtype=torch.float64).to(torch.float32).reshape(1)
-
-
-@contextlib.contextmanager
-def _matrix_products(precision: str) -> Iterator[None]:
-    """Let torch multiply float32 matrices as TF32, except for the reference, and sum half precision in float32."""
-    settings = torch.backends.cuda.matmul
-    wanted = {
-        "allow_tf32": precision != "float32",
-        "allow_fp16_reduced_precision_reduction": False,
-        "allow_bf16_reduced_precision_reduction": False,
-    }
-    before = {name: getattr(settings, name) for name in wanted}
-    try:
-        for name, value in wanted.items():
-            setattr(settings, name, value)
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(settings, name, value)
 
 
 def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
