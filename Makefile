@@ -10,6 +10,8 @@ FIFTYONE := .venv-fiftyone
 OLDEST := .venv-oldest
 RIVALS := .venv-rivals
 OPENVINO := .venv-openvino
+COMPILER := .venv-compiler
+KERNEL := service/labelmint/kernel
 MUTANTS := .venv-mutants
 RELEASE := .venv-release
 DIST := dist
@@ -36,7 +38,7 @@ CLIENT := clients/python/src/labelmint_client
 COPY_PROTO = cp service/labelmint/v1/sample_service_pb2* $(CLIENT)/v1/ && \
 	sed -i 's/^from labelmint\.v1 import/from labelmint_client.v1 import/' $(CLIENT)/v1/sample_service_pb2_grpc.py
 
-.PHONY: serve test unit check lock mutants torture bench images proto released-proto fiftyone oldest rivals openvino release packages manifests papers audit clean
+.PHONY: serve test unit check lock mutants torture bench images proto released-proto kernel compiler fiftyone oldest rivals openvino release packages manifests papers audit clean
 
 # ARGS holds options for `labelmint serve`: make serve ARGS="--http-port 9090". If the checkout is read-only, set SERVE
 # to a directory elsewhere: the environment is created there, with a copy of the program.
@@ -100,6 +102,20 @@ proto: $(TEST)/.ready
 # Writes the contract that tests/test_proto.py compares with. Run it for a release, never to make that test pass.
 released-proto: $(TEST)/.ready
 	$(TEST)/bin/buf build --exclude-source-info --output protos/labelmint/v1/released.binpb
+
+# Compiles interpreter.c into the libraries that are shipped, for two levels of x86-64. clang, with its own headers and an
+# old glibc's symbols, comes from one version of the package ziglang. With these flags the files name nothing of this
+# machine, so the same source gives the same bytes everywhere.
+KERNEL_FLAGS := -std=gnu11 -O3 -ffp-contract=fast -fPIC -shared -pthread -g0 -s -Wl,--build-id=none
+kernel: $(COMPILER)/.ready
+	@for level in v3 v4; do \
+		$(COMPILER)/bin/python -m ziglang cc -target x86_64-linux-gnu.2.17 -mcpu=x86_64_$$level $(KERNEL_FLAGS) \
+			service/labelmint/kernel/interpreter.c -o $(KERNEL)/interpreter.part && \
+		mv $(KERNEL)/interpreter.part $(KERNEL)/interpreter.x86-64-$$level.so || exit 1; \
+	done
+
+# The compiler of the kernel, in an environment of its own: it takes 400 MB.
+compiler: $(COMPILER)/.ready
 
 # A separate environment for the test of FiftyOne's importer, because FiftyOne installs a gigabyte.
 fiftyone: $(FIFTYONE)/.ready
@@ -169,7 +185,7 @@ audit:
 		--vulnerability-service pypi --progress-spinner off
 
 clean:
-	rm -rf $(SERVE) $(TEST) $(FIFTYONE) $(OLDEST) $(RIVALS) $(OPENVINO) $(MUTANTS) $(RELEASE) build dist
+	rm -rf $(SERVE) $(TEST) $(FIFTYONE) $(OLDEST) $(RIVALS) $(OPENVINO) $(COMPILER) $(MUTANTS) $(RELEASE) build dist
 	rm -rf service/labelmint.egg-info clients/python/src/labelmint_client.egg-info
 
 # Makes the environment $(1) and installs $(2) with uv. uv does not read pip's configuration, so the indexes and the
@@ -218,6 +234,10 @@ $(RIVALS)/.ready: pyproject.toml constraints.txt
 OPENVINO_PACKAGES := 'onnxruntime-openvino>=1.22,<2' 'numpy>=1.26,<2'
 $(OPENVINO)/.ready:
 	$(call INSTALL,$(OPENVINO),$(OPENVINO_PACKAGES))
+	@touch $@
+
+$(COMPILER)/.ready:
+	$(call INSTALL,$(COMPILER),'ziglang==0.17.1')
 	@touch $@
 
 # Writes the newest allowed versions of all packages into the lock file. constraints.txt pins those that decide the bytes

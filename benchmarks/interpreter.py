@@ -47,6 +47,7 @@ from labelmint.export.modules import StyleInterpreterStep, example_inputs
 from labelmint.export.repository import FORMATS, step_config, write_model
 from labelmint.kernel.interpreter import Interpreter
 from labelmint.models.annotations import write_json
+from labelmint.triton.model_config import model_file
 from labelmint.triton.server import TritonServer, wait_until_ready
 
 ROOT = Path(__file__).parent.parent
@@ -74,7 +75,7 @@ def export(case: tuple[int, int], arm: str) -> None:
         repository.mkdir(parents=True, exist_ok=True)
         config = step_config(model, step, arm)
         config.ClearField("model_warmup")  # the requests that are not counted warm it up
-        write_model(repository, config, 1, data=exported.data)
+        write_model(repository, config, 1, files={model_file(config): exported.data})
 
 
 def features_of(case: tuple[int, int]) -> dict[str, np.ndarray]:

@@ -26,7 +26,7 @@ from labelmint.export.modules import MAX_BATCH_SIZE, Step, TensorSpec, latent_in
 from labelmint.export.onnx_export import export_onnx
 from labelmint.export.repository import step_config, write_model
 from labelmint.models.generator import to_uint8
-from labelmint.triton.model_config import model_digest, read_config
+from labelmint.triton.model_config import model_digest, model_file, read_config
 
 MODEL = "faces"
 SEED = 7  # of the render
@@ -85,8 +85,8 @@ def export(repository: Path, demo: Path = ROOT / "model_repository") -> None:
     for tensor in config.output:
         entry.output_map[tensor.name] = tensor.name
     repository.mkdir(parents=True, exist_ok=True)
-    write_model(repository, served, 1, data=data)
-    write_model(repository, config, 1, data=None)
+    write_model(repository, served, 1, files={model_file(served): data})
+    write_model(repository, config, 1, files={".gitkeep": b""})
 
 
 def main() -> None:

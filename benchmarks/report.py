@@ -308,7 +308,7 @@ are medians of {rounds} interleaved rounds. The floor is the time of the linear 
 its own resolution, at the best rate that this machine reached for a matrix product in the same run
 ({rate:.0f} GFlop/s on both cores); interpolation, exponentials and all else count as nothing. Labels agree with the
 reference's at {agreement:.4%} of the pixels or more. At K = 34 the hidden layers are twice and four times as wide.
-`onnx` is the shipped format and runs anywhere; `native` is `labelmint export --format native`, the C kernel for CPUs.
+`onnx` is the shipped format in ONNX Runtime; `native` is the C kernel, which labelmint's own Triton runs on CPUs.
 
 Targets at K = 20: 15 times faster at 256² and 30 times at 512², and 60 % of the floor at both.
 

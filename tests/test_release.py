@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from labelmint.kernel.interpreter import SHIPPED, shipped_file
 from tests.conftest import ROOT, need_program
 
 pytestmark = pytest.mark.minutes
@@ -53,7 +54,10 @@ def test_the_same_commit_gives_the_same_packages(clone: Path, packages: Path) ->
     assert len(first) == 4 and first == second
     for wheel in packages.glob("*.whl"):
         with zipfile.ZipFile(wheel) as archive:
-            assert any(name.endswith("py.typed") for name in archive.namelist())
+            names = archive.namelist()
+            assert any(name.endswith("py.typed") for name in names)
+            if wheel.name.startswith("labelmint-"):
+                assert {f"labelmint/kernel/{shipped_file(level).name}" for level in SHIPPED} <= set(names)
     for path in packages.glob("*.tar.gz"):
         with tarfile.open(path) as archive:
             assert {name.partition("/")[0] for name in archive.getnames()} == {path.name.removesuffix(".tar.gz")}

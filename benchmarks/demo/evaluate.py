@@ -25,11 +25,13 @@ from demo import metrics
 from demo.annotate import exact_keypoints, render_seed
 from demo.segmenter import Segmenter, segment
 from labelmint.calibrate import measure, serving
+from labelmint.core.calibration import Calibration
 from labelmint.models.annotations import write_json
 from labelmint.models.draw import draw
 from labelmint.models.generator import to_uint8
 from labelmint.models.store import load_generator, load_interpreter, read_notes
 from labelmint.triton.client import Array
+from labelmint.triton.model_config import read_config
 
 EVALUATION_SEED = 4_200_000_000
 
@@ -116,8 +118,10 @@ async def evaluate_gate(repository: Path, count: int) -> dict[str, object]:
         return float(arrays["js_score"][0]), float(wrong.mean())
 
     async with serving(repository, "faces") as (client, model):
-        assert model.calibration is not None, "run `labelmint calibrate` first"
-        psi = model.calibration.truncation_psi
+        parameters = read_config(repository / model.triton_name / "config.pbtxt").parameters
+        assert model.executor.calibration in parameters, "run `labelmint calibrate` first"
+        calibration = Calibration.from_json(parameters[model.executor.calibration].string_value)
+        psi = calibration.truncation_psi
         pairs = await measure(
             client,
             model,
@@ -128,14 +132,14 @@ async def evaluate_gate(repository: Path, count: int) -> dict[str, object]:
             title="gate",
         )
     scores, errors = (np.array(column) for column in zip(*pairs, strict=True))
-    accepted = scores <= model.calibration.threshold
+    accepted = scores <= calibration.threshold
     figures: dict[str, object] = {
         "seeds": count,
         "acceptance": float(accepted.mean()),
         "label_error_accepted": float(errors[accepted].mean()),
         "label_error_rejected": float(errors[~accepted].mean()),
-        "calibration_seeds": model.calibration.seed_count,
-        "threshold_quantile": model.calibration.threshold_quantile,
+        "calibration_seeds": calibration.seed_count,
+        "threshold_quantile": calibration.threshold_quantile,
     }
     print(f"acceptance on {count} unseen seeds: {figures['acceptance']:.3f}")
     print(f"pixels labelled wrongly: {figures['label_error_accepted']:.4f} of the accepted samples,")

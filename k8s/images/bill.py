@@ -66,5 +66,5 @@ def _models(root: Path) -> Iterator[Component]:
             "name": name,
             "version": version,
             "hashes": [{"alg": "SHA-256", "content": digest}],
-            "bom-ref": f"model:{name}@{version}",
+            "bom-ref": f"model:{name}@{version}/{path.name}",
         }

@@ -1,9 +1,11 @@
 """Measures the JS scores of a served pipeline and writes the calibration into the repository.
 
 Rules of this file:
-- The scores come from a real Triton, through the same client and seed policy as in the gateway.
+- The scores come from a real Triton, through the same client, window and seed policy as in the gateway: from a child
+  Triton, or from those at `triton_url`, which must have the model with the digest that the repository has.
 - Only the fused ensemble is measured, and the staged one gets the same calibration. Both compute the same function of
   the same weights; a test compares them.
+- A calibration is that of the executor that has run the interpreter, as Triton says it, and is written under its name.
 """
 
 from __future__ import annotations
@@ -12,39 +14,56 @@ import asyncio
 import math
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 from tqdm import tqdm
+from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from labelmint.core.calibration import CALIBRATION, MIN_SEEDS, Calibration, calibrate
-from labelmint.core.errors import InvalidRequest, ModelNotFound, UnusableFile
+from labelmint.core.calibration import MIN_SEEDS, Calibration, calibrate
+from labelmint.core.errors import InvalidRequest, LabelmintError, ModelNotFound, TritonUnavailable, UnusableFile
+from labelmint.core.executor import KERNEL, Choice, Executor, executor_of, last_step
 from labelmint.core.policy import check_seed, latent_of
 from labelmint.core.served_model import ServedModel
-from labelmint.triton.artifacts import read_whole_model
-from labelmint.triton.client import Array, Latents, TritonClient
+from labelmint.triton.artifacts import read_model, read_whole_model
+from labelmint.triton.client import Array, Latents, TritonClient, digest_of
 from labelmint.triton.model_config import base_name, ensembles, is_fused, version_of, write_config
 from labelmint.triton.server import TritonServer, wait_until_ready
-
-CONCURRENCY = 6
 
 T = TypeVar("T")
 
 
 async def calibrate_repository(
-    repository: Path, model: str, first_seed: int, *, count: int, truncation_psi: float, version: int = 1
+    repository: Path,
+    model: str,
+    first_seed: int,
+    *,
+    count: int,
+    truncation_psi: float,
+    version: int = 1,
+    executor: Choice = KERNEL,
+    triton_url: str = "",
 ) -> Calibration:
-    """Serve a version of `model`, measure `count` seeds from `first_seed` on, write and return the calibration.
+    """Measure `count` seeds from `first_seed` on with a version of `model`, write and return the calibration.
 
-    Raises InvalidRequest for fewer than `MIN_SEEDS` seeds, and UnusableFile for a model whose scores are not finite.
+    Raises InvalidRequest for fewer than `MIN_SEEDS` seeds, UnusableFile for a model whose scores are not finite, and
+    the errors of `serving`.
     """
     if count < MIN_SEEDS:
         raise InvalidRequest(
             "count", f"a calibration needs at least {MIN_SEEDS} seeds; --preview measures fewer and writes nothing"
         )
+    seeds = _seeds(first_seed, count)
     served, scores = await measure_scores(
-        repository, model, _seeds(first_seed, count), truncation_psi=truncation_psi, version=version
+        repository,
+        model,
+        seeds,
+        truncation_psi=truncation_psi,
+        version=version,
+        executor=executor,
+        triton_url=triton_url,
     )
     calibration = calibrate(
         scores,
@@ -53,19 +72,43 @@ async def calibrate_repository(
         truncation_psi=truncation_psi,
         first_seed=first_seed,
     )
-    for name, config in ensembles(repository).items():
-        if config.parameters["model"].string_value == model and version_of(repository / name) == version:
-            config.parameters[CALIBRATION].string_value = calibration.to_json()
-            write_config(repository / name / "config.pbtxt", config)
+    for path, config in calibrated(repository, model, version).items():
+        config.parameters[served.executor.calibration].string_value = calibration.to_json()
+        write_config(path, config)
     return calibration
 
 
+def calibrated(repository: Path, model: str, version: int) -> dict[Path, ModelConfig]:
+    """Return the configurations that hold the calibration of a version of `model`, by their path."""
+    return {
+        repository / name / "config.pbtxt": config
+        for name, config in ensembles(repository).items()
+        if config.parameters["model"].string_value == model and version_of(repository / name) == version
+    }
+
+
 async def preview(
-    repository: Path, model: str, first_seed: int, *, count: int, truncation_psi: float, version: int
+    repository: Path,
+    model: str,
+    first_seed: int,
+    *,
+    count: int,
+    truncation_psi: float,
+    version: int,
+    executor: Choice = KERNEL,
+    triton_url: str = "",
 ) -> str:
     """Measure scores and return their quantiles as two lines of text; set no gate and write nothing."""
     seeds = _seeds(first_seed, count)
-    _, scores = await measure_scores(repository, model, seeds, truncation_psi=truncation_psi, version=version)
+    _, scores = await measure_scores(
+        repository,
+        model,
+        seeds,
+        truncation_psi=truncation_psi,
+        version=version,
+        executor=executor,
+        triton_url=triton_url,
+    )
     levels = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
     found = zip(levels, np.quantile(scores, levels), strict=True)
     quantiles = ", ".join(f"{level:g}: {score:.6g}" for level, score in found)
@@ -79,31 +122,49 @@ def _seeds(first: int, count: int) -> range:
 
 
 async def measure_scores(
-    repository: Path, model: str, seeds: range, *, truncation_psi: float, version: int
+    repository: Path,
+    model: str,
+    seeds: range,
+    *,
+    truncation_psi: float,
+    version: int,
+    executor: Choice = KERNEL,
+    triton_url: str = "",
 ) -> tuple[ServedModel, list[float]]:
-    """Serve a version of `model` and return its scores, in nats, in the order of the seeds; write nothing."""
-    async with serving(repository, model, version) as (client, served):
-        scores = await measure(
-            client,
-            served,
-            seeds,
-            truncation_psi=truncation_psi,
-            outputs=("js_score",),
-            reduce=lambda seed, arrays: float(arrays["js_score"][0]),
-            title="calibrate",
-        )
+    """Return a version of `model` and its scores, in nats, in the order of the seeds; write nothing."""
+    async with serving(repository, model, version, executor=executor, triton_url=triton_url) as (client, served):
+        try:
+            scores = await measure(
+                client,
+                served,
+                seeds,
+                truncation_psi=truncation_psi,
+                outputs=("js_score",),
+                reduce=lambda seed, arrays: float(arrays["js_score"][0]),
+                title="calibrate",
+            )
+        except LabelmintError as error:
+            error.message += f" (Triton at {client.url}); nothing was written"
+            raise
     if wrong := [seed for seed, score in zip(seeds, scores, strict=True) if not math.isfinite(score)]:
         raise UnusableFile(
             repository / served.triton_name,
             f"returns JS scores that are not finite, for {len(wrong)} of {len(seeds)} seeds, the first one {wrong[0]}: "
-            "its weights are damaged or too large; nothing was written",
+            "its weights are damaged or too large, or overflow in the precision of this Triton; nothing was written",
         )
     return served, scores
 
 
 @asynccontextmanager
-async def serving(repository: Path, model: str, version: int = 1) -> AsyncIterator[tuple[TritonClient, ServedModel]]:
-    """Run a child Triton with one fused ensemble of the repository until the end of the block."""
+async def serving(
+    repository: Path, model: str, version: int = 1, *, executor: Choice = KERNEL, triton_url: str = ""
+) -> AsyncIterator[tuple[TritonClient, ServedModel]]:
+    """Connect to Tritons that have the fused ensemble of a version of `model`, until the end of the block.
+
+    Without `triton_url`, run a child Triton with it, and its interpreter in `executor` if possible. The model that is
+    returned has the executor that runs it. Raises ModelNotFound if the repository has no such model, and UnusableFile
+    if it is damaged. With `triton_url`, raises TritonUnavailable if no Triton there has the same model.
+    """
     fused = {name: config for name, config in ensembles(repository).items() if is_fused(config)}
     name = base_name(model, version)
     if name not in fused or fused[name].parameters["model"].string_value != model:
@@ -112,18 +173,59 @@ async def serving(repository: Path, model: str, version: int = 1) -> AsyncIterat
         if versions:
             raise ModelNotFound(model, tuple(map(str, versions)), str(version))
         raise ModelNotFound(model, tuple(sorted(set(models.values()))))
-    served = read_whole_model(repository, name, calibrated=False)
-    server = TritonServer(repository, [name])
+    if triton_url:
+        served, connection = read_model(repository, name, calibrated=False), _connected(triton_url)
+    else:
+        served, connection = read_whole_model(repository, name, calibrated=False), _child(repository, name, executor)
+    async with connection as client:
+        await _check_same_model(client, served)
+        yield client, replace(served, executor=await _executor(client, last_step(fused[name])))
+
+
+@asynccontextmanager
+async def _child(repository: Path, name: str, executor: Choice) -> AsyncIterator[TritonClient]:
+    server = TritonServer(repository, [name], executor=executor)
     try:
         await server.start()
         await wait_until_ready(server)
-        client = TritonClient(server.grpc_url)
-        try:
-            yield client, served
-        finally:
-            await client.close()
+        async with _connected(server.grpc_url) as client:
+            yield client
     finally:
         await server.stop()
+
+
+async def _executor(client: TritonClient, step: str) -> Executor:
+    """What runs the interpreter's step, as Triton says it; the gateway may have left the kernel out."""
+    configs = await client.model_configs()
+    (by_address,) = (found for (name, _), found in configs.items() if name == step)
+    return executor_of(next(iter(by_address.values())))
+
+
+@asynccontextmanager
+async def _connected(url: str) -> AsyncIterator[TritonClient]:
+    client = TritonClient(url)
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+async def _check_same_model(client: TritonClient, model: ServedModel) -> None:
+    """Raises TritonUnavailable unless a Triton of the client has this model, with its digest, ready."""
+    configs = await client.model_configs()
+    wanted = f"{model.triton_name!r} version {model.version}"
+    by_address = configs.get((model.triton_name, model.version))
+    if by_address is None:
+        ready = ", ".join(f"{name!r} version {version}" for name, version in sorted(configs)) or "none"
+        raise TritonUnavailable(
+            f"Triton at {client.url} does not have {wanted} ready, only: {ready}; load the model there first"
+        )
+    digests = {digest_of(config) or "none" for config in by_address.values()}
+    if model.digest not in digests:
+        raise TritonUnavailable(
+            f"Triton at {client.url} has {wanted} with the digest {', '.join(sorted(digests))}, but the repository "
+            f"has {model.digest}; give --model-repository the one that this Triton serves, or load this one there"
+        )
 
 
 async def measure(
@@ -139,20 +241,29 @@ async def measure(
     """Run the ensemble for every seed; return the results of `reduce` for its arrays, in the order of the seeds."""
     ordered = list(seeds)
     bar = tqdm(total=len(ordered), desc=title, unit="seed")
-    slots = asyncio.Semaphore(CONCURRENCY)
 
     async def one(seed: int) -> T:
-        async with slots:
-            latent = latent_of(seed, model.z_dim)
-            latents = Latents(latent, latent, model.num_ws, truncation_psi)
-            arrays = await client.infer(model.triton_name, model.version, latents, outputs=outputs)
-            bar.update()
-            return reduce(seed, arrays)
+        latent = latent_of(seed, model.z_dim)
+        latents = Latents(latent, latent, model.num_ws, truncation_psi)
+        arrays = await client.infer(model.triton_name, model.version, latents, outputs=outputs, digest=model.digest)
+        bar.update()
+        return reduce(seed, arrays)
 
+    tasks: list[asyncio.Task[T]] = []
+    running: set[asyncio.Task[T]] = set()
     with bar:
-        tasks = [asyncio.create_task(one(seed)) for seed in ordered]
         try:
+            for seed in ordered:
+                while running and not client.room(model.triton_name, model.version, model.digest):
+                    done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                    for task in done:
+                        task.result()  # the first failure ends the measurement
+                running.add(task := asyncio.create_task(one(seed)))
+                tasks.append(task)
+                await asyncio.sleep(0)  # the sample begins, and takes its room
             return list(await asyncio.gather(*tasks))
         finally:
-            for task in tasks:
+            # Triton 2.51 may crash if a sample that it has begun is cancelled, so each one ends first.
+            for task in running:
                 task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)

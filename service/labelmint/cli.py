@@ -27,12 +27,14 @@ from pydantic_settings import (
 )
 
 from labelmint.core.errors import LabelmintError
+from labelmint.core.executor import KERNEL, Choice
 from labelmint.core.task import TASKS, TaskName
 from labelmint.gateway.process.settings import ServeSettings
 
 _EXPORT_MODULES = ("torch", "onnx", "onnxruntime", "onnxscript", "pycocotools", "safetensors")
 # A missing module, the extra that installs it, and its purpose.
 _EXTRAS = dict.fromkeys(_EXPORT_MODULES, ("export", "this command needs torch and onnx"))
+_EXTRAS["triton"] = ("gpu", "`--format gpu` needs the compiler of the Triton language")
 _EXTRAS["tqdm"] = ("calibrate", "this command needs tqdm")
 _EXTRAS["opentelemetry"] = ("tracing", "traces need OpenTelemetry")
 _CLIENT_COMMANDS = ("pull", "verify", "upload")
@@ -120,16 +122,28 @@ class Export(BaseModel):
     model_repository: Annotated[Path, Field(description="directory of the repository")] = Path("model_repository")
     score_kind: Annotated[Literal["sum", "top10_mean"], Field(description="image score")] = "sum"
     format: Annotated[
-        Literal["onnx", "torchscript", "native"],
-        Field(description="format of the steps; native: the interpreter for labelmint's C kernel, on CPUs only"),
+        Literal["onnx", "torchscript", "native", "gpu"],
+        Field(
+            description="format of the steps; native: the interpreter for labelmint's C kernel, on CPUs only; "
+            "gpu: for its kernel on GPUs"
+        ),
     ] = "onnx"
-
+    precision: Annotated[
+        Literal["float16", "bfloat16", "tf32", "float32"],
+        Field(description="what the kernel of --format gpu multiplies; it sums in float32"),
+    ] = "float16"
     version: Annotated[
         int, Field(ge=1, lt=2**31, description="version to write; an existing one is replaced, the others stay")
     ] = 1
     staged: Annotated[
         bool, Field(description="write the staged pipeline too; without it, Triton needs less memory")
     ] = True
+
+    @model_validator(mode="after")
+    def _no_precision_of_another_format(self) -> Export:
+        if self.format != "gpu" and "precision" in self.model_fields_set:
+            raise ValueError(f"precision does not apply to --format {self.format}")
+        return self
 
     def cli_cmd(self) -> None:
         from labelmint.export.repository import export_files
@@ -143,6 +157,7 @@ class Export(BaseModel):
             file_format=self.format,
             version=self.version,
             staged=self.staged,
+            precision=self.precision,
         )
 
 
@@ -183,9 +198,15 @@ class Calibrate(BaseModel):
     preview: Annotated[bool, Field(description="only print quantiles of the scores, for any number of seeds")] = False
     first_seed: Annotated[int, Field(ge=0, lt=2**32, description="first of the consecutive seeds")] = CALIBRATION_SEED
     truncation_psi: Annotated[float, Field(ge=0, le=2, description="truncation to calibrate for")] = 1.0
+    executor: Annotated[
+        Choice, Field(description="what runs the interpreter of an ONNX model; each has a calibration of its own")
+    ] = KERNEL
+    triton_url: Annotated[
+        str, Field(description="gRPC target (HOST:PORT) of the Tritons that serve the model; empty: start one")
+    ] = ""
 
     async def cli_cmd(self) -> None:
-        from labelmint.calibrate import calibrate_repository, preview
+        from labelmint.calibrate import calibrate_repository, calibrated, preview
 
         measure = preview if self.preview else calibrate_repository
         found = await measure(
@@ -195,8 +216,16 @@ class Calibrate(BaseModel):
             count=self.count,
             truncation_psi=self.truncation_psi,
             version=self.version,
+            executor=self.executor,
+            triton_url=self.triton_url,
         )
-        print(found if isinstance(found, str) else f"calibration {found.id}: gate at JS {found.threshold:.6g} nats")
+        if isinstance(found, str):
+            print(found)
+            return
+        print(f"calibration {found.id}: gate at JS {found.threshold:.6g} nats")
+        if self.triton_url:
+            files = " and ".join(map(str, calibrated(self.model_repository, self.model, self.version)))
+            print(f"copy {files} to the repository of the Triton at {self.triton_url} and reload the model there")
 
 
 class Pull(BaseModel):

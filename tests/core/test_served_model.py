@@ -5,6 +5,7 @@ import json
 import pytest
 from tritonclient.grpc import model_config_pb2 as triton
 
+from labelmint.core.executor import Executor
 from labelmint.core.served_model import MalformedModel, ServedModel, is_labelmint, read_served_model
 from labelmint.core.task import KEYPOINTS, SEGMENTATION
 from tests.support.served import CALIBRATION
@@ -83,7 +84,9 @@ def test_a_description_has_everything_that_the_configuration_says() -> None:
         score_kind="sum",
         label_names=("background", "hair"),
         palette=((0, 0, 0), (255, 73, 32)),
+        executor=Executor("onnxruntime", "onnxruntime"),
         calibration=CALIBRATION,
+        calibrated_for=("onnxruntime",),
     )
 
 

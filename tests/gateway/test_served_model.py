@@ -13,6 +13,7 @@ import pytest
 from labelmint.core.errors import UnusableFile
 from labelmint.core.served_model import MalformedModel, read_served_model
 from labelmint.gateway.process.own_triton import OwnTriton
+from labelmint.gateway.process.settings import ServeSettings
 from labelmint.triton.model_config import ensembles, model_digest, read_config, write_config
 from tests.conftest import REPOSITORY
 
@@ -113,7 +114,7 @@ def test_our_own_triton_is_not_started_on_it(tiny_copy: Path) -> None:
     config.parameters["palette"].string_value = "[[300, -1, 0], [0, 0, 0]]"
     write_config(path, config)
     with pytest.raises(UnusableFile, match="config.pbtxt is malformed: .*each must be within 0 and 255"):
-        OwnTriton(tiny_copy, "fused", None, otlp_endpoint="")
+        OwnTriton(ServeSettings(model_repository=tiny_copy))
     done = calibrate(tiny_copy)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "within 0 and 255" in done.stderr
 

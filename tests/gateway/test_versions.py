@@ -19,6 +19,7 @@ from labelmint.calibrate import calibrate_repository
 from labelmint.core.errors import ModelNotFound, UnusableFile
 from labelmint.export.repository import export_repository
 from labelmint.gateway.process.own_triton import OwnTriton
+from labelmint.gateway.process.settings import ServeSettings
 from labelmint.triton.model_config import check_artifacts, ensembles, read_config, version_of
 from labelmint.triton.server import TritonServer, wait_until_ready
 from labelmint.v1 import sample_service_pb2 as pb
@@ -70,7 +71,7 @@ async def test_a_version_is_calibrated_by_its_number(tmp_path: Path, second: Pat
     repository = Path(shutil.copytree(second, tmp_path / "repository"))
     calibration = await calibrate_repository(repository, "tiny", 0, count=1000, truncation_psi=1.0, version=2)
     for name in ensembles(repository):
-        held = read_config(repository / name / "config.pbtxt").parameters["calibration"].string_value
+        held = read_config(repository / name / "config.pbtxt").parameters["calibration.kernel"].string_value
         assert held == (calibration.to_json() if name.startswith("tiny_v2") else "")
     with pytest.raises(ModelNotFound, match="no version '3' of model 'tiny'; served: 1, 2"):
         await calibrate_repository(repository, "tiny", 0, count=1000, truncation_psi=1.0, version=3)
@@ -281,7 +282,7 @@ async def test_a_version_that_was_exchanged_before_a_crash_has_its_own_digest(
 
 async def test_what_changes_while_it_is_read_is_not_loaded(tmp_path: Path, second: Path, tiny_repository: Path) -> None:
     repository = Path(shutil.copytree(tiny_repository, tmp_path / "repository"))
-    own = OwnTriton(repository, "fused", None, otlp_endpoint="")
+    own = OwnTriton(ServeSettings(model_repository=repository))
     checked = own._read_model("tiny")
     spoil(repository / "tiny_style_interpreter" / "1" / "model.onnx")
     with pytest.raises(UnusableFile, match="has a model digest that does not match"):
@@ -304,6 +305,7 @@ async def test_what_an_external_triton_loads_is_served(tmp_path: Path, second: P
         try:
             pinned = running.stream(0)
             await read(pinned, 2)
+            server.show(["tiny_v2"])  # as an operator puts it into the directory
             await operator.load_model("tiny_v2")
             await running.come_to([("tiny", "1"), ("tiny", "2")])
             assert (await running.sample(7)).model_version == "2"

@@ -30,6 +30,7 @@ ADDED = (
     "base+model-store/pvc",
     "base+model-store/minio",
     "base+tracing",
+    "gpu+gpu-kernel",
 )
 # The service that each job calls.
 SERVICES = {"jobs/pull": "base", "jobs/pull-secured": "overlays/gpu"}

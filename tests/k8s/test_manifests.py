@@ -160,6 +160,7 @@ def test_digests_that_nobody_can_know_yet_are_in_one_place() -> None:
         "labelmint-gateway",
         "labelmint-models",
         "labelmint-client",
+        "labelmint-triton",
     }
 
 

@@ -2,6 +2,7 @@
 
 import io
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -21,11 +22,15 @@ from labelmint.kernel.interpreter import (
     UnusableWeights,
     check_weights,
     compiled,
+    levels_here,
+    library_here,
     read_weights,
+    shipped,
+    shipped_file,
 )
 from labelmint.models.interpreter import InterpreterSpec
 from labelmint.models.tasks import build_interpreter
-from tests.conftest import need_program
+from tests.conftest import ROOT, need_program
 
 pytestmark = pytest.mark.torch
 
@@ -100,6 +105,66 @@ def test_no_bit_depends_on_threads_or_vectors(shape: str, task: str) -> None:
     for variant in variants[1:]:
         for name, got in variant.run(features).items():
             assert got.tobytes() == want[name].tobytes(), name
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_no_bit_depends_on_which_shipped_library_runs(shape: str, task: str) -> None:
+    """On a processor without AVX-512, there is one library to run, and the digests below hold the other one."""
+    step = step_of(shape, task)
+    features = features_of(step, 0)
+    levels = levels_here()
+    assert levels[-1:] == (("x86-64-v3",) if platform.machine() == "x86_64" else ())
+    answers = [
+        Interpreter(file_of(step), threads, shipped(level)).run(features) for level in levels for threads in (1, 3)
+    ]
+    for answer in answers[1:]:
+        for name, got in answer.items():
+            assert got.tobytes() == answers[0][name].tobytes(), name
+
+
+def test_the_shipped_libraries_come_from_this_source(tmp_path: Path) -> None:
+    need_program(str(ROOT / ".venv-compiler" / "bin" / "python"), "ziglang, by `make compiler`")
+    need_program("make", "make")
+    subprocess.run(["make", "kernel", f"KERNEL={tmp_path}"], cwd=ROOT, check=True, timeout=300, capture_output=True)
+    made = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert made.keys() == {shipped_file(level).name for level in labelmint_kernel.SHIPPED}
+    for name, data in made.items():
+        assert (KERNEL / name).read_bytes() == data, f"{name} is not what `make kernel` compiles: run it and commit"
+        assert len(data) < 200_000 and str(ROOT).encode() not in data
+
+
+V3 = "fpu avx avx2 bmi1 bmi2 f16c fma abm movbe"
+V4 = f"{V3} avx512f avx512bw avx512cd avx512dq avx512vl"
+
+
+@pytest.mark.parametrize(
+    ("machine", "flags", "levels"),
+    [
+        ("x86_64", V4, ("x86-64-v4", "x86-64-v3")),
+        ("x86_64", V3, ("x86-64-v3",)),
+        ("x86_64", V4.replace(" avx512vl", ""), ("x86-64-v3",)),
+        ("x86_64", V3.replace(" fma", " fma4"), ()),
+        ("aarch64", V4, ()),
+    ],
+)
+def test_the_processor_chooses_the_library(
+    monkeypatch: pytest.MonkeyPatch, machine: str, flags: str, levels: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(labelmint_kernel, "_processor", lambda: ["vendor_id\t: X", f"flags\t\t: {flags}"])
+    assert levels_here() == levels
+    monkeypatch.setattr(labelmint_kernel, "shipped", lambda level: level)
+    monkeypatch.setattr(labelmint_kernel, "compiled", lambda: "compiled here")
+    assert library_here.__wrapped__() == (levels[0] if levels else "compiled here")
+
+
+def test_neither_a_compiler_nor_a_cache_is_needed(tmp_path: Path) -> None:
+    """Where a shipped library fits, as in the images, whose file system may be read-only."""
+    assert levels_here(), "these tests run on such a processor"
+    script = "from labelmint_kernel.interpreter import library_here as compiled, KernelUnavailable"
+    assert in_a_process(tmp_path, script, CC="nonesuch-cc", XDG_CACHE_HOME=str(tmp_path / "cache")) == ""
+    assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -250,12 +315,13 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
             read_weights(other)
 
 
-def in_a_process(tmp_path: Path, **environment: str) -> str:
+def in_a_process(
+    tmp_path: Path,
+    imports: str = "from labelmint_kernel.interpreter import KernelUnavailable, compiled",
+    **environment: str,
+) -> str:
     """Compile or find the kernel in another process: what it says if it cannot, and else nothing."""
-    script = (
-        "from labelmint_kernel.interpreter import KernelUnavailable, compiled\n"
-        "try:\n    compiled()\nexcept KernelUnavailable as error:\n    print(error)"
-    )
+    script = f"{imports}\ntry:\n    compiled()\nexcept KernelUnavailable as error:\n    print(error)"
     # The name under which Triton's backend finds it, without the rest of the package.
     (tmp_path / "path").mkdir(exist_ok=True)
     if not (tmp_path / "path" / "labelmint_kernel").exists():
@@ -291,10 +357,9 @@ def test_a_cache_that_others_can_write_to_is_not_used(tmp_path: Path) -> None:
 
 
 def test_without_a_compiler_it_says_what_to_do(tmp_path: Path) -> None:
-    advice = "run `apt install gcc libc6-dev`, or export the model with `--format onnx`"
     said = in_a_process(tmp_path, CC="nonesuch-cc")
-    assert "there is no C compiler 'nonesuch-cc'" in said and advice in said
+    assert "no C compiler 'nonesuch-cc'" in said and said.endswith("run `apt install gcc libc6-dev`\n")
     said = in_a_process(tmp_path, CC="cc --nonesuch-option")
-    assert "'cc' cannot compile the kernel (" in said and "nonesuch-option" in said and advice in said
+    assert "'cc' cannot compile the kernel: " in said and "nonesuch-option" in said
     assert not list((tmp_path / "labelmint").iterdir()), "nothing is left of a failure"
     assert issubclass(KernelUnavailable, OSError), "the command line prints it as one line"

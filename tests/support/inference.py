@@ -8,6 +8,7 @@ import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
 
 from labelmint.core.errors import TritonUnavailable
+from labelmint.core.executor import ONNXRUNTIME, Choice
 from labelmint.core.policy import latent_of
 from labelmint.triton.client import Array, Latents, TritonClient
 from labelmint.triton.server import TritonServer, wait_until_ready
@@ -40,9 +41,9 @@ def ask(client: TritonClient, model: str, inputs: dict[str, Array], outputs: tup
     return {name: answer.as_numpy(name) for name in outputs}
 
 
-async def refused(repository: Path, model: str) -> str:
+async def refused(repository: Path, model: str, executor: Choice = ONNXRUNTIME) -> str:
     """What is said of a Triton that must not become ready."""
-    server = TritonServer(repository, [model])
+    server = TritonServer(repository, [model], executor=executor)
     try:
         await server.start()
         with pytest.raises(TritonUnavailable) as raised:

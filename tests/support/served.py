@@ -3,6 +3,7 @@
 import numpy as np
 
 from labelmint.core.calibration import calibrate
+from labelmint.core.executor import Executor
 from labelmint.core.served_model import ServedModel
 from labelmint.core.task import SEGMENTATION
 
@@ -24,5 +25,7 @@ MODEL = ServedModel(
     score_kind="sum",
     label_names=("background", "hair"),
     palette=((0, 0, 0), (120, 73, 32)),
+    executor=Executor(),
     calibration=CALIBRATION,
+    calibrated_for=("onnxruntime",),
 )

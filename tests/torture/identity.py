@@ -3,11 +3,11 @@
 Rules of this file:
 - Only image and label are guaranteed. A score may differ in its last digits between machines, so it is left out.
 - Each way of requesting runs while another one fills Triton's batches in a different way.
-- The golden digests are those of the demo, per kind of kernels. What they depend on is stored with them, to explain a
-  difference.
+- The golden digests are those of the demo, per kind of processor and executor. What they depend on is stored with them,
+  to explain a difference.
 
 After an intended change of samples, run `python -m tests.torture.identity` to rewrite the digests of this machine's
-kernels. Those of other kernels are kept as long as they depend on the same things.
+processor. Those of other processors are kept as long as they depend on the same things.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from tests.conftest import ROOT, start_service
 GOLDEN = ROOT / "tests" / "data" / "golden_digests.json"
 GOLDEN_SEEDS = range(12)
 MODEL = "faces"
+EXECUTORS = ("kernel", "onnxruntime")
 ALL = SampleOptions(max_js=1e9)
 Row = tuple[str, str]
 
@@ -127,7 +128,7 @@ def check(way: str, found: Mapping[int, Digests], wanted: Mapping[int, Digests],
 
 
 def depends_on(client: Client) -> dict[str, str]:
-    """Return everything that may change the digests, except for the seed and the kernels."""
+    """Return everything that may change the digests, except for the seed, the processor and the executor."""
     return {
         "model_digest": client.get_model(MODEL).digest,
         "onnxruntime": version("onnxruntime"),
@@ -135,22 +136,32 @@ def depends_on(client: Client) -> dict[str, str]:
     }
 
 
-def kernels() -> str:
-    """Return which of ONNX Runtime's float32 kernels this CPU uses. Others round in another order."""
+def kind(executor: str) -> str:
+    """Return the key of this machine's golden digests.
+
+    The processor decides which float32 kernels ONNX Runtime uses for the generator; others round in another order. The
+    labels depend on the executor, too.
+    """
     flags = Path("/proc/cpuinfo").read_text().split()
-    return f"{platform.machine()} {next((flag for flag in ('avx512f', 'avx2') if flag in flags), 'plain')}"
+    vectors = next((flag for flag in ("avx512f", "avx2") if flag in flags), "plain")
+    return f"{platform.machine()} {vectors}, {executor}"
 
 
 def write_golden() -> None:
-    with TemporaryDirectory() as directory:
-        service = start_service(Path(directory) / "serve.log")
-        with Client(service.grpc) as client:
-            found = {str(seed): vars(each) for seed, each in alone(client, GOLDEN_SEEDS).items()}
-            mine = {"depends_on": depends_on(client), "digests": found}
-        assert service.stop() == 0
+    mine = {}
+    for executor in EXECUTORS:
+        with TemporaryDirectory() as directory:
+            service = start_service(Path(directory) / "serve.log", "--executor", executor)
+            with Client(service.grpc) as client:
+                assert client.get_model(MODEL).executor == executor, service.log.read_text()
+                found = {str(seed): vars(each) for seed, each in alone(client, GOLDEN_SEEDS).items()}
+                now = depends_on(client)
+                mine[kind(executor)] = {"depends_on": now, "digests": found}
+            assert service.stop() == 0
     before = json.loads(GOLDEN.read_text())
-    golden = {name: each for name, each in before.items() if each["depends_on"] == mine["depends_on"]}
-    golden = dict(sorted((golden | {kernels(): mine}).items()))
+    # Earlier keys have no executor.
+    kept = {name: each for name, each in before.items() if each["depends_on"] == now and ", " in name}
+    golden = dict(sorted((kept | mine).items()))
     aside = GOLDEN.with_suffix(".part")
     aside.write_text(json.dumps(golden, indent=1) + "\n")
     aside.replace(GOLDEN)

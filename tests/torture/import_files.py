@@ -16,6 +16,7 @@ import torch  # noqa: F401  loaded here, because its memory and events would cou
 
 from labelmint.checkpoints.importing import ImportOptions, import_file
 from labelmint.gateway.process.own_triton import OwnTriton
+from labelmint.gateway.process.settings import ServeSettings
 from labelmint.models.annotations.keypoints import read_keypoints
 from labelmint.models.annotations.masks import read_masks
 from labelmint.models.store import load_generator, load_interpreter
@@ -49,7 +50,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "labelme": lambda path: read_masks(path, "labelme"),
     "coco": lambda path: read_masks(path, "coco"),
     "keypoints": lambda path: read_keypoints(path, "coco"),
-    "repository": lambda path: OwnTriton(path, "fused", None, otlp_endpoint=""),
+    "repository": lambda path: OwnTriton(ServeSettings(model_repository=path)),
 }
 
 

@@ -70,9 +70,9 @@ def sources(tmp_path_factory: pytest.TempPathFactory, tiny_repository: Path) -> 
     for name in ("generator", "style_interpreter"):
         step = STEPS[name](generator, interpreter)
         config = step_config(f"tiny_{name}", step, "torchscript")
-        write_model(found["torchscript"], config, 1, data=export_torchscript(step).data)
+        write_model(found["torchscript"], config, 1, files={"model.pt": export_torchscript(step).data})
     config = step_config("tiny_style_interpreter", StyleInterpreterStep(interpreter), "native")
-    write_model(found["native"], config, 1, data=weights_file(interpreter))
+    write_model(found["native"], config, 1, files={"interpreter.npz": weights_file(interpreter)})
     return found
 
 

@@ -12,10 +12,10 @@ import torch
 
 from labelmint.core.policy import latent_of
 from labelmint.export.repository import export_repository
+from labelmint.triton import server as server_module
 from labelmint.triton.client import Array, TritonClient
 from labelmint.triton.model_config import read_config, write_config
-from labelmint.triton.server import TritonServer, wait_until_ready
-from tests.conftest import need_program
+from labelmint.triton.server import KERNEL, TritonServer, wait_until_ready
 from tests.support.inference import OUTPUTS, ask, latents, refused
 from tests.support.models import random_interpreter, small
 from tests.support.processes import refused_start
@@ -30,7 +30,6 @@ OUTPUTS_OF = {"tiny": OUTPUTS, "native": OUTPUTS, "one_thread": OUTPUTS, "points
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory, tiny_repository: Path) -> Path:
-    need_program("cc", "gcc")
     directory = Path(shutil.copytree(tiny_repository, tmp_path_factory.mktemp("native") / "repository"))
     generator, interpreter = small()
     torch.manual_seed(2)
@@ -109,14 +108,17 @@ async def test_only_what_is_requested_is_returned(client: TritonClient) -> None:
     assert set(await client.infer("native", "1", latents(0), outputs=("js_score",))) == {"js_score"}
 
 
-async def test_without_a_compiler_the_start_says_what_to_do(
-    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("model", ["native", "tiny"])
+async def test_without_a_whole_kernel_the_model_is_not_loaded(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str
 ) -> None:
-    monkeypatch.setenv("CC", "nonesuch-cc")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    said = await refused(repository, "native")
-    assert "there is no C compiler 'nonesuch-cc': run `apt install gcc libc6-dev`" in said
-    assert "or export the model with `--format onnx`" in said
+    """Nothing else runs in its place then: the gateway has said that the kernel does."""
+    damaged = Path(shutil.copytree(KERNEL, tmp_path / "kernel"))
+    for library in damaged.glob("*.so"):
+        library.write_text("not a library")
+    monkeypatch.setattr(server_module, "KERNEL", damaged)
+    said = await refused(repository, model, "kernel")
+    assert "the compiled kernel cannot be loaded: " in said and "interpreter.x86-64-v" in said
 
 
 async def test_what_does_not_fit_is_refused(repository: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from labelmint.gateway.process.own_triton import OwnTriton
+from labelmint.gateway.process.settings import ServeSettings
 from labelmint.gateway.sampling.catalog import Catalog
 from labelmint.gateway.sampling.metrics import Metrics
 from labelmint.triton import server
@@ -81,7 +82,7 @@ async def test_the_watch_over_triton_does_not_end_in_silence(
             raise RuntimeError("nobody thought of this")
         return await explain(self)
 
-    triton = OwnTriton(REPOSITORY, "fused", None, otlp_endpoint="")
+    triton = OwnTriton(ServeSettings(model_repository=REPOSITORY))
     await triton.server.start()
     monkeypatch.setattr(TritonServer, "explain_end", explain_end)
     registry = CollectorRegistry()
@@ -115,7 +116,7 @@ async def test_a_start_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytes
     program.write_text(HANGS_FROM_THE_SECOND_START_ON)
     monkeypatch.setattr(server, "DIE_WITH_PARENT", program)
     monkeypatch.setattr(server, "START_TIMEOUT_SECONDS", 0.5)
-    triton = OwnTriton(REPOSITORY, "fused", None, otlp_endpoint="")
+    triton = OwnTriton(ServeSettings(model_repository=REPOSITORY))
     with pytest.raises(server.TritonUnavailable):
         await triton.start(asyncio.Event())
     registry = CollectorRegistry()

@@ -160,9 +160,7 @@ def gate_of(model: ServedModel, options: SampleOptions) -> Gate:
     if options.max_quantile is not None and not 0.0 < options.max_quantile <= 1.0:
         raise InvalidRequest("max_quantile", f"{options.max_quantile} is out of range; give above 0 and at most 1")
     if calibration is None:
-        raise Uncalibrated(
-            "max_js", f"model {model.name!r} is not calibrated; give max_js or run `labelmint calibrate`"
-        )
+        raise Uncalibrated("max_js", model.uncalibrated)
     if options.crossover is not None:
         raise Uncalibrated(
             "crossover",

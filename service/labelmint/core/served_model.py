@@ -16,7 +16,8 @@ from typing import Any
 
 from tritonclient.grpc import model_config_pb2 as pb
 
-from labelmint.core.calibration import CALIBRATION, Calibration
+from labelmint.core.calibration import Calibration
+from labelmint.core.executor import CALIBRATIONS, ONNXRUNTIME, Executor, calibrations
 from labelmint.core.task import IMAGE, UNCERTAINTY, Task, task_of
 
 _TYPES = {"uint8": pb.TYPE_UINT8, "float32": pb.TYPE_FP32}
@@ -33,7 +34,8 @@ class MalformedModel(ValueError):
 class ServedModel:
     """One ensemble in Triton. `triton_name` differs from `name` for the staged pipeline.
 
-    `label_names` are the names of its classes or keypoints; `palette` has one colour for each.
+    `label_names` are the names of its classes or keypoints; `palette` has one colour for each. `calibration` is that of
+    the `executor`; `calibrated_for` are the names of all executors that the model was calibrated for.
     """
 
     name: str
@@ -50,25 +52,44 @@ class ServedModel:
     score_kind: str
     label_names: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
+    executor: Executor
     calibration: Calibration | None
+    calibrated_for: tuple[str, ...]
+
+    @property
+    def uncalibrated(self) -> str:
+        """What is missing and what to do, for a model without a calibration of its executor."""
+        others = [name for name in self.calibrated_for if name != self.executor.name]
+        but = f" for the executor {self.executor.name!r}, only for {others[0]!r}" if others else ""
+        option = f" --executor {ONNXRUNTIME}" if self.executor.name == ONNXRUNTIME else ""
+        command = f"labelmint calibrate {self.name}{option}"
+        return f"model {self.name!r} is not calibrated{but}; give max_js or run `{command}`"
 
 
 def is_labelmint(config: pb.ModelConfig) -> bool:
     return config.platform == "ensemble" and "model_digest" in config.parameters
 
 
-def read_served_model(config: pb.ModelConfig, version: str) -> ServedModel:
-    """Read a model's description; raises MalformedModel with the model's name and the problem."""
+def read_served_model(
+    config: pb.ModelConfig, version: str, executor: Executor | None = None, *, calibrated: bool = True
+) -> ServedModel:
+    """Read a model's description; raises MalformedModel with the model's name and the problem.
+
+    Without an `executor`, the model is described as ONNX Runtime serves it. With `calibrated` False, its calibrations
+    are not read.
+    """
     parameters = {key: value.string_value for key, value in config.parameters.items()}
+    if not calibrated:
+        parameters = {key: text for key, text in parameters.items() if key not in CALIBRATIONS}
     try:
-        return _read(config, version, parameters)
+        return _read(config, version, parameters, executor=executor or Executor())
     except KeyError as error:
         raise MalformedModel(f"model {config.name!r}: config.pbtxt lacks {error}; export it again") from error
     except (ValueError, TypeError, IndexError, OverflowError, RecursionError) as error:
         raise MalformedModel(f"model {config.name!r}: {error}; export it again") from error
 
 
-def _read(config: pb.ModelConfig, version: str, parameters: Mapping[str, str]) -> ServedModel:
+def _read(config: pb.ModelConfig, version: str, parameters: Mapping[str, str], *, executor: Executor) -> ServedModel:
     inputs = {tensor.name: list(tensor.dims) for tensor in config.input}
     outputs = {tensor.name: list(tensor.dims) for tensor in config.output}
     types = {tensor.name: tensor.data_type for tensor in config.output}
@@ -90,6 +111,7 @@ def _read(config: pb.ModelConfig, version: str, parameters: Mapping[str, str]) -
             raise ValueError(f"output {name} is not {pb.DataType.Name(data_type)}")
     if not _DIGEST.fullmatch(parameters["model_digest"]):
         raise ValueError("model_digest is not a SHA-256 in hexadecimal digits")
+    measured = {name: _calibration(text, parameters) for name, text in calibrations(executor, parameters).items()}
     return ServedModel(
         name=parameters["model"],
         triton_name=config.name,
@@ -105,7 +127,9 @@ def _read(config: pb.ModelConfig, version: str, parameters: Mapping[str, str]) -
         score_kind=parameters["score_kind"],
         label_names=names,
         palette=palette,
-        calibration=_calibration(parameters),
+        executor=executor,
+        calibration=measured.get(executor.name),
+        calibrated_for=tuple(sorted(measured)),
     )
 
 
@@ -145,10 +169,8 @@ def _count(name: str, parameters: Mapping[str, str]) -> int:
     return count
 
 
-def _calibration(parameters: Mapping[str, str]) -> Calibration | None:
-    if CALIBRATION not in parameters:
-        return None
-    calibration = Calibration.from_json(parameters[CALIBRATION])
+def _calibration(text: str, parameters: Mapping[str, str]) -> Calibration:
+    calibration = Calibration.from_json(text)
     if calibration.score_kind != parameters["score_kind"]:
         raise ValueError(
             f"calibrated for score kind {calibration.score_kind!r}, the model is {parameters['score_kind']!r}"

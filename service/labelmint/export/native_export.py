@@ -2,7 +2,7 @@
 
 Rules of this file:
 - The file has only the plain arrays of `labelmint.kernel.interpreter.check_weights`; the kernel is part of the backend.
-- The export compares the serving kernel with torch before the file is kept, so it needs a C compiler.
+- The export compares the serving kernel with torch before the file is kept.
 - The same weights give the same bytes: the arrays are stored in a fixed order, with fixed timestamps.
 - `configure` leaves out Triton's batcher. Samples run one by one on all cores anyway, and without a batch a finished
   sample does not wait for the others.
@@ -32,8 +32,8 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest timestamp that a zip entry can ha
 def export_native(step: Step) -> ExportedStep:
     """Export the style interpreter as the kernel's weights, and any other step as ONNX.
 
-    Raises IncompatibleWeights for an interpreter that the kernel cannot run, KernelUnavailable without a compiler, and
-    RuntimeError if the kernel's results differ from torch's.
+    Raises IncompatibleWeights for an interpreter that the kernel cannot run, KernelUnavailable if this machine has no
+    kernel, and RuntimeError if the kernel's results differ from torch's.
     """
     if not isinstance(step, StyleInterpreterStep):
         return export_onnx(step)

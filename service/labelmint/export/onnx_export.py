@@ -5,10 +5,13 @@ Rules of this file:
   it.
 - The batch dimension must be symbolic in the file. The exporter can fix it silently, so this file checks it.
 - The same weights give the same bytes: names, traces and tool versions are removed.
+- The file of a Style Interpreter says what it is, and its weights have the names of `labelmint.kernel.interpreter`, so
+  that `labelmint.triton.kernel_steps` finds them.
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
 import warnings
@@ -20,7 +23,8 @@ import torch
 from torch import Tensor
 
 from labelmint.export.comparison import Array, ExportedStep, compare
-from labelmint.export.modules import Step, example_inputs
+from labelmint.export.modules import Step, StyleInterpreterStep, example_inputs
+from labelmint.models.interpreter import StyleInterpreter
 
 # torch logs every operator of optional packages that are not installed; this does not help a user who exports.
 logging.getLogger("torch.onnx._internal.exporter").setLevel(logging.ERROR)
@@ -52,6 +56,8 @@ def export_onnx(step: Step) -> ExportedStep:
     assert program is not None
     model = _clean(program.model_proto)
     _assert_contract(model, step)
+    if isinstance(step, StyleInterpreterStep):
+        _describe(model, step.interpreter)
     data = model.SerializeToString(deterministic=True)
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
 
@@ -94,3 +100,42 @@ def _assert_contract(model: onnx.ModelProto, step: Step) -> None:
                 raise RuntimeError(f"{spec.name}: the exporter fixed the batch dimension at {dims[0].dim_value}")
             if tuple(dim.dim_value for dim in dims[1:]) != spec.shape:
                 raise RuntimeError(f"{spec.name}: exported shape {dims} is not {spec.shape}")
+
+
+def _describe(model: onnx.ModelProto, interpreter: StyleInterpreter) -> None:
+    """Name the weights of a Style Interpreter, keep each once, and write what the file is into its metadata.
+
+    Raises RuntimeError if the exporter has changed the weights.
+    """
+    graph, weights = model.graph, _weights(interpreter)
+    names = {weight.numpy().tobytes(): name for name, weight in weights.items()}
+    renamed = {x.name: names[x.raw_data] for x in graph.initializer if x.raw_data in names}
+    kept = {renamed[x.name]: x for x in graph.initializer if x.name in renamed}
+    if missing := sorted(set(weights) - set(kept)):
+        raise RuntimeError(f"the exporter changed the weights {missing[0]}")
+    others = [x for x in graph.initializer if x.name not in renamed]
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            node.input[index] = renamed.get(name, name)
+        # A node that gives weights another shape takes them in any shape.
+        if node.op_type == "Reshape" and (name := node.input[0]) in kept:
+            kept[name].dims[:] = weights[name].shape
+    for name, tensor in kept.items():
+        tensor.name = name
+    ordered = [copy.deepcopy(x) for x in (*(kept[name] for name in weights), *others)]
+    del graph.initializer[:]
+    graph.initializer.extend(ordered)
+    spec = interpreter.spec
+    described = {"step": "style_interpreter", "task": spec.task, "score_kind": interpreter.score_kind}
+    described |= {"heads": str(spec.num_heads), "classes": str(spec.num_classes)}
+    for key, value in described.items():
+        model.metadata_props.add(key=f"labelmint.{key}", value=value)
+
+
+def _weights(interpreter: StyleInterpreter) -> dict[str, Tensor]:
+    """Return the weights by their names in the file: of all heads together, [out,in] and [out]."""
+    weight3, bias3 = interpreter.padded_outputs()
+    found = {f"projection_{r}": interpreter.projection[str(r)] for r in interpreter.spec.channels}
+    found |= {"bias1": interpreter.bias1, "weight2": interpreter.weight2.flatten(0, 1)}
+    found |= {"bias2": interpreter.bias2.flatten(), "weight3": weight3.flatten(0, 1), "bias3": bias3.flatten()}
+    return {name: weight.detach() for name, weight in found.items()}

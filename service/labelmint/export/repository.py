@@ -9,6 +9,7 @@ Rules of this file:
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
@@ -20,10 +21,12 @@ import torch
 from tqdm import tqdm
 from tritonclient.grpc import model_config_pb2 as pb
 
-from labelmint.core.calibration import CALIBRATION
 from labelmint.core.errors import IncompatibleWeights, UnusableFile
+from labelmint.core.executor import CALIBRATIONS
 from labelmint.core.task import task_of
-from labelmint.export import memory, modules, native_export, torchscript_export
+from labelmint.export import gpu_export, memory, modules, native_export, torchscript_export
+from labelmint.export.comparison import ExportedStep
+from labelmint.export.gpu_export import DEFAULT_PRECISION, export_gpu
 from labelmint.export.modules import Step, TensorSpec
 from labelmint.export.native_export import export_native
 from labelmint.export.onnx_export import export_onnx
@@ -32,7 +35,15 @@ from labelmint.models.generator import Generator
 from labelmint.models.interpreter import StyleInterpreter
 from labelmint.models.layout import channels_of
 from labelmint.models.store import load_generator, load_interpreter
-from labelmint.triton.model_config import base_name, model_digest, model_file, read_config, write_config
+from labelmint.triton.model_config import (
+    PYTHON,
+    base_name,
+    digest_of_steps,
+    model_file,
+    read_config,
+    step_digest,
+    write_config,
+)
 
 _DTYPES = {torch.float32: pb.TYPE_FP32, torch.int32: pb.TYPE_INT32, torch.uint8: pb.TYPE_UINT8}
 
@@ -45,7 +56,12 @@ STEPS: Mapping[str, Callable[[Generator, StyleInterpreter], Step]] = {
     "mlp_heads": lambda _, interpreter: modules.MlpHeadsStep(interpreter),
     "uncertainty": lambda _, interpreter: modules.UncertaintyStep(interpreter),
 }
-FORMATS = {"onnx": export_onnx, "torchscript": export_torchscript, "native": export_native}
+FORMATS: Mapping[str, Callable[[Step], ExportedStep]] = {
+    "onnx": export_onnx,
+    "torchscript": export_torchscript,
+    "native": export_native,
+    "gpu": export_gpu,
+}
 
 
 def export_repository(
@@ -56,44 +72,60 @@ def export_repository(
     file_format: str = "onnx",
     version: int = 1,
     staged: bool = True,
+    precision: str = DEFAULT_PRECISION,
 ) -> dict[str, dict[str, float]]:
     """Write `<model>`, `<model>_staged` and their steps into `repository`; from version 2 on `<model>_v2` and so on.
 
-    The staged pipeline is left out, and one of an earlier export removed, unless `staged`, and if one sample's `hidden`
-    tensor is larger than `MAX_BATCH_BYTES`. `file_format` is a key of `FORMATS`. An existing calibration is kept if the
-    artifacts did not change. Returns, per step, the largest difference of each output between the file and torch.
-    Raises IncompatibleWeights if the interpreter does not fit the generator, and UnusableFile if the name belongs to a
-    version of another model.
+    The staged pipeline is left out, and one of an earlier export removed, unless `staged`, if one sample's `hidden`
+    tensor is larger than `MAX_BATCH_BYTES`, and in the format `gpu`. `file_format` is a key of `FORMATS`, and only the
+    format `gpu` has a `precision`. An existing calibration is kept if the artifacts did not change. Returns, per step,
+    the largest difference of each output between the file and torch. Raises IncompatibleWeights if the interpreter does
+    not fit the generator, and UnusableFile if the name belongs to a version of another model.
     """
     generator, interpreter = weights
     _check_belong_together(generator, interpreter)
     base = base_name(model, version)
     _check_name_is_free(repository / base, model)
     pipelines: dict[str, tuple[str, ...]] = {"fused": FUSED}
-    if staged and modules.hidden_tensor(interpreter).bytes <= modules.MAX_BATCH_BYTES:
+    # On a GPU, `hidden` would cross the memory, which is what the kernel avoids.
+    if staged and file_format != "gpu" and modules.hidden_tensor(interpreter).bytes <= modules.MAX_BATCH_BYTES:
         pipelines["staged"] = STAGED
     wanted = dict.fromkeys(itertools.chain.from_iterable(pipelines.values()))
     steps = {name: STEPS[name](generator, interpreter) for name in STEPS if name in wanted}
+    configs = {name: step_config(f"{base}_{name}", step, file_format, precision) for name, step in steps.items()}
+    if file_format == "gpu":
+        gpu_export.check_range(generator, interpreter, precision)
     repository.mkdir(parents=True, exist_ok=True)
-    differences, data = {}, {}
+    differences, files = {}, {}
     for name, step in tqdm(steps.items(), desc="export", unit="model"):
         exported = FORMATS[file_format](step)
-        differences[name], data[name] = exported.difference, exported.data
-    for name, step in steps.items():
-        write_model(repository, step_config(f"{base}_{name}", step, file_format), version, data=data[name])
+        differences[name] = exported.difference
+        files[name] = _files(configs[name], exported.data)
+    for name, config in configs.items():
+        write_model(repository, config, version, files=files[name])
     for pipeline, used in pipelines.items():
         name = base if pipeline == "fused" else f"{base}_{pipeline}"
-        digest = model_digest((step, data[step]) for step in used)
+        digest = digest_of_steps((step, _digest(configs[step], files[step])) for step in used)
         config = _ensemble_config(
-            name, base, [(step, steps[step]) for step in used], generator=generator, interpreter=interpreter
+            name, [(configs[step], steps[step]) for step in used], generator=generator, interpreter=interpreter
         )
         _describe(config, model, pipeline, digest=digest, generator=generator, interpreter=interpreter)
         _keep_calibration(repository / name / "config.pbtxt", config)
-        write_model(repository, config, version, data=None)
+        write_model(repository, config, version, files={".gitkeep": b""})
     if "staged" not in pipelines:  # an earlier export may have left a staged pipeline with other weights
         for name in (f"{base}_staged", *(f"{base}_{step}" for step in STAGED if step not in wanted)):
             shutil.rmtree(repository / name, ignore_errors=True)
+    gpu_export.write_flags(repository)
     return differences
+
+
+def _files(config: pb.ModelConfig, data: bytes) -> dict[str, bytes]:
+    """Return the files of a step by name. `data` is what its format writes."""
+    return gpu_export.files(data) if config.backend == PYTHON else {model_file(config): data}
+
+
+def _digest(config: pb.ModelConfig, files: Mapping[str, bytes]) -> str:
+    return step_digest(config, {name: hashlib.sha256(data).hexdigest() for name, data in files.items()})
 
 
 def _check_belong_together(generator: Generator, interpreter: StyleInterpreter) -> None:
@@ -120,7 +152,7 @@ def _check_name_is_free(directory: Path, model: str) -> None:
         raise UnusableFile(path, f"belongs to the model {owner!r}; export under another name or version")
 
 
-def step_config(name: str, step: Step, file_format: str) -> pb.ModelConfig:
+def step_config(name: str, step: Step, file_format: str, precision: str = DEFAULT_PRECISION) -> pb.ModelConfig:
     """Return the configuration with which Triton serves a step as the model `name`, from a file of that format."""
     config = pb.ModelConfig(name=name, backend="onnxruntime", max_batch_size=step.max_batch)
     _add_tensors(config, step.inputs, step.outputs)
@@ -144,21 +176,23 @@ def step_config(name: str, step: Step, file_format: str) -> pb.ModelConfig:
         # A memory pattern allocates one block for all tensors in addition to the arena of the first run: twice the
         # memory, and no gain.
         config.parameters["enable_mem_pattern"].string_value = "0"
+    if file_format == "gpu":
+        gpu_export.configure(config, step, precision)
     return config
 
 
 def _ensemble_config(
-    name: str, base: str, steps: Sequence[tuple[str, Step]], *, generator: Generator, interpreter: StyleInterpreter
+    name: str, steps: Sequence[tuple[pb.ModelConfig, Step]], *, generator: Generator, interpreter: StyleInterpreter
 ) -> pb.ModelConfig:
-    batch = min(step.max_batch for _, step in steps)
+    batch = min(step_config.max_batch_size for step_config, _ in steps)
     config = pb.ModelConfig(name=name, platform="ensemble", max_batch_size=batch)
     resolution = generator.spec.resolution
     image = TensorSpec("image", torch.uint8, (resolution, resolution, 3))
     _add_tensors(config, modules.latent_inputs(generator.spec.z_dim), (image, *modules.label_outputs(interpreter)))
     config.version_policy.latest.num_versions = 1
-    for step_name, step in steps:
+    for step_config, step in steps:
         # Every tensor has the same name inside the ensemble as in its step.
-        entry = config.ensemble_scheduling.step.add(model_name=f"{base}_{step_name}", model_version=-1)
+        entry = config.ensemble_scheduling.step.add(model_name=step_config.name, model_version=-1)
         for spec in step.inputs:
             entry.input_map[spec.name] = spec.name
         for spec in step.outputs:
@@ -204,22 +238,24 @@ def _keep_calibration(path: Path, config: pb.ModelConfig) -> None:
         return
     old = read_config(path)
     unchanged = old.parameters["model_digest"] == config.parameters["model_digest"]
-    if unchanged and CALIBRATION in old.parameters:
-        config.parameters[CALIBRATION].CopyFrom(old.parameters[CALIBRATION])
+    for parameter in CALIBRATIONS:
+        if unchanged and parameter in old.parameters:
+            config.parameters[parameter].CopyFrom(old.parameters[parameter])
 
 
-def write_model(repository: Path, config: pb.ModelConfig, version: int, *, data: bytes | None) -> None:
-    """Write a model's directory, replacing an existing one. `data` is a step's file, or None for an ensemble."""
+def write_model(repository: Path, config: pb.ModelConfig, version: int, *, files: Mapping[str, bytes]) -> None:
+    """Write a model's directory, replacing an existing one.
+
+    Triton requires a version directory even for an ensemble, and git does not store empty directories. So `files` of an
+    ensemble is an empty `.gitkeep`.
+    """
     final = repository / config.name
     aside = repository / f".{config.name}.part"
     shutil.rmtree(aside, ignore_errors=True)
     directory = aside / str(version)
     directory.mkdir(parents=True)
-    if data is None:
-        # Triton requires a version directory even for an ensemble, and git does not store empty directories.
-        (directory / ".gitkeep").touch()
-    else:
-        (directory / model_file(config)).write_bytes(data)
+    for name, data in files.items():
+        (directory / name).write_bytes(data)
     write_config(aside / "config.pbtxt", config)
     # A rename cannot replace a directory that is not empty. So the old one is renamed first, and removed at the end.
     old = repository / f".{config.name}.old"
@@ -240,6 +276,7 @@ def export_files(
     file_format: str,
     version: int,
     staged: bool,
+    precision: str,
 ) -> None:
     """`labelmint export`: read both weight files, write the repository, print differences to torch and the memory."""
     loaded = load_interpreter(interpreter, score_kind)
@@ -250,13 +287,17 @@ def export_files(
         file_format=file_format,
         version=version,
         staged=staged,
+        precision=precision,
     )
     base = base_name(model, version)
     for step, outputs in differences.items():
         worst = max(outputs, key=lambda name: outputs[name])
         print(f"{base}_{step}: differs from torch by at most {outputs[worst]:.1e} ({worst})")
-    if staged and "uncertainty" not in differences:
+    if file_format == "gpu":
+        print(gpu_export.compared(loaded))
+    elif staged and "uncertainty" not in differences:
         mebibytes = modules.hidden_tensor(loaded).bytes >> 20
         print(f"{base}_staged: left out, because one hidden tensor alone has {mebibytes} MiB")
-    if said := memory.advice(repository):
-        print(said)
+    for said in (gpu_export.advice(repository), memory.advice(repository)):
+        if said:
+            print(said)

@@ -305,17 +305,25 @@ INLINE void fetch(const float *from, int count) {
     for (int i = 0; i < count; i += 16) __builtin_prefetch(from + i);
 }
 
+/* The shuffle of two vectors by constant positions. Clang has only the form with the positions as arguments, and GCC has
+had that form only since version 12. */
+#ifdef __clang__
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (ivec){__VA_ARGS__})
+#endif
+
 INLINE void interleave(vec even, vec odd, vec *first, vec *second) {
 #if LANES == 4
-    const ivec low = {0, 4, 1, 5}, high = {2, 6, 3, 7};
+    *first = SHUFFLE(even, odd, 0, 4, 1, 5);
+    *second = SHUFFLE(even, odd, 2, 6, 3, 7);
 #elif LANES == 8
-    const ivec low = {0, 8, 1, 9, 2, 10, 3, 11}, high = {4, 12, 5, 13, 6, 14, 7, 15};
+    *first = SHUFFLE(even, odd, 0, 8, 1, 9, 2, 10, 3, 11);
+    *second = SHUFFLE(even, odd, 4, 12, 5, 13, 6, 14, 7, 15);
 #else
-    const ivec low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
-    const ivec high = {8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    *first = SHUFFLE(even, odd, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    *second = SHUFFLE(even, odd, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
 #endif
-    *first = __builtin_shuffle(even, odd, low);
-    *second = __builtin_shuffle(even, odd, high);
 }
 
 /* Compute the 2n+1 edges of the next level from the edges e[0..n] of n pixels and the pixel values q[-1..n]. */

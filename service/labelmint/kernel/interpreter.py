@@ -1,9 +1,12 @@
-"""The Style Interpreter's kernel in C: it is compiled for this machine on first use and called through ctypes.
+"""The Style Interpreter's kernel in C: it is shipped compiled for x86-64 processors and called through ctypes.
 
 Rules of this file:
-- It needs only numpy and a C compiler, because the serving environment has neither torch nor onnx.
-- A compiled kernel runs on this machine only, so the cache key covers the source, the flags and the processor. A cache
-  directory that other users can write to is not used. Without a cache, each process compiles its own kernel.
+- It needs only numpy, because the serving environment has neither torch nor onnx.
+- `make kernel` compiles the shipped libraries, and a test compiles them again and compares the bytes. Their results are
+  the same on every processor.
+- For any other processor, the machine's own C compiler compiles the kernel on first use. Such a kernel runs on this
+  machine only, so the cache key covers the source, the flags and the processor. A cache directory that other users can
+  write to is not used. Without a cache, each process compiles its own kernel.
 - The kernel itself checks nothing. This file checks every size: the weights once, the features at every call.
 - Triton's `labelmint` backend loads a copy of this directory, so this file imports nothing from this package.
 """
@@ -13,6 +16,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import math
 import os
 import platform
 import shlex
@@ -30,6 +34,13 @@ import numpy as np
 import numpy.typing as npt
 
 SOURCE = Path(__file__).parent / "interpreter.c"
+# The shipped libraries, the best first, with the flags of /proc/cpuinfo that a processor needs for each. The names are
+# those of the levels of the x86-64 psABI; Linux calls lzcnt `abm`.
+_X86_64_V3 = ("avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe")
+SHIPPED = {
+    "x86-64-v4": (*_X86_64_V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"),
+    "x86-64-v3": _X86_64_V3,
+}
 # Every compiler rounds `a * b + c` once if the processor has fused multiply-add.
 FLAGS = ("-std=gnu11", "-O3", "-march=native", "-ffp-contract=fast", "-fPIC", "-shared", "-pthread")
 TASKS = ("segmentation", "keypoints")
@@ -43,7 +54,7 @@ _PROCESSOR = ("vendor_id", "cpu family", "model", "flags", "CPU implementer", "C
 
 
 class KernelUnavailable(OSError):
-    """This machine cannot compile the kernel; the message says what to do."""
+    """This machine has no kernel; the message says what to do."""
 
 
 class UnusableWeights(ValueError):
@@ -57,14 +68,14 @@ class Interpreter:
     returns.
     """
 
-    def __init__(self, file: Any, threads: int = 0, library: ctypes.CDLL | None = None) -> None:
-        """Load `file`, the path or binary stream of an .npz (see `check_weights`).
+    def __init__(self, weights: Any, threads: int = 0, library: ctypes.CDLL | None = None) -> None:
+        """Load weights (see `check_weights`): arrays by name, or the path or binary stream of an .npz.
 
         With `threads` 0, the kernel uses one thread for each core that the process may use.
 
         Raises UnusableWeights, KernelUnavailable, or MemoryError.
         """
-        arrays = read_weights(file)
+        arrays: Mapping[str, Array] = weights if isinstance(weights, Mapping) else read_weights(weights)
         self.channels = check_weights(arrays)
         self.task, self.score_kind = str(arrays["task"]), str(arrays["score_kind"])
         self.outputs: tuple[str, ...] = ("label", "js_map", "js_score")
@@ -72,7 +83,7 @@ class Interpreter:
             self.outputs = ("keypoints", "confidence", "js_map", "js_score")
         (self._heads, self._hidden2, self._hidden1), self._classes = arrays["weight2"].shape, arrays["bias3"].shape[1]
         self.resolution = max(self.channels)
-        self._library = library or compiled()
+        self._library = library or library_here()
         self._pointer = self._library.interpreter_new(
             int(self.task == "keypoints"),
             len(self.channels),
@@ -145,6 +156,26 @@ def read_weights(file: Any) -> dict[str, Array]:
         raise UnusableWeights(f"cannot be read as .npz: {error}") from error
 
 
+def read_slices(file: Path, described: Mapping[str, Any]) -> tuple[dict[str, Array], str]:
+    """Return the weights that lie as slices in another file, and the SHA-256 of the slices. Raises UnusableWeights.
+
+    `described` has `task`, `score_kind`, `classes` and `slices`: for each array its `offset` in bytes and its `shape`.
+    weight3 [N,K',h2] and bias3 [N,K'] may have more rows than the K classes, which are left out.
+    """
+    arrays: dict[str, Array] = {"task": np.array(described["task"]), "score_kind": np.array(described["score_kind"])}
+    digest = hashlib.sha256()
+    try:
+        with file.open("rb") as stream:
+            for name, each in described["slices"].items():
+                stream.seek(each["offset"])
+                array = np.fromfile(stream, "<f4", math.prod(each["shape"])).reshape(each["shape"])
+                digest.update(array.data)
+                arrays[name] = array[:, : described["classes"]].copy() if name in ("weight3", "bias3") else array
+    except (OSError, ValueError) as error:
+        raise UnusableWeights(f"cannot be read: {error}") from error
+    return arrays, digest.hexdigest()
+
+
 def check_weights(arrays: Mapping[str, Array]) -> dict[int, int]:
     """Return the channels of each level, {r: C_r}. Raises UnusableWeights if the kernel cannot run these weights.
 
@@ -179,6 +210,32 @@ def check_weights(arrays: Mapping[str, Array]) -> dict[int, int]:
 
 
 @functools.cache
+def library_here() -> ctypes.CDLL:
+    """Return the best kernel for this machine: a shipped one, or else a compiled one. Raises KernelUnavailable."""
+    level = next(iter(levels_here()), None)
+    return compiled() if level is None else shipped(level)
+
+
+def levels_here() -> tuple[str, ...]:
+    """The names of the shipped libraries that this processor can run, the best first."""
+    if platform.machine() != "x86_64":
+        return ()
+    line = next((line for line in _processor() if line.startswith("flags")), "")
+    flags = set(line.partition(":")[2].split())
+    return tuple(level for level, needed in SHIPPED.items() if flags.issuperset(needed))
+
+
+@functools.cache
+def shipped(level: str) -> ctypes.CDLL:
+    """Return the shipped kernel of a level in `SHIPPED`. Raises KernelUnavailable."""
+    return _load(shipped_file(level))
+
+
+def shipped_file(level: str) -> Path:
+    return SOURCE.with_name(f"interpreter.{level}.so")
+
+
+@functools.cache
 def compiled(*defines: str) -> ctypes.CDLL:
     """Return the kernel for this machine, from the cache or the compiler ($CC or cc). Raises KernelUnavailable.
 
@@ -196,10 +253,14 @@ def compiled(*defines: str) -> ctypes.CDLL:
         if not kept.exists():
             _compile(command, made)
             os.replace(made, kept)
-        try:
-            library = ctypes.CDLL(str(kept))  # a loaded library stays when its file is removed
-        except OSError as error:
-            raise KernelUnavailable(f"the compiled kernel cannot be loaded: {error}") from error
+        return _load(kept)  # a loaded library stays when its file is removed
+
+
+def _load(path: Path) -> ctypes.CDLL:
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise KernelUnavailable(f"the compiled kernel cannot be loaded: {error}") from error
     integer, pointer, arrays = ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(_Floats)
     library.interpreter_new.argtypes = [integer, integer, ctypes.POINTER(integer), *[integer] * 4, arrays]
     library.interpreter_new.argtypes += [*[_Floats] * 5, integer]
@@ -212,17 +273,16 @@ def compiled(*defines: str) -> ctypes.CDLL:
 
 
 def _compile(command: Sequence[str], out: Path) -> None:
-    advice = "run `apt install gcc libc6-dev`, or export the model with `--format onnx`"
     if shutil.which(command[0]) is None:
         raise KernelUnavailable(
-            f"a model exported with `--format native` compiles its kernel on the machine that runs it, but there is no "
-            f"C compiler {command[0]!r}: {advice}"
+            f"no compiled kernel is shipped for this processor, and there is no C compiler {command[0]!r} that could "
+            "compile one: run `apt install gcc libc6-dev`"
         )
     done = subprocess.run([*command, str(SOURCE), "-o", str(out)], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         first = next((line for line in said if "error" in line), said[0])
-        raise KernelUnavailable(f"{command[0]!r} cannot compile the kernel ({first}): {advice}")
+        raise KernelUnavailable(f"{command[0]!r} cannot compile the kernel: {first}")
 
 
 def _processor() -> list[str]:

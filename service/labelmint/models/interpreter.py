@@ -200,12 +200,16 @@ class StyleInterpreter(nn.Module):
     def layers(self, hidden: Tensor) -> Tensor:
         """Run the small layers of every head: maps [B,N*h1,H,W] to the heads' K outputs [B,H,N,K,W]."""
         n, k = self.spec.num_heads, self.spec.num_classes
-        spare = -k % _CHANNELS_OF_A_BLOCK
-        weight3, bias3 = F.pad(self.weight3, (0, 0, 0, spare)), F.pad(self.bias3, (0, spare))
+        weight3, bias3 = self.padded_outputs()
         x = torch.relu(hidden)
         x = torch.relu(F.conv2d(x, _pointwise(self.weight2), self.bias2.flatten(), groups=n))  # [B,N*h2,H,W]
         x = F.conv2d(x, _pointwise(weight3), bias3.flatten(), groups=n)  # [B,N*(K+spare),H,W]
-        return x.transpose(1, 2).unflatten(2, (n, k + spare))[:, :, :, :k]  # [B,H,N,K,W]
+        return x.transpose(1, 2).unflatten(2, (n, -1))[:, :, :, :k]  # [B,H,N,K,W]
+
+    def padded_outputs(self) -> tuple[Tensor, Tensor]:
+        """The last layer with spare outputs of zero: weight [N,K+spare,h2] and bias [N,K+spare]."""
+        spare = -self.spec.num_classes % _CHANNELS_OF_A_BLOCK
+        return F.pad(self.weight3, (0, 0, 0, spare)), F.pad(self.bias3, (0, spare))
 
     def heads(self, hidden: Tensor) -> tuple[Tensor, ...]:
         """Run everything after the first linear layer, up to sufficient statistics.

@@ -21,11 +21,11 @@ from typing import Any
 
 from tritonclient.grpc import model_config_pb2 as pb
 
-from labelmint.core.calibration import CALIBRATION
 from labelmint.core.errors import UnusableFile
+from labelmint.core.executor import CALIBRATIONS, executor_of, last_step
 from labelmint.core.served_model import MalformedModel, ServedModel, read_served_model
 from labelmint.core.task import TASKS
-from labelmint.triton.model_config import check_artifacts, model_file, read_config, version_of
+from labelmint.triton.model_config import PYTHON, check_artifacts, model_file, read_config, version_of
 from labelmint.triton.onnx_file import MAX_ONNX_BYTES, check_onnx
 from labelmint.triton.stored_zip import MAX_ZIP_BYTES, check_native
 from labelmint.triton.torchscript_file import check_torchscript
@@ -77,7 +77,7 @@ _DESCRIBED = dict.fromkeys(
     (
         *("model", "pipeline", "task", "model_digest", "layout", "num_heads", "num_ws", "score_kind"),
         *(task.names_parameter for task in TASKS.values()),
-        *("palette", CALIBRATION),
+        *("palette", *CALIBRATIONS),
     ),
     _TEXT,
 )
@@ -127,18 +127,26 @@ _ITEM_BYTES = {pb.TYPE_FP32: 4, pb.TYPE_INT32: 4, pb.TYPE_UINT8: 1}
 
 
 def read_whole_model(repository: Path, name: str, calibrated: bool = True) -> ServedModel:
-    """Read an ensemble that the child Triton may load; with `calibrated` False, without its calibration.
+    """Read an ensemble that the child Triton may load; with `calibrated` False, without its calibrations.
 
+    Its executor is that of the repository; the child Triton may run the kernel in its place.
     Raises UnusableFile unless an export wrote the ensemble and its steps match its digest.
     """
     check_models(repository, [name])
+    return read_model(repository, name, calibrated)
+
+
+def read_model(repository: Path, name: str, calibrated: bool = True) -> ServedModel:
+    """Read an ensemble that only another Triton will load, so that its steps may be anything.
+
+    Raises UnusableFile unless the steps match the ensemble's digest.
+    """
     path = repository / name / "config.pbtxt"
     config = read_config(path)
     check_artifacts(repository, config)
-    if not calibrated:
-        config.parameters.pop(CALIBRATION, None)
+    executor = executor_of(read_config(repository / last_step(config) / "config.pbtxt"))
     try:
-        return read_served_model(config, str(version_of(path.parent)))
+        return read_served_model(config, str(version_of(path.parent)), executor, calibrated=calibrated)
     except MalformedModel as error:
         raise UnusableFile(path, f"is malformed: {error}") from error
 
@@ -158,8 +166,17 @@ def check_models(repository: Path, ensembles: Iterable[str]) -> None:
             raise _refused(directory, f"is an ensemble with the platform {quoted(config.platform)}")
         _check_files(root, directory, {".gitkeep"})
         steps |= {step.model_name: None for step in config.ensemble_scheduling.step}
-    for name in steps:
-        _check_step(root, _directory(root, repository, name))
+    directories = [_directory(root, repository, name) for name in steps]
+    for directory in directories:  # before the generator's fields for GPUs, which say less
+        if _config(root, directory).backend == PYTHON:
+            raise UnusableFile(
+                directory / "config.pbtxt",
+                "names the backend 'python', as exports for GPUs do, and the gateway's own Triton runs on CPUs; if "
+                "you exported it, start a Triton on GPUs with it and give its address (--triton-url), or export the "
+                "model with `--format onnx`",
+            )
+    for directory in directories:
+        _check_step(root, directory)
 
 
 def _check_step(root: Path, directory: Path) -> None:

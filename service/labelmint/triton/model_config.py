@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from google.protobuf import text_format
@@ -29,6 +29,12 @@ from labelmint.untrusted.content import Malformed, RegularFile
 MAX_CONFIG_BYTES = 256 << 10
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _HASHED_BYTES = 1 << 20  # at a time
+
+# The backend of the interpreter's step of `--format gpu`, all files of that step, and the parameter that names the type
+# in which its kernel multiplies.
+PYTHON = "python"
+GPU_FILES = ("interpreter.npz", "interpreter.py", "model.py")
+PRECISION = "precision"
 
 
 def read_config(path: Path) -> pb.ModelConfig:
@@ -45,8 +51,12 @@ def read_config(path: Path) -> pb.ModelConfig:
             raise UnusableFile(path, f"is not a Triton model configuration: {said}") from error
 
 
+def config_text(config: pb.ModelConfig) -> str:
+    return text_format.MessageToString(config, use_index_order=True)
+
+
 def write_config(path: Path, config: pb.ModelConfig) -> None:
-    text = text_format.MessageToString(config, use_index_order=True)
+    text = config_text(config)
     aside = path.with_name(f".{path.name}.part")
     aside.write_text(text, encoding="utf-8")
     os.replace(aside, path)
@@ -91,19 +101,42 @@ def is_fused(config: pb.ModelConfig) -> bool:
 def model_file(config: pb.ModelConfig) -> str:
     """Return the name of a step's file: from its configuration, or else its backend's default."""
     # All other backends that can run an exported step read ONNX and use this name.
-    default = {"pytorch": "model.pt", "labelmint": "interpreter.npz"}.get(config.backend, "model.onnx")
+    default = {"pytorch": "model.pt", "labelmint": "interpreter.npz", PYTHON: "model.py"}.get(
+        config.backend, "model.onnx"
+    )
     return config.default_model_filename or default
 
 
+def model_files(config: pb.ModelConfig) -> tuple[str, ...]:
+    """Return the names of all files of a step. A step of the Python backend has code beside its weights."""
+    return GPU_FILES if config.backend == PYTHON else (model_file(config),)
+
+
 def model_digest(artifacts: Iterable[tuple[str, bytes]]) -> str:
-    """SHA-256 over the steps' names and files, in order. With a seed and options, it identifies a sample for ever."""
-    return _digest((name, hashlib.sha256(data).hexdigest()) for name, data in artifacts)
+    """Return the digest of a model whose steps have one file each: see `digest_of_steps`."""
+    return digest_of_steps((name, hashlib.sha256(data).hexdigest()) for name, data in artifacts)
 
 
-def _digest(artifacts: Iterable[tuple[str, str]]) -> str:
+def step_digest(config: pb.ModelConfig, files: Mapping[str, str]) -> str:
+    """Return the digest of a step from those of its files: of one file its own; of several, of names and digests.
+
+    What decides the results of a step of the Python backend beside its files, the precision, counts as well.
+    """
+    if config.backend != PYTHON:
+        return files[model_file(config)]
+    precision = config.parameters[PRECISION].string_value
+    return _sha256_of_lines([*(f"{name}:{files[name]}" for name in GPU_FILES), f"{PRECISION}:{precision}"])
+
+
+def digest_of_steps(artifacts: Iterable[tuple[str, str]]) -> str:
+    """SHA-256 over the steps' names and digests, in order. With a seed and options, it identifies a sample for ever."""
+    return _sha256_of_lines(f"{name}:{digest}" for name, digest in artifacts)
+
+
+def _sha256_of_lines(lines: Iterable[str]) -> str:
     total = hashlib.sha256()
-    for name, digest in artifacts:
-        total.update(f"{name}:{digest}\n".encode())
+    for line in lines:
+        total.update(f"{line}\n".encode())
     return total.hexdigest()
 
 
@@ -122,11 +155,14 @@ def check_artifacts(repository: Path, config: pb.ModelConfig) -> None:
     artifacts = []
     for step in config.ensemble_scheduling.step:
         directory = repository / step.model_name
-        path = directory / str(version) / model_file(read_config(directory / "config.pbtxt"))
-        if not path.is_file():
-            raise UnusableFile(path, f"is missing; the ensemble {config.name!r} needs it, export the model again")
-        artifacts.append((step.model_name.removeprefix(prefix), _sha256(path)))
-    if _digest(artifacts) != config.parameters["model_digest"].string_value:
+        step_config = read_config(directory / "config.pbtxt")
+        files = {name: directory / str(version) / name for name in model_files(step_config)}
+        for path in files.values():
+            if not path.is_file():
+                raise UnusableFile(path, f"is missing; the ensemble {config.name!r} needs it, export the model again")
+        digest = step_digest(step_config, {name: _sha256(path) for name, path in files.items()})
+        artifacts.append((step.model_name.removeprefix(prefix), digest))
+    if digest_of_steps(artifacts) != config.parameters["model_digest"].string_value:
         raise UnusableFile(
             repository / config.name / "config.pbtxt",
             "has a model digest that does not match its steps: a file is damaged or was replaced; export it again",

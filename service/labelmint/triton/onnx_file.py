@@ -6,12 +6,14 @@ Rules of this file:
 - Every length must fit into the message around it, and every tensor's declared size must match its bytes. A message
   that protobuf would merge from several parts may appear only once.
 - Weights are skipped, not read, and the number of fields is limited. The time is therefore bounded for any file.
+  `read_onnx` returns where the weights of the graph lie, and the file's metadata, which ONNX Runtime ignores.
 
 Source: onnx.proto (IR version 8) and protobuf's description of its encoding.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple, TypeAlias
@@ -22,6 +24,8 @@ MAX_ONNX_BYTES = (2 << 30) - 1  # protobuf's limit
 # A generator at 1024x1024 with its interpreter has some thousands of fields.
 MAX_FIELDS = 200_000
 DOMAINS = (b"", b"ai.onnx")
+# What a file may say of itself. ONNX Runtime ignores these keys; under others it can find options for itself.
+METADATA = tuple(f"labelmint.{key}" for key in ("step", "task", "score_kind", "heads", "classes"))
 _MAX_DEPTH = 4  # of graphs within the attributes of nodes
 _MAX_NAME_BYTES = 1 << 16  # also the limit of an attribute's text
 _MAX_DIMENSIONS = 8
@@ -32,7 +36,7 @@ _ITEM_BYTES = {1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 12:
 _SMALL_BYTES = 4096  # messages up to this size are read at once
 _HEAD_BYTES = 15  # a tag and the longest number
 # Fields that the format allows and this check refuses, with their names for the error.
-_NOT_IN_MODEL = {14: "metadata_props", 20: "training_info", 25: "functions of its own"}
+_NOT_IN_MODEL = {20: "training_info", 25: "functions of its own"}
 _NOT_IN_GRAPH = {13: "value_info", 14: "quantization_annotation", 15: "sparse initializers", 16: "metadata_props"}
 _NOT_IN_NODE = {8: "overload", 9: "metadata_props"}
 _NOT_IN_ATTRIBUTE = {
@@ -45,6 +49,23 @@ _NOT_IN_TENSOR = {
     **{3: "a tensor in parts", 16: "metadata_props"},
 }
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
+
+
+class OnnxTensor(NamedTuple):
+    """A tensor of the graph: TensorProto.DataType, sizes, and where its bytes begin in the file."""
+
+    data_type: int
+    dims: tuple[int, ...]
+    start: int
+
+
+@dataclasses.dataclass
+class OnnxFile:
+    """What a file says of itself (`metadata_props`), and its initializers. A name that occurs twice is in `twice`."""
+
+    metadata: dict[str, str] = dataclasses.field(default_factory=dict)
+    initializers: dict[str, OnnxTensor] = dataclasses.field(default_factory=dict)
+    twice: set[str] = dataclasses.field(default_factory=set)
 
 
 class _Field(NamedTuple):
@@ -62,11 +83,19 @@ _Take: TypeAlias = "Callable[[_Field], object]"
 
 def check_onnx(file: RegularFile) -> None:
     """Raises Malformed unless ONNX Runtime can load the file without reading any other file."""
-    _Walk(file).model()
+    read_onnx(file)
+
+
+def read_onnx(file: RegularFile) -> OnnxFile:
+    """Check a file as `check_onnx` does, and return its metadata and where its weights lie. Raises Malformed."""
+    walk = _Walk(file)
+    walk.model()
+    return walk.found
 
 
 class _Walk:
     def __init__(self, file: RegularFile) -> None:
+        self.found = OnnxFile()
         self._file = file
         self._left = MAX_FIELDS
 
@@ -80,6 +109,7 @@ class _Walk:
             6: (_LENGTH, _nothing),  # doc_string
             7: (_LENGTH, graphs.append),
             8: (_LENGTH, lambda field: domains.append(self._operator_set(field))),
+            14: (_LENGTH, self._metadata),
         }
         self._message("the model", 0, self._file.size, known=known, others=_NOT_IN_MODEL)
         if len(graphs) != 1:
@@ -87,6 +117,19 @@ class _Walk:
         if not domains:
             raise Malformed("names no operator set: it is cut off or not an ONNX file")
         self._graph(graphs[0], 0)
+
+    def _metadata(self, outer: _Field) -> None:
+        texts = {1: "", 2: ""}  # key, value
+
+        def take(field: _Field) -> None:
+            texts[field.number] = self._text(field).decode("utf-8", "replace")
+
+        self._message("metadata", outer.start, outer.end, known={1: (_LENGTH, take), 2: (_LENGTH, take)})
+        if texts[1] not in METADATA:
+            raise Malformed(f"has the metadata {quoted(texts[1])}, which no export has")
+        if texts[1] in self.found.metadata:
+            self.found.twice.add(texts[1])
+        self.found.metadata[texts[1]] = texts[2]
 
     def _operator_set(self, outer: _Field) -> bytes:
         domain = b""
@@ -110,7 +153,7 @@ class _Walk:
         known: Mapping[int, tuple[int, _Take]] = {
             1: (_LENGTH, lambda field: self._node(field, depth)),
             2: (_LENGTH, _nothing),  # name
-            5: (_LENGTH, self._tensor),
+            5: (_LENGTH, self._tensor if depth else self._initializer),
             10: (_LENGTH, _nothing),  # doc_string
             11: (_LENGTH, self._value),
             12: (_LENGTH, self._value),
@@ -150,10 +193,16 @@ class _Walk:
         for field in graphs:
             self._graph(field, depth + 1)
 
-    def _tensor(self, outer: _Field) -> None:
+    def _initializer(self, outer: _Field) -> None:
+        name, tensor = self._tensor(outer)
+        if name in self.found.initializers:
+            self.found.twice.add(name)
+        self.found.initializers[name] = tensor
+
+    def _tensor(self, outer: _Field) -> tuple[str, OnnxTensor]:
         dims: list[int] = []
         types: list[int] = []
-        raw: list[int] = []
+        raw: list[_Field] = []
         name = b""
 
         def take_name(field: _Field) -> None:
@@ -164,15 +213,18 @@ class _Walk:
             1: (_VARINT, lambda field: dims.append(field.value)),
             2: (_VARINT, lambda field: types.append(field.value)),
             8: (_LENGTH, take_name),
-            9: (_LENGTH, lambda field: raw.append(field.end - field.start)),
+            9: (_LENGTH, raw.append),
             12: (_LENGTH, _nothing),  # doc_string
         }
         self._message("a tensor", outer.start, outer.end, known=known, others=_NOT_IN_TENSOR, packed=(1,))
         if len(types) != 1 or types[0] not in _ITEM_BYTES:
             raise Malformed(f"has the tensor {quoted(name)} with the types {types[:3]}, not with one supported type")
         declared = _ITEM_BYTES[types[0]] * _elements(name, dims)
-        if len(raw) > 1 or sum(raw) != declared:
-            raise Malformed(f"declares {declared} bytes for the tensor {quoted(name)} and holds {sum(raw)}")
+        held = sum(field.end - field.start for field in raw)
+        if len(raw) > 1 or held != declared:
+            raise Malformed(f"declares {declared} bytes for the tensor {quoted(name)} and holds {held}")
+        start = raw[0].start if raw else outer.end
+        return name.decode("utf-8", "replace"), OnnxTensor(types[0], tuple(dims), start)
 
     def _value(self, outer: _Field) -> None:
         """Check an input or output of the graph: it must be a tensor whose sizes are in range."""

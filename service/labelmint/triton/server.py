@@ -29,8 +29,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from labelmint.core.errors import TritonUnavailable, UnusableFile
+from labelmint.core.executor import ONNXRUNTIME, Choice
 from labelmint.kernel import interpreter
 from labelmint.triton.client import TritonClient
+from labelmint.triton.mirror import Mirror
 from labelmint.triton.shared_memory import check_room
 from labelmint.triton.workplace import Workplace
 
@@ -40,7 +42,7 @@ BACKENDS = Path(__file__).parent / "backends"
 KERNEL = Path(interpreter.__file__).parent  # the `labelmint` backend imports it under the name below
 KERNEL_NAME = "labelmint_kernel"
 DIE_WITH_PARENT = Path(__file__).parent / "die_with_parent.py"
-REPOSITORY = "repository"  # the name of the link that Triton gets
+REPOSITORY = "repository"  # the name of the directory that Triton gets
 EXIT_TIMEOUT_SECONDS = 20
 START_TIMEOUT_SECONDS = 180.0
 _POLL_SECONDS = 0.1
@@ -56,15 +58,26 @@ class TritonServer:
     """One tritonserver child. Serves gRPC at `grpc_url` and metrics at `metrics_url`."""
 
     def __init__(
-        self, repository: Path, models: Sequence[str], log_path: Path | None = None, *, traces_url: str = ""
+        self,
+        repository: Path,
+        models: Sequence[str],
+        log_path: Path | None = None,
+        *,
+        executor: Choice = ONNXRUNTIME,
+        traces_url: str = "",
     ) -> None:
         """Each start loads `models` of `repository`. They are Triton names; an ensemble includes its steps.
 
+        With the `executor` "kernel", the kernel runs the interpreters that it can run. By default, every step runs in
+        the backend that the repository names, as in any other Triton.
         `log_path` receives Triton's whole log. Without it, only the last lines are kept, for error messages.
         `traces_url` receives Triton's spans of requests with a trace, over OTLP/HTTP.
         """
         self.models = tuple(models)
         self._repository = repository
+        self._executor: Choice = executor
+        self._told: set[str] = set()  # why the kernel does not run a step, as logged before
+        self._mirror: Mirror | None = None
         self._log_path = log_path
         self._traces_url = traces_url
         self._process: asyncio.subprocess.Process | None = None
@@ -96,7 +109,9 @@ class TritonServer:
         root = _wheel_root()
         self._workplace = workplace = Workplace()
         backends = _backend_directory(root, workplace.path)
-        repository = workplace.link(REPOSITORY, self._repository)
+        repository = workplace.path / REPOSITORY
+        self._mirror = Mirror(self._repository, repository, self._executor, told=self._told)
+        await asyncio.to_thread(self.show, self.models)
         libraries = workplace.link("libraries", root / "nvidia_pytriton.libs")
         command = [
             *(sys.executable, "-I", "-S", str(DIE_WITH_PARENT), str(os.getpid())),
@@ -130,6 +145,11 @@ class TritonServer:
         )
         self._group = self._process.pid
         self._reader = asyncio.create_task(self._read_log(self._process, log))
+
+    def show(self, models: Iterable[str]) -> None:
+        """Let Triton see the current files of these ensembles when it loads them next. Raises UnusableFile."""
+        assert self._mirror is not None
+        self._mirror.show(models)
 
     def check_room(self, models: Iterable[str]) -> None:
         """Raises InsufficientResources unless the free shared memory is enough for these models."""

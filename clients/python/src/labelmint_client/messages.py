@@ -138,6 +138,8 @@ class Model:
     resolution: height and width of images and labels, in pixels.
     class_names: the index is the class id; empty for task "keypoints". keypoint_names is empty for "segmentation".
     palette: uint8 [K,3], the RGB colour of each class or keypoint.
+    executor: what runs the interpreter, such as "kernel" or "onnxruntime"; empty with an older gateway. Samples of one
+    digest may differ between executors.
     calibration: None if none was measured. Requests for samples then need max_js.
     """
 
@@ -155,6 +157,7 @@ class Model:
     z_dim: int
     num_ws: int
     score_kind: str
+    executor: str
     calibration: Calibration | None
 
 
@@ -205,6 +208,7 @@ def model_of(message: pb.Model) -> Model:
         z_dim=message.z_dim,
         num_ws=message.num_ws,
         score_kind=message.score_kind,
+        executor=message.executor,
         calibration=Calibration(
             id=measured.id,
             truncation_psi=measured.truncation_psi,

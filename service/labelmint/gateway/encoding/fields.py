@@ -58,6 +58,7 @@ def model_fields(model: ServedModel) -> dict[str, Any]:
         "layout": model.layout,
         "num_heads": model.num_heads,
         "score_kind": model.score_kind,
+        "executor": model.executor.name,
     }
 
 

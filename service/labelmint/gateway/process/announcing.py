@@ -56,6 +56,8 @@ class Announcer:
         for model in models:
             calibration = model.calibration
             gate = f"gate at JS {calibration.threshold:.4g}" if calibration is not None else "not calibrated"
+            if calibration is None and model.calibrated_for:
+                gate = f"no gate: {model.uncalibrated}"
             labels = f"{len(model.label_names)} {model.task.names}"
             name = model.name if model.version == "1" else f"{model.name} version {model.version}"
             self.say(f"{name}, {model.resolution}x{model.resolution}, {labels}, {gate}")

@@ -17,9 +17,9 @@ import logging
 import time
 from collections.abc import Awaitable
 from dataclasses import dataclass
-from pathlib import Path
 
 from labelmint.core.errors import LabelmintError, UnusableFile
+from labelmint.gateway.process.settings import ServeSettings
 from labelmint.gateway.sampling.catalog import Catalog
 from labelmint.gateway.sampling.metrics import Metrics
 from labelmint.tracing import traces_url
@@ -44,17 +44,18 @@ class _OnDisk:
 class OwnTriton:
     """A child Triton that serves all ensembles of one pipeline of a repository."""
 
-    def __init__(self, repository: Path, pipeline: str, log: Path | None, *, otlp_endpoint: str) -> None:
-        """Raises UnusableFile if the repository has no model of that pipeline, or a damaged one.
-
-        Triton sends its spans of each trace to the OTLP/HTTP receiver at `otlp_endpoint`, unless that is "".
-        """
-        self._repository = repository
-        self._pipeline = pipeline
+    def __init__(self, settings: ServeSettings) -> None:
+        """Raises UnusableFile if the repository has no model of the settings' pipeline, or a damaged one."""
+        self._repository = settings.model_repository
+        self._pipeline = settings.pipeline
         self._loaded = self._read_repository()
         self._wanted = dict(self._loaded)  # the models that a restart serves, in the state that was served last
         self.server = TritonServer(
-            repository, list(self._loaded), log, traces_url=traces_url(otlp_endpoint) if otlp_endpoint else ""
+            self._repository,
+            list(self._loaded),
+            settings.triton_log,
+            executor=settings.executor,
+            traces_url=traces_url(settings.otlp_endpoint) if settings.otlp_endpoint else "",
         )
         self._supervisor: asyncio.Task[None] | None = None
         self._reloading = asyncio.Lock()
@@ -102,6 +103,7 @@ class OwnTriton:
     async def _load(self, client: TritonClient, name: str, checked: _OnDisk) -> None:
         if await asyncio.to_thread(self._read_model, name) != checked:
             raise UnusableFile(self._repository / name, "changed while it was read; send SIGHUP once it is complete")
+        await asyncio.to_thread(self.server.show, [name])
         await client.load(name)
 
     async def _told(self, call: Awaitable[None]) -> bool:

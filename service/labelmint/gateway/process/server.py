@@ -91,9 +91,7 @@ async def _own_triton(
     """Start a child Triton and wait until it is ready or a signal stops it; None if the settings name another."""
     if settings.triton_url:
         return None
-    own = OwnTriton(
-        settings.model_repository, settings.pipeline, settings.triton_log, otlp_endpoint=settings.otlp_endpoint
-    )
+    own = OwnTriton(settings)
     signals.at_once = own.server.kill
     stack.push_async_callback(own.stop)
     announcer.say(f"starting Triton on {settings.model_repository} ({', '.join(own.server.models)})")

@@ -19,6 +19,7 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from labelmint.core.errors import UnusableFile
+from labelmint.core.executor import KERNEL, Choice
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -48,6 +49,8 @@ class ServeSettings(BaseSettings):
     """fused: generator and style_interpreter; staged: the four steps one by one"""
     triton_url: str = ""
     """gRPC target (HOST:PORT) of one or several running Tritons; empty: start one"""
+    executor: Choice = KERNEL
+    """what runs interpreters of the format onnx in the Triton that this command starts"""
     triton_log: Path | None = None
     """file for the log of the Triton that this command starts"""
     host: str = "127.0.0.1"

@@ -30,7 +30,7 @@ _ENCODERS = f"labelmint {version('labelmint')}, Pillow {PIL.__version__}, zlib {
 
 @lru_cache(maxsize=64)
 def revision(model: ServedModel) -> str:
-    """Identify everything in a model that determines a response: artifacts, calibration, names and colours of labels.
+    """Identify everything in a model that determines a response: artifacts, executor, calibration, names and colours.
 
     It is the first 16 hexadecimal digits of the SHA-256 over everything that the gateway knows about the model.
     """

@@ -182,7 +182,10 @@ class ModelModel(BaseModel):
     name: str
     version: str
     revision: Annotated[
-        str, Field(description="Changes with all that determines a response: artifacts, calibration, names, colours.")
+        str,
+        Field(
+            description="Changes with all that determines a response: artifacts, executor, calibration, names, colours."
+        ),
     ]
     pipeline: str
     task: str
@@ -193,6 +196,13 @@ class ModelModel(BaseModel):
     layout: str
     num_heads: int
     score_kind: str
+    executor: Annotated[
+        str,
+        Field(
+            description="What runs the interpreter: kernel (labelmint's own), or the Triton backend, such as "
+            "onnxruntime. Samples of one digest may differ between executors."
+        ),
+    ]
     classes: Annotated[list[LabelClassModel], Field(description="empty for a model of another task")]
     keypoint_classes: Annotated[list[LabelClassModel], Field(description="empty for a model of another task")]
     calibration: CalibrationModel | None

@@ -3,7 +3,7 @@
 Rules of this file:
 - The cache stores Triton's arrays, and the gate is applied at each request, so one entry serves every gate. The outputs
   of one sample share an entry, even if separate requests fetched them.
-- The key contains the model's digest, so a changed model never gets the entries of its old state.
+- The key contains the model's digest and executor, so a changed model never gets the entries of its old state.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from typing import TypeAlias
 from tritonclient.grpc import model_config_pb2 as pb
 
 from labelmint.core.errors import LabelmintError, ModelNotFound, ModelVersionGone, TritonUnavailable
+from labelmint.core.executor import Executor, executor_of, last_step
 from labelmint.core.served_model import MalformedModel, ServedModel, is_labelmint, read_served_model
 from labelmint.triton.client import TritonClient
 
@@ -188,7 +189,11 @@ class Catalog:
         for (triton_name, version), by_address in sorted(configs.items()):
             if triton_name in self._withdrawn:
                 continue
-            found = {address: model for address in by_address if (model := self._parse(by_address[address], version))}
+            found = {
+                address: model
+                for address, config in by_address.items()
+                if (model := self._parse(config, version, _executor(configs, config, address)))
+            }
             if not found:
                 continue
             model = self._choose(found)
@@ -197,12 +202,12 @@ class Catalog:
                 self._report(f"left out: {triton_name} is version {version} of {model.name}, as is {twin.triton_name}")
         return models
 
-    def _parse(self, config: pb.ModelConfig, version: str) -> ServedModel | None:
+    def _parse(self, config: pb.ModelConfig, version: str, executor: Executor) -> ServedModel | None:
         """None if the model is not a labelmint model, belongs to the other pipeline, or is malformed."""
         if not is_labelmint(config) or config.parameters["pipeline"].string_value != self._pipeline:
             return None
         try:
-            return read_served_model(config, version)
+            return read_served_model(config, version, executor)
         except MalformedModel as error:
             self._report(f"left out: {error}")
             return None
@@ -239,6 +244,16 @@ class Catalog:
         if problem not in self._reported:
             self._reported.add(problem)
             logger.error("%s", problem)
+
+
+def _executor(
+    configs: Mapping[tuple[str, str], Mapping[str, pb.ModelConfig]], ensemble: pb.ModelConfig, address: str
+) -> Executor:
+    """What runs the interpreter of an ensemble in the Triton at an address; every version of a step is the same."""
+    step = last_step(ensemble)
+    found = (by_address[address] for (name, _), by_address in configs.items() if name == step and address in by_address)
+    config = next(found, None)
+    return Executor() if config is None else executor_of(config)
 
 
 def _key(model: ServedModel) -> Key:

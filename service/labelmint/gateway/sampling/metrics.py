@@ -142,6 +142,7 @@ class ServedModels(Collector):
                 "task": model.task.name,
                 "layout": model.layout,
                 "score_kind": model.score_kind,
+                "executor": model.executor.name,
                 "calibration_id": "" if model.calibration is None else model.calibration.id,
             }
             info.add_metric(labels, described)

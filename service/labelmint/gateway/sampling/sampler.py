@@ -72,7 +72,7 @@ class _Spec:
     @property
     def key(self) -> Hashable:
         """The cache key, which identifies the arrays of the sample."""
-        return self.model.digest, self.seed, self.mixing, self.gate.truncation_psi
+        return self.model.digest, self.model.executor, self.seed, self.mixing, self.gate.truncation_psi
 
     def latents(self) -> Latents:
         z_dim, num_ws, psi = self.model.z_dim, self.model.num_ws, self.gate.truncation_psi

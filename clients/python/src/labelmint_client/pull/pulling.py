@@ -25,7 +25,7 @@ from labelmint_client.pull.interrupts import put_off
 from labelmint_client.pull.labels import labels_of
 from labelmint_client.pull.pixels import IGNORE, written_label
 from labelmint_client.pull.readme import README, readme
-from labelmint_client.pull.samples import NO_NAMES, digests, evidence, model_json
+from labelmint_client.pull.samples import NO_NAMES, digests, evidence, model_json, other_executor
 
 SAMPLES = "samples.jsonl"
 
@@ -183,8 +183,10 @@ class _Pull:
         if len(model.class_names) > IGNORE:
             raise PullError(f"model {model.name!r} has {len(model.class_names)} classes; {IGNORE} is the ignore label")
         now = {"request": options.to_json(), "model": model_json(model, calibrated=options.sample.max_js is None)}
-        # The version that began the pull may have known fewer tasks.
-        if header is not None and {**NO_NAMES, **header["model"]} != now["model"]:
+        if header is not None and (other := other_executor(header["model"], model)):
+            raise PullError(f"{out}: {other}; pull into another directory, or serve with the first one (--executor)")
+        # The version that began the pull may have known fewer tasks, and no executors.
+        if header is not None and {**NO_NAMES, **header["model"], "executor": model.executor} != now["model"]:
             raise PullError(
                 f"{out} began with other weights or another calibration than {model.name} version {version} has now "
                 f"(digest {header['model']['digest'][:12]}..., now {model.digest[:12]}...); pull into another directory"

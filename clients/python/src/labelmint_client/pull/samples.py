@@ -15,6 +15,8 @@ from labelmint_client.pull.labels import NO_FIELDS, labels_of
 from labelmint_client.pull.pixels import Bytes
 from labelmint_client.tasks import TASKS, task_of
 
+# Of a model whose executor is not recorded: earlier services had no kernel that ran in the place of a backend.
+EARLIER_EXECUTOR = "onnxruntime"
 # The fields of a model's JSON with the label names, empty. Each task has one; those of the other tasks stay empty.
 NO_NAMES: Mapping[str, Any] = {task.names_field: [] for task in TASKS.values()}
 
@@ -39,6 +41,21 @@ def evidence(sample: Sample, model: Model) -> dict[str, Any]:
     }
 
 
+def other_executor(pulled: Mapping[str, Any], model: Model) -> str:
+    """Say that a service runs the interpreter in another executor than that of a pull; "" if it is the same.
+
+    `pulled` is the pull's `model_json`. Earlier clients did not record the executor, and earlier services do not name
+    it. Theirs was the repository's own, so only the kernel is certainly another one.
+    """
+    before, now = pulled.get("executor", ""), model.executor
+    if before == now or (not (before and now) and "kernel" not in (before, now)):
+        return ""
+    return (
+        f"the pull has labels from the executor {before or EARLIER_EXECUTOR!r}, the service now runs "
+        f"{now or EARLIER_EXECUTOR!r}, whose labels may differ"
+    )
+
+
 def digests(image: Bytes, label: Bytes | None) -> dict[str, str | None]:
     """Return the SHA-256 of the raw pixels, rows from top to bottom: of the RGB image, and of the label as written."""
     return {
@@ -61,6 +78,7 @@ def model_json(model: Model, calibrated: bool) -> dict[str, Any]:
         "task": model.task,
         "resolution": model.resolution,
         "score_kind": model.score_kind,
+        "executor": model.executor,
         **{**NO_NAMES, task.names_field: labels},
         "calibration": None if measured is None else {"id": measured.id, "threshold": measured.threshold},
     }

@@ -19,6 +19,7 @@ from labelmint_client.pull.directory import MANIFEST, Json, completed, record
 from labelmint_client.pull.errors import PullError
 from labelmint_client.pull.labels import NO_FIELDS
 from labelmint_client.pull.pulling import SAMPLES, PullOptions, as_written
+from labelmint_client.pull.samples import other_executor
 
 _BATCH = 8  # 32 MB at 1024 x 1024
 
@@ -103,6 +104,8 @@ def _compare(client: Client, manifest: Json, lines: Iterator[Json]) -> tuple[int
     model = client.get_model(pulled["name"], pulled["version"])
     if model.digest != pulled["digest"]:
         return 0, [_other_weights(model.digest, pulled["digest"])]
+    if otherwise := other_executor(pulled, model):
+        return 0, [otherwise]
     wire = dataclasses.replace(options.wire(), include_rejected=True)
     compared, problems = 0, list[str]()
     while batch := list(islice(lines, _BATCH)):

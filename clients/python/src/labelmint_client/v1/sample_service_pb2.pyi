@@ -219,7 +219,7 @@ class ListModelsResponse(_message.Message):
     def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "version", "pipeline", "task", "digest", "resolution", "z_dim", "classes", "layout", "num_heads", "score_kind", "calibration", "num_ws", "keypoint_classes")
+    __slots__ = ("name", "version", "pipeline", "task", "digest", "resolution", "z_dim", "classes", "layout", "num_heads", "score_kind", "calibration", "num_ws", "keypoint_classes", "executor")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PIPELINE_FIELD_NUMBER: _ClassVar[int]
@@ -234,6 +234,7 @@ class Model(_message.Message):
     CALIBRATION_FIELD_NUMBER: _ClassVar[int]
     NUM_WS_FIELD_NUMBER: _ClassVar[int]
     KEYPOINT_CLASSES_FIELD_NUMBER: _ClassVar[int]
+    EXECUTOR_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     pipeline: str
@@ -248,7 +249,8 @@ class Model(_message.Message):
     calibration: Calibration
     num_ws: int
     keypoint_classes: _containers.RepeatedCompositeFieldContainer[LabelClass]
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., pipeline: _Optional[str] = ..., task: _Optional[str] = ..., digest: _Optional[str] = ..., resolution: _Optional[int] = ..., z_dim: _Optional[int] = ..., classes: _Optional[_Iterable[_Union[LabelClass, _Mapping]]] = ..., layout: _Optional[str] = ..., num_heads: _Optional[int] = ..., score_kind: _Optional[str] = ..., calibration: _Optional[_Union[Calibration, _Mapping]] = ..., num_ws: _Optional[int] = ..., keypoint_classes: _Optional[_Iterable[_Union[LabelClass, _Mapping]]] = ...) -> None: ...
+    executor: str
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., pipeline: _Optional[str] = ..., task: _Optional[str] = ..., digest: _Optional[str] = ..., resolution: _Optional[int] = ..., z_dim: _Optional[int] = ..., classes: _Optional[_Iterable[_Union[LabelClass, _Mapping]]] = ..., layout: _Optional[str] = ..., num_heads: _Optional[int] = ..., score_kind: _Optional[str] = ..., calibration: _Optional[_Union[Calibration, _Mapping]] = ..., num_ws: _Optional[int] = ..., keypoint_classes: _Optional[_Iterable[_Union[LabelClass, _Mapping]]] = ..., executor: _Optional[str] = ...) -> None: ...
 
 class LabelClass(_message.Message):
     __slots__ = ("name", "rgb")

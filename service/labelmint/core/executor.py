@@ -1,0 +1,65 @@
+"""What runs the interpreter of a served model: labelmint's kernel, or a backend of Triton.
+
+Rules of this file:
+- Executors round in different orders, so the same files and seed may give other last digits of a score, and rarely
+  another label. So the executor is part of a sample's identity, beside the model digest.
+- Triton's configuration of the interpreter's step is the only source. It names the backend and, if the kernel runs in
+  the place of the backend that the repository names, that backend too.
+- A calibration belongs to an executor. The parameter `calibration` of an ensemble is that of the backend which the
+  repository names, so that every Triton can serve the repository. `calibration.kernel` is that of the kernel in its
+  place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from tritonclient.grpc import model_config_pb2 as pb
+
+from labelmint.core.calibration import CALIBRATION
+
+KERNEL: Literal["kernel"] = "kernel"
+ONNXRUNTIME: Literal["onnxruntime"] = "onnxruntime"
+# What a user can choose for the interpreters of ONNX repositories.
+Choice: TypeAlias = Literal["kernel", "onnxruntime"]
+
+KERNEL_BACKEND = "labelmint"
+STANDS_IN_FOR = "stands_in_for"  # the parameter of a step that names the backend in whose place the kernel runs
+KERNEL_CALIBRATION = f"{CALIBRATION}.{KERNEL}"
+CALIBRATIONS = (CALIBRATION, KERNEL_CALIBRATION)
+
+
+@dataclass(frozen=True)
+class Executor:
+    """`name` is what runs the interpreter, `home` what runs it in a Triton that follows the repository."""
+
+    name: str = ONNXRUNTIME
+    home: str = ONNXRUNTIME
+
+    @property
+    def calibration(self) -> str:
+        """The parameter of an ensemble with the calibration for this executor."""
+        return CALIBRATION if self.name == self.home else f"{CALIBRATION}.{self.name}"
+
+
+def executor_of(step: pb.ModelConfig) -> Executor:
+    """Read the executor from the configuration of an ensemble's last step, as Triton or a repository has it."""
+    name = KERNEL if step.backend == KERNEL_BACKEND else step.backend
+    home = step.parameters[STANDS_IN_FOR].string_value if STANDS_IN_FOR in step.parameters else name
+    return Executor(name, home)
+
+
+def last_step(config: pb.ModelConfig) -> str:
+    """The name of an ensemble's last step, the interpreter's; "" if it has none."""
+    steps = config.ensemble_scheduling.step
+    return steps[-1].model_name if steps else ""
+
+
+def calibrations(executor: Executor, parameters: Mapping[str, str]) -> dict[str, str]:
+    """The calibrations of an ensemble as JSON, by the name of the executor that each was measured with."""
+    found = {executor.home: parameters[CALIBRATION]} if CALIBRATION in parameters else {}
+    if KERNEL_CALIBRATION in parameters:
+        found[KERNEL] = parameters[KERNEL_CALIBRATION]
+    return found

@@ -1,0 +1,237 @@
+"""A running Triton is measured as our own is: the same gate, or one clear error and nothing written."""
+
+import asyncio
+import shutil
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import pytest_asyncio
+
+from labelmint import calibrate
+from labelmint.core.errors import InferenceFailed, LabelmintError, UnusableFile
+from labelmint.export.repository import export_repository
+from labelmint.triton.client import Latents, TritonClient
+from labelmint.triton.model_config import model_digest, read_config, write_config
+from labelmint.triton.server import TritonServer, wait_until_ready
+from tests.support.commands import run
+from tests.support.inference import statistics
+from tests.support.models import files, tiny_weights
+from tests.support.served import MODEL
+from tests.support.waiting import until
+
+pytestmark = [pytest.mark.triton, pytest.mark.torch]
+
+SEEDS = 1000
+
+
+@asynccontextmanager
+async def running(repository: Path, *models: str) -> AsyncIterator[TritonServer]:
+    server = TritonServer(repository, models)
+    await server.start()
+    try:
+        await wait_until_ready(server)
+        yield server
+    finally:
+        await server.stop()
+
+
+@pytest_asyncio.fixture(scope="module")
+async def triton(second: Path) -> AsyncIterator[TritonServer]:
+    """It has both versions of `tiny`; `other` is in its repository, but not loaded."""
+    async with running(second, "tiny", "tiny_v2") as server:
+        yield server
+
+
+@pytest.fixture
+def copy(tmp_path: Path, second: Path) -> Path:
+    return Path(shutil.copytree(second, tmp_path / "repository"))
+
+
+async def measured(repository: Path, url: str, *, version: int = 1, model: str = "tiny") -> str:
+    found = await calibrate.calibrate_repository(
+        repository, model, 0, count=SEEDS, truncation_psi=1.0, version=version, triton_url=url
+    )
+    return found.id
+
+
+async def refused(repository: Path, url: str, model: str = "tiny") -> str:
+    """The one line of a calibration that fails; the repository must be as before."""
+    before = files(repository)
+    with pytest.raises(LabelmintError) as raised:
+        await measured(repository, url, model=model)
+    assert files(repository) == before
+    assert "\n" not in raised.value.message
+    return raised.value.message
+
+
+async def made(server: TritonServer, model: str) -> int:
+    client = TritonClient(server.grpc_url)
+    try:
+        return (await statistics(client, f"{model}_generator"))[0]
+    finally:
+        await client.close()
+
+
+async def test_it_writes_what_our_own_triton_gives(tmp_path: Path, second: Path, triton: TritonServer) -> None:
+    own, remote = (Path(shutil.copytree(second, tmp_path / name)) for name in ("own", "remote"))
+    # Steps for other hardware: our own Triton must not load them, another one may.
+    for step in ("tiny_v2_generator", "tiny_v2_style_interpreter"):
+        config = read_config(remote / step / "config.pbtxt")
+        config.optimization.execution_accelerators.gpu_execution_accelerator.add(name="tensorrt")
+        write_config(remote / step / "config.pbtxt", config)
+    before = await made(triton, "tiny_v2")
+    calibration = await measured(own, "", version=2)
+    assert await made(triton, "tiny_v2") == before
+    arguments = ("calibrate", "tiny", "--version", "2", "--first-seed", "0", "--count", str(SEEDS))
+    done = await asyncio.to_thread(run, *arguments, "--model-repository", str(remote), "--triton-url", triton.grpc_url)
+    assert done.returncode == 0, done.stderr
+    assert await made(triton, "tiny_v2") == before + SEEDS
+    gate, advice = done.stdout.splitlines()
+    assert gate.startswith(f"calibration {calibration}: gate at JS ")
+    written = [f"{name}/config.pbtxt" for name in ("tiny_v2", "tiny_v2_staged")]
+    for name in written:
+        assert (remote / name).read_bytes() == (own / name).read_bytes() != (second / name).read_bytes()
+        assert str(remote / name) in advice
+    assert f"to the repository of the Triton at {triton.grpc_url} and reload" in advice
+    unchanged = {name for name, digest in files(second).items() if files(own)[name] == digest}
+    assert set(files(own)) - unchanged == set(written)
+
+
+async def test_a_preview_of_a_running_triton_writes_nothing(copy: Path, triton: TritonServer) -> None:
+    before = files(copy)
+    arguments = ("calibrate", "tiny", "--preview", "--count", "3", "--model-repository", str(copy))
+    own, remote = [await asyncio.to_thread(run, *arguments, *more) for more in ((), ("--triton-url", triton.grpc_url))]
+    assert own.returncode == remote.returncode == 0, remote.stderr
+    assert own.stdout == remote.stdout and own.stdout.startswith("preview of 3 seeds, JS in nats by quantile: 0: ")
+    assert files(copy) == before
+
+
+async def test_only_a_triton_with_the_digest_is_measured(tmp_path: Path, copy: Path, triton: TritonServer) -> None:
+    other = tmp_path / "other"
+    export_repository(other, "tiny", tiny_weights(5))
+    ours, theirs = (
+        read_config(each / "tiny" / "config.pbtxt").parameters["model_digest"].string_value for each in (copy, other)
+    )
+    said = await refused(other, triton.grpc_url)
+    assert f"has 'tiny' version 1 with the digest {ours}, but the repository has {theirs}; " in said
+    async with running(other, "tiny") as differing:
+        both = f"ipv4:{differing.grpc_url},{triton.grpc_url}"
+        before = await made(triton, "tiny"), await made(differing, "tiny")
+        assert await measured(copy, both) == await measured(copy, "")
+        assert (await made(triton, "tiny"), await made(differing, "tiny")) == (before[0] + SEEDS, before[1])
+
+
+async def test_a_model_that_is_not_ready(copy: Path, triton: TritonServer) -> None:
+    said = await refused(copy, triton.grpc_url, "other")
+    assert said == (
+        f"Triton at {triton.grpc_url} does not have 'other' version 1 ready, only: 'tiny' version 1, "
+        "'tiny_generator' version 1, 'tiny_style_interpreter' version 1, 'tiny_v2' version 2, 'tiny_v2_generator' "
+        "version 2, 'tiny_v2_style_interpreter' version 2; load the model there first"
+    )
+    assert "no model named 'nothing'; served: other, tiny" in await refused(copy, triton.grpc_url, "nothing")
+
+
+async def test_no_triton_there(copy: Path) -> None:
+    with socket.socket() as taken:  # bound, but nobody listens
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        said = await refused(copy, f"127.0.0.1:{port}")
+    assert "Triton does not answer" in said and str(port) in said
+    assert "cannot be resolved" in await refused(copy, "nowhere.invalid:8001")
+
+
+async def test_a_triton_that_dies_in_the_middle(copy: Path) -> None:
+    async with running(copy, "tiny") as dying:
+        failing = asyncio.create_task(refused(copy, dying.grpc_url))
+
+        async def has_begun() -> bool:
+            return await made(dying, "tiny") > 20
+
+        await until(has_begun)
+        dying.kill()
+        said = await failing
+    assert said.endswith(f"(Triton at {dying.grpc_url}); nothing was written")
+
+
+async def test_a_triton_that_answers_no_numbers(copy: Path) -> None:
+    interpreter = copy / "tiny_style_interpreter" / "1" / "model.onnx"
+    graph = onnx.load(interpreter)
+    for tensor in graph.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT and tensor.raw_data:
+            tensor.raw_data = np.full(len(tensor.raw_data) // 4, np.nan, np.float32).tobytes()
+    onnx.save(graph, interpreter)
+    path = copy / "tiny" / "config.pbtxt"
+    config = read_config(path)
+    steps = ("generator", "style_interpreter")
+    exported = [(step, (copy / f"tiny_{step}" / "1" / "model.onnx").read_bytes()) for step in steps]
+    config.parameters["model_digest"].string_value = model_digest(exported)
+    write_config(path, config)
+    async with running(copy, "tiny") as server:
+        said = await refused(copy, server.grpc_url)
+    assert f"not finite, for {SEEDS} of {SEEDS} seeds, the first one 0" in said and said.endswith("nothing was written")
+
+
+async def test_a_damaged_repository_is_not_calibrated(copy: Path, triton: TritonServer) -> None:
+    with (copy / "tiny_generator" / "1" / "model.onnx").open("ab") as file:
+        file.write(b"\0")
+    before = files(copy)
+    with pytest.raises(UnusableFile, match="digest that does not match"):
+        await measured(copy, triton.grpc_url)
+    assert files(copy) == before
+
+
+class Told:
+    """In place of a client: it has room for three samples, and ends them as told."""
+
+    def __init__(self, fails: Callable[[int], bool]) -> None:
+        self.fails = fails
+        self.begun = self.inside = self.most = self.ended = 0
+
+    def room(self, *_: str) -> int:
+        return 3 - self.inside
+
+    async def infer(self, name: str, version: str, latents: Latents, **_: object) -> dict[str, np.ndarray]:
+        number, self.begun, self.inside = self.begun, self.begun + 1, self.inside + 1
+        self.most = max(self.most, self.inside)
+        ending = asyncio.ensure_future(asyncio.sleep(0.001 * (number % 4)))
+        try:
+            await asyncio.shield(ending)
+        except asyncio.CancelledError:
+            await asyncio.wait([ending])
+            raise
+        finally:
+            self.inside -= 1
+        self.ended += 1
+        if self.fails(number):
+            raise InferenceFailed(str(number))
+        return {"js_score": np.array([latents.latent.sum()])}
+
+
+async def measured_by(client: Told) -> list[float]:
+    return await calibrate.measure(
+        client,  # type: ignore[arg-type]
+        MODEL,
+        range(20),
+        truncation_psi=1.0,
+        outputs=("js_score",),
+        reduce=lambda seed, arrays: float(seed),
+        title="",
+    )
+
+
+async def test_the_window_bounds_the_samples_and_the_order_is_that_of_the_seeds() -> None:
+    client = Told(lambda number: False)
+    assert await measured_by(client) == [float(seed) for seed in range(20)]
+    assert client.most == 3 and client.begun == client.ended == 20
+
+
+async def test_a_failure_ends_the_measurement_and_waits_for_what_has_begun() -> None:
+    client = Told(lambda number: number == 5)
+    with pytest.raises(InferenceFailed, match="^5$"):
+        await measured_by(client)
+    assert client.inside == 0 and client.begun <= 9, "samples were left running, or begun after the failure"
