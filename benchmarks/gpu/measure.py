@@ -37,9 +37,10 @@ BENCHMARKS = Path(__file__).parent.parent
 PATHS = [str(BENCHMARKS.parent / "service"), str(BENCHMARKS)]
 sys.path[:0] = [path for path in PATHS if path not in sys.path]
 
-from gpu.cases import cases_of  # noqa: E402
-from gpu.machine import dying_with  # noqa: E402
-from gpu.results import NOT_REACHED, OUT_OF_TIME, Results, missing  # noqa: E402
+from gpu.cases import cases_of
+from gpu.machine import dying_with
+from gpu.page import missing
+from gpu.results import NOT_REACHED, OUT_OF_TIME, Results
 
 WORKER = (sys.executable, "-m", "gpu.worker")
 # The tasks in the order of their importance, and the share of the time that each may take. The last ones also get what
