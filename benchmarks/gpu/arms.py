@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu.cases import Case
 from reference import ReferenceInterpreter
 from torch import Tensor, nn
 
+from gpu.cases import Case
 from labelmint.export.modules import GeneratorStep, Step, StyleInterpreterStep
 from labelmint.export.weights import arrays_of
 from labelmint.models.generator import Generator

@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from gpu.cases import case_named
 
+from gpu.cases import case_named
 from labelmint.export.modules import GeneratorStep, Step, StyleInterpreterStep
 
 

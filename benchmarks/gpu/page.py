@@ -30,8 +30,8 @@ def page(plan: Figures, measured: Figures | None) -> str:
 
 def head(measured: Figures | None) -> str:
     if measured is None:
-        said = f"""**{NOT_MEASURED}**: there was none. Times are predictions, computed by `python benchmarks/gpu_plan.py`.
-[One command](#measure-your-gpu) measures your GPU."""
+        said = f"""**{NOT_MEASURED}**: there was none. Times are predictions, which `python benchmarks/gpu_plan.py`
+computes. [One command](#measure-your-gpu) measures your GPU."""
     else:
         said = f"""Measured on {measured["machine"].get("name", "an unknown machine")} with
 `python benchmarks/gpu/measure.py`. Times that are called predicted are computed by `python benchmarks/gpu_plan.py`."""
@@ -341,8 +341,8 @@ NVIDIA's container serves an `onnx` repository unchanged: ONNX Runtime uses CUDA
 `k8s/components/gpu` gives each Triton one GPU. Enlarge the CUDA pool to the features of two samples, at
 {plan["resolution"]}² with `--cuda-memory-pool-byte-size=0:{2 * plan["features_bytes"]}`.
 
-TensorRT can run the generator of any ONNX export: replace the accelerator in its `config.pbtxt`. An engine fits one kind
-of GPU and one version of TensorRT, so keep `trt_engine_cache_path` on a volume that outlives the pod. FP16 changes
+TensorRT can run the generator of any ONNX export: replace the accelerator in its `config.pbtxt`. An engine fits one
+kind of GPU and one version of TensorRT, so keep `trt_engine_cache_path` on a volume that outlives the pod. FP16 changes
 images and labels: compare them, and calibrate again. `FP32` still uses TF32.
 
 ```text

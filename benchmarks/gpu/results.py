@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import resuming
+
 from gpu.arms import arms_of
 from gpu.cases import cases_of
 

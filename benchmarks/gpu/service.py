@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from gpu import arms, machine
 from gpu.cases import cases_of
 

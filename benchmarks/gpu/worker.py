@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from gpu import arms, checks, machine, service, soaking, timing
 from gpu.cases import Case, case_named
 from gpu.machine import dying_with
-from torch import Tensor
 
 ROUNDS = {True: 2, False: 8}  # by tiny
 COMPARED = 4  # samples

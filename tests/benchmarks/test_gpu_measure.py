@@ -13,10 +13,10 @@ import pytest
 
 pytest.importorskip("torch")
 pytest.importorskip("triton")
-from gpu import arms, measure, page, results  # noqa: E402
-from gpu.cases import TINY  # noqa: E402
+from gpu import arms, measure, page, results
+from gpu.cases import TINY
 
-from tests.conftest import ROOT  # noqa: E402
+from tests.conftest import ROOT
 
 pytestmark = [pytest.mark.torch, pytest.mark.triton, pytest.mark.minutes]
 
@@ -113,7 +113,7 @@ def test_a_run_measures_all_arms_in_all_batches(rehearsal: dict[str, Any]) -> No
                     assert each["samples_per_second"] == pytest.approx(int(batch) / seconds["median"])
                     flops = CASE.costs(part)[0]
                     assert each["flops_per_second"] == pytest.approx(flops * each["samples_per_second"])
-                    assert 0 < each["share_of_gemm"] and 0 < each["share_of_copy"]
+                    assert each["share_of_gemm"] > 0 and each["share_of_copy"] > 0
 
 
 # The largest difference of the JS map from float32, and the share of labels that must agree.

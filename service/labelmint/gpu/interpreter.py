@@ -77,6 +77,7 @@ class Tile:
     """How `_interpret` is cut: pixels of a tile, hidden units computed at a time, and the compiler's options.
 
     Features stay on the chip in slices of `slice` channels. `unroll` is the number of blocks in one pass of the loop.
+    Beyond `depth` channels and points, the compiler spills registers, or finds no room in the tensor memory of sm_100.
     """
 
     rows: int
@@ -86,41 +87,40 @@ class Tile:
     stages: int
     slice: int
     unroll: int = 1
+    depth: int = 384
 
     @property
     def pixels(self) -> int:
         return self.rows * self.columns
 
 
-# The tiles by the GPUs' generation, precision, and width (h2 > 32), the best one first. A tile is taken if it fits the
-# shared memory. They are fixed, because a tile that a race decides would decide the last bits of a sample, too. The
-# first ones compile without spilled registers for StyleGAN2 at 256 to 1024 (see `tests/gpu/test_compiled.py`).
-_SMALL = (Tile(8, 8, 32, 8, 1, 16), Tile(4, 8, 32, 8, 1, 16), Tile(4, 4, 16, 4, 1, 16))
-_TINY = (Tile(4, 4, 16, 4, 1, 16),)
+# The tiles by the GPUs' generation, precision, and width (h2 > 32), the best one first. They are fixed, because a tile
+# that a race decides would decide the last bits of a sample, too. `tests/gpu/test_compiled.py` compiles them.
+_TINY = (Tile(4, 4, 16, 8, 1, 16, depth=1 << 20),)
+_SMALL = (Tile(8, 8, 32, 8, 1, 16), Tile(4, 8, 32, 8, 1, 16), *_TINY)
 TILES: dict[tuple[int, str, bool], tuple[Tile, ...]] = {
-    (80, "half", False): (Tile(8, 16, 64, 8, 2, 16), Tile(8, 8, 64, 8, 2, 16), *_SMALL),
+    (80, "half", False): (Tile(8, 16, 64, 8, 2, 16, depth=256), Tile(8, 8, 64, 8, 2, 16), *_SMALL),
     (80, "half", True): (Tile(8, 8, 64, 8, 2, 16), *_SMALL),
     (80, "tf32", False): _SMALL,
-    (80, "tf32", True): _SMALL,
+    (80, "tf32", True): (Tile(8, 8, 32, 8, 1, 16, depth=256), *_SMALL[1:]),
     (80, "float32", False): _SMALL,
     (80, "float32", True): _TINY,
-    (90, "half", False): (Tile(8, 16, 64, 8, 2, 32, 2), Tile(8, 16, 64, 8, 2, 32), *_SMALL),
+    (90, "half", False): (Tile(8, 16, 64, 8, 2, 32, 2, depth=256), Tile(8, 16, 64, 8, 2, 32), *_SMALL),
     (90, "half", True): (Tile(8, 16, 32, 8, 2, 16), *_SMALL),
     (90, "tf32", False): (Tile(8, 16, 32, 8, 1, 16), *_SMALL),
     (90, "tf32", True): _SMALL,
     (90, "float32", False): (Tile(8, 8, 16, 4, 1, 16), *_TINY),
     (90, "float32", True): _TINY,
-    (100, "half", False): (Tile(8, 16, 64, 8, 3, 64), Tile(8, 8, 64, 8, 1, 64), *_SMALL),
-    (100, "half", True): (Tile(8, 8, 64, 8, 1, 64), *_SMALL),
-    (100, "tf32", False): (Tile(8, 16, 32, 8, 1, 32), Tile(8, 8, 32, 8, 1, 32), *_SMALL),
-    (100, "tf32", True): (Tile(8, 8, 32, 8, 1, 32), *_SMALL),
-    (100, "float32", False): (Tile(8, 8, 32, 8, 1, 32), *_TINY),
+    (100, "half", False): (Tile(8, 16, 64, 8, 3, 64, depth=256), Tile(8, 8, 64, 8, 1, 64), *_TINY),
+    (100, "half", True): (Tile(8, 8, 64, 8, 1, 64), *_TINY),
+    (100, "tf32", False): (Tile(8, 16, 32, 8, 1, 32), *_TINY),
+    (100, "tf32", True): (Tile(8, 8, 32, 8, 1, 32), *_TINY),
+    (100, "float32", False): (Tile(8, 8, 32, 8, 1, 32, depth=256), *_TINY),
     (100, "float32", True): _TINY,
 }
 # Shared memory that one program may use, in bytes, by compute capability; other GPUs have at least the least.
 SHARED_BYTES = {80: 163 << 10, 87: 163 << 10, 90: 227 << 10, 100: 227 << 10, 103: 227 << 10}
 LEAST_SHARED_BYTES = 99 << 10
-_SCRATCH_BYTES = 16 << 10  # for changing the layout of a tile between two products
 
 
 def tile_of(shape: Shape, precision: str, capability: int) -> Tile:
@@ -132,7 +132,8 @@ def tile_of(shape: Shape, precision: str, capability: int) -> Tile:
     kind = "half" if precision in ("float16", "bfloat16") else precision
     room = SHARED_BYTES.get(capability, LEAST_SHARED_BYTES)
     for tile in TILES[generation, kind, shape.hidden[1] > 32]:
-        if max(tile.rows, tile.columns) <= shape.resolution and shared_bytes(shape, precision, tile) <= room:
+        fits = depth_of(shape, precision, tile) <= tile.depth and shared_bytes(shape, precision, tile) <= room
+        if fits and max(tile.rows, tile.columns) <= shape.resolution:
             return tile
     raise ValueError(
         f"level {shape.resolution} has {shape.channels[shape.resolution]} channels, too many for the shared memory of "
@@ -140,13 +141,21 @@ def tile_of(shape: Shape, precision: str, capability: int) -> Tile:
     )
 
 
-def shared_bytes(shape: Shape, precision: str, tile: Tile) -> int:
-    """An estimate of the shared memory that a tile takes: features, and weights in as many buffers as stages."""
+def depth_of(shape: Shape, precision: str, tile: Tile) -> int:
+    """The channels and points of a pixel that the tile keeps on the chip."""
     c = constants(shape, precision, tile)
-    depth = c["C_PADDED"] + c["POINTS"] + (c["C_HALF_PADDED"] if c["HALF"] else 0)
-    weights = (depth + c["H2"]) * tile.block * tile.unroll * tile.stages if tile.stages > 1 else 0
-    least = _SCRATCH_BYTES if tile.stages == 1 else 0
-    return _TYPES[precision].itemsize * (tile.pixels * depth + weights) + least
+    return int(c["C_PADDED"] + c["POINTS"] + (c["C_HALF_PADDED"] if c["HALF"] else 0))
+
+
+def shared_bytes(shape: Shape, precision: str, tile: Tile) -> int:
+    """The shared memory that a tile takes at most: features, and weights in as many buffers as stages."""
+    c, item, depth = constants(shape, precision, tile), _TYPES[precision].itemsize, depth_of(shape, precision, tile)
+    weights = (depth + c["H2"]) * tile.block * tile.unroll * tile.stages
+    if tile.stages == 1:  # no buffers, but room for the operands of one product
+        weights = max(4096, (tile.pixels + c["K_PADDED"]) * c["H2"])
+    if precision == "float32":  # both halves of an operand
+        weights *= 4
+    return item * (tile.pixels * depth + weights)
 
 
 _WIDEN = (16, 128)  # edges and hidden units that `_widen` computes at a time
