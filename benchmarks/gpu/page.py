@@ -117,8 +117,10 @@ def machine_of(measured: Figures) -> str:
             rows.append(f"| {name} | {each['flops_per_second'] / 1e12:.3g} TFlop/s |")
         elif "bytes_per_second" in each:
             rows.append(f"| {name} | {each['bytes_per_second'] / 1e12:.3g} TB/s, read and written |")
-    return f"""{machine.get("name")}, driver {machine.get("driver", "none")}, {packages}; commit
-{str(machine["commit"])[:12]}.{partial} Times are those of the device, in the median (10th to 90th percentile) of calls
+    return f"""{machine.get("name")}, driver {machine.get("driver", "none")}, commit {str(machine["commit"])[:12]};
+{packages}.{partial}
+
+Times are those of the device, in the median (10th to 90th percentile) of calls
 that take turns with the other arms. Nothing is copied to the host. Labels and JS map are compared with `float32`.
 
 | The machine's own rate | |
@@ -318,9 +320,9 @@ python benchmarks/report.py
 ```
 
 The first command ends within 8 minutes (`--minutes`). It needs a clone of this repository, PyTorch with CUDA, the
-Triton language, numpy and onnx. It uses no network and installs nothing. If ONNX Runtime with CUDA or the wheel of
-Triton is installed, it measures them too. It writes its file after every figure, so a run that is ended early leaves a
-valid file, which names what is missing and why. The second command writes this page; it needs `.venv-test`.
+Triton language, numpy and onnx. It uses no network and installs nothing. If ONNX Runtime with CUDA is installed, it
+measures that too. It writes its file after every figure, so a run that is ended early leaves a valid file, which names
+what is missing and why. The second command writes this page; it needs `.venv-test`.
 
 `make bench` leaves it out, because it needs a GPU. `--device cpu --tiny` rehearses it on a CPU, where Triton's
 interpreter runs the kernel.
