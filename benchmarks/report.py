@@ -1,7 +1,8 @@
-"""Writes docs/benchmarks.md from the results of the benchmarks.
+"""Writes docs/benchmarks.md and docs/gpu.md from the results of the benchmarks.
 
 Rules of this file:
 - No number is written by hand: every figure comes from benchmarks/results.
+- docs/gpu.md is the work of `gpu/page.py`.
 - The page says which benchmarks have no results yet.
 
 Run it as `python benchmarks/report.py`.
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gpu.page
 import numpy as np
 from alternatives import JUDGED, OURS, RIVALS
 from encoders import OWN_STRATEGY
@@ -700,3 +702,4 @@ def page() -> str:
 
 if __name__ == "__main__":
     (ROOT / "docs" / "benchmarks.md").write_text(page())
+    gpu.page.main()

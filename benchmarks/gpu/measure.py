@@ -1,8 +1,8 @@
 """Measures labelmint on this machine's GPU: one command, eight minutes, one file of results.
 
 Rules of this file:
-- It needs this repository, PyTorch, the Triton language, numpy and onnx. It uses no network and installs nothing. What
-  else is installed (ONNX Runtime for CUDA, the wheel of Triton) is measured too.
+- It needs this repository, PyTorch, the Triton language, numpy and onnx. It uses no network and installs nothing. If
+  ONNX Runtime for CUDA is installed, it is measured too.
 - Every case runs in a process of its own (`worker.py`) with a share of the time. A process that crashes or that stays
   at one arm for too long is started again without that arm.
 - The results are written after each arm, so whatever ends the run leaves a valid file that says what is missing.
@@ -39,7 +39,8 @@ sys.path[:0] = [path for path in PATHS if path not in sys.path]
 
 from gpu.cases import cases_of
 from gpu.machine import dying_with
-from gpu.results import NOT_REACHED, OUT_OF_TIME, Results, missing
+from gpu.page import missing
+from gpu.results import NOT_REACHED, OUT_OF_TIME, Results
 
 WORKER = (sys.executable, "-m", "gpu.worker")
 # The tasks in the order of their importance, and the share of the time that each may take. The last ones also get what

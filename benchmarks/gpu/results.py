@@ -62,12 +62,3 @@ class Results:
                 if figures.get("missing") == NOT_REACHED:
                     figures["missing"] = why
         self.write()
-
-
-def missing(found: Any, path: tuple[str, ...] = ()) -> dict[str, str]:
-    """Return every figure that was not measured, by its path, and why."""
-    if not isinstance(found, dict):
-        return {}
-    if "missing" in found:
-        return {" ".join(path): found["missing"]}
-    return {name: why for key, value in found.items() for name, why in missing(value, (*path, key)).items()}

@@ -1,7 +1,8 @@
-"""Measures the whole service where the wheel of Triton is installed: Triton's `pytorch` backend on the device.
+"""Measures the whole service where the wheel of Triton is installed, with labelmint's `pytorch` backend.
 
 Rules of this file:
-- The repository is what `labelmint export --format torchscript` writes; on a GPU its steps get `KIND_GPU`.
+- The repository is what `labelmint export --format torchscript` writes. That backend runs on the CPU only, so on a GPU
+  this is not measured, and the results say so.
 - Requests go to Triton directly, in a closed loop, for a fixed time; seconds of a step are those that Triton counts.
 """
 
@@ -27,10 +28,11 @@ def serve(device: torch.device, *, tiny: bool, seconds: float) -> dict[str, Any]
     """Raises Unavailable without the wheel, and ModuleNotFoundError without what serves with it."""
     if machine.version_of("nvidia-pytriton") is None:
         raise arms.Unavailable("not installed: nvidia-pytriton")
-    # The largest size whose features fit the shared memory of the wheel's Python backend without settings.
-    case = cases_of(tiny)[-1] if not tiny else cases_of(tiny)[0]
+    if device.type == "cuda":
+        raise arms.Unavailable("labelmint's `pytorch` backend runs on the CPU only")
+    case = cases_of(tiny)[-1]
     with tempfile.TemporaryDirectory() as directory:
-        export(Path(directory), case.build(), device)
+        export_repository_of(Path(directory), case.build())
         return {
             "case": case.name,
             "format": "torchscript",
@@ -39,22 +41,10 @@ def serve(device: torch.device, *, tiny: bool, seconds: float) -> dict[str, Any]
         }
 
 
-def export(repository: Path, weights: Any, device: torch.device) -> None:
-    from tritonclient.grpc import model_config_pb2 as pb
-
-    from labelmint.export.repository import FUSED, export_repository
-    from labelmint.triton.model_config import read_config, write_config
+def export_repository_of(repository: Path, weights: Any) -> None:
+    from labelmint.export.repository import export_repository
 
     export_repository(repository, NAME, weights, file_format="torchscript", staged=False)
-    if device.type != "cuda":
-        return
-    for step in FUSED:
-        path = repository / f"{NAME}_{step}" / "config.pbtxt"
-        config = read_config(path)
-        for group in config.instance_group:
-            group.kind = pb.ModelInstanceGroup.KIND_GPU
-            group.gpus[:] = [device.index or 0]
-        write_config(path, config)
 
 
 async def loops(repository: Path, seconds: float) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("torch")
 pytest.importorskip("triton")
-from gpu import arms, measure, results
+from gpu import arms, measure, page, results
 from gpu.cases import TINY
 
 from tests.conftest import ROOT
@@ -98,7 +98,7 @@ def without_times(found: Any) -> Any:
 
 
 def test_a_run_measures_all_arms_in_all_batches(rehearsal: dict[str, Any]) -> None:
-    assert set(results.missing(rehearsal)) == {"soak clocks"}, "there is no nvidia-smi here"
+    assert set(page.missing(rehearsal)) == {"soak clocks"}, "there is no nvidia-smi here"
     assert rehearsal["complete"] is True and rehearsal["machine"]["packages"]["torch"]
     for part, names in arms.arms_of().items():
         found = arms_of(rehearsal, part)
@@ -185,7 +185,7 @@ def test_an_arm_that_fails_is_named_and_the_others_go_on(tmp_path: Path, monkeyp
 
 def test_a_run_without_time_names_what_is_missing(tmp_path: Path) -> None:
     figures = measured(tmp_path / "results.json", "few", minutes=0.05)
-    found = results.missing(figures)
+    found = page.missing(figures)
     planned = {f"cases {CASE.name} arms {part} {name}" for part, names in arms.arms_of().items() for name in names}
     assert set(found) == planned | {"machine", "soak", "service"}
     assert {found[name] for name in (*planned, "soak", "service")} == {"out of time"}
@@ -210,7 +210,7 @@ def test_a_killed_run_leaves_valid_results(tmp_path: Path) -> None:
     left = json.loads(out.read_text())
     assert left["complete"] is False
     assert arms_of(left, "machine")["gemm_float32"]["batches"]["1"]["seconds"]["calls"] >= 1
-    assert results.missing(left)["soak"] == results.NOT_REACHED
+    assert page.missing(left)["soak"] == results.NOT_REACHED
     assert workers
     ends = time.monotonic() + 20
     while any(Path(f"/proc/{worker}").exists() for worker in workers):
