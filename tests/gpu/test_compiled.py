@@ -67,7 +67,7 @@ def test_costs_are_those_of_the_tiling(classes: int) -> None:
     wide = costs(shape, Tile(8, 16, 64, 8, 1, 32), "tf32")
     assert 0.5 * wide.bytes_read < small.bytes_read < 0.9 * wide.bytes_read
     necessary = 2 * 1024**2 * (64 + 128) * shape.heads * shape.hidden[0]
-    assert necessary < small.operations < 2.2 * necessary
+    assert necessary < small.operations < 2.5 * necessary
     assert small.least_bytes < small.bytes_read + small.bytes_written
 
 

@@ -102,7 +102,7 @@ TILES: dict[tuple[int, str, bool], tuple[Tile, ...]] = {
     (80, "half", False): (Tile(8, 16, 64, 8, 2, 16, depth=256), Tile(8, 8, 64, 8, 2, 16), *_SMALL),
     (80, "half", True): (Tile(8, 8, 64, 8, 2, 16), *_SMALL),
     (80, "tf32", False): _SMALL,
-    (80, "tf32", True): (Tile(8, 8, 32, 8, 1, 16, depth=256), *_SMALL[1:]),
+    (80, "tf32", True): _SMALL[1:],
     (80, "float32", False): _SMALL,
     (80, "float32", True): _TINY,
     (90, "half", False): (Tile(8, 16, 64, 8, 2, 32, 2, depth=256), Tile(8, 16, 64, 8, 2, 32), *_SMALL),
@@ -115,7 +115,7 @@ TILES: dict[tuple[int, str, bool], tuple[Tile, ...]] = {
     (100, "half", True): (Tile(8, 8, 64, 8, 1, 64), *_TINY),
     (100, "tf32", False): (Tile(8, 16, 32, 8, 1, 32), *_TINY),
     (100, "tf32", True): (Tile(8, 8, 32, 8, 1, 32), *_TINY),
-    (100, "float32", False): (Tile(8, 8, 32, 8, 1, 32, depth=256), *_TINY),
+    (100, "float32", False): (Tile(8, 8, 32, 8, 1, 32, depth=256), Tile(4, 4, 32, 4, 1, 64), *_TINY),
     (100, "float32", True): _TINY,
 }
 # Shared memory that one program may use, in bytes, by compute capability; other GPUs have at least the least.
@@ -151,10 +151,8 @@ def shared_bytes(shape: Shape, precision: str, tile: Tile) -> int:
     """The shared memory that a tile takes at most: features, and weights in as many buffers as stages."""
     c, item, depth = constants(shape, precision, tile), _TYPES[precision].itemsize, depth_of(shape, precision, tile)
     weights = (depth + c["H2"]) * tile.block * tile.unroll * tile.stages
-    if tile.stages == 1:  # no buffers, but room for the operands of one product
-        weights = max(4096, (tile.pixels + c["K_PADDED"]) * c["H2"])
-    if precision == "float32":  # both halves of an operand
-        weights *= 4
+    if tile.stages == 1:  # no buffers, but room for the operands of one product; float32 has them in two parts
+        weights = max(16384 if precision == "float32" else 4096, (tile.pixels + c["K_PADDED"]) * c["H2"])
     return item * (tile.pixels * depth + weights)
 
 
