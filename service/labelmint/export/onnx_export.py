@@ -111,8 +111,12 @@ def _describe(model: onnx.ModelProto, interpreter: StyleInterpreter) -> None:
     names = {weight.numpy().tobytes(): name for name, weight in weights.items()}
     renamed = {x.name: names[x.raw_data] for x in graph.initializer if x.raw_data in names}
     kept = {renamed[x.name]: x for x in graph.initializer if x.name in renamed}
-    if missing := sorted(set(weights) - set(kept)):
-        raise RuntimeError(f"the exporter changed the weights {missing[0]}")
+    for name, weight in weights.items():
+        if name not in kept:  # it equals other weights, which the file then has twice
+            twin = names[weight.numpy().tobytes()]
+            if twin not in kept:
+                raise RuntimeError(f"the exporter changed the weights {twin}")
+            kept[name] = onnx.numpy_helper.from_array(weight.numpy(), name)
     others = [x for x in graph.initializer if x.name not in renamed]
     for node in graph.node:
         for index, name in enumerate(node.input):
