@@ -115,7 +115,7 @@ def test_spare_rows_are_left_out(copy: Path) -> None:
         (says("heads", "-2"), "says '-2' for the number of heads"),
         (says("heads", "1" * 60), "for the number of heads"),
         (says("heads", "3"), "does not fit 3 heads"),
-        (says("heads", "4"), "has bias3 for 1 classes, not for 2"),
+        (says("heads", "4"), "does not fit the other arrays"),
         (says("heads", "1"), "does not fit the other arrays"),
         (says("classes", "\u0662"), "for the number of classes"),
         (says("classes", "64"), "classes, not for 64"),

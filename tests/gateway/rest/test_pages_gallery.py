@@ -19,7 +19,7 @@ from axe_playwright_python.async_playwright import Axe
 from PIL import Image
 from playwright.async_api import Browser, ConsoleMessage, Locator, Page, Request, Route, async_playwright, expect
 
-from labelmint.core.calibration import CALIBRATION
+from labelmint.core.executor import CALIBRATIONS
 from labelmint.gateway.encoding.people import heat_colours
 from labelmint.gateway.rest.pages import CONTENT_SECURITY_POLICY, GALLERY
 from labelmint.triton.model_config import read_config, write_config
@@ -50,7 +50,8 @@ def uncalibrated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     repository = directory / "repository"
     shutil.copytree(REPOSITORY, repository)
     config = read_config(repository / KEYPOINTS / "config.pbtxt")
-    del config.parameters[CALIBRATION]
+    for name in CALIBRATIONS:
+        del config.parameters[name]
     write_config(repository / KEYPOINTS / "config.pbtxt", config)
     running = start_service(directory / "serve.log", repository=repository)
     yield running
