@@ -237,15 +237,15 @@ def kernel(precision: str) -> Callable[[Bench], Run]:
 # ---- the machine's own rates -----------------------------------------------------------------------------------------
 
 
-def side_of(bench: Bench) -> int:
-    return 64 if bench.case.tiny else 8192
+def side_of(case: Case) -> int:
+    return 64 if case.tiny else 8192
 
 
 def product(precision: str) -> Callable[[Bench], Run]:
     """A square matrix product of a favourable size."""
 
     def prepare(bench: Bench) -> Run:
-        side, kind = side_of(bench), HALF.get(precision, torch.float32)
+        side, kind = side_of(bench.case), HALF.get(precision, torch.float32)
         random = torch.Generator(bench.device).manual_seed(0)
         a, b = (torch.randn(side, side, generator=random, device=bench.device).to(kind) for _ in range(2))
         out = torch.empty(side, side, dtype=kind, device=bench.device)
@@ -261,13 +261,13 @@ def product(precision: str) -> Callable[[Bench], Run]:
 
 def copy(bench: Bench) -> Run:
     """A copy in the device's memory; it reads and writes each byte."""
-    source = torch.zeros(copied_bytes(bench), dtype=torch.uint8, device=bench.device)
+    source = torch.zeros(copied_bytes(bench.case), dtype=torch.uint8, device=bench.device)
     target = torch.empty_like(source)
     return lambda _: {"copy": target.copy_(source)}
 
 
-def copied_bytes(bench: Bench) -> int:
-    return 1 << (20 if bench.case.tiny else 30)
+def copied_bytes(case: Case) -> int:
+    return 1 << (20 if case.tiny else 30)
 
 
 # ---- all arms --------------------------------------------------------------------------------------------------------

@@ -10,12 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import floor
-import numpy as np
 import random_models
 import torch
 from torch import Tensor
 
-from labelmint.core.policy import latent_of
 from labelmint.models.generator import Generator
 from labelmint.models.interpreter import InterpreterSpec, StyleInterpreter
 from labelmint.models.layout import channels_of
@@ -55,7 +53,7 @@ class Case:
     def latents(self, device: torch.device) -> tuple[Tensor, ...]:
         """Return the generator's inputs for the largest batch, without style mixing or truncation."""
         count, spec = max(self.batches), self.generator_spec
-        latent = torch.from_numpy(np.concatenate([latent_of(seed, spec.z_dim) for seed in range(count)])).to(device)
+        latent = torch.randn(count, spec.z_dim, generator=torch.Generator().manual_seed(0)).to(device)
         crossover = torch.full((count, 1), spec.num_ws, dtype=torch.int32, device=device)
         return latent, latent, crossover, torch.ones(count, 1, device=device)
 

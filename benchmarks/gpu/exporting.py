@@ -1,4 +1,4 @@
-"""Exports the steps of a case as TorchScript and ONNX, as `labelmint export` does, without comparing them with torch.
+"""Exports the steps of a case as TorchScript and ONNX, as `labelmint export` does.
 
 Rules of this file:
 - It runs beside the measurement's preparation, so that a slow export delays no arm but its own.

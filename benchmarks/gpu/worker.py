@@ -178,10 +178,9 @@ def rates(arm: Arm, case: Case, batch: int, *, ready: dict[tuple[str, str], Arm]
     """Return operations and bytes, those that a sample needs, per second, and the share of the machine's own rates."""
     seconds = timing.spread(arm.seconds[batch])["median"]
     if arm.part == "machine":
-        side, copied = (64, 1 << 20) if case.tiny else (8192, 1 << 30)
         if arm.name == "copy":
-            return {"bytes_per_second": 2 * copied / seconds}
-        return {"flops_per_second": 2 * side**3 / seconds}
+            return {"bytes_per_second": 2 * arms.copied_bytes(case) / seconds}
+        return {"flops_per_second": 2 * arms.side_of(case) ** 3 / seconds}
     flops, moved = case.costs(arm.part)
     found = {
         "samples_per_second": batch / seconds,

@@ -151,9 +151,6 @@ def test_the_soak_and_the_service_are_measured(rehearsal: dict[str, Any]) -> Non
     assert [each["samples_per_second"] > 0 for each in service["callers"].values()] == [True, True]
 
 
-@pytest.mark.skip(
-    reason="without the serving packages the kit measures nothing yet: an import of theirs is to be removed"
-)
 def test_a_bare_machine_measures_what_it_can(bare: dict[str, Any]) -> None:
     found = arms_of(bare, "interpreter")
     assert found["onnxruntime"] == {"missing": "not installed: onnxruntime"}
@@ -163,9 +160,6 @@ def test_a_bare_machine_measures_what_it_can(bare: dict[str, Any]) -> None:
     assert arms_of(bare, "pair")["onnxruntime + onnxruntime"]["missing"].startswith("needs generator onnxruntime")
 
 
-@pytest.mark.skip(
-    reason="without the serving packages the kit measures nothing yet: an import of theirs is to be removed"
-)
 def test_two_runs_differ_only_in_their_times(rehearsal: dict[str, Any], bare: dict[str, Any]) -> None:
     compared = 0
     for part in ("generator", "interpreter", "pair"):
