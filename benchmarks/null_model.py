@@ -21,7 +21,8 @@ from demo.annotate import render_seed
 from resuming import ROOT
 from torch import Tensor
 
-from labelmint.core.calibration import CALIBRATION, Calibration
+from labelmint.core.calibration import Calibration
+from labelmint.core.executor import CALIBRATIONS
 from labelmint.export.modules import MAX_BATCH_SIZE, Step, TensorSpec, latent_inputs
 from labelmint.export.onnx_export import export_onnx
 from labelmint.export.repository import step_config, write_model
@@ -76,8 +77,9 @@ def export(repository: Path, demo: Path = ROOT / "model_repository") -> None:
     data = export_onnx(step).data
     digest = model_digest([("null", data)])
     config.parameters["model_digest"].string_value = digest
-    calibration = Calibration.from_json(config.parameters[CALIBRATION].string_value)
-    config.parameters[CALIBRATION].string_value = replace(calibration, model_digest=digest).to_json()
+    for name in CALIBRATIONS:
+        calibration = Calibration.from_json(config.parameters[name].string_value)
+        config.parameters[name].string_value = replace(calibration, model_digest=digest).to_json()
     del config.ensemble_scheduling.step[:]
     entry = config.ensemble_scheduling.step.add(model_name=served.name, model_version=-1)
     for tensor in config.input:

@@ -156,8 +156,9 @@ def test_triton_may_restart_and_weights_may_not_change(
     undisturbed: Undisturbed,
     reader: Callable[..., Reader],
 ) -> None:
+    like_undisturbed = ("--executor", "onnxruntime")  # the Triton of `undisturbed` follows the repository
     repository = Path(shutil.copytree(tiny_repository, tmp_path / "repository"))
-    service = start_service(tmp_path / "first.log", repository=repository)
+    service = start_service(tmp_path / "first.log", *like_undisturbed, repository=repository)
     read = reader()
     with Client(service.grpc) as client, client.stream_samples("tiny", options=options) as stream:
         read.enough(next(stream))
@@ -165,7 +166,9 @@ def test_triton_may_restart_and_weights_may_not_change(
         assert any(read.enough(sample) for sample in stream)
         assert service.stop() == 0
         exchange(second, repository)
-        service = start_service(tmp_path / "second.log", "--grpc-port", port_of(service), repository=repository)
+        service = start_service(
+            tmp_path / "second.log", *like_undisturbed, "--grpc-port", port_of(service), repository=repository
+        )
         with pytest.raises(ModelVersionGone, match="other weights give other samples"):
             for sample in stream:
                 read.samples.append(sample)

@@ -108,13 +108,13 @@ def test_a_kernel_that_differs_from_torch_is_not_kept(monkeypatch: pytest.Monkey
     """Provoked by a bias that is changed on its way into the file."""
     from labelmint.export import native_export
 
-    arrays = native_export._arrays
+    arrays = native_export.arrays_of
 
     def tampered(interpreter: StyleInterpreter) -> dict[str, native_export.Array]:
         changed = arrays(interpreter)
         changed["bias3"] = changed["bias3"][:, ::-1].copy()
         return changed
 
-    monkeypatch.setattr(native_export, "_arrays", tampered)
+    monkeypatch.setattr(native_export, "arrays_of", tampered)
     with pytest.raises(RuntimeError, match=r"differs from torch|values differ"):
         export_native(StyleInterpreterStep(small()[1]))

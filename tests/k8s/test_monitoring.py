@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import json
 import re
 import socket
@@ -87,7 +88,7 @@ def prometheus(render: Any, loaded: Any, tmp_path_factory: pytest.TempPathFactor
     """Run a Prometheus with the rendered rules. Gateway and Triton have the labels that PodMonitors give them."""
     service, triton = loaded
     directory: Path = tmp_path_factory.mktemp("prometheus")
-    rules = render("gpu").named("PrometheusRule", "labelmint")["spec"]
+    rules = copy.deepcopy(render("gpu").named("PrometheusRule", "labelmint")["spec"])
     for group in rules["groups"]:
         group["interval"] = "1s"
     (directory / "rules.yaml").write_text(yaml.safe_dump(rules))
