@@ -4,7 +4,6 @@ import asyncio
 import shutil
 import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +16,9 @@ from labelmint.core.errors import InferenceFailed, LabelmintError, UnusableFile
 from labelmint.export.repository import export_repository
 from labelmint.triton.client import Latents, TritonClient
 from labelmint.triton.model_config import model_digest, read_config, write_config
-from labelmint.triton.server import TritonServer, wait_until_ready
+from labelmint.triton.server import TritonServer
 from tests.support.commands import run
-from tests.support.inference import statistics
+from tests.support.inference import running, statistics
 from tests.support.models import files, tiny_weights
 from tests.support.served import MODEL
 from tests.support.waiting import until
@@ -27,17 +26,6 @@ from tests.support.waiting import until
 pytestmark = [pytest.mark.triton, pytest.mark.torch]
 
 SEEDS = 1000
-
-
-@asynccontextmanager
-async def running(repository: Path, *models: str) -> AsyncIterator[TritonServer]:
-    server = TritonServer(repository, models)
-    await server.start()
-    try:
-        await wait_until_ready(server)
-        yield server
-    finally:
-        await server.stop()
 
 
 @pytest_asyncio.fixture(scope="module")
@@ -53,8 +41,16 @@ def copy(tmp_path: Path, second: Path) -> Path:
 
 
 async def measured(repository: Path, url: str, *, version: int = 1, model: str = "tiny") -> str:
+    """Calibrate with the Triton at `url`, or with one of our own that runs what that one runs."""
     found = await calibrate.calibrate_repository(
-        repository, model, 0, count=SEEDS, truncation_psi=1.0, version=version, triton_url=url
+        repository,
+        model,
+        0,
+        count=SEEDS,
+        truncation_psi=1.0,
+        version=version,
+        executor="onnxruntime",
+        triton_url=url,
     )
     return found.id
 
@@ -105,7 +101,8 @@ async def test_it_writes_what_our_own_triton_gives(tmp_path: Path, second: Path,
 async def test_a_preview_of_a_running_triton_writes_nothing(copy: Path, triton: TritonServer) -> None:
     before = files(copy)
     arguments = ("calibrate", "tiny", "--preview", "--count", "3", "--model-repository", str(copy))
-    own, remote = [await asyncio.to_thread(run, *arguments, *more) for more in ((), ("--triton-url", triton.grpc_url))]
+    ways = (("--executor", "onnxruntime"), ("--triton-url", triton.grpc_url))
+    own, remote = [await asyncio.to_thread(run, *arguments, *more) for more in ways]
     assert own.returncode == remote.returncode == 0, remote.stderr
     assert own.stdout == remote.stdout and own.stdout.startswith("preview of 3 seeds, JS in nats by quantile: 0: ")
     assert files(copy) == before

@@ -24,7 +24,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from labelmint.core.calibration import MIN_SEEDS, Calibration, calibrate
 from labelmint.core.errors import InvalidRequest, LabelmintError, ModelNotFound, TritonUnavailable, UnusableFile
-from labelmint.core.executor import KERNEL, Choice, Executor, executor_of, last_step
+from labelmint.core.executor import KERNEL, Choice, Executor, executor_at
 from labelmint.core.policy import check_seed, latent_of
 from labelmint.core.served_model import ServedModel
 from labelmint.triton.artifacts import read_model, read_whole_model
@@ -178,8 +178,7 @@ async def serving(
     else:
         served, connection = read_whole_model(repository, name, calibrated=False), _child(repository, name, executor)
     async with connection as client:
-        await _check_same_model(client, served)
-        yield client, replace(served, executor=await _executor(client, last_step(fused[name])))
+        yield client, replace(served, executor=await _executor(client, served))
 
 
 @asynccontextmanager
@@ -194,13 +193,6 @@ async def _child(repository: Path, name: str, executor: Choice) -> AsyncIterator
         await server.stop()
 
 
-async def _executor(client: TritonClient, step: str) -> Executor:
-    """What runs the interpreter's step, as Triton says it; the gateway may have left the kernel out."""
-    configs = await client.model_configs()
-    (by_address,) = (found for (name, _), found in configs.items() if name == step)
-    return executor_of(next(iter(by_address.values())))
-
-
 @asynccontextmanager
 async def _connected(url: str) -> AsyncIterator[TritonClient]:
     client = TritonClient(url)
@@ -210,8 +202,11 @@ async def _connected(url: str) -> AsyncIterator[TritonClient]:
         await client.close()
 
 
-async def _check_same_model(client: TritonClient, model: ServedModel) -> None:
-    """Raises TritonUnavailable unless a Triton of the client has this model, with its digest, ready."""
+async def _executor(client: TritonClient, model: ServedModel) -> Executor:
+    """What runs the interpreter, as a Triton with this model and its digest says it.
+
+    Raises TritonUnavailable unless a Triton of the client has them ready.
+    """
     configs = await client.model_configs()
     wanted = f"{model.triton_name!r} version {model.version}"
     by_address = configs.get((model.triton_name, model.version))
@@ -220,12 +215,14 @@ async def _check_same_model(client: TritonClient, model: ServedModel) -> None:
         raise TritonUnavailable(
             f"Triton at {client.url} does not have {wanted} ready, only: {ready}; load the model there first"
         )
-    digests = {digest_of(config) or "none" for config in by_address.values()}
-    if model.digest not in digests:
-        raise TritonUnavailable(
-            f"Triton at {client.url} has {wanted} with the digest {', '.join(sorted(digests))}, but the repository "
-            f"has {model.digest}; give --model-repository the one that this Triton serves, or load this one there"
-        )
+    for address, config in by_address.items():
+        if digest_of(config) == model.digest:
+            return executor_at(configs, config, address)
+    digests = sorted({digest_of(config) or "none" for config in by_address.values()})
+    raise TritonUnavailable(
+        f"Triton at {client.url} has {wanted} with the digest {', '.join(digests)}, but the repository "
+        f"has {model.digest}; give --model-repository the one that this Triton serves, or load this one there"
+    )
 
 
 async def measure(

@@ -1,5 +1,7 @@
-"""Requests to a real Triton, below the gateway."""
+"""A real Triton, and requests to it below the gateway."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,27 @@ from labelmint.triton.client import Array, Latents, TritonClient
 from labelmint.triton.server import TritonServer, wait_until_ready
 
 OUTPUTS = ("image", "label", "js_map", "js_score")
+
+
+@asynccontextmanager
+async def running(repository: Path, *models: str, executor: Choice = ONNXRUNTIME) -> AsyncIterator[TritonServer]:
+    """A Triton that has these models ready, until the end of the block."""
+    server = TritonServer(repository, models, executor=executor)
+    await server.start()
+    try:
+        await wait_until_ready(server)
+        yield server
+    finally:
+        await server.stop()
+
+
+@asynccontextmanager
+async def connected(server: TritonServer) -> AsyncIterator[TritonClient]:
+    client = TritonClient(server.grpc_url)
+    try:
+        yield client
+    finally:
+        await client.close()
 
 
 def latents(seed: int, psi: float = 1.0, crossover: int = 6) -> Latents:

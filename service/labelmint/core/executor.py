@@ -51,6 +51,20 @@ def executor_of(step: pb.ModelConfig) -> Executor:
     return Executor(name, home)
 
 
+def executor_at(
+    configs: Mapping[tuple[str, str], Mapping[str, pb.ModelConfig]], ensemble: pb.ModelConfig, address: str
+) -> Executor:
+    """What runs the interpreter of an ensemble in the Triton at an address; every version of a step is the same.
+
+    `configs` has the configurations of all models by (name, version), then by address. A Triton that does not tell its
+    step is taken for one that follows an ONNX repository.
+    """
+    step = last_step(ensemble)
+    found = (by_address[address] for (name, _), by_address in configs.items() if name == step and address in by_address)
+    config = next(found, None)
+    return Executor() if config is None else executor_of(config)
+
+
 def last_step(config: pb.ModelConfig) -> str:
     """The name of an ensemble's last step, the interpreter's; "" if it has none."""
     steps = config.ensemble_scheduling.step

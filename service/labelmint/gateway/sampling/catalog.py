@@ -23,7 +23,7 @@ from typing import TypeAlias
 from tritonclient.grpc import model_config_pb2 as pb
 
 from labelmint.core.errors import LabelmintError, ModelNotFound, ModelVersionGone, TritonUnavailable
-from labelmint.core.executor import Executor, executor_of, last_step
+from labelmint.core.executor import Executor, executor_at
 from labelmint.core.served_model import MalformedModel, ServedModel, is_labelmint, read_served_model
 from labelmint.triton.client import TritonClient
 
@@ -192,7 +192,7 @@ class Catalog:
             found = {
                 address: model
                 for address, config in by_address.items()
-                if (model := self._parse(config, version, _executor(configs, config, address)))
+                if (model := self._parse(config, version, executor_at(configs, config, address)))
             }
             if not found:
                 continue
@@ -244,16 +244,6 @@ class Catalog:
         if problem not in self._reported:
             self._reported.add(problem)
             logger.error("%s", problem)
-
-
-def _executor(
-    configs: Mapping[tuple[str, str], Mapping[str, pb.ModelConfig]], ensemble: pb.ModelConfig, address: str
-) -> Executor:
-    """What runs the interpreter of an ensemble in the Triton at an address; every version of a step is the same."""
-    step = last_step(ensemble)
-    found = (by_address[address] for (name, _), by_address in configs.items() if name == step and address in by_address)
-    config = next(found, None)
-    return Executor() if config is None else executor_of(config)
 
 
 def _key(model: ServedModel) -> Key:
