@@ -15,24 +15,20 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from labelmint.triton.server import TritonServer, wait_until_ready
+from labelmint.triton.server import TritonServer
 from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 from labelmint_client import Client, Sample, SampleOptions
 from tests.conftest import Service, start_service
+from tests.support.inference import running
 
 StartGateway = Callable[..., Service]
 
 
 @pytest_asyncio.fixture(scope="session")
 async def tiny_triton(tiny_repository: Path) -> AsyncIterator[TritonServer]:
-    server = TritonServer(tiny_repository, ["tiny"])
-    await server.start()
-    try:
-        await wait_until_ready(server)
+    async with running(tiny_repository, "tiny") as server:
         yield server
-    finally:
-        await server.stop()
 
 
 @pytest.fixture(scope="session")

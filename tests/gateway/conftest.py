@@ -21,10 +21,11 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from labelmint.triton.server import TritonServer, wait_until_ready
+from labelmint.triton.server import TritonServer
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 from tests.conftest import REPOSITORY, start_service
 from tests.support.gateways import Gateway, StartGateway
+from tests.support.inference import running
 from tests.support.names import Names
 from tests.support.repositories import copy_model, hold
 
@@ -48,13 +49,8 @@ async def small_triton(tmp_path_factory: pytest.TempPathFactory, light_repositor
     hold(repository, "held_generator", seconds=600.0)
     hold(repository, "first_generator", 1)
     hold(repository, "second_style_interpreter", 1)
-    server = TritonServer(repository, MODELS)
-    await server.start()
-    try:
-        await wait_until_ready(server)
+    async with running(repository, *MODELS) as server:
         yield server
-    finally:
-        await server.stop()
 
 
 @pytest.fixture(scope="session")
@@ -93,10 +89,5 @@ async def narrow_gateway(start_gateway: StartGateway) -> AsyncIterator[Gateway]:
 @pytest_asyncio.fixture(scope="session")
 async def faces_triton() -> AsyncIterator[TritonServer]:
     """The committed repository, for tests that start gateways of their own before it."""
-    server = TritonServer(REPOSITORY, ["faces"])
-    await server.start()
-    try:
-        await wait_until_ready(server)
+    async with running(REPOSITORY, "faces") as server:
         yield server
-    finally:
-        await server.stop()

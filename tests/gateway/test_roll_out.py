@@ -23,9 +23,10 @@ from labelmint.gateway.sampling import catalog as catalog_module
 from labelmint.gateway.sampling.catalog import Catalog
 from labelmint.triton.client import Latents, TritonClient
 from labelmint.triton.model_config import read_config
-from labelmint.triton.server import TritonServer, wait_until_ready
+from labelmint.triton.server import TritonServer
 from tests.conftest import start_service
 from tests.support.gateways import inferences
+from tests.support.inference import running
 from tests.support.running import Running, read
 from tests.support.waiting import until
 
@@ -34,17 +35,6 @@ pytestmark = [pytest.mark.triton, pytest.mark.torch]
 
 LATENT = np.zeros((1, 8), np.float32)
 LATENTS = Latents(LATENT, LATENT, 6, 1.0)
-
-
-@contextlib.asynccontextmanager
-async def running(repository: Path, *models: str) -> AsyncIterator[TritonServer]:
-    server = TritonServer(repository, models)
-    await server.start()
-    try:
-        await wait_until_ready(server)
-        yield server
-    finally:
-        await server.stop()
 
 
 @pytest_asyncio.fixture(scope="module")

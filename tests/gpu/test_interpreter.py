@@ -8,15 +8,14 @@ import pytest
 import torch
 
 from labelmint.core.policy import latent_of
-from labelmint.export.modules import GeneratorStep, StyleInterpreterStep, example_inputs
+from labelmint.export.modules import GeneratorStep, StyleInterpreterStep
 from labelmint.export.native_export import weights_file
 from labelmint.gpu.interpreter import TILES
 from labelmint.kernel.interpreter import read_weights
-from labelmint.models.interpreter import InterpreterSpec
 from labelmint.models.store import load_generator, load_interpreter
-from labelmint.models.tasks import build_interpreter
 from tests.conftest import ROOT
 from tests.support.interpreted import Arrays, label
+from tests.support.interpreters import features_of, in_torch, random_step
 
 pytestmark = pytest.mark.torch
 
@@ -37,29 +36,11 @@ BARS = {"float32": (5e-6, 1.0), "tf32": (5e-3, 0.98), "float16": (5e-3, 0.98), "
 
 def step_of(shape: str, task: str, score_kind: str = "sum") -> StyleInterpreterStep:
     channels, heads, hidden, classes = SHAPES[shape]
-    names, palette = tuple(f"c{i}" for i in range(classes)), tuple((i, i, i) for i in range(classes))
-    spec = InterpreterSpec("paper", max(channels), channels, heads, hidden, names, palette, task)
-    interpreter = build_interpreter(spec, score_kind)
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in interpreter.parameters():
-            fan_in = parameter.shape[-1] if parameter.dim() > 1 else 1
-            parameter.normal_(std=2.0 * fan_in**-0.5)
-    return StyleInterpreterStep(interpreter).eval()
+    return random_step(channels, heads, hidden, classes=classes, task=task, score_kind=score_kind)
 
 
 def weights_of(step: StyleInterpreterStep) -> Arrays:
     return read_weights(io.BytesIO(weights_file(step.interpreter)))
-
-
-def features_of(step: StyleInterpreterStep, seed: int) -> list[np.ndarray]:
-    return [x[0].numpy() for x in example_inputs(step, 1, seed)]
-
-
-def in_torch(step: StyleInterpreterStep, features: list[np.ndarray]) -> Arrays:
-    with torch.inference_mode():
-        outputs = step(*(torch.from_numpy(array)[None] for array in features))
-    return {spec.name: output[0].numpy() for spec, output in zip(step.outputs, outputs, strict=True)}
 
 
 @pytest.mark.parametrize("precision", BARS)

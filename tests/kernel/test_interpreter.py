@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from labelmint.export.modules import StyleInterpreterStep, example_inputs
+from labelmint.export.modules import StyleInterpreterStep
 from labelmint.export.native_export import export_native, weights_file
 from labelmint.kernel import interpreter as labelmint_kernel
 from labelmint.kernel.interpreter import (
@@ -28,9 +28,8 @@ from labelmint.kernel.interpreter import (
     shipped,
     shipped_file,
 )
-from labelmint.models.interpreter import InterpreterSpec
-from labelmint.models.tasks import build_interpreter
 from tests.conftest import ROOT, need_program
+from tests.support.interpreters import features_of, in_torch, random_step
 
 pytestmark = pytest.mark.torch
 
@@ -56,23 +55,11 @@ def _compiler() -> None:
 
 def step_of(shape: str, task: str, score_kind: str = "sum") -> StyleInterpreterStep:
     channels, heads, hidden, classes = SHAPES[shape]
-    names, palette = tuple(f"c{i}" for i in range(classes)), tuple((i, i, i) for i in range(classes))
-    spec = InterpreterSpec("paper", max(channels), channels, heads, hidden, names, palette, task)
-    interpreter = build_interpreter(spec, score_kind)
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in interpreter.parameters():
-            fan_in = parameter.shape[-1] if parameter.dim() > 1 else 1
-            parameter.normal_(std=2.0 * fan_in**-0.5)
-    return StyleInterpreterStep(interpreter).eval()
+    return random_step(channels, heads, hidden, classes=classes, task=task, score_kind=score_kind)
 
 
 def file_of(step: StyleInterpreterStep) -> io.BytesIO:
     return io.BytesIO(weights_file(step.interpreter))
-
-
-def features_of(step: StyleInterpreterStep, seed: int) -> list[Array]:
-    return [x[0].numpy() for x in example_inputs(step, 1, seed)]
 
 
 @pytest.mark.parametrize("score_kind", ["sum", "top10_mean"])
@@ -195,12 +182,6 @@ def test_logits_of_thousands_overflow_no_exponential() -> None:
         step.interpreter.weight3.mul_(1e4)
     got = Interpreter(file_of(step)).run(features_of(step, 0))
     assert np.isfinite(got["js_map"]).all() and got["js_map"].max() <= np.log(3) + 1e-5, "at most log of the heads"
-
-
-def in_torch(step: StyleInterpreterStep, features: list[Array]) -> dict[str, Array]:
-    with torch.inference_mode():
-        outputs = step(*(torch.from_numpy(array)[None] for array in features))
-    return {spec.name: output[0].numpy() for spec, output in zip(step.outputs, outputs, strict=True)}
 
 
 @pytest.mark.parametrize("score_kind", ["sum", "top10_mean"])

@@ -19,8 +19,8 @@ from labelmint.models.draw import draw
 from labelmint.models.generator import to_uint8
 from labelmint.triton.client import Latents, TritonClient
 from labelmint.triton.model_config import read_config
-from labelmint.triton.server import TritonServer, wait_until_ready
-from tests.support.inference import OUTPUTS, latents, statistics
+from labelmint.triton.server import TritonServer
+from tests.support.inference import OUTPUTS, connected, latents, running, statistics
 from tests.support.models import small
 from tests.support.repositories import copy_model, hold
 from tests.support.waiting import until
@@ -39,20 +39,14 @@ def repository(tmp_path_factory: pytest.TempPathFactory, tiny_repository: Path) 
 
 @pytest_asyncio.fixture(scope="module")
 async def server(repository: Path) -> AsyncIterator[TritonServer]:
-    server = TritonServer(repository, ["tiny", "tiny_staged", "held"])
-    await server.start()
-    try:
-        await wait_until_ready(server)
+    async with running(repository, "tiny", "tiny_staged", "held") as server:
         yield server
-    finally:
-        await server.stop()
 
 
 @pytest_asyncio.fixture(scope="module")
 async def client(server: TritonServer) -> AsyncIterator[TritonClient]:
-    connected = TritonClient(server.grpc_url)
-    yield connected
-    await connected.close()
+    async with connected(server) as client:
+        yield client
 
 
 @pytest.mark.parametrize("model", ["tiny", "tiny_staged"])

@@ -11,15 +11,14 @@ import pytest_asyncio
 import torch
 
 from labelmint.calibrate import calibrate_repository
-from labelmint.core.executor import Choice, executor_of
+from labelmint.core.executor import executor_of
 from labelmint.core.policy import latent_of
 from labelmint.core.served_model import read_served_model
 from labelmint.export.repository import export_repository
 from labelmint.triton.client import Array, Latents, TritonClient
 from labelmint.triton.kernel_steps import describe
 from labelmint.triton.model_config import config_text, model_digest, read_config, write_config
-from labelmint.triton.server import TritonServer, wait_until_ready
-from tests.support.inference import OUTPUTS, ask, latents
+from tests.support.inference import OUTPUTS, ask, connected, latents, running
 from tests.support.models import random_interpreter, small
 
 pytestmark = [pytest.mark.triton, pytest.mark.torch]
@@ -49,22 +48,15 @@ def repository(tmp_path_factory: pytest.TempPathFactory, tiny_repository: Path) 
     return directory
 
 
-async def running(repository: Path, executor: Choice, models: list[str]) -> tuple[TritonServer, TritonClient]:
-    server = TritonServer(repository, models, executor=executor)
-    await server.start()
-    await wait_until_ready(server)
-    return server, TritonClient(server.grpc_url)
-
-
 @pytest_asyncio.fixture(scope="module")
 async def clients(repository: Path) -> AsyncIterator[dict[str, TritonClient]]:
-    started = {}
-    for executor in ("kernel", "onnxruntime"):
-        started[executor] = await running(repository, executor, list(OUTPUTS_OF))  # type: ignore[arg-type]
-    yield {executor: client for executor, (_, client) in started.items()}
-    for server, client in started.values():
-        await client.close()
-        await server.stop()
+    async with (
+        running(repository, *OUTPUTS_OF, executor="kernel") as one,
+        running(repository, *OUTPUTS_OF) as other,
+        connected(one) as kernel,
+        connected(other) as onnxruntime,
+    ):
+        yield {"kernel": kernel, "onnxruntime": onnxruntime}
 
 
 async def test_triton_says_what_runs_each_interpreter(clients: dict[str, TritonClient]) -> None:
@@ -163,8 +155,7 @@ async def test_a_calibration_is_that_of_the_executor_that_ran(
 
 async def test_weights_that_change_after_the_check_are_not_loaded(repository: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(repository, tmp_path / "repository"))
-    server, client = await running(copy, "kernel", ["tiny"])
-    try:
+    async with running(copy, "tiny", executor="kernel") as server, connected(server) as client:
         directory = copy / INTERPRETER / "1"
         model = read_served_model(read_config(copy / "tiny" / "config.pbtxt"), "1")
         found = describe(directory, read_config(copy / INTERPRETER / "config.pbtxt"), model)
@@ -174,9 +165,6 @@ async def test_weights_that_change_after_the_check_are_not_loaded(repository: Pa
         await client.unload("tiny")
         with pytest.raises(Exception, match="describes other weights than its model has now"):
             await client.load("tiny")
-    finally:
-        await client.close()
-        await server.stop()
 
 
 async def test_the_threads_of_the_step_are_honoured(repository: Path, tmp_path: Path) -> None:
@@ -185,11 +173,7 @@ async def test_the_threads_of_the_step_are_honoured(repository: Path, tmp_path: 
     config = read_config(path)
     config.parameters["intra_op_thread_count"].string_value = "1"
     write_config(path, config)
-    server, client = await running(copy, "kernel", ["tiny"])
-    try:
+    async with running(copy, "tiny", executor="kernel") as server, connected(server) as client:
         found = next(iter((await client.model_configs())[INTERPRETER, "1"].values()))
         assert found.parameters["intra_op_thread_count"].string_value == "1"
         await client.infer("tiny", "1", latents(0), outputs=OUTPUTS)
-    finally:
-        await client.close()
-        await server.stop()

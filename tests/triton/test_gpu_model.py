@@ -25,7 +25,7 @@ from labelmint.triton.client import Array, Latents, TritonClient
 from labelmint.triton.model_config import read_config, write_config
 from labelmint.triton.server import TritonServer, wait_until_ready
 from labelmint.v1 import sample_service_pb2 as messages
-from tests.support.inference import OUTPUTS, ask, latents, refused, statistics
+from tests.support.inference import OUTPUTS, ask, connected, latents, refused, statistics
 from tests.support.models import random_interpreter, small
 from tests.support.repositories import copy_model
 from tests.support.running import Running, start_before
@@ -107,9 +107,8 @@ async def server(repository: Path) -> AsyncIterator[TritonServer]:
 
 @pytest_asyncio.fixture(scope="module")
 async def client(server: TritonServer) -> AsyncIterator[TritonClient]:
-    connected = TritonClient(server.grpc_url)
-    yield connected
-    await connected.close()
+    async with connected(server) as client:
+        yield client
 
 
 def in_torch(name: str, seed: int) -> dict[str, Array]:

@@ -15,8 +15,8 @@ from labelmint.export.repository import export_repository
 from labelmint.triton import server as server_module
 from labelmint.triton.client import Array, TritonClient
 from labelmint.triton.model_config import read_config, write_config
-from labelmint.triton.server import KERNEL, TritonServer, wait_until_ready
-from tests.support.inference import OUTPUTS, ask, latents, refused
+from labelmint.triton.server import KERNEL
+from tests.support.inference import OUTPUTS, ask, connected, latents, refused, running
 from tests.support.models import random_interpreter, small
 from tests.support.processes import refused_start
 from tests.support.repositories import copy_model
@@ -50,15 +50,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory, tiny_repository: Path) 
 
 @pytest_asyncio.fixture(scope="module")
 async def client(repository: Path) -> AsyncIterator[TritonClient]:
-    server = TritonServer(repository, list(OUTPUTS_OF))
-    await server.start()
-    try:
-        await wait_until_ready(server)
-        connected = TritonClient(server.grpc_url)
-        yield connected
-        await connected.close()
-    finally:
-        await server.stop()
+    async with running(repository, *OUTPUTS_OF) as server, connected(server) as client:
+        yield client
 
 
 @pytest.mark.parametrize("model", ["tiny", "points"])

@@ -20,8 +20,7 @@ from labelmint.core.policy import latent_of
 from labelmint.export.repository import FUSED, export_repository
 from labelmint.triton.client import TritonClient
 from labelmint.triton.model_config import read_config, write_config
-from labelmint.triton.server import TritonServer, wait_until_ready
-from tests.support.inference import OUTPUTS, ask, latents, refused, statistics
+from tests.support.inference import OUTPUTS, ask, connected, latents, refused, running, statistics
 from tests.support.models import small
 from tests.support.repositories import copy_model
 
@@ -88,16 +87,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory, tiny_repository: Path) 
 
 @pytest_asyncio.fixture(scope="module")
 async def client(repository: Path) -> AsyncIterator[TritonClient]:
-    models = [*ENSEMBLES, *NAMINGS]
-    server = TritonServer(repository, models)
-    await server.start()
-    try:
-        await wait_until_ready(server)
-        connected = TritonClient(server.grpc_url)
-        yield connected
-        await connected.close()
-    finally:
-        await server.stop()
+    async with running(repository, *ENSEMBLES, *NAMINGS) as server, connected(server) as client:
+        yield client
 
 
 async def test_both_formats_give_the_same_pairs(client: TritonClient) -> None:
