@@ -13,6 +13,7 @@ Run it as `python benchmarks/null_model.py DIRECTORY`; other benchmarks call `ex
 from __future__ import annotations
 
 import argparse
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from labelmint.export.modules import MAX_BATCH_SIZE, Step, TensorSpec, latent_in
 from labelmint.export.onnx_export import export_onnx
 from labelmint.export.repository import step_config, write_model
 from labelmint.models.generator import to_uint8
-from labelmint.triton.model_config import model_digest, model_file, read_config
+from labelmint.triton.model_config import digest_of_steps, model_file, read_config
 
 MODEL = "faces"
 SEED = 7  # of the render
@@ -75,7 +76,7 @@ def export(repository: Path, demo: Path = ROOT / "model_repository") -> None:
     ):
         raise ValueError(f"the null model has other tensors than {demo / MODEL}")
     data = export_onnx(step).data
-    digest = model_digest([("null", data)])
+    digest = digest_of_steps([("null", hashlib.sha256(data).hexdigest())])
     config.parameters["model_digest"].string_value = digest
     for name in CALIBRATIONS:
         calibration = Calibration.from_json(config.parameters[name].string_value)

@@ -14,8 +14,9 @@ from labelmint.core.errors import UnusableFile
 from labelmint.core.served_model import MalformedModel, read_served_model
 from labelmint.gateway.process.own_triton import OwnTriton
 from labelmint.gateway.process.settings import ServeSettings
-from labelmint.triton.model_config import ensembles, model_digest, read_config, write_config
+from labelmint.triton.model_config import ensembles, read_config, write_config
 from tests.conftest import REPOSITORY
+from tests.support.repositories import accept
 
 pytestmark = pytest.mark.torch
 
@@ -131,12 +132,8 @@ def test_a_model_that_gives_no_numbers_is_not_calibrated(tiny_copy: Path) -> Non
         if tensor.data_type == onnx.TensorProto.FLOAT and tensor.raw_data:
             tensor.raw_data = np.full(len(tensor.raw_data) // 4, NAN, np.float32).tobytes()
     onnx.save(graph, interpreter)
+    accept(tiny_copy, "tiny")
     path = tiny_copy / "tiny" / "config.pbtxt"
-    config = read_config(path)
-    steps = ("generator", "style_interpreter")
-    files = [(step, (tiny_copy / f"tiny_{step}" / "1" / "model.onnx").read_bytes()) for step in steps]
-    config.parameters["model_digest"].string_value = model_digest(files)
-    write_config(path, config)
     before = path.read_bytes()
     done = calibrate(tiny_copy, "--preview", "--count", "3")
     (said,) = [line for line in done.stderr.splitlines() if line.startswith("labelmint: ")]

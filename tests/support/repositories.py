@@ -1,9 +1,10 @@
 """Changes of a model repository on disk; without torch."""
 
+import hashlib
 import shutil
 from pathlib import Path
 
-from labelmint.triton.model_config import ensembles, read_config, write_config
+from labelmint.triton.model_config import digest_of_steps, ensembles, read_config, write_config
 
 HOLD_SECONDS = 2.0
 
@@ -14,6 +15,16 @@ def copy_model(repository: Path, model: str, name: str, target: Path | None = No
         copied = Path(shutil.copytree(repository / f"{model}{suffix}", (target or repository) / f"{name}{suffix}"))
         config = copied / "config.pbtxt"
         config.write_text(config.read_text().replace(f'"{model}', f'"{name}'))
+
+
+def accept(repository: Path, model: str) -> None:
+    """Give a fused ensemble of ONNX files the digest of its steps as they are now."""
+    steps = ("generator", "style_interpreter")
+    files = {step: repository / f"{model}_{step}" / "1" / "model.onnx" for step in steps}
+    config = read_config(repository / model / "config.pbtxt")
+    digest = digest_of_steps((step, hashlib.sha256(path.read_bytes()).hexdigest()) for step, path in files.items())
+    config.parameters["model_digest"].string_value = digest
+    write_config(repository / model / "config.pbtxt", config)
 
 
 def hold(repository: Path, step: str, max_queue_size: int | None = None, *, seconds: float = HOLD_SECONDS) -> None:

@@ -17,9 +17,10 @@ from labelmint.core.served_model import read_served_model
 from labelmint.export.repository import export_repository
 from labelmint.triton.client import Array, Latents, TritonClient
 from labelmint.triton.kernel_steps import describe
-from labelmint.triton.model_config import config_text, model_digest, read_config, write_config
+from labelmint.triton.model_config import config_text, read_config, write_config
 from tests.support.inference import OUTPUTS, ask, connected, latents, running
 from tests.support.models import random_interpreter, small
+from tests.support.repositories import accept
 
 pytestmark = [pytest.mark.triton, pytest.mark.torch]
 
@@ -40,11 +41,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory, tiny_repository: Path) 
     data = path.read_bytes()
     assert data.count(b"style_interpreter") == 1
     path.write_bytes(data.replace(b"style_interpreter", b"other_interpreter"))
-    config = read_config(directory / "plain" / "config.pbtxt")
-    steps = ("generator", "style_interpreter")
-    artifacts = [(step, (directory / f"plain_{step}" / "1" / "model.onnx").read_bytes()) for step in steps]
-    config.parameters["model_digest"].string_value = model_digest(artifacts)
-    write_config(directory / "plain" / "config.pbtxt", config)
+    accept(directory, "plain")
     return directory
 
 

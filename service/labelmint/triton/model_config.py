@@ -112,11 +112,6 @@ def model_files(config: pb.ModelConfig) -> tuple[str, ...]:
     return GPU_FILES if config.backend == PYTHON else (model_file(config),)
 
 
-def model_digest(artifacts: Iterable[tuple[str, bytes]]) -> str:
-    """Return the digest of a model whose steps have one file each: see `digest_of_steps`."""
-    return digest_of_steps((name, hashlib.sha256(data).hexdigest()) for name, data in artifacts)
-
-
 def step_digest(config: pb.ModelConfig, files: Mapping[str, str]) -> str:
     """Return the digest of a step from those of its files: of one file its own; of several, of names and digests.
 
