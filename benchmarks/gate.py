@@ -50,6 +50,7 @@ def measure(count: int, kept: Path) -> dict[str, Array]:
     """Measure scores and error of `count` seeds: float64 [count] each."""
     generator = load_generator(WEIGHTS / "generator.safetensors")
     interpreter = load_interpreter(WEIGHTS / "interpreter.safetensors", "sum")
+    weights = interpreter.weights()
     top10 = load_interpreter(WEIGHTS / "interpreter.safetensors", "top10_mean")
     columns: dict[str, list[float]] = {name: [] for name in (*SCORES, "error")}
     if kept.exists():
@@ -60,8 +61,8 @@ def measure(count: int, kept: Path) -> dict[str, Array]:
         seed = FIRST_SEED + index
         _, features = draw(generator, seed, 1.0, layout=interpreter.spec.layout)
         labels, divergences, means, mixtures = [], [], [], []
-        for outputs in interpreter.strips(features):
-            probability, entropy, votes = interpreter.statistics(outputs)
+        for parts in interpreter.parts_of_strips(features, weights):
+            probability, entropy, votes = interpreter.statistics(interpreter.outputs(parts, weights))
             label, js = interpreter.uncertainty(probability, entropy, votes)
             labels.append(interleave(label))  # the others are summed over all pixels, so their order does not matter
             divergences.append(js)

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
@@ -132,6 +132,15 @@ class Export(BaseModel):
         Literal["float16", "bfloat16", "tf32", "float32"],
         Field(description="what the kernel of --format gpu multiplies; it sums in float32"),
     ] = "float16"
+    strip_rows: Annotated[
+        int | None,
+        Field(
+            ge=2,
+            le=1024,
+            description="rows that the interpreter of --format onnx or torchscript labels at a time; fewer need less "
+            "memory; default: 32, above 256x256 pixels 16",
+        ),
+    ] = None
     version: Annotated[
         int, Field(ge=1, lt=2**31, description="version to write; an existing one is replaced, the others stay")
     ] = 1
@@ -139,10 +148,18 @@ class Export(BaseModel):
         bool, Field(description="write the staged pipeline too; without it, Triton needs less memory")
     ] = True
 
+    @field_validator("strip_rows")
+    @classmethod
+    def _strips_fill_the_image(cls, rows: int | None) -> int | None:
+        if rows is not None and rows & (rows - 1):
+            raise ValueError(f"a strip has 2, 4, 8, ... rows, not {rows}")
+        return rows
+
     @model_validator(mode="after")
-    def _no_precision_of_another_format(self) -> Export:
-        if self.format != "gpu" and "precision" in self.model_fields_set:
-            raise ValueError(f"precision does not apply to --format {self.format}")
+    def _no_option_of_another_format(self) -> Export:
+        for option, formats in (("precision", ("gpu",)), ("strip_rows", ("onnx", "torchscript"))):
+            if self.format not in formats and option in self.model_fields_set:
+                raise ValueError(f"{option} does not apply to --format {self.format}")
         return self
 
     def cli_cmd(self) -> None:
@@ -158,6 +175,7 @@ class Export(BaseModel):
             version=self.version,
             staged=self.staged,
             precision=self.precision,
+            strip_rows=self.strip_rows,
         )
 
 

@@ -61,11 +61,12 @@ def test_a_generator_counts_what_torch_counts(architecture: str) -> None:
 def test_an_interpreter_counts_the_first_layer_once_a_level_and_the_small_layers_once_a_pixel() -> None:
     interpreter = StyleInterpreter(INTERPRETER).eval()
     features = {r: torch.randn(1, c, r, r) for r, c in INTERPRETER.channels.items()}
+    maps = interpreter.weights()
 
     def must() -> None:
         for r, x in features.items():
-            interpreter.project(x, r)
-        interpreter.layers(torch.zeros(1, 3 * 32, 32, 32))
+            interpreter.project(x, r, maps)
+        interpreter.layers(torch.zeros(1, 3 * 32, 32, 32), maps)
 
     assert counted(must) == floor.interpreter_flops(INTERPRETER)
     assert counted(interpreter, features) > floor.interpreter_flops(INTERPRETER), "interpolation is not counted"

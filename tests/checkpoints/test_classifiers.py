@@ -89,7 +89,9 @@ def test_released_ensemble_from_features(
 
 
 def votes_of(interpreter: StyleInterpreter, features: dict[int, torch.Tensor]) -> np.ndarray:
-    strips = [interleave(interpreter.statistics(outputs)[2]) for outputs in interpreter.strips(features)]
+    weights = interpreter.weights()
+    outputs = [interpreter.outputs(parts, weights) for parts in interpreter.parts_of_strips(features, weights)]
+    strips = [interleave(interpreter.statistics(each)[2]) for each in outputs]
     return torch.cat(strips, dim=1)[0].transpose(1, 2).numpy()  # [R,R,K]
 
 

@@ -14,7 +14,8 @@ from labelmint.core.errors import IncompatibleWeights
 from labelmint.core.served_model import read_served_model
 from labelmint.export import onnx_export
 from labelmint.export.modules import GeneratorStep
-from labelmint.export.onnx_export import IR_VERSION, OPSET, export_onnx
+from labelmint.export.onnx_export import IR_VERSION, export_onnx
+from labelmint.export.onnx_trace import OPSET
 from labelmint.export.repository import export_repository
 from labelmint.models.generator import Generator
 from labelmint.models.store import load_generator, load_interpreter
@@ -130,11 +131,11 @@ def test_a_file_that_differs_from_torch_is_not_kept(monkeypatch: pytest.MonkeyPa
     """Provoked by convolution weights that are changed on their way into the file."""
     clean = onnx_export._clean
 
-    def tampered(model: onnx.ModelProto) -> onnx.ModelProto:
+    def tampered(model: onnx.ModelProto) -> None:
         for tensor in model.graph.initializer:
             if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) == 4:
                 tensor.CopyFrom(numpy_helper.from_array(np.roll(numpy_helper.to_array(tensor), 1), tensor.name))
-        return clean(model)
+        clean(model)
 
     monkeypatch.setattr(onnx_export, "_clean", tampered)
     with pytest.raises(RuntimeError, match=r"differs from torch|values differ"):

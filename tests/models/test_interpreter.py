@@ -149,8 +149,9 @@ def test_aggregates_whatever_levels_there_are(levels: list[int]) -> None:
 @torch.no_grad()
 def test_strips_are_the_image_phase_by_phase() -> None:
     built = interpreter()
-    strips = [interleave(outputs) for outputs in built.strips(features())]
-    whole = built.layers(built.aggregate(features(), range(32)))  # [B,R,N,K,R]
+    weights = built.weights()
+    strips = [interleave(built.outputs(parts, weights)) for parts in built.parts_of_strips(features(), weights)]
+    whole = built.layers(built.aggregate(features(), range(32)), weights)  # [B,R,N,K,R]
     torch.testing.assert_close(torch.cat(strips, dim=1), whole, atol=1e-5, rtol=1e-5)
 
 

@@ -277,9 +277,10 @@ def export_files(
     version: int,
     staged: bool,
     precision: str,
+    strip_rows: int | None,
 ) -> None:
     """`labelmint export`: read both weight files, write the repository, print differences to torch and the memory."""
-    loaded = load_interpreter(interpreter, score_kind)
+    loaded = load_interpreter(interpreter, score_kind, strip_rows)
     differences = export_repository(
         repository,
         model,

@@ -20,8 +20,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +32,10 @@ from labelmint.core.task import TaskName, task_of
 from labelmint.models.layout import MAX_RESOLUTION
 
 SCORE_KINDS = ("sum", "top10_mean")
+Maps: TypeAlias = Mapping[int, Tensor]  # of each level: float32 [B,C_r,r,r]
+Weights: TypeAlias = Mapping[str, Tensor]  # see `StyleInterpreter.weights`
+Strip: TypeAlias = Callable[[Mapping[str, Tensor], Weights], tuple[Tensor, ...]]
+Finish: TypeAlias = Callable[..., tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,11 @@ class InterpreterSpec:
         return sum(self.channels.values())
 
 
+def default_strip_rows(resolution: int) -> int:
+    """Return the rows of a strip that gave the best time and memory on CPUs (docs/your-generator.md)."""
+    return 32 if resolution <= 256 else 16
+
+
 def hidden_widths(num_classes: int) -> tuple[int, int]:
     """Return (h1, h2) of the released classifier: narrower if there are fewer than 32 classes."""
     return (128, 32) if num_classes < 32 else (256, 128)
@@ -83,10 +93,14 @@ def hidden_widths(num_classes: int) -> tuple[int, int]:
 class StyleInterpreter(nn.Module):
     """The folded ensemble, float32: the first layer as one projection per level [N*h1,C_r], the others [N,out,in]."""
 
-    def __init__(self, spec: InterpreterSpec, score_kind: str = "sum", strip_rows: int = 32) -> None:
+    def __init__(self, spec: InterpreterSpec, score_kind: str = "sum", strip_rows: int | None = None) -> None:
         super().__init__()
         if score_kind not in SCORE_KINDS:
             raise ValueError(f"unknown score kind {score_kind!r}; known: {', '.join(SCORE_KINDS)}")
+        if strip_rows is None:
+            strip_rows = default_strip_rows(spec.resolution)
+        if strip_rows < 2 or strip_rows & (strip_rows - 1):
+            raise ValueError(f"a strip has 2, 4, 8, ... rows, not {strip_rows}")
         self.spec = spec
         self.score_kind = score_kind
         self.strip_rows = min(strip_rows, spec.resolution)
@@ -118,6 +132,19 @@ class StyleInterpreter(nn.Module):
             our_weight.copy_(weight)
             our_bias.copy_(bias)
 
+    def weights(self) -> dict[str, Tensor]:
+        """Return the weights as those of convolutions over all heads, by their names in an exported file.
+
+        projection_<r> [N*h1,C_r,1,1], bias1 [N*h1], weight2 [N*h2,h1,1,1], bias2 [N*h2], weight3 [N*(K+spare),h2,1,1],
+        bias3 [N*(K+spare)]. The spare outputs of the last layer are zero.
+        """
+        spare = -self.spec.num_classes % _CHANNELS_OF_A_BLOCK
+        maps = {f"projection_{r}": self.projection[str(r)] for r in self.spec.channels} | {"bias1": self.bias1}
+        maps |= {"weight2": self.weight2.flatten(0, 1), "bias2": self.bias2.flatten()}
+        maps |= {"weight3": F.pad(self.weight3, (0, 0, 0, spare)).flatten(0, 1)}
+        maps |= {"bias3": F.pad(self.bias3, (0, spare)).flatten()}
+        return {name: x[:, :, None, None] if x.dim() == 2 else x for name, x in maps.items()}
+
     def forward(self, features: Mapping[int, Tensor]) -> tuple[Tensor, ...]:
         """Label an image strip by strip.
 
@@ -127,89 +154,118 @@ class StyleInterpreter(nn.Module):
         Returns:
             label uint8 [B,R,R], js_map float32 [B,R,R] in nats, js_score float32 [B,1].
         """
-        strips = [self.uncertainty(*self.statistics(outputs)) for outputs in self.strips(features)]
-        label = torch.cat([interleave(strip[0]) for strip in strips], dim=1)  # [B,R,R]
-        js_map = torch.cat([interleave(strip[1]) for strip in strips], dim=1)  # [B,R,R]
+        return self.run(features, self.weights(), self.strip, self.finish)
+
+    def run(self, features: Maps, weights: Weights, strip: Strip, finish: Finish) -> tuple[Tensor, ...]:
+        """Prepare the parts of each strip, call `strip` with them, and `finish` with the joined results.
+
+        An export calls it with other functions. So it uses only slices, convolutions, `pad`, `cat` and `@`.
+        """
+        strips = [strip(parts, weights) for parts in self.parts_of_strips(features, weights)]
+        return finish(*(_joined(each, dim=1) for each in zip(*strips, strict=True)))
+
+    def strip(self, parts: Mapping[str, Tensor], weights: Weights) -> tuple[Tensor, ...]:
+        """Label the S rows of a strip from its parts (see `parts`): label [B,S,R] and JS divergence [B,S,R]."""
+        return tuple(interleave(x) for x in self.uncertainty(*self.statistics(self.outputs(parts, weights))))
+
+    def finish(self, label: Tensor, js_map: Tensor) -> tuple[Tensor, ...]:
+        """Return the result of `forward` from the joined results of all strips: each [B,R,R]."""
         return label, js_map, self.score(js_map)
 
-    def strips(self, features: Mapping[int, Tensor]) -> Iterator[Tensor]:
-        """Yield the heads' K outputs for S rows at a time, from the top: [B,2S,N,K,R/2], one phase below the other.
+    def parts_of_strips(self, features: Maps, weights: Weights) -> Iterator[dict[str, Tensor]]:
+        """Yield the parts of each strip, from the top."""
+        lower = self.lower(features, weights)
+        for start in range(0, self.spec.resolution, self.strip_rows):
+            yield self.parts(features, lower, range(start, start + self.strip_rows))
+
+    def outputs(self, parts: Mapping[str, Tensor], weights: Weights) -> Tensor:
+        """Return the heads' K outputs for the S rows of a strip: [B,2S,N,K,R/2], one phase below the other.
 
         `interleave` brings the results that are computed from them into the order of the image.
         """
-        lower = self.lower(features)
-        for start in range(0, self.spec.resolution, self.strip_rows):
-            phases = self.phases(features, lower, range(start, start + self.strip_rows))
-            yield torch.cat([self.layers(hidden) for hidden in phases], dim=1)  # [B,2S,N,K,R/2]
+        return torch.cat([self.layers(hidden, weights) for hidden in self.phases(parts, weights)], dim=1)
 
-    def aggregate(self, features: Mapping[int, Tensor], rows: range) -> Tensor:
+    def aggregate(self, features: Maps, rows: range) -> Tensor:
         """Run everything before the first ReLU, for the S output rows `rows` (S is even): [B,N*h1,S,R]."""
-        upper_left, upper_right, lower_left, lower_right = self.phases(features, self.lower(features), rows)
+        weights = self.weights()
+        parts = self.parts(features, self.lower(features, weights), rows)
+        upper_left, upper_right, lower_left, lower_right = self.phases(parts, weights)
         # Not `interleave`: on maps of this size, ONNX Runtime's transposes take three times as long as all the rest.
         upper = torch.stack((upper_left, upper_right), dim=-1).flatten(-2)  # [B,N*h1,S/2,R]
         lower = torch.stack((lower_left, lower_right), dim=-1).flatten(-2)  # [B,N*h1,S/2,R]
         return torch.stack((upper, lower), dim=3).flatten(2, 3)  # [B,N*h1,S,R]
 
-    def lower(self, features: Mapping[int, Tensor]) -> dict[int, Tensor]:
-        """Return the projections of the levels below half the resolution: {r: [B,N*h1,r,r]}."""
-        return {r: self.project(features[r], r) for r in self.spec.channels if r < self.spec.resolution // 2}
+    def lower(self, features: Maps, weights: Weights) -> dict[int, ProjectedRows]:
+        """Return the projections of the levels below half the resolution."""
+        size, found = self.spec.resolution, {}
+        for r in (r for r in self.spec.channels if r < size // 2):
+            height = min(r, max(_BAND_PIXELS // r, self.strip_rows * r // size))
+            found[r] = ProjectedRows(features[r], r, height, functools.partial(self.project, r=r, weights=weights))
+        return found
 
-    def project(self, maps: Tensor, r: int, stride: int = 1) -> Tensor:
+    def project(self, maps: Tensor, r: int, weights: Weights, stride: int = 1) -> Tensor:
         """Apply the first layer's part for level r: [B,C_r,H,W] to [B,N*h1,H,W], or every `stride`-th pixel of it."""
         # Interpolation weights sum to one, so the bias can be added to the smallest level instead of the largest map.
-        bias = self.bias1 if r == min(self.spec.channels) else None
-        return F.conv2d(maps, self.projection[str(r)][:, :, None, None], bias, stride)
+        bias = weights["bias1"] if r == min(self.spec.channels) else None
+        return F.conv2d(maps, weights[f"projection_{r}"], bias, stride)
 
-    def phases(self, features: Mapping[int, Tensor], lower: Mapping[int, Tensor], rows: range) -> Iterator[Tensor]:
-        """Run everything before the first ReLU, for the S output rows `rows` (S is even): four phases [B,N*h1,S/2,R/2].
+    def parts(self, features: Maps, lower: Mapping[int, ProjectedRows], rows: range) -> dict[str, Tensor]:
+        """Return what the S output rows `rows` (S is even) depend on, as far as the layout has such levels.
+
+        `edges` [B,N*h1,S/2+1,R/2+1]: the sum of the lower levels at the edges between pixels of half the resolution.
+        `middle` [B,C,S/2+2,R/2+2]: features of half the resolution with a ring of one pixel. `upper` [B,C,S,R]:
+        features of the full resolution.
+        """
+        size, parts = self.spec.resolution, {}
+        half, first, last = size // 2, rows.start // 2, rows.stop // 2
+        if lower:
+            parts["edges"] = self.on_edges(lower, range(first, last + 1))
+        if half in self.spec.channels:
+            # At the border of the image, clamping repeats the outermost pixel.
+            border = (1, 1, int(first == 0), int(last == half))
+            parts["middle"] = F.pad(_rows(features[half], first - 1, last + 1, half), border, mode="replicate")
+        if size in self.spec.channels:
+            parts["upper"] = _rows(features[size], rows.start, rows.stop, size)
+        return parts
+
+    def phases(self, parts: Mapping[str, Tensor], weights: Weights) -> Iterator[Tensor]:
+        """Run everything before the first ReLU, from the parts of S output rows: four phases [B,N*h1,S/2,R/2].
 
         Pixel (i, j) of phase (a, b) is the pixel of row 2i+a and column 2j+b. The phases come in the order (0, 0),
         (0, 1), (1, 0), (1, 1).
         """
         size = self.spec.resolution
-        half, low, high = size // 2, rows.start // 2, rows.stop // 2
-        middle = edges = None
-        if half in self.spec.channels:
-            # One more pixel on each side: at the border of the image, clamping repeats the outermost pixel.
-            ring = F.pad(features[half], (1, 1, 1, 1), mode="replicate")[:, :, low : high + 2]
-            middle = self.project(ring, half)  # [B,N*h1,S/2+2,R/2+2]
-        if lower:
-            edges = self.on_edges(lower, range(low, high + 1))  # [B,N*h1,S/2+1,R/2+1]
+        middle = None
+        if "middle" in parts:
+            middle = self.project(parts["middle"], size // 2, weights)  # [B,N*h1,S/2+2,R/2+2]
         for a, b in ((0, 0), (0, 1), (1, 0), (1, 1)):
-            parts = []
+            terms = []
             if middle is not None:  # at 1/4 or 3/4 between two pixels of half the resolution
-                parts.append(_stencil(middle, _BETWEEN_PIXELS[a], _BETWEEN_PIXELS[b]))
-            if edges is not None:  # between the two edges around the pixel
-                parts.append(_stencil(edges, _BETWEEN_EDGES[a], _BETWEEN_EDGES[b]))
-            if size in self.spec.channels:
-                every_second = features[size][:, :, rows.start + a : rows.stop - 1 + a, b : size - 1 + b]
-                parts.append(self.project(every_second, size, stride=2))
-            yield functools.reduce(torch.add, parts)  # [B,N*h1,S/2,R/2]
+                terms.append(_stencil(middle, _BETWEEN_PIXELS[a], _BETWEEN_PIXELS[b]))
+            if "edges" in parts:  # between the two edges around the pixel
+                terms.append(_stencil(parts["edges"], _BETWEEN_EDGES[a], _BETWEEN_EDGES[b]))
+            if "upper" in parts:
+                terms.append(self.project(parts["upper"][:, :, a:, b:], size, weights, stride=2))
+            yield functools.reduce(torch.add, terms)  # [B,N*h1,S/2,R/2]
 
-    def on_edges(self, lower: Mapping[int, Tensor], edges: range) -> Tensor:
+    def on_edges(self, lower: Mapping[int, ProjectedRows], edges: range) -> Tensor:
         """Sum the lower levels at the edges between pixels of half the resolution: [B,N*h1,len(edges),R/2+1]."""
         interpolated, vertical = [], []
         for r, projected in lower.items():
             matrix = self.get_buffer(f"edges_{r}")  # [R/2+1,r]
             first, last = touched_rows(r, self.spec.resolution // 2, edges)
-            interpolated.append(projected[:, :, first:last] @ matrix.t())  # [B,N*h1,rows,R/2+1]
+            interpolated.append(projected.rows(first, last) @ matrix.t())  # [B,N*h1,rows,R/2+1]
             vertical.append(matrix[edges.start : edges.stop, first:last])  # [len(edges),rows]
         # One matrix product does the vertical interpolation and the sum over the levels.
         return torch.cat(vertical, dim=1) @ torch.cat(interpolated, dim=2)
 
-    def layers(self, hidden: Tensor) -> Tensor:
+    def layers(self, hidden: Tensor, weights: Weights) -> Tensor:
         """Run the small layers of every head: maps [B,N*h1,H,W] to the heads' K outputs [B,H,N,K,W]."""
         n, k = self.spec.num_heads, self.spec.num_classes
-        weight3, bias3 = self.padded_outputs()
         x = torch.relu(hidden)
-        x = torch.relu(F.conv2d(x, _pointwise(self.weight2), self.bias2.flatten(), groups=n))  # [B,N*h2,H,W]
-        x = F.conv2d(x, _pointwise(weight3), bias3.flatten(), groups=n)  # [B,N*(K+spare),H,W]
+        x = torch.relu(F.conv2d(x, weights["weight2"], weights["bias2"], groups=n))  # [B,N*h2,H,W]
+        x = F.conv2d(x, weights["weight3"], weights["bias3"], groups=n)  # [B,N*(K+spare),H,W]
         return x.transpose(1, 2).unflatten(2, (n, -1))[:, :, :, :k]  # [B,H,N,K,W]
-
-    def padded_outputs(self) -> tuple[Tensor, Tensor]:
-        """The last layer with spare outputs of zero: weight [N,K+spare,h2] and bias [N,K+spare]."""
-        spare = -self.spec.num_classes % _CHANNELS_OF_A_BLOCK
-        return F.pad(self.weight3, (0, 0, 0, spare)), F.pad(self.bias3, (0, spare))
 
     def heads(self, hidden: Tensor) -> tuple[Tensor, ...]:
         """Run everything after the first linear layer, up to sufficient statistics.
@@ -217,7 +273,7 @@ class StyleInterpreter(nn.Module):
         hidden [B,N*h1,S,R] to mean_probability [B,S,K,R], mean_entropy [B,S,R] in nats, and votes uint8 [B,S,K,R],
         the number of heads that chose each class.
         """
-        return self.statistics(self.layers(hidden))
+        return self.statistics(self.layers(hidden, self.weights()))
 
     def statistics_shapes(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
         """The statistics of one sample by name, as steps pass them on: with the channels before the rows."""
@@ -277,6 +333,39 @@ def interleave(x: Tensor) -> Tensor:
     return x.permute(0, 3, 1, *range(4, x.dim()), 2).flatten(-2).flatten(1, 2)  # [B,h*a,...,w*b]
 
 
+class ProjectedRows:
+    """The rows of a level's projection, in bands that are projected when a strip first touches them.
+
+    A band is forgotten when the strips, which come from the top, have passed it.
+    """
+
+    def __init__(self, maps: Tensor, side: int, height: int, project: Callable[[Tensor], Tensor]) -> None:
+        """`project` takes rows of `maps` [B,C,side,side]; the `height` of a band divides `side`."""
+        self._maps, self._side, self._height, self._project = maps, side, height, project
+        self._bands: dict[int, Tensor] = {}
+
+    def rows(self, first: int, last: int) -> Tensor:
+        """Return the rows [first, last) of the projection: [B,N*h1,last-first,side]."""
+        starts = range(first - first % self._height, last, self._height)
+        self._bands = {start: self._bands[start] if start in self._bands else self._band(start) for start in starts}
+        return _joined(
+            [_rows(band, first - start, last - start, self._height) for start, band in self._bands.items()], dim=2
+        )
+
+    def _band(self, start: int) -> Tensor:
+        return self._project(_rows(self._maps, start, start + self._height, self._side))
+
+
+def _rows(maps: Tensor, first: int, last: int, height: int) -> Tensor:
+    """Return the rows [first, last) as far as maps of this height have them."""
+    first, last = max(first, 0), min(last, height)
+    return maps if (first, last) == (0, height) else maps[:, :, first:last]
+
+
+def _joined(parts: Sequence[Tensor], dim: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=dim)
+
+
 def touched_rows(source: int, half: int, edges: range) -> tuple[int, int]:
     """The rows [low, high) of a level of side `source` that the sums at these edges of half the resolution need."""
     scale = source / half
@@ -306,6 +395,8 @@ def edge_matrix(source: int, target: int) -> Tensor:
 # For an even and an odd position: the weights of the pixels before, at and after it, and of the edges before and after.
 _BETWEEN_PIXELS = ((0.25, 0.75, 0.0), (0.0, 0.75, 0.25))
 _BETWEEN_EDGES = ((0.75, 0.25), (0.25, 0.75))
+# A band of a level's projection has at least so many pixels: products of fewer are slower.
+_BAND_PIXELS = 4096
 # ONNX Runtime's blocked layout accepts a grouped convolution only if each group has whole blocks of channels.
 _CHANNELS_OF_A_BLOCK = 16
 
@@ -315,11 +406,6 @@ def _stencil(maps: Tensor, vertical: Sequence[float], horizontal: Sequence[float
     channels = maps.shape[1]
     taps = torch.outer(torch.tensor(vertical), torch.tensor(horizontal)).to(maps)  # [v,h]
     return F.conv2d(maps, taps.expand(channels, 1, -1, -1), groups=channels)
-
-
-def _pointwise(weight: Tensor) -> Tensor:
-    """Turn a layer of all heads into the weight of a grouped 1x1 convolution: [N,out,in] to [N*out,in,1,1]."""
-    return weight.flatten(0, 1)[:, :, None, None]
 
 
 def fold_batch_norm(

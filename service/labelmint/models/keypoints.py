@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from labelmint.models.annotations import AnnotatedDataset, read_keypoints
-from labelmint.models.interpreter import StyleInterpreter, interleave
+from labelmint.models.interpreter import StyleInterpreter, Weights, interleave
 
 # Standard deviation of a target's Gaussian, as a fraction of the image's side: 2 pixels at 128.
 SIGMA = 1.0 / 64.0
@@ -29,25 +29,20 @@ NEAR = 0.01
 
 
 class KeypointInterpreter(StyleInterpreter):
-    """The ensemble with K heat values per head and pixel instead of K classes."""
+    """The ensemble with K heat values per head and pixel instead of K classes.
 
-    def forward(self, features: Mapping[int, Tensor]) -> tuple[Tensor, ...]:
-        """Find the keypoints strip by strip.
+    It returns keypoints float32 [B,K,2] as (x, y) in pixels, pixel centres at integers; confidence float32 [B,K], the
+    mean heat there, nominally 0..1; js_map float32 [B,R,R] in nats, summed over keypoints; js_score [B,1].
+    """
 
-        Args:
-            features: {r: float32 [B,C_r,r,r]} of the spec's layout.
+    def strip(self, parts: Mapping[str, Tensor], weights: Weights) -> tuple[Tensor, ...]:
+        """Return the mean heat [B,S,K,R] and the JS divergence [B,S,R] of a strip's S rows."""
+        mean_heat, *rest = self.statistics(self.outputs(parts, weights))
+        return interleave(mean_heat), interleave(self.divergence(*rest))
 
-        Returns:
-            keypoints float32 [B,K,2] as (x, y) in pixels, pixel centres at integers; confidence float32 [B,K], the
-            mean heat there, nominally 0..1; js_map float32 [B,R,R] in nats, summed over keypoints; js_score [B,1].
-        """
-        heat, js = [], []
-        for outputs in self.strips(features):
-            mean_heat, *rest = self.statistics(outputs)
-            heat.append(interleave(mean_heat))  # [B,S,K,R]
-            js.append(interleave(self.divergence(*rest)))  # [B,S,R]
-        js_map = torch.cat(js, dim=1)  # [B,R,R]
-        return *locate(torch.cat(heat, dim=1)), js_map, self.score(js_map)
+    def finish(self, mean_heat: Tensor, js_map: Tensor) -> tuple[Tensor, ...]:
+        """Return the result of `forward` from the results of all strips, joined: [B,R,K,R] and [B,R,R]."""
+        return *locate(mean_heat), js_map, self.score(js_map)
 
     def statistics(self, outputs: Tensor) -> tuple[Tensor, ...]:
         """Run everything after the heads' last layer, up to sufficient statistics.

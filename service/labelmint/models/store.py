@@ -52,10 +52,10 @@ def save_interpreter(path: Path, interpreter: StyleInterpreter, notes: Mapping[s
     _save(path, "style_interpreter", interpreter, spec=asdict(interpreter.spec), notes=notes)
 
 
-def load_interpreter(path: Path, score_kind: str = "sum") -> StyleInterpreter:
+def load_interpreter(path: Path, score_kind: str = "sum", strip_rows: int | None = None) -> StyleInterpreter:
     spec = _spec(path, {"style_interpreter": _interpreter_spec})
     tensors = safetensors.torch.load_file(path)
-    return build_module(path, lambda: build_interpreter(spec, score_kind), tensors).eval()
+    return build_module(path, lambda: build_interpreter(spec, score_kind, strip_rows), tensors).eval()
 
 
 def _interpreter_spec(data: Mapping[str, Any]) -> InterpreterSpec:

@@ -54,6 +54,8 @@ def learning_of(task: str) -> Learning:
     return _LEARNING[task]
 
 
-def build_interpreter(spec: InterpreterSpec, score_kind: str = "sum") -> StyleInterpreter:
+def build_interpreter(
+    spec: InterpreterSpec, score_kind: str = "sum", strip_rows: int | None = None
+) -> StyleInterpreter:
     """Return the interpreter of the spec's task, with zero weights."""
-    return learning_of(spec.task).INTERPRETER(spec, score_kind)
+    return learning_of(spec.task).INTERPRETER(spec, score_kind, strip_rows)
