@@ -1,12 +1,16 @@
 """The interpreter's ONNX graph, made by repeating one strip, gives the bytes of the graph that torch unrolls."""
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
+from bisect import bisect
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -119,6 +123,37 @@ def test_the_weights_are_in_the_file_once_and_by_name() -> None:
     assert stored.keys() <= read, "the graph computes with the named weights"
     contents = Counter((x.dtype, x.shape, x.tobytes()) for x in stored.values())
     assert max(contents.values()) == 1
+
+
+def strips_in_order_of_execution(data: bytes, feeds: Mapping[str, np.ndarray], prefix: Path) -> list[int]:
+    """Return the number of the strip of each node that ONNX Runtime runs after a strip's convolutions, in its order."""
+    model = onnx.load_from_string(data)
+    joining = max((node for node in model.graph.node if node.op_type == "Concat"), key=lambda node: len(node.input))
+    made_by = {output: index for index, node in enumerate(model.graph.node) for output in node.output}
+    ends = [made_by[name] for name in joining.input]
+    for index, node in enumerate(model.graph.node):
+        node.name = str(index)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.enable_profiling, options.profile_file_prefix = True, str(prefix)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session.run(None, feeds)
+    events = json.loads(Path(session.end_profiling()).read_text())
+    executed = (event["name"].removesuffix("_kernel_time") for event in events if event.get("cat") == "Node")
+    shared = {"Slice", "MatMul", "Concat"}  # strips share the lower levels, which the first of them projects
+    nodes = [int(name) for name in executed if name.isdigit() and int(name) <= ends[-1]]
+    return [bisect(ends, node - 1) for node in nodes if model.graph.node[node].op_type not in shared]
+
+
+@pytest.mark.parametrize("task", ["segmentation", "keypoints"])
+def test_onnx_runtime_ends_a_strip_before_it_begins_another(task: TaskName, tmp_path: Path) -> None:
+    """Otherwise the memory of strips adds up to that of the whole image."""
+    step = step_of(task=task, rows=4)
+    inputs = zip(step.inputs, example_inputs(step, 1), strict=True)
+    feeds = {spec.name: x.numpy() for spec, x in inputs}
+    order = strips_in_order_of_execution(repeated(step), feeds, tmp_path / "profile")
+    assert len(order) >= 8 * 10, "the profile names the nodes"
+    assert len(list(groupby(order))) == 8 == len(set(order))
 
 
 def test_equal_weights_keep_their_names() -> None:
