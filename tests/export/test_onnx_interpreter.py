@@ -26,7 +26,10 @@ from labelmint.export.modules import StyleInterpreterStep, example_inputs
 from labelmint.export.onnx_export import export_onnx
 from labelmint.export.onnx_trace import trace
 from labelmint.models.interpreter import StyleInterpreter, Weights, interleave
+from labelmint.models.layout import MAX_RESOLUTION
 from labelmint.models.tasks import build_interpreter
+from labelmint.triton import onnx_file
+from labelmint.untrusted.content import RegularFile
 from tests.support.interpreters import CHANNELS, SPEC
 
 pytestmark = pytest.mark.torch
@@ -154,6 +157,20 @@ def test_onnx_runtime_ends_a_strip_before_it_begins_another(task: TaskName, tmp_
     order = strips_in_order_of_execution(repeated(step), feeds, tmp_path / "profile")
     assert len(order) >= 8 * 10, "the profile names the nodes"
     assert len(list(groupby(order))) == 8 == len(set(order))
+
+
+def test_the_service_reads_what_any_height_of_the_strips_gives(tmp_path: Path) -> None:
+    def fields(rows: int) -> int:
+        path = tmp_path / f"{rows}.onnx"
+        path.write_bytes(repeated(step_of(rows=rows)))
+        with RegularFile(path, onnx_file.MAX_ONNX_BYTES) as file:
+            walk = onnx_file._Walk(file)
+            walk.model()
+        return onnx_file.MAX_FIELDS - walk._left
+
+    more_strips = SPEC.resolution // 2 - SPEC.resolution // 4
+    of_a_strip = (fields(2) - fields(4)) / more_strips
+    assert of_a_strip * MAX_RESOLUTION / 2 < 0.9 * onnx_file.MAX_FIELDS
 
 
 def test_equal_weights_keep_their_names() -> None:
