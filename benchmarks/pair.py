@@ -3,8 +3,9 @@
 Rules of this file:
 - The models are the demo as committed, and StyleGAN2 at 512 x 512 with its own channel table, random weights and 10
   classifiers.
-- "As served" is a real Triton with one batch at a time. The seconds of a step are those that Triton counts; the rest of
-  the call is the cost of the server. Seconds are per sample.
+- "As served" is a real Triton as `labelmint serve` runs it, with one batch at a time: the interpreter runs in the C
+  kernel where that can run. The seconds of a step are those that Triton counts; the rest of the call is the cost of
+  the server. Seconds are per sample.
 - "By library" is the same weights as ONNX under ONNX Runtime, as TorchScript under torch, and the ONNX file under
   OpenVINO's execution provider. `step_runner.py` runs each in a separate process. CUDA and TensorRT are measured too if
   ONNX Runtime has them. The interpreter's inputs are features from the generator.

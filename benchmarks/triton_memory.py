@@ -4,10 +4,10 @@ Rules of this file:
 - Each run is a process of `native_backend.py`, which runs the models as Triton's native ONNX Runtime backend does.
 - Memory depends on which steps run at the same moment, so each case has several runs, and all of them are reported.
 - The estimate here is without the server itself, which these processes do not contain.
-- For the threads, as many other processes as there are cores keep these busy: the cores of a node are shared.
+- Threads are measured on idle cores, and while as many other processes as there are cores keep these busy.
 
-Run it as `python benchmarks/triton_memory.py` (ten minutes); it writes benchmarks/results/triton_memory.json and prints
-a table.
+Run it as `python benchmarks/triton_memory.py` (ten minutes; `--threads` measures only these); it writes
+benchmarks/results/triton_memory.json and prints a table.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ BASE = ("--one-pool", "--threads", "2")
 ARMS = {
     "a pool for each model, a thread for each core (the default)": (),
     "a pool for each model, 16 threads (the default on 16 cores)": ("--threads", "16"),
+    "a pool for each model, 1 thread": ("--threads", "1"),
     "one pool, 2 threads (`k8s/base`)": BASE,
     "one pool, 1 thread": ("--one-pool", "--threads", "1"),
     "a pool for each model, not spinning (the Triton of `pip`)": ("--no-spinning",),
@@ -91,35 +92,42 @@ def memory(runs: int) -> list[Figures]:
 
 def threads(runs: int) -> dict[str, Figures]:
     """The runs of the arms alternate, so that a change of the machine's speed affects all of them."""
-    rounds = []
-    with busy_cores(floor.available_cores()):
-        for _ in range(runs):
-            rounds.append(
-                {
-                    arm: run(DEMO, ("faces", "faces_keypoints"), "--alone", "--batches", str(SAMPLES), *options)
-                    for arm, options in ARMS.items()
-                }
-            )
+    rounds = [{arm: hosts(options) for arm, options in ARMS.items()} for _ in range(runs)]
     arms = {}
     for arm in ARMS:
-        figures = {name: spread([each[arm][name] for each in rounds]) for name in ("seconds", "cpu_seconds")}
-        arms[arm] = {"threads": max(each[arm]["threads"] for each in rounds), **figures}
-        print(f"{arm}: {arms[arm]['threads']} threads, {figures['seconds']['median']:.2f} s", flush=True)
+        arms[arm] = {"threads": max(each[arm]["idle"]["threads"] for each in rounds)} | {
+            host: {name: spread([each[arm][host][name] for each in rounds]) for name in ("seconds", "cpu_seconds")}
+            for host in ("idle", "busy")
+        }
+        seconds = [arms[arm][host]["seconds"]["median"] for host in ("idle", "busy")]
+        print(f"{arm}: {arms[arm]['threads']} threads, {seconds[0]:.2f} s, busy {seconds[1]:.2f} s", flush=True)
     return arms
+
+
+def hosts(options: Sequence[str]) -> dict[str, Figures]:
+    """Run an arm on idle cores, and on busy ones."""
+
+    def measure() -> Figures:
+        return run(DEMO, ("faces", "faces_keypoints"), "--alone", "--batches", str(SAMPLES), *options)
+
+    idle = measure()
+    with busy_cores(floor.available_cores()):
+        return {"idle": idle, "busy": measure()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--threads", action="store_true", help="only measure what threads cost")
     arguments = parser.parse_args()
-    found = {
+    found = json.loads(RESULTS.read_text()) if arguments.threads else {"memory": memory(arguments.runs)}
+    found |= {
         "onnxruntime": onnxruntime.__version__,
         "cores": floor.available_cores(),
         "runs": arguments.runs,
         "samples": SAMPLES,
         "triton": TRITON_BYTES / 2**20,
         "threads": threads(arguments.runs),
-        "memory": memory(arguments.runs),
     }
     resuming.write(RESULTS, found)
 

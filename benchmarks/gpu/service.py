@@ -1,8 +1,8 @@
 """Measures the whole service where the wheel of Triton is installed, with labelmint's `pytorch` backend.
 
 Rules of this file:
-- The repository is what `labelmint export --format torchscript` writes. That backend runs on the CPU only, so on a GPU
-  this is not measured, and the results say so.
+- The repository is what `labelmint export --format torchscript` writes. On a GPU its steps get KIND_GPU; that backend
+  takes tensors through the host's memory, which the native one of NVIDIA's container does not.
 - Requests go to Triton directly, in a closed loop, for a fixed time; seconds of a step are those that Triton counts.
 """
 
@@ -28,11 +28,11 @@ def serve(device: torch.device, *, tiny: bool, seconds: float) -> dict[str, Any]
     """Raises Unavailable without the wheel, and ModuleNotFoundError without what serves with it."""
     if machine.version_of("nvidia-pytriton") is None:
         raise arms.Unavailable("not installed: nvidia-pytriton")
-    if device.type == "cuda":
-        raise arms.Unavailable("labelmint's `pytorch` backend runs on the CPU only")
     case = cases_of(tiny)[-1]
     with tempfile.TemporaryDirectory() as directory:
         export_repository_of(Path(directory), case.build())
+        if device.type == "cuda":
+            put_on_gpu(Path(directory))
         return {
             "case": case.name,
             "format": "torchscript",
@@ -45,6 +45,20 @@ def export_repository_of(repository: Path, weights: Any) -> None:
     from labelmint.export.repository import export_repository
 
     export_repository(repository, NAME, weights, file_format="torchscript", staged=False)
+
+
+def put_on_gpu(repository: Path) -> None:
+    """Give each step of the `pytorch` backend to the first GPU."""
+    from tritonclient.grpc import model_config_pb2 as pb
+
+    from labelmint.triton.model_config import read_config, write_config
+
+    for path in repository.glob("*/config.pbtxt"):
+        config = read_config(path)
+        if config.backend == "pytorch":
+            del config.instance_group[:]
+            config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_GPU, gpus=[0], count=1)
+            write_config(path, config)
 
 
 async def loops(repository: Path, seconds: float) -> dict[str, Any]:

@@ -13,9 +13,11 @@ import pytest
 
 pytest.importorskip("torch")
 pytest.importorskip("triton")
-from gpu import arms, measure, page, results
-from gpu.cases import TINY
+from gpu import arms, measure, page, results, service
+from gpu.cases import TINY, cases_of
+from tritonclient.grpc import model_config_pb2 as pb
 
+from labelmint.triton.model_config import read_config
 from tests.conftest import ROOT
 
 pytestmark = [pytest.mark.torch, pytest.mark.triton, pytest.mark.minutes]
@@ -145,6 +147,15 @@ def test_a_sample_of_the_kernel_has_its_bytes_in_any_batch(rehearsal: dict[str, 
             assert figures["same_bytes"] == {"after other samples": True, "in a batch of 2": True}, name
 
 
+def test_on_a_gpu_each_step_of_the_service_gets_it(tmp_path: Path) -> None:
+    service.export_repository_of(tmp_path, cases_of(True)[-1].build())
+    service.put_on_gpu(tmp_path)
+    groups = {path.parent.name: read_config(path).instance_group for path in tmp_path.glob("*/config.pbtxt")}
+    asked = {name: [(group.kind, list(group.gpus)) for group in found] for name, found in groups.items() if found}
+    on_gpu = [(pb.ModelInstanceGroup.KIND_GPU, [0])]
+    assert asked == {f"{service.NAME}_{step}": on_gpu for step in ("generator", "style_interpreter")}
+
+
 def test_the_soak_and_the_service_are_measured(rehearsal: dict[str, Any]) -> None:
     soak, service = rehearsal["soak"], rehearsal["service"]
     assert soak["same_bytes_at_the_end"] is True and soak["samples_per_second"] > 0
@@ -235,3 +246,10 @@ def test_without_a_gpu_it_says_what_to_do(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 2 and "--device cpu --tiny" in done.stderr and not (tmp_path / "r.json").exists()
+
+
+def test_the_share_inside_kernels_leaves_out_the_time_between_them() -> None:
+    batch = {"share_of_gemm": 0.3, "seconds": {"median": 4e-3}}
+    assert page.share(batch, {"heads": 1.5e-3, "projection": 0.5e-3}) == "30% (60% inside kernels)"
+    assert page.share(batch, None) == "30%"
+    assert page.share({}, None) == ""

@@ -17,11 +17,14 @@ import triton_python_backend_utils as pb_utils
 class Backend:
     """The base of a `TritonPythonModel` that runs a file of the repository with a library of this environment.
 
-    A subclass defines `name`, `default_filename` (the file name of its models), `load` and `run`.
+    A subclass defines `name`, `default_filename` (the file name of its models), `load` and `run`. One that runs on GPUs
+    also sets `runs_on_gpus`, and honours `device`.
     """
 
     name: str
     default_filename: str
+    runs_on_gpus = False
+    device = "cpu"  # that the instance group asks for, as torch writes it
 
     def load(self, path, config, parameters):
         """Load the file. `config` is the model's configuration; `parameters` are its parameters as strings."""
@@ -38,6 +41,8 @@ class Backend:
     def initialize(self, args):
         config = json.loads(args["model_config"])
         if args["model_instance_kind"] == "GPU":
+            self.device = f"cuda:{args['model_instance_device_id']}"
+        if self.device != "cpu" and not self.runs_on_gpus:
             raise pb_utils.TritonModelException(
                 "this backend runs on the CPU only; for GPUs use NVIDIA's Triton container, which has the native one"
             )
