@@ -1,15 +1,60 @@
-"""The renderer: exact, pure, and separable into geometry and appearance."""
+"""The renderer: exact, pure, continuous, and separable into geometry and appearance."""
+
+import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from demo import faces
+from demo.faces import scene
 
 pytestmark = pytest.mark.torch
+
+COUNT = 24
+GLASSES, MASCULINE, HAT, EARRING, FRINGE, TIED, BALD, CURL, LONG, LIDS = 26, 6, 27, 28, 12, 14, 11, 9, 8, 16
+
+
+def drawn(count: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(count, faces.Z_DIM, generator=torch.Generator().manual_seed(seed))
+
+
+def with_coordinates(z: torch.Tensor, **values: float) -> torch.Tensor:
+    """Normalise z, set coordinates of the geometry, and keep the mean square with the last coordinate of the
+    appearance, so the other coordinates of the geometry keep their meaning."""
+    z = z * z.square().mean(dim=1, keepdim=True).rsqrt()
+    z[:, faces.GEOMETRY_DIMS :] = 0.0
+    for index, value in values.items():
+        z[:, int(index[1:])] = value
+    left = faces.Z_DIM - z.square().sum(dim=1)
+    assert float(left.min()) > 0.0
+    z[:, -1] = left.sqrt()
+    return z
+
+
+def set_(z: torch.Tensor, values: dict[int, float]) -> torch.Tensor:
+    return with_coordinates(z, **{f"c{index}": value for index, value in values.items()})
+
+
+PLAIN = {
+    GLASSES: 0.0,
+    MASCULINE: -0.3,
+    HAT: 0.0,
+    EARRING: 0.0,
+    FRINGE: -1.0,
+    TIED: 0.0,
+    BALD: 0.0,
+    LONG: -1.0,
+    LIDS: 0.5,
+}
+
+
+def is_(label: torch.Tensor, *names: str) -> torch.Tensor:
+    return torch.stack([label == faces.CLASS_NAMES.index(name) for name in names]).any(dim=0)
 
 
 @pytest.fixture(scope="module")
 def z() -> torch.Tensor:
-    return torch.randn(64, faces.Z_DIM, generator=torch.Generator().manual_seed(0))
+    return drawn(COUNT)
 
 
 @pytest.fixture(scope="module")
@@ -18,44 +63,22 @@ def batch(z: torch.Tensor) -> faces.Faces:
 
 
 def test_shapes_and_ranges(batch: faces.Faces) -> None:
-    assert batch.image.shape == (64, 3, 128, 128) and batch.image.dtype == torch.float32
+    assert batch.image.shape == (COUNT, 3, 128, 128) and batch.image.dtype == torch.float32
     assert float(batch.image.min()) >= -1.0 and float(batch.image.max()) <= 1.0
-    assert batch.label.shape == (64, 128, 128) and batch.label.dtype == torch.uint8
-    assert batch.keypoints.shape == (64, len(faces.KEYPOINT_NAMES), 2)
-
-
-def test_every_face_has_every_part_and_some_are_small(batch: faces.Faces) -> None:
-    areas = torch.stack([torch.bincount(label.flatten().long(), minlength=12) for label in batch.label])  # [B,K]
-    # Hair may hide an ear and a mouth may be shut; all other parts are always seen.
-    for index, name in enumerate(faces.CLASS_NAMES):
-        seen = float((areas[:, index] > 0).float().mean())
-        assert seen == 1.0 or (name in ("ear", "mouth") and seen > 0.9), (name, seen)
-    eye = faces.CLASS_NAMES.index("eye")
-    smallest = [min(region_sizes(label == eye)) for label in batch.label]
-    assert sum(size < 20 for size in smallest) > len(smallest) / 2
-
-
-def region_sizes(mask: torch.Tensor) -> list[int]:
-    """Sizes of the 4-connected regions of a mask, in pixels."""
-    left = {(int(y), int(x)) for y, x in mask.nonzero()}
-    sizes = []
-    while left:
-        frontier = [left.pop()]
-        size = 0
-        while frontier:
-            y, x = frontier.pop()
-            size += 1
-            near = {(y + 1, x), (y - 1, x), (y, x + 1), (y, x - 1)} & left
-            left -= near
-            frontier.extend(near)
-        sizes.append(size)
-    return sizes
+    assert batch.label.shape == (COUNT, 128, 128) and batch.label.dtype == torch.uint8
+    assert batch.keypoints.shape == (COUNT, len(faces.KEYPOINT_NAMES), 2)
+    assert len(faces.CLASS_NAMES) == len(faces.PALETTE) == len(set(faces.PALETTE))
 
 
 def test_a_face_does_not_depend_on_its_batch(z: torch.Tensor, batch: faces.Faces) -> None:
     alone = faces.render(z[5:6])
     assert torch.equal(alone.label[0], batch.label[5])
-    torch.testing.assert_close(alone.image[0], batch.image[5], atol=1e-6, rtol=0)
+    torch.testing.assert_close(alone.image[0], batch.image[5], atol=1e-5, rtol=0)
+
+
+def test_the_same_latent_gives_the_same_bytes(z: torch.Tensor, batch: faces.Faces) -> None:
+    again = faces.render(z)
+    assert all(torch.equal(getattr(again, name), getattr(batch, name)) for name in ("image", "label", "keypoints"))
 
 
 def test_scale_of_the_latent_does_not_matter(z: torch.Tensor, batch: faces.Faces) -> None:
@@ -63,24 +86,199 @@ def test_scale_of_the_latent_does_not_matter(z: torch.Tensor, batch: faces.Faces
     assert float((scaled.label == batch.label).float().mean()) > 0.9999
 
 
-def test_style_changes_colours_and_keeps_geometry(z: torch.Tensor, batch: faces.Faces) -> None:
-    mixed = faces.render(z, z.flip(0))
-    assert torch.equal(mixed.label, batch.label)
-    assert torch.equal(mixed.keypoints, batch.keypoints)
-    assert float((mixed.image - batch.image).abs().mean()) > 0.1
+def test_a_mask_is_the_majority_and_an_image_the_mean_of_a_drawing_four_times_as_large(
+    z: torch.Tensor, batch: faces.Faces
+) -> None:
+    large = faces.render(z[:8], resolution=512, supersampling=1)
+    votes = F.avg_pool2d(F.one_hot(large.label.long(), len(faces.CLASS_NAMES)).permute(0, 3, 1, 2).float(), 4)
+    assert torch.equal(votes.argmax(dim=1).to(torch.uint8), batch.label[:8])  # argmax takes the first of equals
+    error = (F.avg_pool2d(large.image, 4) - batch.image[:8]).abs()
+    assert float(error.mean()) < 1 / 255 and float(error.flatten().quantile(0.999)) < 16 / 255
+    torch.testing.assert_close((large.keypoints + 0.5) / 4 - 0.5, batch.keypoints[:8], atol=1e-4, rtol=0)
 
 
-def test_keypoints_lie_on_their_parts(batch: faces.Faces) -> None:
-    near = {"left_eye": ("eye", "iris"), "right_eye": ("eye", "iris"), "nose_tip": ("nose",)}
-    for name, parts in near.items():
-        index = faces.KEYPOINT_NAMES.index(name)
-        ids = {faces.CLASS_NAMES.index(part) for part in parts}
-        for label, points in zip(batch.label, batch.keypoints, strict=True):
-            x, y = (round(float(value)) for value in points[index])
-            window = label[y - 2 : y + 3, x - 2 : x + 3].flatten().tolist()
-            assert ids.intersection(window), name
+def test_fewer_subsamples_change_edges_only(z: torch.Tensor, batch: faces.Faces) -> None:
+    coarse = faces.render(z, supersampling=2)
+    assert float((coarse.label == batch.label).float().mean()) > 0.985
+    assert float((coarse.image - batch.image).abs().mean()) < 1.5 / 255
+
+
+def test_appearance_moves_nothing_and_geometry_colours_nothing(z: torch.Tensor) -> None:
+    """A change of sign keeps the mean square of a latent."""
+    g, a = z[:8], z[8:16]
+    half = torch.ones(faces.Z_DIM)
+    half[: faces.GEOMETRY_DIMS] = -1.0
+    mixed = faces.render(g, a)
+    other_colours = faces.render(-half * g, -a)
+    assert torch.equal(other_colours.label, mixed.label) and torch.equal(other_colours.keypoints, mixed.keypoints)
+    assert float((other_colours.image - mixed.image).abs().mean()) > 0.1
+    assert torch.equal(faces.render(-half * g, half * a).image, mixed.image)
+
+
+def test_every_coordinate_of_the_latent_is_used(z: torch.Tensor) -> None:
+    """Each changes masks or colours of some face; a coordinate without effect would be a parameter nobody reads."""
+    few = z[:8]
+    base = faces.render(few, resolution=64, supersampling=2)
+    unused = []
+    for index in range(faces.Z_DIM):
+        changed = few.clone()
+        changed[:, index] *= -1.0
+        face = faces.render(changed, resolution=64, supersampling=2)
+        if torch.equal(face.image, base.image):
+            unused.append(index)
+        if index >= faces.GEOMETRY_DIMS:
+            assert torch.equal(face.label, base.label), index
+    assert unused == []
+
+
+def test_rare_parts_are_as_rare_as_promised() -> None:
+    """A part counts where at least four of the 64x64 pixels show it."""
+    count = 4000
+    seen = torch.zeros(len(faces.CLASS_NAMES))
+    for z in drawn(count, seed=3).split(100):
+        label = faces.render(z, resolution=64, supersampling=1).label
+        areas = F.one_hot(label.flatten(1).long(), len(faces.CLASS_NAMES)).sum(dim=1)  # [b,K]
+        seen += (areas >= 4).sum(dim=0)
+    rate = dict(zip(faces.CLASS_NAMES, (seen / count).tolist(), strict=True))
+    for name, promised in {"glasses": 0.10, "beard": 0.12, "hat": 0.06, "earring": 0.04}.items():
+        # Three standard errors of a proportion, and as much again for the parts' own narrow bands.
+        assert abs(rate[name] - promised) < 6.0 * math.sqrt(promised * (1 - promised) / count), rate
+    for name in ("background", "neck", "clothes", "skin", "nose", "lip", "eye"):
+        assert rate[name] > 0.95, rate
+    for name in ("hair", "ear", "brow", "iris"):
+        assert rate[name] > 0.5, rate
+    assert 0.2 < rate["mouth"] < 0.9, rate
+
+
+@pytest.mark.parametrize("index", range(faces.Z_DIM))
+def test_a_small_step_along_a_coordinate_changes_an_image_a_little(index: int) -> None:
+    """From -3 to 3 standard deviations, so across the thresholds of all rare parts."""
+    values = torch.linspace(-3.0, 3.0, 241)
+    base = set_(drawn(1, seed=index), {}).repeat(len(values), 1)
+    style = drawn(1, seed=100 + index).repeat(len(values), 1)
+    if index < faces.GEOMETRY_DIMS:
+        left = base[:, -1].square() + base[:, index].square() - values.square()
+        base[:, index], base[:, -1] = values, left.clamp(min=0.0).sqrt()
+    else:
+        style[:, index] = values
+    step = faces.render(base, style, resolution=64, supersampling=2).image.diff(dim=0).abs().mean(dim=(1, 2, 3))
+    assert float(step.max()) < LARGEST_STEP, float(step.max())
+
+
+LARGEST_STEP = 0.03  # a hat that appeared at once would change the mean by 0.1 and more
+
+
+def test_small_steps_in_random_directions_change_an_image_a_little() -> None:
+    z = drawn(64, seed=9)
+    step = 0.002 * drawn(64, seed=10)
+    before = faces.render(z, resolution=64, supersampling=4).image
+    change = (faces.render(z + step, resolution=64, supersampling=4).image - before).abs().mean(dim=(1, 2, 3))
+    assert float(change.max()) < 0.01 and float(change.mean()) < 0.003
+
+
+@pytest.mark.parametrize("coordinate, name", [(GLASSES, "glasses"), (EARRING, "earring")])
+def test_a_part_that_is_put_on_changes_only_the_pixels_of_its_mask(coordinate: int, name: str) -> None:
+    z, style = drawn(16, seed=21), drawn(16, seed=22)
+    bare = faces.render(set_(z, PLAIN), style, supersampling=1)
+    worn = faces.render(set_(z, PLAIN | {coordinate: 2.5}), style, supersampling=1)
+    changed = bare.label != worn.label
+    assert bool((changed == is_(worn.label, name)).all())
+    assert bool((is_(worn.label, name).sum(dim=(1, 2)) > 8).all())
+    assert not bool(is_(bare.label, name).any())
+
+
+def test_glasses_lie_over_eyes_brows_and_nose_but_below_the_fringe() -> None:
+    z, style = drawn(16, seed=21), drawn(16, seed=22)
+    bare = faces.render(set_(z, PLAIN), style, supersampling=1).label
+    worn = faces.render(set_(z, PLAIN | {GLASSES: 2.5}), style, supersampling=1).label
+    covered = bare[is_(worn, "glasses")]
+    assert all(bool(is_(covered, name).any()) for name in ("skin", "nose", "brow"))
+    low = PLAIN | {FRINGE: 2.5}
+    fringe = is_(faces.render(set_(z, low), style, supersampling=1).label, "hair")
+    worn = faces.render(set_(z, low | {GLASSES: 2.5}), style, supersampling=1).label
+    assert bool(is_(worn, "hair")[fringe].all())
+
+
+def test_hair_covers_ears_earrings_and_temples() -> None:
+    z, style = drawn(16, seed=21), drawn(16, seed=22)
+    short = PLAIN | {EARRING: 2.5, GLASSES: 2.5}
+    long = short | {LONG: 2.2}
+    before = faces.render(set_(z, short), style, supersampling=1).label
+    after = faces.render(set_(z, long), style, supersampling=1).label
+    for name in ("ear", "earring"):
+        assert bool(is_(before, name).any()) and int(is_(after, name).sum()) < 0.05 * int(is_(before, name).sum()), name
+
+
+def test_a_hat_is_in_front_of_hair_and_brow() -> None:
+    z, style = drawn(16, seed=31), drawn(16, seed=32)
+    for brim in (-2.0, 2.0):
+        label = faces.render(
+            set_(z, PLAIN | {HAT: 2.5, FRINGE: 2.0, CURL: 2.0, 30: brim}), style, supersampling=1
+        ).label
+        hat = is_(label, "hat")
+        assert bool((hat.sum(dim=(1, 2)) > 1500).all())
+        above, below = hat.cumsum(dim=1) > 0, hat.flip(1).cumsum(dim=1).flip(1) > 0
+        assert bool(hat[above & below].all())  # nothing interrupts a hat from its top to its lower edge
+    bare = faces.render(set_(z, PLAIN), style, supersampling=1).label
+    worn = faces.render(set_(z, PLAIN | {HAT: 2.5}), style, supersampling=1).label
+    assert int(is_(worn, "hair").sum()) < 0.6 * int(is_(bare, "hair").sum())
+
+
+def test_a_beard_surrounds_the_mouth_and_covers_the_neck() -> None:
+    z, style = drawn(16, seed=41), drawn(16, seed=42)
+    bare = faces.render(set_(z, PLAIN | {MASCULINE: 1.0}), style, supersampling=1).label
+    worn = faces.render(set_(z, PLAIN | {MASCULINE: 2.6}), style, supersampling=1).label
+    assert not bool(is_(bare, "beard").any())
+    covered = bare[is_(worn, "beard")]
+    assert bool(is_(covered, "skin").any()) and bool(is_(covered, "neck").any())
+    lips = is_(worn, "lip", "mouth").sum(dim=(1, 2)).float()
+    assert bool((lips > 0.7 * is_(bare, "lip", "mouth").sum(dim=(1, 2))).all())
+
+
+def at(label: torch.Tensor, point: torch.Tensor) -> str:
+    x, y = (round(float(value)) for value in point)
+    return faces.CLASS_NAMES[int(label[y, x])]
+
+
+def test_open_eyes_contain_their_keypoints_and_noses_theirs() -> None:
+    face = faces.render(set_(drawn(32, seed=51), PLAIN))
+    for label, points in zip(face.label, face.keypoints, strict=True):
+        assert at(label, points[0]) in ("eye", "iris") and at(label, points[1]) in ("eye", "iris")
+        assert at(label, points[2]) == "nose"
+
+
+def test_closed_eyes_show_no_iris_and_keep_their_lashes() -> None:
+    z = drawn(16, seed=51)
+    closed = faces.render(set_(z, PLAIN | {LIDS: -2.5})).label
+    opened = faces.render(set_(z, PLAIN)).label
+    assert not bool(is_(closed, "iris").any()) and bool(is_(opened, "iris").any(dim=-1).any(dim=-1).all())
+    assert bool(is_(closed, "eye").any(dim=-1).any(dim=-1).all())
+
+
+def test_lips_end_at_the_corners_of_the_mouth() -> None:
+    face = faces.render(set_(drawn(32, seed=61), PLAIN))
+    for label, points in zip(face.label, face.keypoints, strict=True):
+        left, right = points[3], points[4]
+        y, x = is_(label, "lip", "mouth").nonzero(as_tuple=True)
+        pixels = torch.stack([x, y], dim=1).float()  # [n,2]
+        along = (right - left) / (right - left).norm()
+        place = (pixels - left) @ along
+        assert abs(float(place.min())) < 1.6, float(place.min())
+        assert abs(float(place.max() - (right - left).norm())) < 1.6
+        for corner in (left, right):
+            assert float((pixels - corner).norm(dim=1).min()) < 1.6
 
 
 def test_pose_is_moderate(batch: faces.Faces) -> None:
-    nose = batch.keypoints[:, faces.KEYPOINT_NAMES.index("nose_tip"), 0]
-    assert float((nose - 63.5).abs().max()) < 0.15 * 128
+    points = faces.render(drawn(500, seed=71), resolution=64, supersampling=1).keypoints
+    nose = points[:, faces.KEYPOINT_NAMES.index("nose_tip")]
+    assert float((nose - 31.5).abs().max()) < 0.25 * 64
+    assert float(nose[:, 0].std()) > 0.05 * 64
+
+
+def test_scene_parameters_are_finite_in_the_tails() -> None:
+    for value in (-30.0, 30.0):
+        z = torch.zeros(faces.Z_DIM, faces.Z_DIM).fill_diagonal_(value)
+        for part in (scene.geometry(z), scene.appearance(z)):
+            assert all(bool(torch.isfinite(field).all()) for field in vars(part).values())
+        assert bool(torch.isfinite(faces.render(z, resolution=32).image).all())
