@@ -37,27 +37,54 @@ EVALUATION_SEED = 4_200_000_000
 
 
 def evaluate_generator(path: Path, segmenter_path: Path, count: int, *, sheet: Path | None) -> dict[str, object]:
-    """Measure the PSNR against the renderer, and the independent segmenter's IoU on the generated images."""
+    """Measure PSNR and sharpness against the renderer, and the independent segmenter's IoU on the generated images."""
     generator = load_generator(path)
     judge = Segmenter()
     judge.load_state_dict(torch.load(segmenter_path, weights_only=True))
     judge.eval()
     values, counts = [], torch.zeros(metrics.NUM_CLASSES, metrics.NUM_CLASSES, dtype=torch.long)
+    generated, rendered = torch.zeros(metrics.OCTAVES).double(), torch.zeros(metrics.OCTAVES).double()
+    seen = torch.zeros(metrics.NUM_CLASSES, dtype=torch.long)  # in how many seeds
     pairs: list[tuple[Tensor, Tensor]] = []
     for seed in tqdm(range(EVALUATION_SEED, EVALUATION_SEED + count), desc="generator", unit="img"):
         exact = render_seed(seed)
         image, _ = draw(generator, seed, 1.0, layout="paper")
         values.append(metrics.psnr(image, exact.image))
         counts += metrics.confusion(segment(judge, image), exact.label)
+        seen += torch.bincount(exact.label.flatten(), minlength=metrics.NUM_CLASSES) > 0
+        generated += metrics.gradient_energy(image.clamp(-1.0, 1.0))
+        rendered += metrics.gradient_energy(exact.image)
         if len(pairs) < 16:
             pairs.append((exact.image[0], image[0]))
     if sheet is not None:
         write_sheet(sheet, pairs)
     by_class = metrics.iou(counts)
+    share = dict(zip(by_class, (seen / count).tolist(), strict=True))
     mean = float(torch.cat(values).mean())
     print(f"PSNR against the renderer on {count} unseen seeds: {mean:.2f} dB")
-    print(f"IoU of an independent segmenter on the generated images:\n{metrics.table(by_class)}")
-    return {"seeds": count, "psnr_db": mean, "segmenter_iou": by_class}
+    sharpness = metrics.sharpness(generated, rendered)
+    print("gradient energy, generated / rendered, by octave (pixels per side):")
+    print("\n".join(f"  {octave:>3}  {ratio:.3f}" for octave, ratio in sharpness.items()))
+    print("IoU of an independent segmenter on the generated images:")
+    for kind, rare in (("common", False), ("rare", True)):
+        chosen = {name: value for name, value in by_class.items() if (share[name] < metrics.RARE) == rare}
+        if chosen:
+            print(
+                f"{kind} classes, which the masks of {_percent(min(share[n] for n in chosen))} to "
+                f"{_percent(max(share[n] for n in chosen))} of the seeds have:\n{metrics.table(chosen)}"
+            )
+    print(f"mean over all classes: {sum(by_class.values()) / len(by_class):.3f}")
+    return {
+        "seeds": count,
+        "psnr_db": mean,
+        "sharpness": sharpness,
+        "segmenter_iou": by_class,
+        "share_of_seeds": share,
+    }
+
+
+def _percent(share: float) -> str:
+    return f"{100.0 * share:.1f} %"
 
 
 def evaluate_interpreter(generator_path: Path, path: Path, count: int) -> dict[str, object]:
@@ -235,7 +262,7 @@ def main() -> None:
         added.add_argument("--json", type=Path, help="file to store the figures in")
         return added
 
-    command("generator", "generator", "segmenter", count=256).add_argument("--sheet", type=Path)
+    command("generator", "generator", "segmenter", count=1024).add_argument("--sheet", type=Path)
     command("interpreter", "generator", "interpreter", count=500)
     command("keypoints", "generator", "interpreter", count=500)
     command("gate", "repository", count=1000)

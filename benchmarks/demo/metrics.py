@@ -1,23 +1,70 @@
-"""Metrics of the demo: PSNR of images and IoU of masks.
+"""Metrics of the demo: PSNR and sharpness of images, IoU of masks.
 
 Rules of this file:
-- IoU is computed from one confusion matrix over all images. It is not the mean of the IoU of each image.
+- IoU is computed from one confusion matrix over all images. It is not the mean of the IoU of each image. So the IoU of
+  a rare class counts its pixels where it occurs, and the pixels where it was found by mistake.
+- Sharpness is a ratio of two sums over all images, for the same reason.
 """
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from demo import faces
 
 NUM_CLASSES = len(faces.CLASS_NAMES)
+RARE = 0.25  # a class is rare if fewer seeds have it
+OCTAVES = 4  # 128, 64, 32 and 16 pixels per side
 
 
 def psnr(image: Tensor, target: Tensor) -> Tensor:
     """Return the peak signal-to-noise ratio in dB, [B], of float images [B,3,R,R] in [-1,1]."""
     error = (image.clamp(-1.0, 1.0) - target) / 2.0
     return -10.0 * error.square().flatten(1).mean(dim=1).log10()
+
+
+def octaves(image: Tensor) -> list[Tensor]:
+    """Split images [B,C,R,R] into the first OCTAVES bands of a Laplacian pyramid, [B,C,R,R], [B,C,R/2,R/2], ...
+
+    A band is the image at its resolution minus the image at half of it, enlarged. The filter of both ways is the
+    binomial one, 1 3 3 1; pixels beyond the border repeat the border. The rest of the pyramid is left out.
+    """
+    bands = []
+    for _ in range(OCTAVES):
+        smaller = halved(image)
+        bands.append(image - F.interpolate(smaller, scale_factor=2.0, mode="bilinear", align_corners=False))
+        image = smaller
+    return bands
+
+
+def halved(image: Tensor) -> Tensor:
+    """Filter [B,C,R,R] with 1 3 3 1 in both directions and take every second pixel, [B,C,R/2,R/2]."""
+    channels = image.shape[1]
+    tap = torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=image.dtype, device=image.device) / 8.0
+    padded = F.pad(image, (1, 1, 1, 1), mode="replicate")
+    rows = F.conv2d(padded, tap.view(1, 1, 4, 1).expand(channels, 1, 4, 1), stride=(2, 1), groups=channels)
+    return F.conv2d(rows, tap.view(1, 1, 1, 4).expand(channels, 1, 1, 4), stride=(1, 2), groups=channels)
+
+
+def gradient_energy(image: Tensor) -> Tensor:
+    """Return per octave, [OCTAVES], the sum of squared differences of neighbours over images [B,C,R,R]."""
+    return torch.stack([_squared_differences(band) for band in octaves(image)])
+
+
+def _squared_differences(band: Tensor) -> Tensor:
+    dx, dy = band[..., 1:] - band[..., :-1], band[..., 1:, :] - band[..., :-1, :]
+    return dx.double().square().sum() + dy.double().square().sum()
+
+
+def sharpness(generated: Tensor, rendered: Tensor) -> dict[str, float]:
+    """Divide the gradient energies [OCTAVES] of two sets of images, octave by octave, the finest first.
+
+    A blurred picture has less than 1 in the fine octaves. The mean over what a generator cannot place is such a picture.
+    """
+    names = [str(faces.RESOLUTION >> octave) for octave in range(OCTAVES)]
+    return dict(zip(names, (generated / rendered).tolist(), strict=True))
 
 
 def confusion(predicted: Tensor, exact: Tensor) -> Tensor:

@@ -1,25 +1,31 @@
-"""Fits the demo generator to the procedural renderer by regression from z, progressively 16 -> 32 -> 64 -> 128.
+"""Fits the demo generator to the procedural renderer by regression from z, progressively, with an adversarial finish.
 
 Rules of this file:
 - Every batch is new. Its latents come from a random generator that is seeded with the step number, so a resumed run
-  uses the same latents as an uninterrupted run.
+  uses the same latents as an uninterrupted run, and both end with the same weights.
 - The weight of a pixel is proportional to (area of its part) ** -0.6. With a plain L1 loss, eyes and brows vanish.
 - Half of each batch mixes two latents at `CROSSOVER`. The target has the geometry of the first and the colours of the
   second. So the early layers learn shape, and the late layers learn appearance.
-- The checkpoint has everything that a resumed run needs. It is written to a temporary file that is then renamed, so an
-  interrupted run leaves no incomplete checkpoint.
+- The loss has the error itself and its Laplacian pyramid. The fine bands are small in the error, so a loss without them
+  leaves edges blurred.
+- In the last phase a discriminator sharpens the images. At the images, its gradient is shorter than the regression's,
+  so it cannot move a part.
+- A phase renders no more than it needs: its own resolution, and fewer subsamples in a pixel until the last phases.
+- The checkpoint has everything that a resumed run needs, on the CPU, so a run may change its device.
 
-Run it as `PYTHONPATH=benchmarks python -m demo.train_generator OUT`.
+Run it as `PYTHONPATH=benchmarks python -m demo.train_generator OUT`; the same command continues an interrupted run.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,38 +33,51 @@ from torch import Tensor
 from tqdm import tqdm
 
 from demo import faces
+from demo.discriminator import Critic
+from demo.metrics import octaves
 from labelmint.models.generator import Generator
-from labelmint.models.resuming import load_state, save_state
+from labelmint.models.resuming import Checkpoint
 from labelmint.models.store import save_generator
 from labelmint.models.stylegan2 import StyleGAN2Spec
 
 SPEC = StyleGAN2Spec(
     z_dim=faces.Z_DIM,
-    w_dim=128,
+    w_dim=256,
     mapping_layers=4,
     mapping_lr_multiplier=1.0,  # regression needs an exact mapping; 0.01 would almost freeze it
     resolution=faces.RESOLUTION,
-    channels={4: 128, 8: 128, 16: 128, 32: 96, 64: 48, 128: 32},
+    channels={4: 128, 8: 128, 16: 128, 32: 128, 64: 64, 128: 32},
 )
 CROSSOVER = 7  # the first layer of the 64x64 block: earlier layers learn shape, later ones appearance
 AREA_POWER = 0.6
+BAND_WEIGHT = 1.0
+WARM_UP = 2_000  # images, in each phase
+EMA_HALF_LIFE = 5_000  # images
 
 
 @dataclass(frozen=True)
 class Phase:
+    """One stage of the training. The learning rate falls from `learning_rate` to `last_rate` along a cosine.
+
+    `pull` is the length of the discriminator's gradient at the images, relative to that of the regression loss.
+    """
+
     resolution: int
     images: int
     learning_rate: float
+    last_rate: float
     batch: int
+    supersampling: int = 2
+    pull: float = 0.0
 
 
 PHASES = (
-    Phase(16, 120_000, 3e-3, 64),
-    Phase(32, 80_000, 3e-3, 16),
-    Phase(64, 80_000, 2.5e-3, 16),
-    Phase(128, 105_000, 2e-3, 16),
+    Phase(16, 120_000, 3e-3, 3e-3, 64),
+    Phase(32, 80_000, 3e-3, 3e-3, 16),
+    Phase(64, 80_000, 2.5e-3, 2.5e-3, 16),
+    Phase(128, 150_000, 2e-3, 2e-4, 16),
+    Phase(128, 40_000, 4e-4, 2e-5, 16, supersampling=4, pull=0.5),
 )
-EMA_HALF_LIFE = 5_000  # images
 
 
 def part_weights(label: Tensor) -> Tensor:
@@ -69,113 +88,150 @@ def part_weights(label: Tensor) -> Tensor:
     return (per_pixel / per_pixel.mean()).unsqueeze(1)
 
 
-def loss_of(image: Tensor, target: Tensor, weight: Tensor, *, resolution: int) -> Tensor:
-    """Weighted L1 and squared error, plus half the weighted L1 of neighbour differences, which keeps edges in place."""
-    factor = target.shape[-1] // resolution
-    if factor > 1:
-        target = F.avg_pool2d(target, factor)
-        weight = F.avg_pool2d(weight, factor)
+def regression_loss(image: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Weighted L1 and squared error, plus the weighted L1 error of each band of the Laplacian pyramid."""
     error = image - target  # [B,3,r,r]
     loss = (weight * (error.abs() + error.square())).mean()
-    dx = (error[..., 1:] - error[..., :-1]).abs() * weight[..., 1:]
-    dy = (error[..., 1:, :] - error[..., :-1, :]).abs() * weight[..., 1:, :]
-    return loss + 0.5 * (dx.mean() + dy.mean())
+    for band in octaves(error):  # the pyramid is linear: that of the error is the difference of the pyramids
+        loss = loss + BAND_WEIGHT * (weight * band.abs()).mean()
+        weight = F.avg_pool2d(weight, 2)
+    return loss
 
 
 class Run:
     """The state of a training run, which can be saved to a checkpoint and loaded from it."""
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(
+        self, phases: Sequence[Phase] = PHASES, spec: StyleGAN2Spec = SPEC, *, device: str = "cpu", seed: int = 0
+    ) -> None:
         torch.manual_seed(seed)
-        self.generator = Generator(SPEC).to(memory_format=torch.channels_last)
+        self.phases = tuple(phases)
+        self.device = torch.device(device)
+        self.generator = Generator(spec).to(self.device, memory_format=torch.channels_last)
+        self.critic = Critic(self.device)
         self.ema = {k: v.detach().clone() for k, v in self.generator.state_dict().items()}
-        mapping = list(self.generator.mapping.parameters())
-        synthesis = list(self.generator.synthesis.parameters())
-        self.optimizer = torch.optim.Adam([{"params": mapping}, {"params": synthesis}], betas=(0.9, 0.99))
+        self.optimizer = torch.optim.Adam(self.generator.parameters(), betas=(0.9, 0.99))
         self.step = 0
         self.phase = 0
         self.images = 0  # in this phase
 
-    def save(self, path: Path) -> None:
-        state = {
+    @property
+    def inputs(self) -> dict[str, str]:
+        """What a checkpoint must have been made with."""
+        phases = [asdict(phase) for phase in self.phases]
+        return {"phases": json.dumps(phases), "network": json.dumps(self.generator.spec.to_json())}
+
+    def state(self) -> dict[str, Any]:
+        tensors = {
             "generator": self.generator.state_dict(),
             "ema": self.ema,
             "optimizer": self.optimizer.state_dict(),
-            "step": self.step,
-            "phase": self.phase,
-            "images": self.images,
+            "critic": self.critic.state(),
         }
-        save_state(path, state)
+        return {**_on_cpu(tensors), "step": self.step, "phase": self.phase, "images": self.images}
 
-    def load(self, path: Path) -> None:
-        state = load_state(path)
+    def load(self, state: Mapping[str, Any]) -> None:
         self.generator.load_state_dict(state["generator"])
-        self.ema = state["ema"]
+        self.ema = {name: value.to(self.device) for name, value in state["ema"].items()}
         self.optimizer.load_state_dict(state["optimizer"])
+        self.critic.load(state["critic"])
         self.step, self.phase, self.images = state["step"], state["phase"], state["images"]
 
+    @torch.no_grad()
     def update_ema(self, batch: int) -> None:
         # The half-life is short at first, so the average soon forgets the initial weights.
         decay = 0.5 ** (batch / min(EMA_HALF_LIFE, max(self.step * batch * 0.1, 1.0)))
-        with torch.no_grad():
-            for name, value in self.generator.state_dict().items():
-                self.ema[name].lerp_(value, 1.0 - decay)
+        values = self.generator.state_dict()
+        torch._foreach_lerp_([self.ema[name] for name in values], list(values.values()), 1.0 - decay)
 
 
-def train(run: Run, checkpoint: Path) -> None:
-    """Train to the end of the last phase; save a checkpoint every two minutes and after each phase."""
-    saved = time.monotonic()
-    render = torch.compile(faces.render)
-    while run.phase < len(PHASES):
-        phase = PHASES[run.phase]
-        synthesis = _compiled_synthesis(run.generator, phase.resolution)
-        bar = tqdm(total=phase.images, initial=run.images, unit="img", desc=f"{phase.resolution}x{phase.resolution}")
-        while run.images < phase.images:
-            loss = _step(run, phase, render, synthesis=synthesis)
-            bar.update(phase.batch)
-            if run.step % 50 == 0:
-                bar.set_postfix(loss=f"{loss:.4f}")
-            if time.monotonic() - saved > 120:
-                run.save(checkpoint)
-                saved = time.monotonic()
-        bar.close()
-        run.phase += 1
-        run.images = 0
-        run.save(checkpoint)
+def _on_cpu(tree: Any) -> Any:
+    """Copy all tensors of nested dictionaries and lists to the CPU."""
+    if isinstance(tree, Tensor):
+        return tree.detach().cpu()
+    if isinstance(tree, Mapping):
+        return {key: _on_cpu(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_on_cpu(value) for value in tree]
+    return tree
+
+
+Render = Callable[[Tensor, Tensor], faces.Faces]
+Synthesis = Callable[[Tensor], Tensor]
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Functions:
+    """What each step of a phase calls, compiled for its shapes."""
+
+    render: Render
+    synthesis: Synthesis
+    loss: Loss
+
+    @classmethod
+    def of(cls, run: Run, phase: Phase, *, compiled: bool) -> Functions:
+        # Compiling for any shape would need a compiler for each, so a phase compiles for its own shapes only.
+        compile_ = partial(torch.compile, dynamic=False) if compiled else lambda function: function
+        synthesis = run.generator.synthesis
+        return cls(
+            compile_(partial(faces.render, resolution=phase.resolution, supersampling=phase.supersampling)),
+            compile_(lambda ws: synthesis(ws, None, phase.resolution)[0]),
+            compile_(regression_loss),
+        )
+
+
+def train(run: Run, checkpoint: Checkpoint, *, compiled: bool = True) -> None:
+    """Train to the end of the last phase. A signal ends it after a step, with everything saved."""
+    with checkpoint.interruptible():
+        while run.phase < len(run.phases):
+            phase = run.phases[run.phase]
+            functions = Functions.of(run, phase, compiled=compiled)
+            title = f"phase {run.phase + 1}, {phase.resolution}x{phase.resolution}"
+            with tqdm(total=phase.images, initial=run.images, unit="img", desc=title, mininterval=20) as bar:
+                while run.images < phase.images:
+                    loss = _step(run, phase, functions)
+                    bar.update(phase.batch)
+                    bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+                    checkpoint.keep(run.state)
+            run.phase += 1
+            run.images = 0
 
 
 def _learning_rate(run: Run, phase: Phase) -> float:
-    """Warm-up, then constant. In the last phase, a cosine decays to 1/100 over the last three fifths."""
-    warm = min(1.0, (run.images + phase.batch) / 2_000)
-    if phase is not PHASES[-1]:
-        return phase.learning_rate * warm
-    position = max(run.images / phase.images - 0.4, 0.0) / 0.6
-    return phase.learning_rate * warm * (0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * position)))
+    warm = min(1.0, (run.images + phase.batch) / WARM_UP)
+    cosine = 0.5 * (1.0 + math.cos(math.pi * run.images / phase.images))
+    return warm * (phase.last_rate + (phase.learning_rate - phase.last_rate) * cosine)
 
 
-def _step(
-    run: Run, phase: Phase, render: Callable[..., faces.Faces], *, synthesis: Callable[[Tensor], Tensor]
-) -> float:
-    rate = _learning_rate(run, phase)
-    for group in run.optimizer.param_groups:
-        group["lr"] = rate
+def _latents(run: Run, batch: int) -> tuple[Tensor, Tensor]:
+    """Return z and style_z [B,z_dim] of this step; the first half of the batch is not mixed."""
     rng = torch.Generator().manual_seed(1_000_000_007 + run.step)
-    z = torch.randn(phase.batch, SPEC.z_dim, generator=rng)
-    style_z = torch.randn(phase.batch, SPEC.z_dim, generator=rng)
-    half = phase.batch // 2
-    style_z[:half] = z[:half]
+    z = torch.randn(batch, run.generator.spec.z_dim, generator=rng)
+    style_z = torch.randn(batch, run.generator.spec.z_dim, generator=rng)
+    style_z[: batch // 2] = z[: batch // 2]
+    return z.to(run.device), style_z.to(run.device)
+
+
+def _step(run: Run, phase: Phase, functions: Functions) -> float:
+    for group in run.optimizer.param_groups:
+        group["lr"] = _learning_rate(run, phase)
+    z, style_z = _latents(run, phase.batch)
     with torch.no_grad():
-        target = render(z, style_z)
+        target = functions.render(z, style_z)
         weight = part_weights(target.label)
-    with torch.autocast("cpu", torch.bfloat16):
-        w = run.generator.mapping(z)  # [B,w_dim]
-        style_w = run.generator.mapping(style_z)
-        late = torch.arange(SPEC.num_ws)[None, :, None] >= CROSSOVER
-        ws = torch.where(late, style_w[:, None], w[:, None])  # [B,num_ws,w_dim]
-        image = synthesis(ws)
-    loss = loss_of(image.float(), target.image, weight, resolution=phase.resolution)
+    with torch.autocast(run.device.type, torch.bfloat16):
+        w, style_w = run.generator.mapping(torch.cat([z, style_z])).chunk(2)  # [B,w_dim] each
+        late = torch.arange(run.generator.spec.num_ws, device=run.device)[None, :, None] >= CROSSOVER
+        image = functions.synthesis(torch.where(late, style_w[:, None], w[:, None]))
+    image = image.float()  # [B,3,r,r]
+    seen = image.detach().requires_grad_()
+    loss = functions.loss(seen, target.image, weight)
+    (gradient,) = torch.autograd.grad(loss, seen)
+    if phase.pull:
+        gradient = gradient + _pull(run, phase, seen.detach(), target=target.image, regression=gradient)
     run.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    image.backward(gradient)
     run.optimizer.step()
     run.step += 1
     run.images += phase.batch
@@ -183,40 +239,47 @@ def _step(
     return float(loss.detach())
 
 
-def _compiled_synthesis(generator: Generator, resolution: int) -> Callable[[Tensor], Tensor]:
-    def synthesize(ws: Tensor) -> Tensor:
-        return generator.synthesis(ws, None, resolution)[0]
-
-    return torch.compile(synthesize)
+def _pull(run: Run, phase: Phase, image: Tensor, *, target: Tensor, regression: Tensor) -> Tensor:
+    """Teach the discriminator, and return its gradient at the images in the bounded length."""
+    run.critic.learn(image, target, step=run.step)
+    gradient = run.critic.pull(image, target)
+    ramp = min(1.0, run.images / (0.1 * phase.images))  # a new discriminator knows nothing
+    return gradient * (ramp * phase.pull * regression.norm() / gradient.norm().clamp(min=1e-12))
 
 
 def finished_generator(run: Run) -> Generator:
     """Return the averaged generator, with w_avg measured over 10,000 latents."""
-    generator = Generator(SPEC)
-    generator.load_state_dict(run.ema)
+    generator = Generator(run.generator.spec)
+    generator.load_state_dict(_on_cpu(run.ema))
     generator.eval()
     with torch.no_grad():
-        z = torch.randn(10_000, SPEC.z_dim, generator=torch.Generator().manual_seed(1))
+        z = torch.randn(10_000, generator.spec.z_dim, generator=torch.Generator().manual_seed(1))
         generator.mapping.w_avg.copy_(generator.mapping(z).mean(dim=0))
     return generator
+
+
+def export(run: Run, path: Path) -> None:
+    """Write the averaged generator; its notes say how far the run came."""
+    notes = {
+        "made_by": "python -m demo.train_generator",
+        "steps": run.step,
+        "finished_phases": run.phase,
+        "phases": [asdict(phase) for phase in run.phases],
+    }
+    save_generator(path, finished_generator(run), notes)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, help="directory for checkpoint.pt and, after training, the weights")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    checkpoint = arguments.out / "checkpoint.pt"
-    run = Run()
-    if checkpoint.exists():
-        run.load(checkpoint)
+    run = Run(device=arguments.device)
+    checkpoint = Checkpoint(arguments.out / "checkpoint.pt", run.inputs)
+    if (state := checkpoint.load()) is not None:
+        run.load(state)
     train(run, checkpoint)
-    notes = {
-        "made_by": "python -m demo.train_generator",
-        "steps": run.step,
-        "phases": [asdict(phase) for phase in PHASES],
-    }
-    save_generator(arguments.out / "generator.safetensors", finished_generator(run), notes)
+    export(run, arguments.out / "generator.safetensors")
 
 
 if __name__ == "__main__":

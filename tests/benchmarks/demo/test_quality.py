@@ -70,6 +70,36 @@ def test_measures() -> None:
     assert by_class["background"] == 0.5 and abs(by_class["hair"] - 2 / 3) < 1e-9
 
 
+def test_sharpness_falls_with_blur_in_the_fine_octaves_first() -> None:
+    image = faces.render(torch.randn(4, faces.Z_DIM, generator=torch.Generator().manual_seed(2))).image
+    exact = metrics.gradient_energy(image)
+    padded = torch.nn.functional.pad(image, (1, 1, 1, 1), mode="replicate")
+    blurred = metrics.sharpness(metrics.gradient_energy(torch.nn.functional.avg_pool2d(padded, 3, 1)), exact)
+    assert list(blurred) == ["128", "64", "32", "16"]
+    assert list(blurred.values()) == sorted(blurred.values()) and blurred["128"] < 0.4 and blurred["16"] > 0.9
+    brighter = metrics.sharpness(metrics.gradient_energy(2.0 * image + 0.3), exact)  # a shift has no edges
+    assert all(abs(ratio - 4.0) < 1e-3 for ratio in brighter.values())
+
+
+def test_each_octave_holds_the_details_of_its_size() -> None:
+    for octave in range(metrics.OCTAVES):
+        board = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).repeat(64 >> octave, 64 >> octave)  # [r,r]
+        image = torch.nn.functional.interpolate(board[None, None], scale_factor=2.0**octave, mode="bilinear")
+        energy = metrics.gradient_energy(image)
+        assert int(energy.argmax()) == octave
+
+
+def test_the_octaves_and_the_rest_are_the_image() -> None:
+    image = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(4))
+    bands = metrics.octaves(image)
+    rest = image
+    for _ in bands:
+        rest = metrics.halved(rest)
+    for band in reversed(bands):
+        rest = band + torch.nn.functional.interpolate(rest, scale_factor=2.0, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(rest, image)
+
+
 def test_the_measured_figures_keep_the_bars() -> None:
     """What the measuring runs wrote when the demo was made; the model card shows the same figures."""
     figures = json.loads((WEIGHTS / "figures.json").read_text())
