@@ -80,7 +80,7 @@ class Critic:
         return logits.float()
 
     def _roughness(self, rendered: Tensor) -> Tensor:
-        """Return the mean squared gradient of a logit at the renders: in float32, because it is differentiated again."""
+        """Return the mean squared gradient of a logit at the renders, in float32: it is differentiated again."""
         image = rendered.detach().requires_grad_()
         logits = self._network(image)
         per_image = logits.flatten(1)  # [B,P]

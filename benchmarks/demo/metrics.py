@@ -61,7 +61,7 @@ def _squared_differences(band: Tensor) -> Tensor:
 def sharpness(generated: Tensor, rendered: Tensor) -> dict[str, float]:
     """Divide the gradient energies [OCTAVES] of two sets of images, octave by octave, the finest first.
 
-    A blurred picture has less than 1 in the fine octaves. The mean over what a generator cannot place is such a picture.
+    A blurred picture has less than 1 in the fine octaves; the mean over what a generator cannot place is blurred.
     """
     names = [str(faces.RESOLUTION >> octave) for octave in range(OCTAVES)]
     return dict(zip(names, (generated / rendered).tolist(), strict=True))
