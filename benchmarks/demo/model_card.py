@@ -29,7 +29,8 @@ def model_card(figures: dict[str, Any]) -> str:
     )
     means = [sum(values.values()) / len(values) for values in (generator["segmenter_iou"], interpreter["label_iou"])]
     channels = ", ".join(f"{r}: {c}" for r, c in SPEC.channels.items())
-    phases = ", ".join(f"{phase.resolution}²" for phase in PHASES)
+    phases = ", ".join(f"{phase.resolution}²" for phase in PHASES if not phase.pull)
+    sharpness = ", ".join(f"{ratio:.2f} at {side}²" for side, ratio in generator["sharpness"].items())
     return f"""# Model card: `faces` and `faces_keypoints`
 
 The demo models of labelmint are one generator and two Style Interpreters. Their quality can be measured exactly: a
@@ -39,11 +40,13 @@ seed. The faces are drawings. No person and no photograph was used for the model
 ## Generator
 
 A StyleGAN2 at {SPEC.resolution}×{SPEC.resolution} (z {SPEC.z_dim}, w {SPEC.w_dim}, channels {channels}), fitted to the
-renderer by regression from z, progressively over {phases}
+renderer by regression from z, progressively over {phases}; a small discriminator then sharpens the images
 (`python -m demo.train_generator`). Half of each batch mixes two latents at layer {CROSSOVER}, so the
 earlier layers control geometry and the later layers control appearance.
 
 The mean PSNR against the renderer over {generator["seeds"]} unseen seeds is **{generator["psnr_db"]:.2f} dB**.
+The gradient energy of the generated images, divided by that of the renders, is {sharpness}: in bands of a Laplacian
+pyramid, the finest first.
 The first column of the table below is the IoU of an independent segmenter on the *generated* images. The segmenter was
 trained on exact renders only.
 
