@@ -9,7 +9,6 @@ Rules of this file:
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from demo import faces
@@ -34,7 +33,7 @@ def octaves(image: Tensor) -> list[Tensor]:
     bands = []
     for _ in range(OCTAVES):
         smaller = halved(image)
-        bands.append(image - F.interpolate(smaller, scale_factor=2.0, mode="bilinear", align_corners=False))
+        bands.append(image - enlarged(smaller))
         image = smaller
     return bands
 
@@ -45,6 +44,20 @@ def halved(image: Tensor) -> Tensor:
         padded = torch.cat([image[..., :1], image, image[..., -1:]], dim=-1)
         outer, inner = padded[..., :-3:2] + padded[..., 3::2], padded[..., 1:-2:2] + padded[..., 2:-1:2]
         image = ((outer + 3.0 * inner) / 8.0).transpose(-1, -2)
+    return image
+
+
+def enlarged(image: Tensor) -> Tensor:
+    """Enlarge [B,C,R,R] twofold by the same filter, [B,C,2R,2R]: bilinear interpolation between the pixels' centres.
+
+    Slices are used here and in `halved` because their gradients are slices too, which neither scatter nor round in a
+    varying order.
+    """
+    for _ in range(2):
+        before = torch.cat([image[..., :1], image[..., :-1]], dim=-1)
+        after = torch.cat([image[..., 1:], image[..., -1:]], dim=-1)
+        pairs = torch.stack([before + 3.0 * image, 3.0 * image + after], dim=-1) / 4.0  # [B,C,R,R,2]
+        image = pairs.flatten(-2).transpose(-1, -2)
     return image
 
 

@@ -158,7 +158,6 @@ def _on_cpu(tree: Any) -> Any:
 
 Render = Callable[[Tensor, Tensor], faces.Faces]
 Synthesis = Callable[[Tensor], Tensor]
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -167,7 +166,6 @@ class Functions:
 
     render: Render
     synthesis: Synthesis
-    loss: Loss
 
     @classmethod
     def of(cls, run: Run, phase: Phase, *, compiled: bool) -> Functions:
@@ -177,7 +175,6 @@ class Functions:
         return cls(
             compile_(partial(faces.render, resolution=phase.resolution, supersampling=phase.supersampling)),
             compile_(lambda ws: synthesis(ws, None, phase.resolution)[0]),
-            compile_(regression_loss),
         )
 
 
@@ -226,7 +223,7 @@ def _step(run: Run, phase: Phase, functions: Functions) -> float:
         image = functions.synthesis(torch.where(late, style_w[:, None], w[:, None]))
     image = image.float()  # [B,3,r,r]
     seen = image.detach().requires_grad_()
-    loss = functions.loss(seen, target.image, weight)
+    loss = regression_loss(seen, target.image, weight)
     (gradient,) = torch.autograd.grad(loss, seen)
     if phase.pull:
         gradient = gradient + _pull(run, phase, seen.detach(), target=target.image, regression=gradient)

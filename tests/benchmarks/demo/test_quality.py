@@ -100,7 +100,8 @@ def test_the_octaves_and_the_rest_are_the_image() -> None:
     for _ in bands:
         rest = metrics.halved(rest)
     for band in reversed(bands):
-        rest = band + torch.nn.functional.interpolate(rest, scale_factor=2.0, mode="bilinear", align_corners=False)
+        smooth = torch.nn.functional.interpolate(rest, scale_factor=2.0, mode="bilinear", align_corners=False)
+        rest = band + smooth
     torch.testing.assert_close(rest, image)
 
 
