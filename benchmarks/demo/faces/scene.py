@@ -180,7 +180,7 @@ def _mouth(g: _Latent) -> dict[str, Tensor]:
 
 def _rest(g: _Latent) -> dict[str, Tensor]:
     """Glasses, earrings and what is behind the head."""
-    stripes = g.uniform(9, -0.9, 0.9)
+    stripes = g.uniform(9, -0.25, 0.25)
     return {
         "glasses": g.tail(26, 1.26, 1.42),
         "glasses_square": g.uniform(30, 0.0, 0.95),
