@@ -29,7 +29,7 @@ STEPS = sum(phase.images // phase.batch for phase in PHASES)
 
 def trained(path: Path, phases: tuple[Phase, ...] = PHASES) -> Run:
     """Train as `main` does, from the checkpoint at `path` if there is one."""
-    run = Run(phases, SPEC)
+    run = Run(phases, SPEC, mapping_steps=3)
     checkpoint = Checkpoint(path, run.inputs)
     if (state := checkpoint.load()) is not None:
         run.load(state)
@@ -112,9 +112,9 @@ def test_the_latents_of_a_step_do_not_depend_on_what_ran_before() -> None:
     run = Run(PHASES, SPEC)
     run.step = 7
     torch.manual_seed(99)
-    z, style_z = train_generator._latents(run, 8)
-    again, style_again = train_generator._latents(run, 8)
+    z, style_z = train_generator._latents(run, 8, mixed=True)
+    again, style_again = train_generator._latents(run, 8, mixed=True)
     assert torch.equal(z, again) and torch.equal(style_z, style_again)
     assert torch.equal(z[:4], style_z[:4]) and not torch.equal(z[4:], style_z[4:])
     run.step = 8
-    assert not torch.equal(train_generator._latents(run, 8)[0], z)
+    assert not torch.equal(train_generator._latents(run, 8, mixed=True)[0], z)
