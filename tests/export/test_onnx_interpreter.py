@@ -25,8 +25,8 @@ from labelmint.export import onnx_export, onnx_interpreter
 from labelmint.export.modules import StyleInterpreterStep, example_inputs
 from labelmint.export.onnx_export import export_onnx
 from labelmint.export.onnx_trace import trace
+from labelmint.export.repository import MAX_STRIPS
 from labelmint.models.interpreter import StyleInterpreter, Weights, interleave
-from labelmint.models.layout import MAX_RESOLUTION
 from labelmint.models.tasks import build_interpreter
 from labelmint.triton import onnx_file
 from labelmint.untrusted.content import RegularFile
@@ -159,7 +159,7 @@ def test_onnx_runtime_ends_a_strip_before_it_begins_another(task: TaskName, tmp_
     assert len(list(groupby(order))) == 8 == len(set(order))
 
 
-def test_the_service_reads_what_any_height_of_the_strips_gives(tmp_path: Path) -> None:
+def test_the_service_reads_as_many_strips_as_are_exported(tmp_path: Path) -> None:
     def fields(rows: int) -> int:
         path = tmp_path / f"{rows}.onnx"
         path.write_bytes(repeated(step_of(rows=rows)))
@@ -170,7 +170,7 @@ def test_the_service_reads_what_any_height_of_the_strips_gives(tmp_path: Path) -
 
     more_strips = SPEC.resolution // 2 - SPEC.resolution // 4
     of_a_strip = (fields(2) - fields(4)) / more_strips
-    assert of_a_strip * MAX_RESOLUTION / 2 < 0.9 * onnx_file.MAX_FIELDS
+    assert of_a_strip * MAX_STRIPS < 0.9 * onnx_file.MAX_FIELDS
 
 
 def test_equal_weights_keep_their_names() -> None:

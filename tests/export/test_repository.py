@@ -12,7 +12,7 @@ from onnx import numpy_helper
 from labelmint.core.calibration import Calibration
 from labelmint.core.errors import IncompatibleWeights
 from labelmint.core.served_model import read_served_model
-from labelmint.export import onnx_export
+from labelmint.export import onnx_export, repository
 from labelmint.export.modules import GeneratorStep
 from labelmint.export.onnx_export import IR_VERSION, export_onnx
 from labelmint.export.onnx_trace import OPSET
@@ -124,6 +124,17 @@ def test_an_interpreter_of_other_features_is_refused(tmp_path: Path) -> None:
     other = StyleGAN2Spec(z_dim=8, w_dim=8, mapping_layers=2, resolution=16, channels={4: 4, 8: 4, 16: 2})
     with pytest.raises(IncompatibleWeights, match=r"layout 'paper' with D=20 .* the generator gives D=16"):
         export_repository(tmp_path / "repository", "tiny", (Generator(other), interpreter))
+    assert not (tmp_path / "repository").exists()
+
+
+def test_more_strips_than_the_service_reads_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator, interpreter = small()
+    strips = interpreter.spec.resolution // interpreter.strip_rows
+    monkeypatch.setattr(repository, "MAX_STRIPS", strips)
+    repository._check_strips(interpreter)
+    interpreter.strip_rows //= 2
+    with pytest.raises(IncompatibleWeights, match=f"would be {2 * strips} at .* set --strip-rows to at least"):
+        export_repository(tmp_path / "repository", "tiny", (generator, interpreter))
     assert not (tmp_path / "repository").exists()
 
 
