@@ -93,6 +93,7 @@ def gate(figures: dict[str, Any]) -> str:
     verdict = "the better of the paper's two, and the default" if best == "sum" else "the worse of the paper's two"
     better = [TITLES[name] for name in gain if area[name] < area["sum"] and name != "top10_mean"]
     remark = f"Better here, but not from the paper: {', '.join(better)}." if better else ""
+    remark += " `labelmint export --score-kind` offers all of them." if better else ""
     return f"""## Does the gate work?
 
 `python benchmarks/gate.py`

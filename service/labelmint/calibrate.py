@@ -6,6 +6,7 @@ Rules of this file:
 - Only the fused ensemble is measured, and the staged one gets the same calibration. Both compute the same function of
   the same weights; a test compares them.
 - A calibration is that of the executor that has run the interpreter, as Triton says it, and is written under its name.
+- It has the score kind of the export, because the exported step computes the score. Another one needs another export.
 """
 
 from __future__ import annotations
@@ -85,6 +86,20 @@ def calibrated(repository: Path, model: str, version: int) -> dict[Path, ModelCo
         for name, config in ensembles(repository).items()
         if config.parameters["model"].string_value == model and version_of(repository / name) == version
     }
+
+
+def check_score_kind(repository: Path, model: str, version: int, score_kind: str) -> None:
+    """Raise InvalidRequest unless a version of `model`, if there is one, was exported with this score kind."""
+    for config in calibrated(repository, model, version).values():
+        exported = config.parameters["score_kind"].string_value
+        if exported != score_kind:
+            number = f" --version {version}" if version != 1 else ""
+            raise InvalidRequest(
+                "score_kind",
+                f"the model {model!r} computes {exported!r}, not {score_kind!r}; its files compute the score, so export "
+                f"it again: `labelmint export --generator FILE --interpreter FILE --model-repository {repository}"
+                f"{number} --score-kind {score_kind} {model}`; nothing was written",
+            )
 
 
 async def preview(

@@ -20,6 +20,7 @@ import pytest
 import torch
 from onnx import helper, numpy_helper
 
+from labelmint.core.calibration import SCORE_KINDS
 from labelmint.core.task import TaskName
 from labelmint.export import onnx_export, onnx_interpreter
 from labelmint.export.modules import StyleInterpreterStep, example_inputs
@@ -80,10 +81,11 @@ def results(data: bytes, feeds: Mapping[str, np.ndarray]) -> list[bytes]:
     return [output.tobytes() for output in session.run(None, feeds)]
 
 
+@pytest.mark.parametrize("score_kind", ["sum", "mixture_entropy"])  # with one map of a strip's pixels, and with two
 @pytest.mark.parametrize("task", ["segmentation", "keypoints"])
 @pytest.mark.parametrize("levels", LEVELS)
-def test_repeating_a_strip_gives_the_bytes_of_the_unrolled_graph(levels: str, task: TaskName) -> None:
-    step = step_of(LEVELS[levels], task)
+def test_repeating_a_strip_gives_the_bytes_of_the_unrolled_graph(levels: str, task: TaskName, score_kind: str) -> None:
+    step = step_of(LEVELS[levels], task, score_kind)
     exported, whole = repeated(step), unrolled(step)
     for batch in (1, 3):
         inputs = zip(step.inputs, example_inputs(step, batch, seed=batch), strict=True)
@@ -92,7 +94,7 @@ def test_repeating_a_strip_gives_the_bytes_of_the_unrolled_graph(levels: str, ta
 
 
 @pytest.mark.parametrize("rows", [2, 4, 16, 32, 64])
-@pytest.mark.parametrize("score_kind", ["sum", "top10_mean"])
+@pytest.mark.parametrize("score_kind", SCORE_KINDS)
 def test_any_height_of_the_strips_is_exported(rows: int, score_kind: str) -> None:
     export_onnx(step_of(score_kind=score_kind, rows=rows))  # compares with torch
 

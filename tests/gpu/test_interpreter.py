@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from labelmint.core.calibration import SCORE_KINDS
 from labelmint.core.policy import latent_of
 from labelmint.export.modules import GeneratorStep, StyleInterpreterStep
 from labelmint.export.native_export import weights_file
@@ -63,9 +64,10 @@ def test_it_answers_what_torch_answers(shape: str, task: str, precision: str) ->
             assert (got["keypoints"] == want["keypoints"]).all()
 
 
+@pytest.mark.parametrize("score_kind", [kind for kind in SCORE_KINDS if kind != "sum"])
 @pytest.mark.parametrize("task", TASKS)
-def test_the_other_score_kind(task: str) -> None:
-    step = step_of("small", task, "top10_mean")
+def test_the_other_score_kinds(task: str, score_kind: str) -> None:
+    step = step_of("small", task, score_kind)
     features = features_of(step, 0)
     (got,) = label(weights_of(step), [features])
     assert got["js_score"] == pytest.approx(in_torch(step, features)["js_score"], rel=1e-5)
@@ -132,6 +134,15 @@ def test_one_feature_that_is_not_a_number_makes_the_score_none(level: int, task:
         assert np.isnan(got["js_map"]).sum() == 1, "a pixel of the last level is of no other's concern"
     if task == "keypoints":
         assert np.isnan(got["confidence"]).all()
+
+
+@pytest.mark.parametrize("score_kind", [kind for kind in SCORE_KINDS if kind != "sum"])
+@pytest.mark.parametrize("task", TASKS)
+def test_no_score_kind_hides_what_is_not_a_number(task: str, score_kind: str) -> None:
+    step = step_of("small", task, score_kind)
+    features = features_of(step, 0)
+    features[-1][0, 1, 2] = np.nan
+    assert np.isnan(label(weights_of(step), [features])[0]["js_score"]).all()
 
 
 @pytest.mark.parametrize("task", TASKS)

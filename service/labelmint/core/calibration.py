@@ -3,6 +3,7 @@
 Rules of this file:
 - A calibration states what it was measured on: truncation, score kind, model digest and seeds.
 - Its id is a hash of its content. A response that carries the id therefore says exactly which calibration judged it.
+- The kind of a model's score is chosen at its export, because the exported step computes the score.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -20,6 +21,10 @@ CALIBRATION = "calibration"  # the parameter of a model's configuration with the
 MIN_SEEDS = 1_000  # with fewer seeds the 90th percentile is unreliable
 THRESHOLD_QUANTILE = 0.9  # the paper drops the most uncertain 10 %
 NUM_QUANTILES = 101
+# Over the pixels of an image: the sum of the JS divergences (the paper), the mean of their highest tenth (its released
+# code), the sum of the entropies of the heads' mean distribution, the sum of the means of the heads' entropies.
+ScoreKind = Literal["sum", "top10_mean", "mixture_entropy", "mean_entropy"]
+SCORE_KINDS: tuple[str, ...] = get_args(ScoreKind)
 
 
 @dataclass(frozen=True)

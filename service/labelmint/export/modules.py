@@ -139,8 +139,8 @@ class UncertaintyStep(InterpreterStep):
         super().__init__(interpreter, statistics_tensors(interpreter), label_outputs(interpreter))
 
     def forward(self, *statistics: Tensor) -> tuple[Tensor, ...]:
-        *label, js_map = self.interpreter.uncertainty(*(_rows_and_channels(statistic) for statistic in statistics))
-        return *label, js_map, self.interpreter.score(js_map)
+        results = self.interpreter.uncertainty(*(_rows_and_channels(statistic) for statistic in statistics))
+        return *results[: len(self.outputs) - 1], self.interpreter.score(results[-1])
 
 
 def _rows_and_channels(statistic: Tensor) -> Tensor:
