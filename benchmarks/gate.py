@@ -68,7 +68,7 @@ def measure(count: int, kept: Path) -> dict[str, Array]:
             entropies.append(entropy)
         js_map, mean_entropy = torch.cat(divergences, dim=1), torch.cat(entropies, dim=1)  # [1,...] of R*R pixels
         for name, kind in kinds.items():
-            columns[name].append(kind.score(kind.maps(js_map, mean_entropy)[-1]).item())
+            columns[name].append(kind.score(*kind.maps(js_map, mean_entropy)).item())
         wrong = torch.cat(labels, dim=1) != render_seed(seed).label  # [1,R,R]
         columns["error"].append(wrong.float().mean().item())
         if (index + 1) % SAVE_EVERY == 0 or index + 1 == count:

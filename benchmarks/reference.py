@@ -47,7 +47,7 @@ class ReferenceInterpreter(nn.Module):
         batch = features[self.spec.resolution].shape[0]
         images = [self._one({r: x[i : i + 1] for r, x in features.items()}) for i in range(batch)]
         label, js_map, mean_entropy = (torch.stack(each) for each in zip(*images, strict=True))  # [B,R,R]
-        return label, js_map, self.score(self.maps(js_map, mean_entropy)[-1])
+        return label, js_map, self.score(*self.maps(js_map, mean_entropy))
 
     def _one(self, features: Mapping[int, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Label one image: features [1,C_r,r,r] to label uint8 [R,R], JS and mean entropy float32 [R,R]."""

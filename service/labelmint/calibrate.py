@@ -96,9 +96,9 @@ def check_score_kind(repository: Path, model: str, version: int, score_kind: str
             number = f" --version {version}" if version != 1 else ""
             raise InvalidRequest(
                 "score_kind",
-                f"the model {model!r} computes {exported!r}, not {score_kind!r}; its files compute the score, so export "
-                f"it again: `labelmint export --generator FILE --interpreter FILE --model-repository {repository}"
-                f"{number} --score-kind {score_kind} {model}`; nothing was written",
+                f"the model {model!r} computes {exported!r}, not {score_kind!r}; its files compute the score, so export"
+                " it again: `labelmint export --generator FILE --interpreter FILE --model-repository "
+                f"{repository}{number} --score-kind {score_kind} {model}`; nothing was written",
             )
 
 

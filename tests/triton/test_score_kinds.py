@@ -78,8 +78,8 @@ def test_each_kind_is_calibrated(repository: Path, tmp_path: Path, score_kind: s
     refused = run(*arguments, other)
     assert refused.returncode == 2 and files(copy) == before
     assert refused.stderr == (
-        f"labelmint: score_kind: the model {score_kind!r} computes {score_kind!r}, not {other!r}; its files compute the "
-        "score, so export it again: `labelmint export --generator FILE --interpreter FILE --model-repository "
+        f"labelmint: score_kind: the model {score_kind!r} computes {score_kind!r}, not {other!r}; its files compute "
+        "the score, so export it again: `labelmint export --generator FILE --interpreter FILE --model-repository "
         f"{copy} --score-kind {other} {score_kind}`; nothing was written\n"
     )
     done = run(*arguments, score_kind)

@@ -140,7 +140,8 @@ class UncertaintyStep(InterpreterStep):
 
     def forward(self, *statistics: Tensor) -> tuple[Tensor, ...]:
         results = self.interpreter.uncertainty(*(_rows_and_channels(statistic) for statistic in statistics))
-        return *results[: len(self.outputs) - 1], self.interpreter.score(results[-1])
+        labels = len(self.outputs) - 2  # the outputs before js_map and js_score
+        return *results[: labels + 1], self.interpreter.score(*results[labels:])
 
 
 def _rows_and_channels(statistic: Tensor) -> Tensor:

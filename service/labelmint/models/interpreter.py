@@ -168,9 +168,9 @@ class StyleInterpreter(nn.Module):
         """Label the S rows of a strip from its parts (see `parts`): label [B,S,R] and the maps of `maps`, [B,S,R]."""
         return tuple(interleave(x) for x in self.uncertainty(*self.statistics(self.outputs(parts, weights))))
 
-    def finish(self, label: Tensor, *maps: Tensor) -> tuple[Tensor, ...]:
+    def finish(self, label: Tensor, js_map: Tensor, *scored: Tensor) -> tuple[Tensor, ...]:
         """Return the result of `forward` from the joined results of all strips: each [B,R,R]."""
-        return label, maps[0], self.score(maps[-1])
+        return label, js_map, self.score(js_map, *scored)
 
     def parts_of_strips(self, features: Maps, weights: Weights) -> Iterator[dict[str, Tensor]]:
         """Yield the parts of each strip, from the top."""
@@ -327,9 +327,9 @@ class StyleInterpreter(nn.Module):
             return js, mean_entropy + js
         return (js, mean_entropy) if self.score_kind == "mean_entropy" else (js,)
 
-    def score(self, pixels: Tensor) -> Tensor:
-        """Return the image score of kind `score_kind` from the last of `maps` for the whole image: [B,R,R] to [B,1]."""
-        pixels = pixels.flatten(1)  # [B,P]
+    def score(self, js_map: Tensor, *scored: Tensor) -> Tensor:
+        """Return the image score of kind `score_kind` from `maps` of the whole image: [B,R,R] to [B,1]."""
+        pixels = (js_map, *scored)[-1].flatten(1)  # [B,P]
         if self.score_kind != "top10_mean":  # "sum" is the paper's
             return pixels.sum(dim=1, keepdim=True)
         count = pixels.shape[1] // 10  # the released code

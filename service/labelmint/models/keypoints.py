@@ -40,9 +40,9 @@ class KeypointInterpreter(StyleInterpreter):
         mean_heat, *rest = self.statistics(self.outputs(parts, weights))
         return interleave(mean_heat), *(interleave(x) for x in self.maps(self.divergence(*rest), rest[-1]))
 
-    def finish(self, mean_heat: Tensor, *maps: Tensor) -> tuple[Tensor, ...]:
+    def finish(self, mean_heat: Tensor, js_map: Tensor, *scored: Tensor) -> tuple[Tensor, ...]:
         """Return the result of `forward` from the results of all strips, joined: [B,R,K,R] and [B,R,R]."""
-        return *locate(mean_heat), maps[0], self.score(maps[-1])
+        return *locate(mean_heat), js_map, self.score(js_map, *scored)
 
     def statistics(self, outputs: Tensor) -> tuple[Tensor, ...]:
         """Run everything after the heads' last layer, up to sufficient statistics.

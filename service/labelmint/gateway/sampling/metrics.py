@@ -23,8 +23,9 @@ from labelmint.core.served_model import ServedModel
 UNKNOWN_MODEL = "-"
 
 _LATENCY_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 51.2)
-# Powers of the square root of two, because resolution and score kind change scores by orders of magnitude.
-_JS_SCORES = tuple(round(2.0 ** (exponent / 2), 4) for exponent in range(-20, 33))
+# Powers of the square root of two, because resolution and score kind change scores by orders of magnitude: the last one
+# is above the sum of entropies of 255 classes at 1024x1024.
+_JS_SCORES = tuple(round(2.0 ** (exponent / 2), 4) for exponent in range(-20, 46))
 _QUANTILES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 
 
