@@ -20,7 +20,7 @@ from tests.support.commands import run
 from tests.support.inference import connected, latents, running
 from tests.support.models import files, random_interpreter, small
 
-pytestmark = [pytest.mark.triton, pytest.mark.torch]
+pytestmark = [pytest.mark.triton, pytest.mark.torch, pytest.mark.minutes]
 
 SEEDS = range(3)
 
