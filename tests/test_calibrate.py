@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 
 from labelmint import calibrate
-from labelmint.core.errors import InferenceFailed, LabelmintError, UnusableFile
+from labelmint.core.errors import InferenceFailed, InvalidRequest, LabelmintError, UnusableFile
 from labelmint.export.repository import export_repository
 from labelmint.triton.client import Latents, TritonClient
 from labelmint.triton.model_config import read_config, write_config
@@ -132,6 +132,16 @@ async def test_a_model_that_is_not_ready(copy: Path, triton: TritonServer) -> No
         "version 2, 'tiny_v2_style_interpreter' version 2; load the model there first"
     )
     assert "no model named 'nothing'; served: other, tiny" in await refused(copy, triton.grpc_url, "nothing")
+
+
+def test_another_score_kind_needs_another_export(copy: Path) -> None:
+    before = files(copy)
+    calibrate.check_score_kind(copy, "tiny", 2, "sum")
+    with pytest.raises(InvalidRequest) as raised:
+        calibrate.check_score_kind(copy, "tiny", 2, "mean_entropy")
+    command = f"labelmint export --generator FILE --interpreter FILE --model-repository {copy} --version 2 "
+    assert f"`{command}--score-kind mean_entropy tiny`" in raised.value.message
+    assert files(copy) == before
 
 
 async def test_no_triton_there(copy: Path) -> None:
