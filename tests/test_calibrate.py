@@ -89,7 +89,7 @@ async def test_it_writes_what_our_own_triton_gives(tmp_path: Path, second: Path,
     assert done.returncode == 0, done.stderr
     assert await made(triton, "tiny_v2") == before + SEEDS
     gate, advice = done.stdout.splitlines()
-    assert gate.startswith(f"calibration {calibration}: gate at JS ")
+    assert gate.startswith(f"calibration {calibration}: gate at JS ") and gate.endswith(" nats (score kind sum)")
     written = [f"{name}/config.pbtxt" for name in ("tiny_v2", "tiny_v2_staged")]
     for name in written:
         assert (remote / name).read_bytes() == (own / name).read_bytes() != (second / name).read_bytes()
@@ -105,7 +105,8 @@ async def test_a_preview_of_a_running_triton_writes_nothing(copy: Path, triton: 
     ways = (("--executor", "onnxruntime"), ("--triton-url", triton.grpc_url))
     own, remote = [await asyncio.to_thread(run, *arguments, *more) for more in ways]
     assert own.returncode == remote.returncode == 0, remote.stderr
-    assert own.stdout == remote.stdout and own.stdout.startswith("preview of 3 seeds, JS in nats by quantile: 0: ")
+    assert own.stdout == remote.stdout
+    assert own.stdout.startswith("preview of 3 seeds, JS in nats (score kind sum) by quantile: 0: ")
     assert files(copy) == before
 
 

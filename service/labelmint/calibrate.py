@@ -115,7 +115,7 @@ async def preview(
 ) -> str:
     """Measure scores and return their quantiles as two lines of text; set no gate and write nothing."""
     seeds = _seeds(first_seed, count)
-    _, scores = await measure_scores(
+    served, scores = await measure_scores(
         repository,
         model,
         seeds,
@@ -127,7 +127,8 @@ async def preview(
     levels = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
     found = zip(levels, np.quantile(scores, levels), strict=True)
     quantiles = ", ".join(f"{level:g}: {score:.6g}" for level, score in found)
-    return f"preview of {count} seeds, JS in nats by quantile: {quantiles}\nno gate was set, nothing was written"
+    said = f"preview of {count} seeds, JS in nats (score kind {served.score_kind}) by quantile: {quantiles}"
+    return f"{said}\nno gate was set, nothing was written"
 
 
 def _seeds(first: int, count: int) -> range:

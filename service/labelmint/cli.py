@@ -247,7 +247,7 @@ class Calibrate(BaseModel):
         if isinstance(found, str):
             print(found)
             return
-        print(f"calibration {found.id}: gate at JS {found.threshold:.6g} nats")
+        print(f"calibration {found.id}: gate at JS {found.threshold:.6g} nats (score kind {found.score_kind})")
         if self.triton_url:
             files = " and ".join(map(str, calibrated(self.model_repository, self.model, self.version)))
             print(f"copy {files} to the repository of the Triton at {self.triton_url} and reload the model there")

@@ -12,8 +12,8 @@ Rules of this file:
 - Everything up to the last layer is a convolution over maps [batch, channel, row, column]. ONNX Runtime keeps such maps
   in one blocked layout from the features to the last layer, and adds and clips (ReLU) as it writes.
 
-Sources: DatasetGAN (Zhang et al. 2021), section 3.2, and its released `pixel_classifier`. The JS divergence is
-H(mean of p_n) - mean of H(p_n), in nats. H(mean of p_n) is the mixture entropy, mean of H(p_n) the mean entropy.
+Sources: DatasetGAN (Zhang et al. 2021), section 3.2, and its released `pixel_classifier`. `labelmint.core.calibration`
+defines the kinds of scores.
 """
 
 from __future__ import annotations
