@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from labelmint.core.content import Condition, Content, content_of
 from labelmint.core.errors import InvalidRequest, Uncalibrated
 from labelmint.core.served_model import ServedModel
 
@@ -40,12 +41,15 @@ class SampleOptions:
     include_js_map: bool = False
     omit_image: bool = False
     omit_label: bool = False  # or the keypoints
+    where: tuple[Condition, ...] = ()
+    ignore_js_quantile: float | None = None
 
     def outputs(self, model: ServedModel) -> tuple[str, ...]:
         """The ensemble outputs to request; the score is always among them."""
         image = () if self.omit_image else ("image",)
-        label = () if self.omit_label else model.task.label_outputs
-        return (*image, *label, *(("js_map",) if self.include_js_map else ()), "js_score")
+        label = () if self.omit_label and not self.where else model.task.label_outputs
+        js_map = self.include_js_map or self.ignore_js_quantile is not None
+        return (*image, *label, *(("js_map",) if js_map else ()), "js_score")
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,19 @@ class Gate:
     def accepts(self, js_score: float) -> bool:
         # False for NaN: every gate rejects such a score.
         return js_score <= self.threshold
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What the options of a request mean for a model, checked: what is the same for all its seeds.
+
+    `options` says which parts of a sample are delivered; `outputs` are the ensemble outputs to request for it.
+    """
+
+    gate: Gate
+    content: Content
+    options: SampleOptions
+    outputs: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -175,6 +192,18 @@ def gate_of(model: ServedModel, options: SampleOptions) -> Gate:
     if options.max_quantile is not None:
         return Gate(psi, calibration.score_at(options.max_quantile), calibration.id)
     return Gate(psi, calibration.threshold, calibration.id)
+
+
+def terms_of(model: ServedModel, options: SampleOptions) -> Terms:
+    """The terms of a request with these options; raises InvalidRequest or Uncalibrated."""
+    quantile = options.ignore_js_quantile
+    if quantile is not None:
+        check_has_label(model, "ignore_js_quantile", "leave it unset")
+        if options.omit_label:
+            raise InvalidRequest("ignore_js_quantile", "omit_label leaves no label to ignore pixels of; leave it unset")
+        if not 0.0 <= quantile <= 1.0:
+            raise InvalidRequest("ignore_js_quantile", f"{quantile} is out of range; give 0 to 1")
+    return Terms(gate_of(model, options), content_of(model, options.where), options, options.outputs(model))
 
 
 def check_has_label(model: ServedModel, field: str, asked: str) -> None:

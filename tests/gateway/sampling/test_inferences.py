@@ -227,7 +227,9 @@ async def test_a_request_for_what_a_stream_has_waiting_keeps_its_deadline_and_it
     triton, metrics = SlowTriton(), Metrics(CollectorRegistry())
     catalog = Catalog(triton, "fused")  # type: ignore[arg-type]
     catalog._models = {("faces", 1): model}
-    limits = Limits(max_in_flight=10, triton_slots=1, max_streams=1, max_window=20, capacity_wait_seconds=0.0)
+    limits = Limits(
+        max_in_flight=10, triton_slots=1, max_streams=1, max_window=20, max_empty_seeds=20, capacity_wait_seconds=0.0
+    )
     sampler = Sampler(catalog, triton, metrics, cache=SampleCache(1 << 20, metrics), limits=limits)  # type: ignore[arg-type]
     options = SampleOptions(max_js=1e9)
     walk = sampler.walk(model, Walk(0), options, count=20, window=20)

@@ -124,6 +124,15 @@ def _add_pull(parser: argparse.ArgumentParser) -> None:
     gate.add_argument("--style-seed", type=int, help="style mixing: give all samples the appearance of this seed")
     gate.add_argument("--crossover", type=int, help="style mixing: the first layer that takes that appearance")
     gate.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="NAME:MIN..MAX",
+        help="take only samples with this content; repeat for more conditions. NAME is a class, and the bounds are shares "
+        "of the image's pixels; or a keypoint, and the bounds are confidences. glasses:0.01.. is at least 1 %%, hat:..0 "
+        "is none",
+    )
+    gate.add_argument(
         "--ignore-js-quantile",
         type=float,
         help="write 255, the ignore label, for pixels whose JS divergence is above this quantile of their own image",
@@ -221,12 +230,15 @@ def _pull(parsed: argparse.Namespace) -> int:
             include_rejected=parsed.include_rejected,
             style_seed=parsed.style_seed,
             crossover=parsed.crossover,
+            where=tuple(parsed.where),
         ),
     )
     with _client(parsed) as client, _Bar(options.count) as bar:
         manifest = pull(client, options, parsed.out, on_progress=bar.show)
-    accepted, rejected = manifest["accepted_count"], manifest["rejected_count"]
+    filtered = manifest.get("filtered_count", 0)  # earlier versions had no conditions
+    accepted, rejected = manifest["accepted_count"] + filtered, manifest["rejected_count"]
     share = f"{accepted / (accepted + rejected):.1%} of {accepted + rejected} seeds accepted"
+    share += f", {filtered} of them filtered" if options.sample.where else ""
     print(f"{parsed.out} is complete: {manifest['sample_count']} samples, {share}")
     return 0
 

@@ -88,6 +88,7 @@ class SampleService(pb_grpc.SampleServiceServicer):
                         sample=fields,
                         next_seed=delivery.next_seed,
                         rejected_count=delivery.rejected_count,
+                        filtered_count=delivery.filtered_count,
                     )
 
     async def _walk(
@@ -99,7 +100,7 @@ class SampleService(pb_grpc.SampleServiceServicer):
         finding = asyncio.create_task(call.find(self._sampler, request, owed))
         try:
             while not (await asyncio.wait({finding}, timeout=HEARTBEAT_SECONDS))[0]:
-                yield Delivery(None, walk.start, 0)
+                yield Delivery(None, walk.start)
             model = finding.result()
         finally:
             finding.cancel()

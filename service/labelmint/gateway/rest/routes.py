@@ -20,7 +20,7 @@ from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from labelmint.core.policy import Walk, check_has_label, gate_of, mixing_of
+from labelmint.core.policy import Walk, check_has_label, mixing_of, terms_of
 from labelmint.gateway.encoding.archives import archive, npz
 from labelmint.gateway.encoding.people import overlay_png, uncertainty_png
 from labelmint.gateway.encoding.pixels import Encoder, image_png, label_png
@@ -154,10 +154,10 @@ def add_archives(app: FastAPI, resources: Resources, lifecycle: Lifecycle) -> No
         responses=documented_bytes(_TAR),
         summary="The samples of a walk as a WebDataset shard",
         description=(
-            "The members of each accepted sample, in order: `SEED.image.png`, `SEED.label.npy` (class ids; only for "
-            "models with a label image) and `SEED.json`. `shard_index` and `shard_count` select disjoint archives of "
-            "`count` samples each. To continue with another archive, start at `next_seed` of the last JSON. If the "
-            "archive fails midway, the connection closes without the end of the body."
+            "The members of each accepted sample that satisfies `where`, in order: `SEED.image.png`, `SEED.label.npy` "
+            "(class ids; only for models with a label image) and `SEED.json`. `shard_index` and `shard_count` select "
+            "disjoint archives of `count` samples each. To continue with another archive, start at `next_seed` of the "
+            "last JSON. If the archive fails midway, the connection closes without the end of the body."
         ),
         response_class=Response,
     )
@@ -172,7 +172,7 @@ def add_archives(app: FastAPI, resources: Resources, lifecycle: Lifecycle) -> No
         caching = resources.caching(request, found, "tar", query=query)
         walk, options = Walk(query.start_seed, query.shard_index, query.shard_count), query.to_sample_options()
         mixing_of(found, options)
-        gate_of(found, options)
+        terms_of(found, options)
         if caching.held(if_none_match, exists=True):
             return not_modified(caching)
         if request.method == "HEAD":

@@ -47,7 +47,8 @@ class Metrics:
         )
         self.samples = counter(
             "labelmint_samples",
-            "Samples judged by the JS gate, cached ones included, by outcome: accepted or rejected.",
+            "Samples judged by the JS gate, cached ones included, by outcome: accepted, rejected, or filtered "
+            "(accepted by the gate, but without the content that the request asked for).",
             ["model", "version", "outcome"],
         )
         self.js_score = histogram(
@@ -93,10 +94,8 @@ class Metrics:
         )
         self.cache_bytes = gauge("labelmint_cache_bytes", "Bytes of the samples in the cache.")
 
-    def judged(
-        self, model: ServedModel, truncation_psi: float, mixed: bool, *, js_score: float, accepted: bool
-    ) -> None:
-        self.samples.labels(model.name, model.version, "accepted" if accepted else "rejected").inc()
+    def judged(self, model: ServedModel, truncation_psi: float, mixed: bool, *, js_score: float, outcome: str) -> None:
+        self.samples.labels(model.name, model.version, outcome).inc()
         self.js_score.labels(model.name, model.version).observe(js_score)
         calibration = model.calibration
         if calibration is not None and not mixed and truncation_psi == calibration.truncation_psi:

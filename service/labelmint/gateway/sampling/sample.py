@@ -7,22 +7,35 @@ Rules of this file:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from labelmint.core.errors import SampleRejected
+from labelmint.core.content import NO_CONDITIONS, Content
+from labelmint.core.errors import LabelmintError, SampleRejected
 from labelmint.core.policy import Gate, Mixing, group_id
 from labelmint.core.served_model import ServedModel
+
+Outcome = Literal["accepted", "rejected", "filtered"]
+
+
+@dataclass(frozen=True)
+class Ignored:
+    """The pixels of a label to ignore: those with a JS divergence above a quantile of the image's js_map, [R,R]."""
+
+    js_map: npt.NDArray[np.float32]
+    quantile: float
 
 
 @dataclass(frozen=True)
 class Sample:
     """The result for one seed: image uint8 [R,R,3], js_map float32 [R,R], and `labels`, the task's outputs by name.
 
-    An omitted image or js_map is None; omitted labels are an empty mapping."""
+    An omitted image or js_map is None; omitted labels are an empty mapping. `content` has the measured values that the
+    request's conditions, `wanted`, are about. The encoders apply `ignored` to the label.
+    """
 
     model: ServedModel
     seed: int
@@ -32,15 +45,30 @@ class Sample:
     labels: Mapping[str, npt.NDArray[Any]]
     js_map: npt.NDArray[np.float32] | None
     js_score: float
+    wanted: Content = NO_CONDITIONS
+    content: Mapping[str, float] = field(default_factory=dict)
+    ignored: Ignored | None = None
 
     @property
     def label(self) -> npt.NDArray[np.uint8] | None:
-        """The label image uint8 [R,R]; None if the task has none or it was omitted."""
+        """The label image uint8 [R,R], without ignored pixels; None if the task has none or it was omitted."""
         return self.labels.get("label")
 
     @property
     def accepted(self) -> bool:
         return self.gate.accepts(self.js_score)
+
+    @property
+    def satisfied(self) -> bool:
+        """Whether it satisfies the conditions of the request."""
+        return self.wanted.satisfied(self.content)
+
+    @property
+    def outcome(self) -> Outcome:
+        """The one that is counted. The gate comes first: a rejected sample is rejected whatever it contains."""
+        if not self.accepted:
+            return "rejected"
+        return "accepted" if self.satisfied else "filtered"
 
     @property
     def group_id(self) -> str:
@@ -49,8 +77,11 @@ class Sample:
             return ""
         return group_id(self.model, self.seed, self.mixing, truncation_psi=self.gate.truncation_psi)
 
-    def rejection(self) -> SampleRejected:
-        return SampleRejected(self.seed, self.js_score, self.gate.threshold, self.gate.calibration_id)
+    def refusal(self, include_rejected: bool) -> LabelmintError | None:
+        """The error of a request for this sample alone; None if the sample is delivered."""
+        if not (self.accepted or include_rejected):
+            return SampleRejected(self.seed, self.js_score, self.gate.threshold, self.gate.calibration_id)
+        return None if self.satisfied else self.wanted.missing(self.seed, self.content)
 
 
 @dataclass(frozen=True)
@@ -59,4 +90,5 @@ class Delivery:
 
     sample: Sample | None
     next_seed: int
-    rejected_count: int
+    rejected_count: int = 0
+    filtered_count: int = 0

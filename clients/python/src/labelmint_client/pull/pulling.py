@@ -23,7 +23,7 @@ from labelmint_client.pull.errors import PullError
 from labelmint_client.pull.formats import FORMATS, LabelMode, Written, open_format
 from labelmint_client.pull.interrupts import put_off
 from labelmint_client.pull.labels import labels_of
-from labelmint_client.pull.pixels import IGNORE, written_label
+from labelmint_client.pull.pixels import IGNORE
 from labelmint_client.pull.readme import README, readme
 from labelmint_client.pull.samples import NO_NAMES, digests, evidence, model_json, other_executor
 
@@ -41,7 +41,7 @@ class PullOptions:
     samples_per_shard: samples per tar or Parquet file. A killed pull repeats at most this many samples.
     label_mode: the kind of label PNGs in `folder` and `parquet`: coloured ("palette") or gray ("ids").
     ignore_js_quantile: 0 to 1; pixels whose JS divergence is above this quantile of their own image become 255.
-    sample: gate, truncation and style mixing. The pull itself chooses the other options.
+    sample: gate, conditions, truncation and style mixing. The pull itself chooses the other options.
     """
 
     model: str
@@ -69,14 +69,18 @@ class PullOptions:
             ),
             (self.samples_per_shard < 1, f"samples_per_shard is {self.samples_per_shard}; give at least 1"),
             (quantile is not None and not 0 <= quantile <= 1, f"ignore_js_quantile is {quantile}; give 0 to 1"),
-            (self.sample != gate, "leave out image_encoding, include_js_map, omit_image, omit_label: a pull sets them"),
+            (
+                self.sample != gate,
+                "leave out image_encoding, include_js_map, omit_image, omit_label and the sample's own "
+                "ignore_js_quantile: a pull sets them",
+            ),
         ):
             if wrong:
                 raise PullError(what)
 
     def wire(self) -> SampleOptions:
         """Return the options of the requests to the service."""
-        return dataclasses.replace(self.sample, include_js_map=self.ignore_js_quantile is not None)
+        return dataclasses.replace(self.sample, ignore_js_quantile=self.ignore_js_quantile)
 
     def to_json(self) -> Json:
         return {**vars(self), "sample": {name: getattr(self.sample, name) for name in _GATE}}
@@ -86,7 +90,7 @@ class PullOptions:
         return cls(**{**value, "sample": SampleOptions(**value["sample"])})
 
 
-_GATE = ("truncation_psi", "max_js", "max_quantile", "include_rejected", "style_seed", "crossover")
+_GATE = ("truncation_psi", "max_js", "max_quantile", "include_rejected", "style_seed", "crossover", "where")
 
 
 @dataclass(frozen=True)
@@ -141,6 +145,8 @@ class _Pull:
         self._next_shard, self._done, self._accepted, self._next_seed = 0, 0, 0, options.start_seed
         self._samples: list[Json] = []
         self._samples_accepted = 0
+        # Filtered seeds: of the completed shards, of the current one, and of the current one when the walk began.
+        self._filtered, self._samples_filtered, self._filtered_before = 0, 0, 0
         self._with_room: Json | None = None
         self._whole = False  # whether the received samples can become a shard now
         last = None
@@ -166,6 +172,8 @@ class _Pull:
         self._next_shard -= 1
         self._done -= len(self._samples)
         self._accepted -= self._samples_accepted
+        self._samples_filtered = self._filtered_before = last.get("filtered", 0)
+        self._filtered -= self._samples_filtered
 
     def _keep_to(self, header: Json | None) -> tuple[Model, Json]:
         """Return the model and the head of the manifest. `header` is that of an earlier run; None if there was none."""
@@ -210,7 +218,7 @@ class _Pull:
             for sample in stream.with_heartbeats():
                 if sample is not None:
                     with put_off():
-                        self._take(sample)
+                        self._take(sample, stream.filtered_count)
                 on_progress(self._progress(stream.next_seed))
         if self._done < options.count:
             raise PullError(
@@ -222,17 +230,19 @@ class _Pull:
         done, accepted = self._done + len(self._samples), self._accepted + self._samples_accepted
         return Progress(done, accepted, self._seeds(next_seed))
 
-    def _take(self, sample: Sample) -> None:
+    def _take(self, sample: Sample, filtered: int) -> None:
+        """Write a sample. `filtered`: how many seeds of this walk were filtered up to it."""
         calibration = self._header["model"]["calibration"]
         if calibration is not None and sample.calibration_id != calibration["id"]:
             raise PullError(f"{self._options.model} got a new calibration during the pull; pull into a new directory")
         self._whole = False
         self._begin()
-        written, line = as_written(sample, self._model, self._options.ignore_js_quantile)
+        written, line = as_written(sample, self._model)
         kept = self._format.add(written)
         line = {**line, "shard": self._next_shard, "files": kept.files}
         self._samples.append({"line": line, "annotations": kept.annotations})
         self._samples_accepted += sample.accepted
+        self._samples_filtered = self._filtered_before + filtered
         if (
             len(self._samples) == self._options.samples_per_shard
             or self._done + len(self._samples) == self._options.count
@@ -254,16 +264,19 @@ class _Pull:
             "files": self._format.end_shard(self._next_shard),
             "samples": self._samples,
             "accepted": self._samples_accepted,
+            "filtered": self._samples_filtered,
             "next_seed": self._samples[-1]["line"]["seed"] + 1,
         }
         self._directory.add_part(self._next_shard, part)
-        self._samples, self._samples_accepted = [], 0
+        self._filtered_before -= self._samples_filtered
+        self._samples, self._samples_accepted, self._samples_filtered = [], 0, 0
         self._count(part)
 
     def _count(self, part: Json) -> None:
         self._next_shard += 1
         self._done += len(part["samples"])
         self._accepted += part["accepted"]
+        self._filtered += part.get("filtered", 0)  # earlier versions had no conditions
         self._next_seed = part["next_seed"]
 
     def _seeds(self, next_seed: int) -> int:
@@ -284,7 +297,8 @@ class _Pull:
             **self._header,
             "sample_count": self._done,
             "accepted_count": self._accepted,
-            "rejected_count": self._seeds(self._next_seed) - self._accepted,
+            "rejected_count": self._seeds(self._next_seed) - self._accepted - self._filtered,
+            "filtered_count": self._filtered,
             "next_seed": self._next_seed,
             "files": files,
         }
@@ -292,12 +306,11 @@ class _Pull:
         return manifest
 
 
-def as_written(sample: Sample, model: Model, ignore_js_quantile: float | None) -> tuple[Written, Json]:
+def as_written(sample: Sample, model: Model) -> tuple[Written, Json]:
     """Return a sample as formats write it, and its line in `samples.jsonl` without `shard` and `files`."""
     assert sample.image is not None, "the image was left out"
-    label = written_label(sample, ignore_js_quantile)
     told = evidence(sample, model)
-    return Written(sample.seed, sample.image, label, told), {**told, **digests(sample.image, label)}
+    return Written(sample.seed, sample.image, sample.label, told), {**told, **digests(sample.image, sample.label)}
 
 
 def _check_same(out: Path, header: Json, options: PullOptions) -> None:

@@ -1,0 +1,157 @@
+"""Conditions on what a sample contains: their text, their check against a model, and their measurement. Pure functions.
+
+Rules of this file:
+- A condition is about one label name: the area of a class, as a share of the image's pixels, or the confidence of a
+  keypoint. Both bounds are inclusive.
+- REST and the command line write a condition as NAME:MIN..MAX, where one bound may be missing. No character of this
+  form means anything to a shell or needs percent-encoding in a URL, and a name may contain any character.
+- A condition that no sample can satisfy, or that is about nothing in the model, is an error that names it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from labelmint.core.errors import ContentMissing, InvalidRequest
+from labelmint.core.served_model import ServedModel
+from labelmint.core.task import Measure
+
+# The error of a sample that does not satisfy them names each with its measured value, in a trailer of bounded size.
+MAX_CONDITIONS = 16
+_NUMBER = re.compile(r"(?:[0-9]{1,20}(?:\.[0-9]{1,20})?|\.[0-9]{1,20})(?:[eE]-?[0-9]{1,3})?")
+_FIELD = "where"
+
+Labels = Mapping[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """The class or keypoint `name` measures at least `minimum` and at most `maximum`; None: no bound."""
+
+    name: str
+    minimum: float | None = None
+    maximum: float | None = None
+
+    def __str__(self) -> str:
+        low, high = ("" if bound is None else f"{bound:g}" for bound in (self.minimum, self.maximum))
+        return f"{_shortened(self.name)}:{low}..{high}"
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        return (
+            -math.inf if self.minimum is None else self.minimum,
+            math.inf if self.maximum is None else self.maximum,
+        )
+
+
+def condition_of(text: str) -> Condition:
+    """Read a condition in the form NAME:MIN..MAX; raises InvalidRequest."""
+    name, _, bounds = text.rpartition(":")
+    low, dots, high = bounds.partition("..")
+    if not (name and dots and (low or high) and all(_NUMBER.fullmatch(bound) for bound in (low, high) if bound)):
+        raise InvalidRequest(
+            _FIELD,
+            f"{_shortened(text)!r} is not a condition; write NAME:MIN..MAX, for example hair:0.01.. for at least 1 % "
+            "of the pixels, hair:..0 for none, hair:0.01..0.5 for both bounds",
+        )
+    return Condition(name, float(low) if low else None, float(high) if high else None)
+
+
+@dataclass(frozen=True)
+class Content:
+    """The conditions of a request, checked for a model. `indices` are those of their names in the model."""
+
+    measure: Measure = "area"
+    conditions: tuple[Condition, ...] = ()
+    indices: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        return " and ".join(str(condition) for condition in self.conditions)
+
+    def measured(self, labels: Labels) -> dict[str, float]:
+        """What the conditions are about, by name, in the label outputs of a sample."""
+        measure = _MEASURES[self.measure]
+        return {
+            condition.name: measure(labels, index)
+            for condition, index in zip(self.conditions, self.indices, strict=True)
+        }
+
+    def satisfied(self, measured: Mapping[str, float]) -> bool:
+        return not self._missed(measured)
+
+    def missing(self, seed: int, measured: Mapping[str, float]) -> ContentMissing:
+        """The error for a sample that does not satisfy the conditions."""
+        missed = [
+            f"{each.name} has {self.measure} {measured[each.name]:g}, not {each}" for each in self._missed(measured)
+        ]
+        return ContentMissing(seed, measured, "; ".join(missed))
+
+    def _missed(self, measured: Mapping[str, float]) -> list[Condition]:
+        # A value that is not a number is within no bounds.
+        return [each for each in self.conditions if not each.bounds[0] <= measured[each.name] <= each.bounds[1]]
+
+
+NO_CONDITIONS = Content()
+
+
+def content_of(model: ServedModel, conditions: Sequence[Condition]) -> Content:
+    """Check conditions against a model; raises InvalidRequest, which names the wrong one."""
+    if len(conditions) > MAX_CONDITIONS:
+        raise InvalidRequest(_FIELD, f"{len(conditions)} conditions given; give at most {MAX_CONDITIONS}")
+    measure, indices = model.task.measure, dict[str, int]()
+    for each in conditions:
+        if each.name not in model.label_names:
+            known = ", ".join(model.label_names)
+            raise InvalidRequest(
+                _FIELD, f"{each}: model {model.name!r} has no such name; its {model.task.names}: {known}"
+            )
+        if each.name in indices:
+            raise InvalidRequest(
+                _FIELD, f"{each}: there are two conditions for this name; write them as one, NAME:MIN..MAX"
+            )
+        if each.minimum is None and each.maximum is None:
+            raise InvalidRequest(_FIELD, f"{each}: has no bound; give a minimum, a maximum or both")
+        if not all(0.0 <= bound <= 1.0 for bound in (each.minimum, each.maximum) if bound is not None):
+            raise InvalidRequest(_FIELD, f"{each}: is out of range; {_RANGES[measure]} is 0 to 1")
+        if not each.bounds[0] <= each.bounds[1]:
+            raise InvalidRequest(_FIELD, f"{each}: the minimum is above the maximum; no sample is like that")
+        indices[each.name] = model.label_names.index(each.name)
+    if measure == "area":
+        _check_sum(model, conditions)
+    return Content(measure, tuple(conditions), tuple(indices.values()))
+
+
+def _check_sum(model: ServedModel, conditions: Sequence[Condition]) -> None:
+    """Raises InvalidRequest if the areas cannot add up to the image, of which each pixel has one class."""
+    least = math.fsum(each.minimum or 0.0 for each in conditions)
+    most = math.fsum(1.0 if each.maximum is None else each.maximum for each in conditions)
+    told = str(Content(conditions=tuple(conditions)))
+    if least > 1.0 + 1e-9:
+        raise InvalidRequest(_FIELD, f"{told}: the minima add up to {least:g}, more than the whole image")
+    if len(conditions) == len(model.label_names) and most < 1.0 - 1e-9:
+        raise InvalidRequest(_FIELD, f"{told}: the maxima of all classes add up to {most:g}, less than the whole image")
+
+
+def _shortened(text: str) -> str:
+    """A caller's text, cut so that an error can repeat it."""
+    return text if len(text) <= 64 else f"{text[:64]}..."
+
+
+def _area(labels: Labels, index: int) -> float:
+    label = labels["label"]  # uint8 [R,R]
+    return int(np.count_nonzero(label == index)) / label.size
+
+
+def _confidence(labels: Labels, index: int) -> float:
+    return float(labels["confidence"][index])  # float32 [K]
+
+
+_MEASURES: Mapping[Measure, Callable[[Labels, int], float]] = {"area": _area, "confidence": _confidence}
+_RANGES: Mapping[Measure, str] = {"area": "a share of the image's pixels", "confidence": "a confidence"}
