@@ -128,9 +128,9 @@ def _add_pull(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME:MIN..MAX",
-        help="take only samples with this content; repeat for more conditions. NAME is a class, and the bounds are shares "
-        "of the image's pixels; or a keypoint, and the bounds are confidences. glasses:0.01.. is at least 1 %%, hat:..0 "
-        "is none",
+        help="take only samples with this content; repeat for more conditions. NAME is a class, and the bounds are "
+        "shares of the image's pixels; or a keypoint, and the bounds are confidences. glasses:0.01.. is at least 1 %%, "
+        "hat:..0 is none",
     )
     gate.add_argument(
         "--ignore-js-quantile",

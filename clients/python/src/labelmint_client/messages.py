@@ -96,7 +96,8 @@ class Sample:
     """The image and label of one seed, and the scores that decided whether it was accepted.
 
     image: uint8 [H,W,3], RGB; None with omit_image.
-    label: uint8 [H,W], class ids, and 255 where ignore_js_quantile says so; None for a model of task "keypoints" and with omit_label.
+    label: uint8 [H,W], class ids, and 255 where pixels are ignored (ignore_js_quantile); None for a model of task
+    "keypoints" and with omit_label.
     js_map: float32 [H,W], nats; None unless the request set include_js_map.
     keypoints: float32 [K,3], x and y in pixels (centre of the first pixel 0) and confidence (nominally 0 to 1), in the
     order of Model.keypoint_names; None for a model of task "segmentation" and with omit_label.

@@ -247,8 +247,8 @@ def _check_fits(state: Mapping[str, Any], run: Mapping[str, Any]) -> None:
 def _other_conditions(before: Sequence[str], now: Sequence[str]) -> str:
     """Say that a state does not fit: with other conditions, a resumed pass would be a mixture."""
     return (
-        f"the state has the conditions {', '.join(before) or 'none'}, this run has {', '.join(now) or 'none'}: give the "
-        "same `where`, or begin anew"
+        f"the state has the conditions {', '.join(before) or 'none'}, this run has {', '.join(now) or 'none'}: give "
+        "the same `where`, or begin anew"
     )
 
 
