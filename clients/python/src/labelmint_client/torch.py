@@ -131,7 +131,7 @@ class LabeledSampleDataset(IterableDataset[Item]):
         loaded, self._loaded = self._loaded, None
         if loaded is not None and loaded["epoch"] >= epoch:
             state |= loaded
-            state["epoch"] = epoch
+            state |= {"epoch": epoch, "where": list(self._options.where)}
         else:
             loaded = None
         self._state = state

@@ -83,7 +83,8 @@ class PullOptions:
         return dataclasses.replace(self.sample, ignore_js_quantile=self.ignore_js_quantile)
 
     def to_json(self) -> Json:
-        return {**vars(self), "sample": {name: getattr(self.sample, name) for name in _GATE}}
+        sample = {name: getattr(self.sample, name) for name in _GATE}
+        return {**vars(self), "sample": {**sample, "where": list(self.sample.where)}}
 
     @classmethod
     def from_json(cls, value: Json) -> PullOptions:
