@@ -87,7 +87,10 @@ def test_the_client_reads_conditions_as_the_gateway_does() -> None:
 @pytest.mark.parametrize(
     ("conditions", "problem"),
     [
-        ([Condition("beard", 0.1)], "beard:0.1..: model 'faces' has no such name; its classes: background, hair, hat"),
+        (
+            [Condition("beard", 0.1)],
+            "'beard:0.1..': model 'faces' has no such name; its classes: background, hair, hat",
+        ),
         ([Condition("hair", 0.1), Condition("hair", None, 0.5)], "hair:..0.5: there are two conditions for this name"),
         ([Condition("hair")], "hair:..: has no bound"),
         ([Condition("hair", 1.5)], "hair:1.5..: is out of range; a share of the image's pixels is 0 to 1"),
@@ -99,7 +102,7 @@ def test_the_client_reads_conditions_as_the_gateway_does() -> None:
             [Condition("hair", None, 0.3), Condition("hat", None, 0.3), Condition("background", 0, 0.3)],
             "the maxima of all classes add up to 0.9, less than the whole image",
         ),
-        ([Condition("x" * 100, 0.5)], f"{'x' * 64}...:0.5..: model"),
+        ([Condition("x" * 100, 0.5)], f"'{'x' * 64}...:0.5..': model"),
         ([Condition("hair", 0.1)] * (MAX_CONDITIONS + 1), "17 conditions given; give at most 16"),
     ],
 )

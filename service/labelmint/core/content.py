@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from labelmint.core.errors import ContentMissing, InvalidRequest
+from labelmint.core.errors import ContentMissing, InvalidRequest, shortened
 from labelmint.core.served_model import ServedModel
 from labelmint.core.task import Measure
 
@@ -40,8 +40,8 @@ class Condition:
     maximum: float | None = None
 
     def __str__(self) -> str:
-        low, high = ("" if bound is None else f"{bound:g}" for bound in (self.minimum, self.maximum))
-        return f"{_shortened(self.name)}:{low}..{high}"
+        low, high = ("" if bound is None else f"{bound:.12g}" for bound in (self.minimum, self.maximum))
+        return f"{shortened(self.name)}:{low}..{high}"
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -58,7 +58,7 @@ def condition_of(text: str) -> Condition:
     if not (name and dots and (low or high) and all(_NUMBER.fullmatch(bound) for bound in (low, high) if bound)):
         raise InvalidRequest(
             _FIELD,
-            f"{_shortened(text)!r} is not a condition; write NAME:MIN..MAX, for example hair:0.01.. for at least 1 % "
+            f"{shortened(text)!r} is not a condition; write NAME:MIN..MAX, for example hair:0.01.. for at least 1 % "
             "of the pixels, hair:..0 for none, hair:0.01..0.5 for both bounds",
         )
     return Condition(name, float(low) if low else None, float(high) if high else None)
@@ -89,7 +89,7 @@ class Content:
     def missing(self, seed: int, measured: Mapping[str, float]) -> ContentMissing:
         """The error for a sample that does not satisfy the conditions."""
         missed = [
-            f"{each.name} has {self.measure} {measured[each.name]:g}, not {each}" for each in self._missed(measured)
+            f"{each.name} has {self.measure} {measured[each.name]:.12g}, not {each}" for each in self._missed(measured)
         ]
         return ContentMissing(seed, measured, "; ".join(missed))
 
@@ -110,7 +110,7 @@ def content_of(model: ServedModel, conditions: Sequence[Condition]) -> Content:
         if each.name not in model.label_names:
             known = ", ".join(model.label_names)
             raise InvalidRequest(
-                _FIELD, f"{each}: model {model.name!r} has no such name; its {model.task.names}: {known}"
+                _FIELD, f"{str(each)!r}: model {model.name!r} has no such name; its {model.task.names}: {known}"
             )
         if each.name in indices:
             raise InvalidRequest(
@@ -137,11 +137,6 @@ def _check_sum(model: ServedModel, conditions: Sequence[Condition]) -> None:
         raise InvalidRequest(_FIELD, f"{told}: the minima add up to {least:g}, more than the whole image")
     if len(conditions) == len(model.label_names) and most < 1.0 - 1e-9:
         raise InvalidRequest(_FIELD, f"{told}: the maxima of all classes add up to {most:g}, less than the whole image")
-
-
-def _shortened(text: str) -> str:
-    """A caller's text, cut so that an error can repeat it."""
-    return text if len(text) <= 64 else f"{text[:64]}..."
 
 
 def _area(labels: Labels, index: int) -> float:

@@ -42,7 +42,7 @@ from typing import ClassVar
 import grpc
 
 
-def _shortened(text: str) -> str:
+def shortened(text: str) -> str:
     """A caller's text, cut so that a response can repeat it."""
     return text if len(text) <= 64 else f"{text[:64]}..."
 
@@ -107,7 +107,7 @@ class ModelNotFound(LabelmintError):
 
     def __init__(self, model: str, known: tuple[str, ...], version: str = "") -> None:
         """`known` are the served names or, if only the `version` is unknown, the served versions."""
-        shown, shown_version = _shortened(model), _shortened(version)
+        shown, shown_version = shortened(model), shortened(version)
         wanted = f"version {shown_version!r} of model {shown!r}" if version else f"model named {shown!r}"
         metadata = {"model": shown} | ({"model_version": shown_version} if version else {})
         super().__init__(f"no {wanted}; served: {', '.join(known) or 'none'}", metadata)

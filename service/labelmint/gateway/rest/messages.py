@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from labelmint.core.content import MAX_CONDITIONS, condition_of
 from labelmint.core.policy import MAX_BATCH, MAX_TRUNCATION_PSI, SEED_END, SampleOptions
@@ -39,6 +39,10 @@ class VersionModel(BaseModel):
     """Version, as /v1/models lists it. Empty: the highest."""
 
 
+# The pattern is for readers of the OpenAPI document; `condition_of` checks the text, with an error that says more.
+ConditionText = Annotated[str, WithJsonSchema({"type": "string", "pattern": r"^.+:[0-9.eE-]*\.\.[0-9.eE-]*$"})]
+
+
 class OptionsModel(VersionModel):
     """Gate, truncation and mixing of a request."""
 
@@ -54,7 +58,7 @@ class OptionsModel(VersionModel):
     """Accept JS scores up to this quantile of the calibration."""
     include_rejected: bool = False
     """Return rejected samples too."""
-    where: Annotated[list[str], Field(max_length=MAX_CONDITIONS, examples=[["hair:0.01.."]])] = []
+    where: Annotated[list[ConditionText], Field(max_length=MAX_CONDITIONS, examples=[["hair:0.01.."]])] = []
     """Conditions that a sample must satisfy, each NAME:MIN..MAX with one bound or both. NAME is a class, and the bounds
     are shares of the image's pixels; or a keypoint, and the bounds are confidences. All are 0 to 1 and inclusive."""
     ignore_js_quantile: Annotated[float | None, Field(ge=0, le=1)] = None
