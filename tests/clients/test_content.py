@@ -1,7 +1,7 @@
 """Content conditions in the clients: both of them, through restarts, in pulls and in the state of a dataset.
 
 Rules of this file:
-- `tiny` has the classes a and b and 16x16 pixels. The reference is plain Python on unfiltered samples.
+- `light` has the classes a and b and 64x64 pixels; its areas vary. The reference is plain Python on unfiltered samples.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
+import pytest_asyncio
 
+from labelmint.triton.server import TritonServer
 from labelmint_client import (
     AsyncClient,
     Client,
@@ -37,16 +39,39 @@ from labelmint_client.policy import Walk
 from labelmint_client.pull import PullError, PullOptions, pull, verify
 from labelmint_client.torch import LabeledSampleDataset, merge_states
 from labelmint_client.v1 import sample_service_pb2 as pb
-from tests.clients.conftest import StartGateway
-from tests.clients.test_healing import port_of
+from tests.clients.conftest import StartGateway, gateways_before
 from tests.conftest import ROOT, Service
 from tests.support.files import contents
+from tests.support.inference import running
 
 pytestmark = [pytest.mark.triton, pytest.mark.torch]
 
 
-SEEDS = 512
+SEEDS = 256
 ALL = SampleOptions(max_js=1e9)
+
+
+@pytest_asyncio.fixture(scope="module")
+async def light_triton(light_repository: Path) -> AsyncIterator[TritonServer]:
+    async with running(light_repository, "light") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def start_gateway(light_triton: TritonServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartGateway]:
+    with gateways_before(light_triton, tmp_path_factory) as start:
+        yield start
+
+
+@pytest.fixture(scope="module")
+def gateway(start_gateway: StartGateway) -> Service:
+    return start_gateway()
+
+
+@pytest.fixture
+def client(gateway: Service) -> Iterator[Client]:
+    with Client(gateway.grpc) as connected:
+        yield connected
 
 
 def area_of(sample: Sample) -> float:
@@ -57,16 +82,16 @@ def area_of(sample: Sample) -> float:
 @pytest.fixture(scope="module")
 def everything(gateway: Service) -> list[Sample]:
     with Client(gateway.grpc) as client:
-        return list(client.stream_samples("tiny", count=SEEDS, options=replace(ALL, include_js_map=True)))
+        return list(client.stream_samples("light", count=SEEDS, options=replace(ALL, include_js_map=True)))
 
 
 @pytest.fixture(scope="module")
-def wanted(everything: list[Sample], options: SampleOptions) -> SampleOptions:
+def wanted(everything: list[Sample]) -> SampleOptions:
     """A gate that three quarters of the samples pass, and the area that divides those best."""
     gate = float(np.quantile([sample.js_score for sample in everything], 0.75))
     areas = [area_of(sample) for sample in everything if sample.js_score <= gate]
     best = max(areas, key=lambda low: min(sum(area < low for area in areas), sum(area >= low for area in areas)))
-    return replace(options, max_js=gate, where=(f"a:{best!r}..",))
+    return SampleOptions(max_js=gate, where=(f"a:{best!r}..",))
 
 
 def outcome_of(sample: Sample, options: SampleOptions) -> str:
@@ -81,17 +106,17 @@ async def test_both_clients_filter_alike(gateway: Service, everything: list[Samp
     outcomes = [outcome_of(sample, wanted) for sample in everything]
     want = [seed for seed, outcome in enumerate(outcomes) if outcome == "accepted"]
     assert len(want) > 10 and outcomes.count("filtered") > 10 and outcomes.count("rejected") > 10
-    with Client(gateway.grpc) as client, client.stream_samples("tiny", count=len(want), options=wanted) as stream:
+    with Client(gateway.grpc) as client, client.stream_samples("light", count=len(want), options=wanted) as stream:
         found = [(sample.seed, dict(sample.content)) for sample in stream]
         blocking = (found, stream.next_seed, stream.filtered_count, stream.rejected_count)
     async with AsyncClient(gateway.grpc) as client:
-        async with await client.stream_samples("tiny", count=len(want), options=wanted) as stream:
+        async with await client.stream_samples("light", count=len(want), options=wanted) as stream:
             found = [(sample.seed, dict(sample.content)) async for sample in stream]
             asynchronous = (found, stream.next_seed, stream.filtered_count, stream.rejected_count)
-        batch = await client.batch_get_samples("tiny", range(64), wanted)
+        batch = await client.batch_get_samples("light", range(64), wanted)
         for kind, error in (("filtered", ContentMissing), ("rejected", SampleRejected)):
             with pytest.raises(error) as caught:
-                await client.get_sample("tiny", outcomes.index(kind), wanted)
+                await client.get_sample("light", outcomes.index(kind), wanted)
             assert caught.value.seed == outcomes.index(kind)
             if isinstance(caught.value, ContentMissing):
                 assert caught.value.content == {"a": area_of(everything[caught.value.seed])}
@@ -118,14 +143,14 @@ def test_a_filtered_stream_survives_a_gateway_that_is_killed(
     service = start_gateway()
     options = replace(wanted, include_js_map=True)  # larger messages, so that fewer of them are in buffers
     found: list[int] = []
-    with Client(service.grpc) as client, client.stream_samples("tiny", count=len(want), options=options) as stream:
+    with Client(service.grpc) as client, client.stream_samples("light", count=len(want), options=options) as stream:
         for index, sample in enumerate(stream):
             found.append(sample.seed)
             assert stream.filtered_count == outcomes[: sample.seed + 1].count("filtered")
             assert stream.rejected_count == outcomes[: sample.seed + 1].count("rejected")
             if index == 3:
                 service.stop(signal.SIGKILL)
-                start_gateway("--grpc-port", port_of(service))
+                start_gateway("--grpc-port", service.grpc.rpartition(":")[2])
     assert found == want
     assert any("resumes at seed" in record.message for record in caplog.records), "the stream was cut"
 
@@ -133,7 +158,7 @@ def test_a_filtered_stream_survives_a_gateway_that_is_killed(
 def test_a_stream_without_a_match_ends_with_the_place_where_it_goes_on(start_gateway: StartGateway) -> None:
     service = start_gateway("--max-empty-seeds", "25")
     options = replace(ALL, where=("a:0.9999..0.99999",))  # less than a pixel from the whole image
-    with Client(service.grpc) as client, client.stream_samples("tiny", 5, options=options) as stream:
+    with Client(service.grpc) as client, client.stream_samples("light", 5, options=options) as stream:
         with pytest.raises(ContentNotFound, match="none of 25 seeds in a row") as caught:
             next(stream)
         assert caught.value.seed_count == 25 and not caught.value.retryable
@@ -174,7 +199,7 @@ def test_a_filtered_pull_that_is_killed_ends_with_the_same_bytes_and_counts(
 ) -> None:
     outcomes = [outcome_of(sample, wanted) for sample in everything]
     want = [seed for seed, outcome in enumerate(outcomes) if outcome == "accepted"][:8]
-    options = PullOptions("tiny", 8, name, samples_per_shard=3, ignore_js_quantile=0.9, sample=wanted)  # type: ignore[arg-type]
+    options = PullOptions("light", 8, name, samples_per_shard=3, ignore_js_quantile=0.9, sample=wanted)  # type: ignore[arg-type]
     whole = run(gateway, tmp_path / "whole", options)
     assert whole.returncode == 0, whole.stderr
     draw = random.Random(name)
@@ -201,7 +226,7 @@ def test_a_filtered_pull_that_is_killed_ends_with_the_same_bytes_and_counts(
 
 
 def test_the_command_pulls_by_content(gateway: Service, tmp_path: Path, wanted: SampleOptions) -> None:
-    command = [sys.executable, "-m", "labelmint_client", "pull", "--endpoint", gateway.grpc, "--model", "tiny"]
+    command = [sys.executable, "-m", "labelmint_client", "pull", "--endpoint", gateway.grpc, "--model", "light"]
     command += ["--count", "5", "--max-js", repr(wanted.max_js), str(tmp_path / "out")]
     environment = {**os.environ, "LABELMINT_PULL_OPTIONS": f"--where {wanted.where[0]}"}
 
@@ -223,7 +248,7 @@ def test_a_state_of_another_filter_is_refused(gateway: Service, wanted: SampleOp
     def dataset(where: tuple[str, ...], resume: object = None) -> LabeledSampleDataset[int]:
         return LabeledSampleDataset(
             gateway.grpc,
-            "tiny",
+            "light",
             end_seed=SEEDS,
             options=replace(wanted, where=where),
             transform=lambda sample: sample.seed,

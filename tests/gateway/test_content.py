@@ -26,7 +26,6 @@ from PIL import Image
 
 from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
-from tests.gateway.test_streams import stream
 from tests.support.gateways import Gateway, StartGateway
 from tests.support.wire import LOOSE, info_of, problem
 
@@ -68,6 +67,10 @@ class Drawn:
         if sample.js_score > self.max_js:
             return ("kept" if fits else "lost") if self.include_rejected else "rejected"
         return "accepted" if fits else "filtered"
+
+
+def stream(gateway: Gateway, **arguments: Any) -> Any:
+    return gateway.stub.StreamSamples(pb.StreamSamplesRequest(model="light", **arguments))
 
 
 def label_of(sample: pb.Sample) -> np.ndarray[Any, Any]:
