@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from labelmint.core.content import MAX_CONDITIONS, Condition, condition_of, content_of
+from labelmint.core.content import MAX_CONDITIONS, Condition, condition_of, conditions_of
 from labelmint.core.errors import InvalidRequest
 from labelmint.core.policy import SampleOptions, terms_of
 from labelmint.core.task import KEYPOINTS
@@ -115,10 +115,10 @@ def test_a_condition_that_cannot_be_is_named(conditions: list[Condition], proble
 def test_shares_that_add_up_to_the_image_are_possible() -> None:
     tenths = [Condition(f"c{index}", 0.1, 0.1) for index in range(10)]
     model = replace(MODEL, label_names=tuple(each.name for each in tenths))
-    assert content_of(model, tenths).indices == tuple(range(10))
+    assert conditions_of(model, tenths).indices == tuple(range(10))
     # Confidences do not add up to anything.
-    content_of(MARKS, [Condition("chin", 0.9), Condition("left eye", 0.9)])
-    content_of(MARKS, [Condition("chin", None, 0.1), Condition("left eye", None, 0.1)])
+    conditions_of(MARKS, [Condition("chin", 0.9), Condition("left eye", 0.9)])
+    conditions_of(MARKS, [Condition("chin", None, 0.1), Condition("left eye", None, 0.1)])
 
 
 def test_areas_and_confidences_are_measured_and_bounds_are_inclusive() -> None:
@@ -133,26 +133,33 @@ def test_areas_and_confidences_are_measured_and_bounds_are_inclusive() -> None:
         (None, np.nextafter(share, 0), False),
         (0.0, 1.0, True),
     ):
-        content = content_of(MODEL, [Condition("hair", low, high)])
-        assert content.measured(sample.labels) == {"hair": share} and content.satisfied({"hair": share}) is fits
+        conditions = conditions_of(MODEL, [Condition("hair", low, high)])
+        assert (
+            conditions.measured(sample.labels) == {"hair": share} and (not conditions.missed({"hair": share})) is fits
+        )
     marks = marked(sample, "left eye")
-    content = content_of(MARKS, [Condition("chin", None, 0.5), Condition("left eye", 0.5)])
-    assert content.measured(marks.labels) == {"chin": float(np.float32(0.4)), "left eye": float(np.float32(0.9))}
-    assert content.satisfied(content.measured(marks.labels))
-    assert not content.satisfied({"chin": 0.4, "left eye": 0.4}) and not content.satisfied({"chin": 0.6, "left eye": 1})
-    assert not content.satisfied({"chin": float("nan"), "left eye": 1.0})
+    conditions = conditions_of(MARKS, [Condition("chin", None, 0.5), Condition("left eye", 0.5)])
+    assert conditions.measured(marks.labels) == {"chin": float(np.float32(0.4)), "left eye": float(np.float32(0.9))}
+    assert not conditions.missed(conditions.measured(marks.labels))
+    chin, eye = conditions.each
+    assert conditions.missed({"chin": 0.4, "left eye": 0.4}) == [eye]
+    assert (
+        conditions.missed({"chin": 0.6, "left eye": 1.0})
+        == conditions.missed({"chin": np.nan, "left eye": 1.0})
+        == [chin]
+    )
 
 
 def test_a_missing_content_names_what_is_missed_alone_and_tells_all_that_was_measured() -> None:
-    content = content_of(THREE, [Condition("hair", 0.5), Condition("hat", None, 0.25)])
-    error = content.missing(7, {"hair": 0.125, "hat": 0.25})
+    conditions = conditions_of(THREE, [Condition("hair", 0.5), Condition("hat", None, 0.25)])
+    error = conditions.missing(7, {"hair": 0.125, "hat": 0.25})
     assert error.message.startswith("seed 7 does not satisfy where: hair has area 0.125, not hair:0.5..; ask for")
     assert error.metadata == {"seed": "7", "content": '{"hair": 0.125, "hat": 0.25}'}
 
 
 def test_no_condition_is_satisfied_by_everything() -> None:
-    content = terms_of(MODEL, SampleOptions(max_js=1.0)).content
-    assert content.satisfied(content.measured({})) and content.measured({}) == {}
+    conditions = terms_of(MODEL, SampleOptions(max_js=1.0)).conditions
+    assert conditions.measured({}) == {} and conditions.missed({}) == []
 
 
 @pytest.mark.parametrize(

@@ -355,7 +355,12 @@ async def test_conditions_and_ignored_pixels_are_part_of_what_identifies_a_respo
         (pb.Condition(name="a"), None, "where", "has no bound"),
         (pb.Condition(name="a", max_area=math.nan), None, "where", "out of range"),
         (None, "a>0.5", "where", "'a>0.5' is not a condition; write NAME:MIN..MAX"),
-        (pb.Condition(name="a", min_confidence=0.5), None, "options.where.min_confidence", "give min_area or max_area"),
+        (
+            pb.Condition(name="a", min_area=0.5, max_confidence=0.5),
+            None,
+            "where",
+            "'a' has max_confidence, and model 'light' has task 'segmentation'; give min_area or max_area",
+        ),
     ],
 )
 async def test_a_wrong_condition_is_one_error_everywhere(

@@ -65,48 +65,44 @@ def condition_of(text: str) -> Condition:
 
 
 @dataclass(frozen=True)
-class Content:
+class Conditions:
     """The conditions of a request, checked for a model. `indices` are those of their names in the model."""
 
-    measure: Measure = "area"
-    conditions: tuple[Condition, ...] = ()
-    indices: tuple[int, ...] = ()
-
-    def __str__(self) -> str:
-        return " and ".join(str(condition) for condition in self.conditions)
+    measure: Measure
+    each: tuple[Condition, ...]
+    indices: tuple[int, ...]
 
     def measured(self, labels: Labels) -> dict[str, float]:
-        """What the conditions are about, by name, in the label outputs of a sample."""
+        """The content of a sample: what the conditions are about, by name, in its label outputs."""
         measure = _MEASURES[self.measure]
         return {
-            condition.name: measure(labels, index)
-            for condition, index in zip(self.conditions, self.indices, strict=True)
+            condition.name: measure(labels, index) for condition, index in zip(self.each, self.indices, strict=True)
         }
 
-    def satisfied(self, measured: Mapping[str, float]) -> bool:
-        return not self._missed(measured)
-
-    def missing(self, seed: int, measured: Mapping[str, float]) -> ContentMissing:
-        """The error for a sample that does not satisfy the conditions."""
-        missed = [
-            f"{each.name} has {self.measure} {measured[each.name]:.12g}, not {each}" for each in self._missed(measured)
-        ]
-        return ContentMissing(seed, measured, "; ".join(missed))
-
-    def _missed(self, measured: Mapping[str, float]) -> list[Condition]:
+    def missed(self, content: Mapping[str, float]) -> list[Condition]:
+        """The conditions that the content of a sample does not satisfy."""
         # A value that is not a number is within no bounds.
-        return [each for each in self.conditions if not each.bounds[0] <= measured[each.name] <= each.bounds[1]]
+        return [each for each in self.each if not each.bounds[0] <= content[each.name] <= each.bounds[1]]
+
+    def missing(self, seed: int, content: Mapping[str, float]) -> ContentMissing:
+        """The error for a sample that does not satisfy the conditions."""
+        missed = (
+            f"{each.name} has {self.measure} {content[each.name]:.12g}, not {each}" for each in self.missed(content)
+        )
+        return ContentMissing(seed, content, "; ".join(missed))
 
 
-NO_CONDITIONS = Content()
+def listed(where: Sequence[Condition]) -> str:
+    """Conditions as an error names them."""
+    return " and ".join(map(str, where))
 
 
-def content_of(model: ServedModel, conditions: Sequence[Condition]) -> Content:
+def conditions_of(model: ServedModel, where: Sequence[Condition]) -> Conditions:
     """Check conditions against a model; raises InvalidRequest, which names the wrong one."""
-    if len(conditions) > MAX_CONDITIONS:
-        raise InvalidRequest(_FIELD, f"{len(conditions)} conditions given; give at most {MAX_CONDITIONS}")
+    if len(where) > MAX_CONDITIONS:
+        raise InvalidRequest(_FIELD, f"{len(where)} conditions given; give at most {MAX_CONDITIONS}")
     measure, indices = model.task.measure, dict[str, int]()
-    for each in conditions:
+    for each in where:
         if each.name not in model.label_names:
             known = ", ".join(model.label_names)
             raise InvalidRequest(
@@ -124,19 +120,20 @@ def content_of(model: ServedModel, conditions: Sequence[Condition]) -> Content:
             raise InvalidRequest(_FIELD, f"{each}: the minimum is above the maximum; no sample is like that")
         indices[each.name] = model.label_names.index(each.name)
     if measure == "area":
-        _check_sum(model, conditions)
-    return Content(measure, tuple(conditions), tuple(indices.values()))
+        _check_sum(model, where)
+    return Conditions(measure, tuple(where), tuple(indices.values()))
 
 
-def _check_sum(model: ServedModel, conditions: Sequence[Condition]) -> None:
+def _check_sum(model: ServedModel, where: Sequence[Condition]) -> None:
     """Raises InvalidRequest if the areas cannot add up to the image, of which each pixel has one class."""
-    least = math.fsum(each.minimum or 0.0 for each in conditions)
-    most = math.fsum(1.0 if each.maximum is None else each.maximum for each in conditions)
-    told = str(Content(conditions=tuple(conditions)))
+    least = math.fsum(each.minimum or 0.0 for each in where)
+    most = math.fsum(1.0 if each.maximum is None else each.maximum for each in where)
     if least > 1.0 + 1e-9:
-        raise InvalidRequest(_FIELD, f"{told}: the minima add up to {least:g}, more than the whole image")
-    if len(conditions) == len(model.label_names) and most < 1.0 - 1e-9:
-        raise InvalidRequest(_FIELD, f"{told}: the maxima of all classes add up to {most:g}, less than the whole image")
+        raise InvalidRequest(_FIELD, f"{listed(where)}: the minima add up to {least:g}, more than the whole image")
+    if len(where) == len(model.label_names) and most < 1.0 - 1e-9:
+        raise InvalidRequest(
+            _FIELD, f"{listed(where)}: the maxima of all classes add up to {most:g}, less than the whole image"
+        )
 
 
 def _area(labels: Labels, index: int) -> float:

@@ -12,13 +12,14 @@ from __future__ import annotations
 import hashlib
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from labelmint.core.content import Condition, Content, content_of
+from labelmint.core.content import Condition, Conditions, conditions_of
 from labelmint.core.errors import InvalidRequest, Uncalibrated
 from labelmint.core.served_model import ServedModel
 
@@ -65,17 +66,32 @@ class Gate:
         return js_score <= self.threshold
 
 
+Outcome = Literal["accepted", "rejected", "filtered"]
+
+
 @dataclass(frozen=True)
 class Terms:
     """What the options of a request mean for a model, checked: what is the same for all its seeds.
 
     `options` says which parts of a sample are delivered; `outputs` are the ensemble outputs to request for it.
+    A sample is judged by its score and its content, which is what `conditions` measured in it.
     """
 
     gate: Gate
-    content: Content
+    conditions: Conditions
     options: SampleOptions
     outputs: tuple[str, ...]
+
+    def outcome(self, js_score: float, content: Mapping[str, float]) -> Outcome:
+        """What a seed counts as. The gate comes first: a rejected seed is rejected whatever its sample contains."""
+        if not self.gate.accepts(js_score):
+            return "rejected"
+        return "filtered" if self.conditions.missed(content) else "accepted"
+
+    def delivers(self, js_score: float, content: Mapping[str, float]) -> bool:
+        """Whether a sample is delivered. `include_rejected` lifts the gate and leaves the conditions."""
+        passed = self.options.include_rejected or self.gate.accepts(js_score)
+        return passed and not self.conditions.missed(content)
 
 
 @dataclass(frozen=True)
@@ -203,7 +219,7 @@ def terms_of(model: ServedModel, options: SampleOptions) -> Terms:
             raise InvalidRequest("ignore_js_quantile", "omit_label leaves no label to ignore pixels of; leave it unset")
         if not 0.0 <= quantile <= 1.0:
             raise InvalidRequest("ignore_js_quantile", f"{quantile} is out of range; give 0 to 1")
-    return Terms(gate_of(model, options), content_of(model, options.where), options, options.outputs(model))
+    return Terms(gate_of(model, options), conditions_of(model, options.where), options, options.outputs(model))
 
 
 def check_has_label(model: ServedModel, field: str, asked: str) -> None:

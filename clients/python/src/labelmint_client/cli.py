@@ -293,7 +293,9 @@ class _Bar(AbstractContextManager["_Bar"]):
             self._bar = tqdm(
                 total=self._count, initial=self._initial, unit="sample", mininterval=seconds, maxinterval=seconds
             )
-        self._bar.set_postfix_str(f"{progress.accepted / max(1, progress.seeds):.1%} accepted", refresh=False)
+        shares = f"{(progress.accepted + progress.filtered) / max(1, progress.seeds):.1%} accepted"
+        shares += f", {progress.filtered} filtered" if progress.filtered else ""
+        self._bar.set_postfix_str(shares, refresh=False)
         self._bar.update(progress.done - self._bar.n)
 
     def __exit__(self, *_: object) -> None:

@@ -239,7 +239,6 @@ def _check_fits(state: Mapping[str, Any], run: Mapping[str, Any]) -> None:
                 f"the state has {key} {state[key]}, this run has {run[key]}: if the number of ranks or workers has "
                 "changed, give the states of all ranks to merge_states, and the result to the dataset as `resume`"
             )
-
     if state.get("where", []) != run["where"]:
         raise ValueError(_other_conditions(state.get("where", []), run["where"]))
 

@@ -32,6 +32,7 @@ def sample_fields(sample: Sample) -> dict[str, Any]:
         **NO_FIELDS,
         **(labels_of(sample).fields(sample) if sample.labels else {}),
         **({"content": dict(sample.content)} if sample.content else {}),
+        **({"ignore_js_quantile": sample.ignored.quantile} if sample.ignored is not None else {}),
     }
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from labelmint.core.content import Condition
-from labelmint.core.errors import InvalidRequest
+from labelmint.core.errors import InvalidRequest, SampleRejected, shortened
 from labelmint.core.policy import SampleOptions, check_has_label
 from labelmint.core.served_model import ServedModel
 from labelmint.gateway.encoding.fields import (
@@ -76,8 +76,9 @@ def _condition(model: ServedModel, message: pb.Condition) -> Condition:
     for field in given:
         if not field.endswith(measure):
             raise InvalidRequest(
-                f"options.where.{field}",
-                f"model {model.name!r} has task {model.task.name!r}; give min_{measure} or max_{measure}",
+                "where",
+                f"{shortened(message.name)!r} has {field}, and model {model.name!r} has task {model.task.name!r}; give "
+                f"min_{measure} or max_{measure}",
             )
     return Condition(message.name, given.get(f"min_{measure}"), given.get(f"max_{measure}"))
 
@@ -95,7 +96,6 @@ def sample_message(sample: Sample, options: pb.SampleOptions) -> Fields:
         "image": _pixels(sample, sample.image, _ENCODINGS[options.image_encoding], encoders=IMAGE_ENCODERS),
         "label": _pixels(sample, sample.label, _ENCODINGS[options.label_encoding], encoders=LABEL_ENCODERS),
         "js_map": b"" if sample.js_map is None else sample.js_map.astype("<f4").tobytes(),
-        "ignore_js_quantile": None if sample.ignored is None else sample.ignored.quantile,
     }
 
 
@@ -104,11 +104,12 @@ def outcome_messages(samples: list[Sample], options: pb.SampleOptions) -> list[F
 
 
 def _outcome_message(sample: Sample, options: pb.SampleOptions) -> Fields:
-    if sample.refusal(options.include_rejected) is None:
+    refusal = sample.refusal()
+    if refusal is None:
         return {"sample": sample_message(sample, options)}
-    if sample.accepted or options.include_rejected:
-        return {"filtered": filtered_fields(sample)}
-    return {"rejection": rejection_fields(sample)}
+    if isinstance(refusal, SampleRejected):
+        return {"rejection": rejection_fields(sample)}
+    return {"filtered": filtered_fields(sample)}
 
 
 def model_message(model: ServedModel) -> pb.Model:

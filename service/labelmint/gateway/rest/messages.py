@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from labelmint.core.content import MAX_CONDITIONS, condition_of
+from labelmint.core.errors import SampleRejected
 from labelmint.core.policy import MAX_BATCH, MAX_TRUNCATION_PSI, SEED_END, SampleOptions
 from labelmint.core.served_model import ServedModel
 from labelmint.gateway.encoding.fields import (
@@ -169,6 +170,9 @@ Content = Annotated[
 
 class SampleModel(EvidenceModel):
     content: Content = {}
+    ignore_js_quantile: Annotated[
+        float | None, Field(description="The quantile above which pixels of the label are ignored; null if none are.")
+    ] = None
     image: PixelsModel
     label: Annotated[PixelsModel | None, Field(description="null for a model without a label image")]
     js_map: Annotated[
@@ -275,11 +279,12 @@ def batch_model(samples: list[Sample], body: BatchBody) -> BatchModel:
 
 
 def _outcome_model(sample: Sample, body: BatchBody) -> SampleModel | RejectionModel | FilteredModel:
-    if sample.refusal(body.include_rejected) is None:
+    refusal = sample.refusal()
+    if refusal is None:
         return sample_model(sample, body.encoding)
-    if sample.accepted or body.include_rejected:
-        return FilteredModel(filtered=True, **filtered_fields(sample))
-    return RejectionModel(accepted=False, **rejection_fields(sample))
+    if isinstance(refusal, SampleRejected):
+        return RejectionModel(accepted=False, **rejection_fields(sample))
+    return FilteredModel(filtered=True, **filtered_fields(sample))
 
 
 def model_model(model: ServedModel) -> ModelModel:

@@ -8,17 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from labelmint.core.content import NO_CONDITIONS, Content
-from labelmint.core.errors import LabelmintError, SampleRejected
-from labelmint.core.policy import Gate, Mixing, group_id
+from labelmint.core.errors import ContentMissing, SampleRejected
+from labelmint.core.policy import Gate, Mixing, Outcome, Terms, group_id
 from labelmint.core.served_model import ServedModel
-
-Outcome = Literal["accepted", "rejected", "filtered"]
 
 
 @dataclass(frozen=True)
@@ -33,19 +30,18 @@ class Ignored:
 class Sample:
     """The result for one seed: image uint8 [R,R,3], js_map float32 [R,R], and `labels`, the task's outputs by name.
 
-    An omitted image or js_map is None; omitted labels are an empty mapping. `content` has the measured values that the
-    request's conditions, `wanted`, are about. The encoders apply `ignored` to the label.
+    An omitted image or js_map is None; omitted labels are an empty mapping. `content` has what the conditions of the
+    request measured. The encoders apply `ignored` to the label.
     """
 
     model: ServedModel
     seed: int
     mixing: Mixing | None
-    gate: Gate
+    terms: Terms
     image: npt.NDArray[np.uint8] | None
     labels: Mapping[str, npt.NDArray[Any]]
     js_map: npt.NDArray[np.float32] | None
     js_score: float
-    wanted: Content = NO_CONDITIONS
     content: Mapping[str, float] = field(default_factory=dict)
     ignored: Ignored | None = None
 
@@ -55,20 +51,20 @@ class Sample:
         return self.labels.get("label")
 
     @property
+    def gate(self) -> Gate:
+        return self.terms.gate
+
+    @property
     def accepted(self) -> bool:
         return self.gate.accepts(self.js_score)
 
     @property
-    def satisfied(self) -> bool:
-        """Whether it satisfies the conditions of the request."""
-        return self.wanted.satisfied(self.content)
+    def outcome(self) -> Outcome:
+        return self.terms.outcome(self.js_score, self.content)
 
     @property
-    def outcome(self) -> Outcome:
-        """The one that is counted. The gate comes first: a rejected sample is rejected whatever it contains."""
-        if not self.accepted:
-            return "rejected"
-        return "accepted" if self.satisfied else "filtered"
+    def delivered(self) -> bool:
+        return self.terms.delivers(self.js_score, self.content)
 
     @property
     def group_id(self) -> str:
@@ -77,11 +73,13 @@ class Sample:
             return ""
         return group_id(self.model, self.seed, self.mixing, truncation_psi=self.gate.truncation_psi)
 
-    def refusal(self, include_rejected: bool) -> LabelmintError | None:
-        """The error of a request for this sample alone; None if the sample is delivered."""
-        if not (self.accepted or include_rejected):
-            return SampleRejected(self.seed, self.js_score, self.gate.threshold, self.gate.calibration_id)
-        return None if self.satisfied else self.wanted.missing(self.seed, self.content)
+    def refusal(self) -> SampleRejected | ContentMissing | None:
+        """Why the sample is not delivered, as the error of a request for it alone; None if it is delivered."""
+        if self.delivered:
+            return None
+        if self.accepted or self.terms.options.include_rejected:
+            return self.terms.conditions.missing(self.seed, self.content)
+        return SampleRejected(self.seed, self.js_score, self.gate.threshold, self.gate.calibration_id)
 
 
 @dataclass(frozen=True)

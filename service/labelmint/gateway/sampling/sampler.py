@@ -19,9 +19,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
+from labelmint.core.content import listed
 from labelmint.core.errors import ContentNotFound, InvalidRequest, Overloaded, TritonUnavailable
 from labelmint.core.policy import (
     Mixing,
+    Outcome,
     SampleOptions,
     Terms,
     Walk,
@@ -82,19 +84,18 @@ class _Spec:
         return Latents(latent, latent_of(self.mixing.style_seed, z_dim), self.mixing.crossover, psi)
 
     def sample(self, arrays: Arrays) -> Sample:
-        options, terms = self.terms.options, self.terms
+        terms, options = self.terms, self.terms.options
         quantile = options.ignore_js_quantile
         return Sample(
             model=self.model,
             seed=self.seed,
             mixing=self.mixing,
-            gate=terms.gate,
+            terms=terms,
             image=arrays.get("image"),
             labels={} if options.omit_label else {name: arrays[name] for name in self.model.task.label_outputs},
             js_map=arrays["js_map"] if options.include_js_map else None,
             js_score=float(arrays["js_score"][0]),
-            wanted=terms.content,
-            content=terms.content.measured(arrays),
+            content=terms.conditions.measured(arrays),
             ignored=None if quantile is None else Ignored(arrays["js_map"], quantile),
         )
 
@@ -105,7 +106,6 @@ class _Pipeline:
 
     window: int
     remaining: int | None
-    include_rejected: bool
     ahead: deque[asyncio.Task[Sample]] = field(default_factory=deque)
 
     @property
@@ -124,9 +124,6 @@ class _Pipeline:
             self.ahead.append(task)
         return self.wanted > 0 and bool(self.ahead)
 
-    def delivers(self, sample: Sample | None) -> bool:
-        return sample is not None and sample.refusal(self.include_rejected) is None
-
     def taken(self, delivered: bool) -> None:
         """The reader has taken the first sample, or it was rejected or filtered."""
         self.ahead.popleft()
@@ -134,7 +131,7 @@ class _Pipeline:
             self.remaining -= 1
 
     def _ready(self, task: asyncio.Task[Sample]) -> bool:
-        return task.done() and not task.cancelled() and task.exception() is None and self.delivers(task.result())
+        return task.done() and not task.cancelled() and task.exception() is None and task.result().delivered
 
 
 @dataclass
@@ -148,10 +145,10 @@ class _Progress:
     unpaid: int = 0  # seeds since the last delivery
     empty: int = 0  # seeds since the last sample
 
-    def pass_(self, sample: Sample, delivered: bool) -> None:
-        self.next_seed = sample.seed + 1
-        self.rejected += sample.outcome == "rejected"
-        self.filtered += sample.outcome == "filtered"
+    def pass_(self, seed: int, outcome: Outcome, delivered: bool) -> None:
+        self.next_seed = seed + 1
+        self.rejected += outcome == "rejected"
+        self.filtered += outcome == "filtered"
         self.unpaid += 1
         self.empty = 0 if delivered else self.empty + 1
 
@@ -215,7 +212,7 @@ class Sampler:
         spec = _Spec(model, check_seed(seed), mixing_of(model, options), terms_of(model, options))
         with self._admitted(model, 1) as requester:
             sample = await self._make(spec, requester, self._deadline(timeout_seconds))
-        if (refusal := sample.refusal(options.include_rejected)) is not None:
+        if (refusal := sample.refusal()) is not None:
             raise refusal
         return sample
 
@@ -266,7 +263,7 @@ class Sampler:
         """
         if count < 0:
             raise InvalidRequest("count", f"{count} is negative; give 0 for no limit")
-        pipeline = _Pipeline(window_of(window, self._limits.max_window), count or None, options.include_rejected)
+        pipeline = _Pipeline(window_of(window, self._limits.max_window), count or None)
         tasks = self._begin(model, walk, options, timeout_seconds=timeout_seconds)
         now = asyncio.get_running_loop().time
         progress = _Progress(walk.start, walk.start)
@@ -279,16 +276,16 @@ class Sampler:
                         await asyncio.wait([first], timeout=max(0.0, delivered_at + HEARTBEAT_SECONDS - now()))
                     done = first.done()
                     sample = first.result() if done else None
-                    delivers = pipeline.delivers(sample)
+                    delivers = sample is not None and sample.delivered
                     if sample is not None:
-                        progress.pass_(sample, delivers)
+                        progress.pass_(sample.seed, sample.outcome, delivers)
                     given_up = bool(options.where) and progress.empty >= self._limits.max_empty_seeds
                     if delivers or given_up or now() - delivered_at >= HEARTBEAT_SECONDS:
                         await _pace(progress.unpaid)
                         yield progress.delivery(sample if delivers else None)
                         delivered_at = now()
                     if given_up:
-                        raise ContentNotFound(progress.empty, " and ".join(map(str, options.where)))
+                        raise ContentNotFound(progress.empty, listed(options.where))
                     if done:  # the sample counts as ahead until the reader has taken it
                         pipeline.taken(delivers)
                 if progress.next_seed != progress.told:

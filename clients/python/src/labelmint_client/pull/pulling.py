@@ -96,10 +96,15 @@ _GATE = ("truncation_psi", "max_js", "max_quantile", "include_rejected", "style_
 
 @dataclass(frozen=True)
 class Progress:
-    """The progress of a pull, including earlier runs: samples taken, accepted ones among them, and seeds passed."""
+    """The progress of a pull, including earlier runs.
+
+    done: samples taken. accepted: those of them that the gate accepted.
+    seeds: seeds passed. filtered: those of them that the gate accepted and that do not satisfy the conditions.
+    """
 
     done: int
     accepted: int
+    filtered: int
     seeds: int
 
 
@@ -146,8 +151,7 @@ class _Pull:
         self._next_shard, self._done, self._accepted, self._next_seed = 0, 0, 0, options.start_seed
         self._samples: list[Json] = []
         self._samples_accepted = 0
-        # Filtered seeds: of the completed shards, of the current one, and of the current one when the walk began.
-        self._filtered, self._samples_filtered, self._filtered_before = 0, 0, 0
+        self._filtered = 0  # seeds up to the last sample
         self._with_room: Json | None = None
         self._whole = False  # whether the received samples can become a shard now
         last = None
@@ -173,8 +177,6 @@ class _Pull:
         self._next_shard -= 1
         self._done -= len(self._samples)
         self._accepted -= self._samples_accepted
-        self._samples_filtered = self._filtered_before = last.get("filtered", 0)
-        self._filtered -= self._samples_filtered
 
     def _keep_to(self, header: Json | None) -> tuple[Model, Json]:
         """Return the model and the head of the manifest. `header` is that of an earlier run; None if there was none."""
@@ -214,25 +216,26 @@ class _Pull:
             model_version=self._model.version,
             model_digest=self._model.digest,
         )
-        on_progress(self._progress(self._next_seed))
+        before = self._filtered
+        on_progress(self._progress(self._next_seed, before))
         with stream:
             for sample in stream.with_heartbeats():
                 if sample is not None:
                     with put_off():
-                        self._take(sample, stream.filtered_count)
-                on_progress(self._progress(stream.next_seed))
+                        self._take(sample, before + stream.filtered_count)
+                on_progress(self._progress(stream.next_seed, before + stream.filtered_count))
         if self._done < options.count:
             raise PullError(
                 f"the seeds end after {self._done + len(self._samples)} of {options.count} samples; give a smaller "
                 "count, an earlier start seed or a wider gate"
             )
 
-    def _progress(self, next_seed: int) -> Progress:
+    def _progress(self, next_seed: int, filtered: int) -> Progress:
         done, accepted = self._done + len(self._samples), self._accepted + self._samples_accepted
-        return Progress(done, accepted, self._seeds(next_seed))
+        return Progress(done, accepted, filtered, self._seeds(next_seed))
 
     def _take(self, sample: Sample, filtered: int) -> None:
-        """Write a sample. `filtered`: how many seeds of this walk were filtered up to it."""
+        """Write a sample. `filtered`: how many seeds were filtered up to it."""
         calibration = self._header["model"]["calibration"]
         if calibration is not None and sample.calibration_id != calibration["id"]:
             raise PullError(f"{self._options.model} got a new calibration during the pull; pull into a new directory")
@@ -243,7 +246,7 @@ class _Pull:
         line = {**line, "shard": self._next_shard, "files": kept.files}
         self._samples.append({"line": line, "annotations": kept.annotations})
         self._samples_accepted += sample.accepted
-        self._samples_filtered = self._filtered_before + filtered
+        self._filtered = filtered
         if (
             len(self._samples) == self._options.samples_per_shard
             or self._done + len(self._samples) == self._options.count
@@ -265,19 +268,18 @@ class _Pull:
             "files": self._format.end_shard(self._next_shard),
             "samples": self._samples,
             "accepted": self._samples_accepted,
-            "filtered": self._samples_filtered,
+            "filtered": self._filtered,  # of all seeds below next_seed
             "next_seed": self._samples[-1]["line"]["seed"] + 1,
         }
         self._directory.add_part(self._next_shard, part)
-        self._filtered_before -= self._samples_filtered
-        self._samples, self._samples_accepted, self._samples_filtered = [], 0, 0
+        self._samples, self._samples_accepted = [], 0
         self._count(part)
 
     def _count(self, part: Json) -> None:
         self._next_shard += 1
         self._done += len(part["samples"])
         self._accepted += part["accepted"]
-        self._filtered += part.get("filtered", 0)  # earlier versions had no conditions
+        self._filtered = part.get("filtered", 0)  # earlier versions had no conditions
         self._next_seed = part["next_seed"]
 
     def _seeds(self, next_seed: int) -> int:

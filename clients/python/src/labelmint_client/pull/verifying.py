@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from labelmint_client import Client, Sample
+from labelmint_client import Client, Filtered, Sample
 from labelmint_client.pull.directory import MANIFEST, Json, completed, record
 from labelmint_client.pull.errors import PullError
 from labelmint_client.pull.labels import NO_FIELDS
@@ -106,14 +106,16 @@ def _compare(client: Client, manifest: Json, lines: Iterator[Json]) -> tuple[int
         return 0, [_other_weights(model.digest, pulled["digest"])]
     if otherwise := other_executor(pulled, model):
         return 0, [otherwise]
-    # Without the conditions, because equal labels have equal content.
-    wire = dataclasses.replace(options.wire(), include_rejected=True, where=())
+    wire = dataclasses.replace(options.wire(), include_rejected=True)
     compared, problems = 0, list[str]()
     while batch := list(islice(lines, _BATCH)):
         seeds = [line["seed"] for line in batch]
         outcomes = client.batch_get_samples(model.name, seeds, wire, model_version=model.version)
         for line, sample in zip(batch, outcomes, strict=True):
-            assert isinstance(sample, Sample), "the request includes all samples"
+            if isinstance(sample, Filtered):
+                problems.append(f"seed {line['seed']}: content {line.get('content')}, served {dict(sample.content)}")
+                continue
+            assert isinstance(sample, Sample), "the request includes rejected samples"
             if sample.model_digest != pulled["digest"]:
                 # One of several gateways serves other weights. Stop here, because each of its samples would differ.
                 return compared, [*problems, _other_weights(sample.model_digest, pulled["digest"])]
