@@ -36,12 +36,12 @@ from labelmint_client import (
 )
 from labelmint_client.messages import checked, model_of
 from labelmint_client.policy import Walk
-from labelmint_client.pull import PullError, PullOptions, pull, verify
+from labelmint_client.pull import Progress, PullError, PullOptions, pull, verify
 from labelmint_client.torch import LabeledSampleDataset, merge_states
 from labelmint_client.v1 import sample_service_pb2 as pb
 from tests.clients.conftest import StartGateway, gateways_before
 from tests.conftest import ROOT, Service
-from tests.support.files import contents
+from tests.support.files import contents, forge
 from tests.support.inference import running
 
 pytestmark = [pytest.mark.triton, pytest.mark.torch]
@@ -207,8 +207,12 @@ def test_a_filtered_pull_that_is_killed_ends_with_the_same_bytes_and_counts(
         assert run(gateway, tmp_path / "often", options, kill_at).returncode == -signal.SIGKILL
     assert run(gateway, tmp_path / "often", options).returncode == 0
     # Extended in two steps, within a shard and across shards.
+    reports: list[Progress] = []
     for count in (2, 7, 8):
-        pull(client, replace(options, count=count), tmp_path / "grown")
+        pull(client, replace(options, count=count), tmp_path / "grown", on_progress=reports.append)
+    for report in reports:
+        passed = outcomes[: report.seeds]
+        assert (report.accepted, report.filtered) == (passed.count("accepted"), passed.count("filtered"))
     for other in ("often", "grown"):
         assert contents(tmp_path / other) == contents(tmp_path / "whole"), other
     manifest = json.loads((tmp_path / "whole" / "manifest.json").read_text())
@@ -220,6 +224,14 @@ def test_a_filtered_pull_that_is_killed_ends_with_the_same_bytes_and_counts(
     assert [line["seed"] for line in lines] == want
     assert all(line["content"] == {"a": area_of(everything[line["seed"]])} for line in lines)
     assert verify(tmp_path / "whole", client).problems == []
+    # What the manifest tells of the content is compared too, and a sample that the conditions would not let through.
+    line, other = (json.dumps(lines[0]["content"]), json.dumps({"a": 0.123}))
+    forge(tmp_path / "often", lambda text: text.replace(line, other, 1))
+    (problem,) = verify(tmp_path / "often", client).problems
+    assert problem == f"seed {want[0]}: content {{'a': 0.123}}, served {lines[0]['content']}"
+    filtered = outcomes.index("filtered")
+    forge(tmp_path / "often", lambda text: text.replace(f'"seed": {want[1]}', f'"seed": {filtered}', 1))
+    assert verify(tmp_path / "often", client).problems[1].startswith(f"seed {filtered}: content ")
     for changed in (replace(wanted, where=("a:0..",)), replace(wanted, where=())):
         with pytest.raises(PullError, match="holds a pull with where"):
             pull(client, replace(options, sample=changed), tmp_path / "whole")

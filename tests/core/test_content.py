@@ -163,6 +163,25 @@ def test_no_condition_is_satisfied_by_everything() -> None:
 
 
 @pytest.mark.parametrize(
+    ("js_score", "area", "outcome", "delivered", "delivered_with_rejected"),
+    [
+        (2.0, 0.5, "accepted", True, True),
+        (2.0, 0.4, "filtered", False, False),
+        (2.1, 0.5, "rejected", False, True),
+        (2.1, 0.4, "rejected", False, False),
+    ],
+)
+def test_the_gate_comes_first_and_include_rejected_lifts_it_alone(
+    js_score: float, area: float, outcome: str, delivered: bool, delivered_with_rejected: bool
+) -> None:
+    options, content = SampleOptions(max_js=2.0, where=(Condition("hair", 0.5),)), {"hair": area}
+    strict, loose = terms_of(MODEL, options), terms_of(MODEL, replace(options, include_rejected=True))
+    assert strict.outcome(js_score, content) == loose.outcome(js_score, content) == outcome
+    assert strict.delivers(js_score, content) is delivered
+    assert loose.delivers(js_score, content) is delivered_with_rejected
+
+
+@pytest.mark.parametrize(
     ("model", "options", "problem"),
     [
         (MODEL, {"ignore_js_quantile": 1.5}, "1.5 is out of range; give 0 to 1"),

@@ -6,6 +6,7 @@ Rules of this file:
 
 from __future__ import annotations
 
+import base64
 import io
 import itertools
 import json
@@ -406,17 +407,19 @@ async def test_ignored_pixels_are_255_in_every_form(gateway: Gateway, everything
         params = {"max_js": 1e9, "ignore_js_quantile": quantile, "count": 6}
         answer = await gateway.http.get(f"{SAMPLES}.tar", params=params)
         with tarfile.open(fileobj=io.BytesIO(answer.content)) as archive:
-            tarred = [
-                np.load(io.BytesIO(archive.extractfile(member).read()))  # type: ignore[union-attr]
-                for member in archive
-                if member.name.endswith("label.npy")
-            ]
+            parts = {member.name: archive.extractfile(member).read() for member in archive}  # type: ignore[union-attr]
+        tarred = [np.load(io.BytesIO(data)) for name, data in parts.items() if name.endswith("label.npy")]
+        told = [json.loads(data)["ignore_js_quantile"] for name, data in parts.items() if name.endswith("json")]
+        assert told == [quantile] * 6
         for sample, member in zip(streamed, tarred, strict=True):
             original, query = everything[sample.seed], {"max_js": 1e9, "ignore_js_quantile": quantile}
             want = ignoring(original, quantile)
             assert (want == 255).any() == (quantile < 1.0)
             assert np.array_equal(label_of(sample), want) and np.array_equal(member, want)
             assert not sample.js_map and sample.ignore_js_quantile == quantile
+            raw_json = (await gateway.http.get(f"{SAMPLES}/{sample.seed}", params={**query, "encoding": "raw"})).json()
+            assert base64.b64decode(raw_json["label"]["data"]) == want.tobytes()
+            assert raw_json["ignore_js_quantile"] == quantile and raw_json["js_map"] == ""
             png = await gateway.http.get(f"{SAMPLES}/{sample.seed}/label.png", params=query)
             picture = Image.open(io.BytesIO(png.content))
             assert picture.mode == "P" and np.array_equal(np.asarray(picture), want)
