@@ -12,7 +12,7 @@ Rules of this file:
     |- ModelNotFound           there is no model of that name, or no such version of it
     |- ModelVersionGone        the version that a request or a stream began with is no longer served
     |- SampleRejected          the sample exists, but its JS score is above the threshold of the gate
-    |- ContentMissing          the sample exists and is not rejected, but does not satisfy the conditions of the request
+    |- ContentMissing          the sample exists, but the conditions of the request keep it from being delivered
     |- ContentNotFound         so many seeds in a row gave a stream no sample that it stopped: change its conditions
     |- RevisionChanged         a pinned URL names a different revision of the model than the served one
     |- Unauthenticated         the request has no token or an unknown one

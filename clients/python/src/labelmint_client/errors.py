@@ -12,7 +12,7 @@ Rules of this file:
     |- ModelNotFound              no model has that name, or it has no such version
     |- ModelVersionGone           the version that a request or a stream began with is no longer served
     |- SampleRejected             the sample exists, but its JS score is above the gate
-    |- ContentMissing             the sample exists and is not rejected, but does not satisfy `where`
+    |- ContentMissing             the sample exists, but `where` keeps it from being delivered
     |- ContentNotFound            a long run of seeds gave a stream no sample that satisfies `where`
     |- Unauthenticated            the token is missing or unknown
     |- Overloaded                 retryable: too many requests are in flight

@@ -130,7 +130,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Filtered:
-    """A seed of a batch whose sample is not rejected and does not satisfy `where`; `content` as in `Sample`."""
+    """A seed of a batch whose sample only `where` keeps from being delivered; `content` as in `Sample`."""
 
     seed: int
     content: Mapping[str, float]

@@ -47,7 +47,7 @@ def rejection_fields(sample: Sample) -> dict[str, Any]:
 
 
 def filtered_fields(sample: Sample) -> dict[str, Any]:
-    """The fields of a batch outcome that does not satisfy the conditions of the request."""
+    """The fields of a batch outcome that only the conditions of the request keep from being delivered."""
     return {"seed": sample.seed, "content": dict(sample.content)}
 
 

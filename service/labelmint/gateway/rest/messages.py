@@ -190,7 +190,7 @@ class RejectionModel(BaseModel):
 
 
 class FilteredModel(BaseModel):
-    """A seed whose sample is not rejected and does not satisfy `where`."""
+    """A seed whose sample only `where` keeps from being delivered."""
 
     seed: int
     filtered: Literal[True]

@@ -141,8 +141,8 @@ class SampleServiceServicer(object):
 
         Errors: FAILED_PRECONDITION (SAMPLE_REJECTED) if the JS score is above the gate and
         include_rejected is not set. The same seed and gate are always rejected, so request another
-        seed. FAILED_PRECONDITION (CONTENT_MISSING) if the sample is not rejected and does not satisfy
-        options.where; request another seed then too. FAILED_PRECONDITION (MODEL_VERSION_GONE) if the
+        seed. FAILED_PRECONDITION (CONTENT_MISSING) if only options.where keeps the sample from being
+        delivered; request another seed then too. FAILED_PRECONDITION (MODEL_VERSION_GONE) if the
         model version was unloaded or replaced while the request waited. NOT_FOUND, INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -151,8 +151,8 @@ class SampleServiceServicer(object):
 
     def BatchGetSamples(self, request, context):
         """Returns the samples of 1 to 64 seeds, in the order of the request. A rejected seed gets a
-        rejection as its outcome and does not fail the batch; so does a seed whose sample does not
-        satisfy options.where (`filtered`).
+        rejection as its outcome and does not fail the batch. A seed whose sample only options.where
+        keeps from being delivered gets `filtered`.
 
         Errors: NOT_FOUND, INVALID_ARGUMENT, FAILED_PRECONDITION (MODEL_VERSION_GONE). There are no
         partial responses: if one seed fails, the whole batch fails with its status. Retry the whole
