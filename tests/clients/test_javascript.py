@@ -114,11 +114,18 @@ def test_conditions_and_ignored_pixels(example: Path, service: Service) -> None:
     assert [sample.seed for sample in samples] != [sample.seed for sample in unfiltered[:3]]
     asked = {"where": [{"name": name, "minArea": low}], "ignoreJsQuantile": 0.9}
     request = {"model": "faces", "count": 3, "options": asked}
-    lines = run(example, walk(service.grpc, request, "sample.content, sha256(sample.label.data)"))
+    lines = run(
+        example,
+        walk(
+            service.grpc,
+            request,
+            "sample.content.map(({ name, value }) => `${name}=${value}`).join(), sha256(sample.label.data)",
+        ),
+    )
     for line, sample in zip(lines, samples, strict=True):
         assert sample.label is not None and (sample.label == 255).any()
         digest = hashlib.sha256(sample.label.tobytes()).hexdigest()
-        assert line == f"{sample.seed} {{ {name}: {sample.content[name]!r} }} {digest}"
+        assert line == f"{sample.seed} {name}={sample.content[name]!r} {digest}"
 
 
 @pytest.mark.parametrize(

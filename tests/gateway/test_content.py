@@ -74,6 +74,10 @@ def stream(gateway: Gateway, **arguments: Any) -> Any:
     return gateway.stub.StreamSamples(pb.StreamSamplesRequest(model="light", **arguments))
 
 
+def measured(message: pb.Sample | pb.Filtered) -> list[tuple[str, float]]:
+    return [(each.name, each.value) for each in message.content]
+
+
 def label_of(sample: pb.Sample) -> np.ndarray[Any, Any]:
     return np.frombuffer(sample.label.data, np.uint8).reshape(64, 64)
 
@@ -129,7 +133,7 @@ async def test_a_walk_is_the_filter_of_the_unfiltered_walk(
                 assert message.sample.label == original.label
                 shares = shares_of(original)
                 names = (["a"] if options.area else []) + (["b"] if options.other is not None else [])
-                assert dict(message.sample.content) == {name: shares[name] for name in names}
+                assert measured(message.sample) == [(name, shares[name]) for name in names]
 
 
 async def test_an_archive_has_the_samples_of_the_stream(
@@ -161,7 +165,7 @@ async def test_single_samples_and_batches_agree_over_both_protocols(
         request = pb.GetSampleRequest(model="light", seed=seed, options=options.message())
         if outcome in ("accepted", "kept"):
             sample = (await gateway.stub.GetSample(request)).sample
-            assert dict(sample.content) == rest.json()["content"] == shares
+            assert dict(measured(sample)) == rest.json()["content"] == shares
             continue
         reason = "SAMPLE_REJECTED" if outcome == "rejected" else "CONTENT_MISSING"
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -186,7 +190,7 @@ async def test_single_samples_and_batches_agree_over_both_protocols(
             assert found.seed == entry["seed"] == sample.seed
             assert ("image" in entry, entry.get("filtered", False)) == (kind == "sample", kind == "filtered")
             if kind == "filtered":
-                assert dict(found.content) == entry["content"]
+                assert dict(measured(found)) == entry["content"]
 
 
 async def test_a_filtered_walk_cut_after_each_message_delivers_each_seed_once(
@@ -326,7 +330,10 @@ async def test_a_cached_sample_is_filtered_by_the_conditions_of_each_request(
         assert answer.status_code == status
     omitted = pb.SampleOptions(max_js=1e9, omit_label=True, where=[pb.Condition(name="a", min_area=0)])
     sample = (await impatient.stub.GetSample(pb.GetSampleRequest(model="light", seed=0, options=omitted))).sample
-    assert not sample.HasField("label") and dict(sample.content) == {"a": area}
+    assert not sample.HasField("label") and dict(measured(sample)) == {"a": area}
+    both = [pb.Condition(name="b", min_area=0), pb.Condition(name="a", min_area=0)]
+    request = pb.GetSampleRequest(model="light", seed=0, options=pb.SampleOptions(max_js=1e9, where=both))
+    assert measured((await impatient.stub.GetSample(request)).sample) == [("b", 1 - area), ("a", area)]
 
 
 async def test_conditions_and_ignored_pixels_are_part_of_what_identifies_a_response(gateway: Gateway) -> None:
@@ -442,7 +449,7 @@ async def test_ignored_pixels_are_255_in_every_form(gateway: Gateway, everything
     )  # fmt: skip
     sample = (await gateway.stub.GetSample(pb.GetSampleRequest(model="light", seed=4, options=both))).sample
     assert sample.js_map == everything[4].js_map and np.array_equal(label_of(sample), ignoring(everything[4], 0.5))
-    assert dict(sample.content) == {"a": shares_of(everything[4])["a"]}, "measured before pixels are ignored"
+    assert dict(measured(sample)) == {"a": shares_of(everything[4])["a"]}, "measured before pixels are ignored"
 
 
 async def test_keypoints_have_confidences(stub: pb_grpc.SampleServiceStub, http: httpx.Client) -> None:
@@ -459,7 +466,7 @@ async def test_keypoints_have_confidences(stub: pb_grpc.SampleServiceStub, http:
     assert [outcome.HasField("sample") for outcome in outcomes] == [confidence >= low for confidence in confidences]
     for outcome, confidence in zip(outcomes, confidences, strict=True):
         found = outcome.sample if outcome.HasField("sample") else outcome.filtered
-        assert dict(found.content) == {name: confidence}
+        assert dict(measured(found)) == {name: confidence}
     body = {"seeds": list(range(12)), "max_quantile": 1, "include_rejected": True, "where": [f"{name}:{low!r}.."]}
     (listed,) = http.post(f"/v1/models/{model}/samples:batchGet", json=body).json().values()
     assert ["filtered" not in entry for entry in listed] == [confidence >= low for confidence in confidences]

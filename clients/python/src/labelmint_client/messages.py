@@ -209,7 +209,7 @@ def sample_of(message: pb.Sample) -> Sample:
         style_seed=message.style_seed if message.HasField("style_seed") else None,
         crossover=message.crossover if message.HasField("crossover") else None,
         group_id=message.group_id,
-        content=dict(message.content),
+        content=_content(message),
     )
 
 
@@ -221,7 +221,7 @@ def checked(message: pb.Sample, options: pb.SampleOptions) -> pb.Sample:
     """
     wanted = {condition.name for condition in options.where}
     for name, ignored in (
-        ("where", not wanted <= set(message.content)),
+        ("where", not wanted <= _content(message).keys()),
         (
             "ignore_js_quantile",
             options.HasField("ignore_js_quantile") and not message.HasField("ignore_js_quantile"),
@@ -277,8 +277,12 @@ def _outcome(message: pb.SampleOutcome, options: pb.SampleOptions) -> Sample | R
     if message.HasField("sample"):
         return sample_of(checked(message.sample, options))
     if message.HasField("filtered"):
-        return Filtered(message.filtered.seed, dict(message.filtered.content))
+        return Filtered(message.filtered.seed, _content(message.filtered))
     return _rejection(message.rejection)
+
+
+def _content(message: pb.Sample | pb.Filtered) -> dict[str, float]:
+    return {each.name: each.value for each in message.content}
 
 
 def _condition(text: str, task: str) -> pb.Condition:

@@ -93,6 +93,7 @@ def copies_only(options: pb.SampleOptions) -> bool:
 def sample_message(sample: Sample, options: pb.SampleOptions) -> Fields:
     return {
         **sample_fields(sample),
+        "content": _content(sample),
         "image": _pixels(sample, sample.image, _ENCODINGS[options.image_encoding], encoders=IMAGE_ENCODERS),
         "label": _pixels(sample, sample.label, _ENCODINGS[options.label_encoding], encoders=LABEL_ENCODERS),
         "js_map": b"" if sample.js_map is None else sample.js_map.astype("<f4").tobytes(),
@@ -109,7 +110,11 @@ def _outcome_message(sample: Sample, options: pb.SampleOptions) -> Fields:
         return {"sample": sample_message(sample, options)}
     if isinstance(refusal, SampleRejected):
         return {"rejection": rejection_fields(sample)}
-    return {"filtered": filtered_fields(sample)}
+    return {"filtered": {**filtered_fields(sample), "content": _content(sample)}}
+
+
+def _content(sample: Sample) -> list[Fields]:
+    return [{"name": name, "value": value} for name, value in sample.content.items()]
 
 
 def model_message(model: ServedModel) -> pb.Model:

@@ -62,6 +62,14 @@ class SampleOptions(_message.Message):
     ignore_js_quantile: float
     def __init__(self, truncation_psi: _Optional[float] = ..., max_js: _Optional[float] = ..., max_quantile: _Optional[float] = ..., include_rejected: bool = ..., image_encoding: _Optional[_Union[Encoding, str]] = ..., label_encoding: _Optional[_Union[Encoding, str]] = ..., include_js_map: bool = ..., style_seed: _Optional[int] = ..., crossover: _Optional[int] = ..., omit_image: bool = ..., omit_label: bool = ..., where: _Optional[_Iterable[_Union[Condition, _Mapping]]] = ..., ignore_js_quantile: _Optional[float] = ...) -> None: ...
 
+class Content(_message.Message):
+    __slots__ = ("name", "value")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    value: float
+    def __init__(self, name: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+
 class Keypoint(_message.Message):
     __slots__ = ("name", "x", "y", "confidence")
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -90,13 +98,6 @@ class Pixels(_message.Message):
 
 class Sample(_message.Message):
     __slots__ = ("model", "seed", "image", "label", "js_map", "js_score", "threshold", "accepted", "model_digest", "calibration_id", "truncation_psi", "style_seed", "crossover", "group_id", "keypoints", "model_version", "content", "ignore_js_quantile")
-    class ContentEntry(_message.Message):
-        __slots__ = ("key", "value")
-        KEY_FIELD_NUMBER: _ClassVar[int]
-        VALUE_FIELD_NUMBER: _ClassVar[int]
-        key: str
-        value: float
-        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
     MODEL_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FIELD_NUMBER: _ClassVar[int]
@@ -131,9 +132,9 @@ class Sample(_message.Message):
     group_id: str
     keypoints: _containers.RepeatedCompositeFieldContainer[Keypoint]
     model_version: str
-    content: _containers.ScalarMap[str, float]
+    content: _containers.RepeatedCompositeFieldContainer[Content]
     ignore_js_quantile: float
-    def __init__(self, model: _Optional[str] = ..., seed: _Optional[int] = ..., image: _Optional[_Union[Pixels, _Mapping]] = ..., label: _Optional[_Union[Pixels, _Mapping]] = ..., js_map: _Optional[bytes] = ..., js_score: _Optional[float] = ..., threshold: _Optional[float] = ..., accepted: bool = ..., model_digest: _Optional[str] = ..., calibration_id: _Optional[str] = ..., truncation_psi: _Optional[float] = ..., style_seed: _Optional[int] = ..., crossover: _Optional[int] = ..., group_id: _Optional[str] = ..., keypoints: _Optional[_Iterable[_Union[Keypoint, _Mapping]]] = ..., model_version: _Optional[str] = ..., content: _Optional[_Mapping[str, float]] = ..., ignore_js_quantile: _Optional[float] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., seed: _Optional[int] = ..., image: _Optional[_Union[Pixels, _Mapping]] = ..., label: _Optional[_Union[Pixels, _Mapping]] = ..., js_map: _Optional[bytes] = ..., js_score: _Optional[float] = ..., threshold: _Optional[float] = ..., accepted: bool = ..., model_digest: _Optional[str] = ..., calibration_id: _Optional[str] = ..., truncation_psi: _Optional[float] = ..., style_seed: _Optional[int] = ..., crossover: _Optional[int] = ..., group_id: _Optional[str] = ..., keypoints: _Optional[_Iterable[_Union[Keypoint, _Mapping]]] = ..., model_version: _Optional[str] = ..., content: _Optional[_Iterable[_Union[Content, _Mapping]]] = ..., ignore_js_quantile: _Optional[float] = ...) -> None: ...
 
 class Rejection(_message.Message):
     __slots__ = ("seed", "js_score", "threshold", "calibration_id")
@@ -149,18 +150,11 @@ class Rejection(_message.Message):
 
 class Filtered(_message.Message):
     __slots__ = ("seed", "content")
-    class ContentEntry(_message.Message):
-        __slots__ = ("key", "value")
-        KEY_FIELD_NUMBER: _ClassVar[int]
-        VALUE_FIELD_NUMBER: _ClassVar[int]
-        key: str
-        value: float
-        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
     SEED_FIELD_NUMBER: _ClassVar[int]
     CONTENT_FIELD_NUMBER: _ClassVar[int]
     seed: int
-    content: _containers.ScalarMap[str, float]
-    def __init__(self, seed: _Optional[int] = ..., content: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    content: _containers.RepeatedCompositeFieldContainer[Content]
+    def __init__(self, seed: _Optional[int] = ..., content: _Optional[_Iterable[_Union[Content, _Mapping]]] = ...) -> None: ...
 
 class GetSampleRequest(_message.Message):
     __slots__ = ("model", "seed", "options", "model_version")

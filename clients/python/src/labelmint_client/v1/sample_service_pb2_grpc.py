@@ -36,7 +36,7 @@ class SampleServiceStub(object):
     FAILED_PRECONDITION  SAMPLE_REJECTED                do not retry; metadata: seed, js_score,
     threshold, calibration_id
     FAILED_PRECONDITION  CONTENT_MISSING                do not retry; metadata: seed, content (a
-    JSON object, as Sample.content)
+    JSON object: values by name)
     FAILED_PRECONDITION  CONTENT_NOT_FOUND              change the conditions, or go on at the
     metadata next_seed; metadata: seed_count
     FAILED_PRECONDITION  MODEL_VERSION_GONE             do not retry; metadata: model,
@@ -108,7 +108,7 @@ class SampleServiceServicer(object):
     FAILED_PRECONDITION  SAMPLE_REJECTED                do not retry; metadata: seed, js_score,
     threshold, calibration_id
     FAILED_PRECONDITION  CONTENT_MISSING                do not retry; metadata: seed, content (a
-    JSON object, as Sample.content)
+    JSON object: values by name)
     FAILED_PRECONDITION  CONTENT_NOT_FOUND              change the conditions, or go on at the
     metadata next_seed; metadata: seed_count
     FAILED_PRECONDITION  MODEL_VERSION_GONE             do not retry; metadata: model,
@@ -246,7 +246,7 @@ class SampleService(object):
     FAILED_PRECONDITION  SAMPLE_REJECTED                do not retry; metadata: seed, js_score,
     threshold, calibration_id
     FAILED_PRECONDITION  CONTENT_MISSING                do not retry; metadata: seed, content (a
-    JSON object, as Sample.content)
+    JSON object: values by name)
     FAILED_PRECONDITION  CONTENT_NOT_FOUND              change the conditions, or go on at the
     metadata next_seed; metadata: seed_count
     FAILED_PRECONDITION  MODEL_VERSION_GONE             do not retry; metadata: model,
