@@ -169,9 +169,10 @@ Content = Annotated[
 
 
 class SampleModel(EvidenceModel):
+    # Absent unless the request has the option, so that the bytes of other responses stay what they were.
     content: Content = {}
     ignore_js_quantile: Annotated[
-        float | None, Field(description="The quantile above which pixels of the label are ignored; null if none are.")
+        float | None, Field(description="The quantile above which pixels of the label are ignored.")
     ] = None
     image: PixelsModel
     label: Annotated[PixelsModel | None, Field(description="null for a model without a label image")]

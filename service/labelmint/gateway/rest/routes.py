@@ -105,6 +105,7 @@ def add_samples(app: FastAPI, resources: Resources) -> None:
     @app.get(
         "/v1/models/{model}/samples/{seed}",
         response_model=messages.SampleModel,
+        response_model_exclude_unset=True,
         responses={**documented(*SAMPLE_ERRORS), **NOT_MODIFIED, 200: {"headers": VALIDATORS}},
         summary="The image-label pair of one seed",
     )
@@ -186,6 +187,7 @@ def add_archives(app: FastAPI, resources: Resources, lifecycle: Lifecycle) -> No
 def add_batch(app: FastAPI, resources: Resources) -> None:
     @app.post(
         "/v1/models/{model}/samples:batchGet",
+        response_model_exclude_unset=True,
         responses=documented(*BATCH_ERRORS),
         summary="The image-label pairs of several seeds",
     )
