@@ -15,6 +15,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -33,6 +34,7 @@ from labelmint_client import (
     Sample,
     SampleOptions,
     SampleRejected,
+    calls,
 )
 from labelmint_client.messages import checked, model_of
 from labelmint_client.policy import Walk
@@ -178,6 +180,13 @@ def test_a_gateway_that_ignores_an_option_is_noticed() -> None:
         ) as caught:
             checked(sample, options.message("segmentation"))
         assert caught.value.code is grpc.StatusCode.UNIMPLEMENTED and not caught.value.retryable
+        asked: dict[str, Any] = {"model_version": "", "task": "segmentation"}
+        single = calls.get_sample("tiny", 0, options, **asked)
+        with pytest.raises(LabelmintError, match="older than this client"):
+            single.read(pb.GetSampleResponse(sample=sample))
+        batch = calls.batch_get_samples("tiny", [0], options, style_seeds=(), **asked)
+        with pytest.raises(LabelmintError, match="older than this client"):
+            batch.read(pb.BatchGetSamplesResponse(outcomes=[pb.SampleOutcome(sample=sample)]))
         walk = Walk(
             model, 0, end_seed=9, count=0, shard_index=0, shard_count=1, options=options, window=0, model_digest=""
         )
