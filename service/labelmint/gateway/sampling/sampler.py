@@ -281,7 +281,9 @@ class Sampler:
 
     async def _make(self, spec: _Spec, requester: Requester, deadline: float | None) -> Sample:
         infer = partial(self._infer, spec)
-        arrays = await self._inferences.get(spec.key, spec.outputs, infer, requester=requester, deadline=deadline)
+        arrays = await self._inferences.get(
+            spec.key, spec.outputs, infer, model=spec.model.name, requester=requester, deadline=deadline
+        )
         sample = spec.sample(arrays)
         mixed, psi = spec.mixing is not None, spec.gate.truncation_psi
         self._metrics.judged(spec.model, psi, mixed, js_score=sample.js_score, accepted=sample.accepted)
@@ -291,14 +293,15 @@ class Sampler:
         """Have Triton generate a sample; raises ModelVersionGone if Triton lacks this version with this digest."""
         model = spec.model
         try:
-            arrays = await self._triton.infer(
-                model.triton_name,
-                model.version,
-                spec.latents(),
-                outputs=spec.outputs,
-                timeout_seconds=timeout_seconds,
-                digest=model.digest,
-            )
+            with self._metrics.triton(model.name):
+                arrays = await self._triton.infer(
+                    model.triton_name,
+                    model.version,
+                    spec.latents(),
+                    outputs=spec.outputs,
+                    timeout_seconds=timeout_seconds,
+                    digest=model.digest,
+                )
         except TritonUnavailable:
             await self.catalog.check_lost(model)
             raise
