@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -37,6 +38,7 @@ from labelmint.gateway.sampling.sampler import Limits, Sampler, SamplingCore
 from labelmint.triton.client import TritonClient
 from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
+from tests.conftest import ROOT
 from tests.support.served import MODEL
 from tests.support.waiting import until
 
@@ -417,3 +419,12 @@ async def test_buckets_tell_a_millisecond_and_a_minute_apart() -> None:
         counts = [sample.value for sample in family.samples if sample.name.endswith("_bucket")]
         assert {later - earlier for earlier, later in pairwise(counts)} == {0.0, 1.0}
         assert (counts[0], counts[-2], counts[-1]) == (1, 7, 8)  # up to a millisecond, up to a minute, all
+
+
+def test_the_table_of_the_documentation_is_right() -> None:
+    metrics = Metrics(CollectorRegistry())
+    rows = re.findall(r"^\| `(\w+_seconds)` \| (.*) \|$", (ROOT / "docs" / "operating.md").read_text(), re.MULTILINE)
+    told = {name: re.findall(r"`(\w+)`", labels) for name, labels in rows}
+    histograms = (metrics.http_seconds, metrics.rpc_seconds)
+    parts = (metrics.slot_wait_seconds, metrics.triton_seconds, metrics.encoding_seconds)
+    assert told == {each._name: list(each._labelnames) for each in (*histograms, *parts)}
