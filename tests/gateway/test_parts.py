@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import grpc
@@ -27,9 +28,10 @@ from starlette.types import ASGIApp
 
 from labelmint.core.errors import InferenceFailed, Overloaded, TritonUnavailable
 from labelmint.gateway.encoding import pixels
-from labelmint.gateway.grpc.interceptors import ParsingInterceptor
+from labelmint.gateway.grpc.interceptors import AccessInterceptor, ParsingInterceptor
 from labelmint.gateway.grpc.service import SampleService
 from labelmint.gateway.rest.app import Exposure, create_app
+from labelmint.gateway.sampling.access import Tokens
 from labelmint.gateway.sampling.cache import SampleCache
 from labelmint.gateway.sampling.catalog import Catalog
 from labelmint.gateway.sampling.lifecycle import Lifecycle
@@ -136,17 +138,18 @@ class Gateway:
 
 
 @asynccontextmanager
-async def gateway(cache_bytes: int = 0) -> AsyncIterator[Gateway]:
+async def gateway(cache_bytes: int = 0, tokens: Tokens | None = None) -> AsyncIterator[Gateway]:
     clock = Clock()
     triton, metrics = Triton(clock), Metrics(CollectorRegistry(), clock)
     catalog = Known(triton)
     sampler = Sampler(catalog, triton, metrics, cache=SampleCache(cache_bytes, metrics), limits=LIMITS)
     core = SamplingCore(sampler, metrics, Lifecycle(catalog, 0.0, False))
-    server = grpc.aio.server(interceptors=[ParsingInterceptor(metrics)])
+    access = [] if tokens is None else [AccessInterceptor(tokens, metrics)]
+    server = grpc.aio.server(interceptors=[*access, ParsingInterceptor(metrics)])
     pb_grpc.add_SampleServiceServicer_to_server(SampleService(core), server)  # type: ignore[no-untyped-call]
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    app: ASGIApp = create_app(core, version="1", exposure=Exposure(None, False, False, ()))
+    app: ASGIApp = create_app(core, version="1", exposure=Exposure(tokens, False, False, ()))
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     try:
         async with (
@@ -373,6 +376,16 @@ async def test_refused_calls_are_counted_with_their_status_and_reach_no_part() -
         # Only the rejected ones were samples at all.
         assert running.ended(WAIT) == running.ended(TRITON) == {("ants", ""): 2}
         assert running.ended(ENCODING) == {}
+
+
+async def test_calls_without_a_token_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "tokens").write_text(f"training {'0' * 64}\n")
+    async with gateway(tokens=Tokens(tmp_path / "tokens")) as running:
+        with pytest.raises(grpc.aio.AioRpcError):
+            await WAYS["GetSample"](running, "ants")
+        assert running.ended(RPC) == {("grpc", GET_SAMPLE, "UNAUTHENTICATED", "16", ""): 1}
+        assert (await running.http.get("/v1/models")).status_code == 401
+        assert running.ended(HTTP) == {("GET", "http", "", "401", ""): 1}  # refused before its route is known
 
 
 async def test_callers_make_no_new_labels() -> None:
