@@ -42,7 +42,7 @@ def test_every_metric_has_help_and_ours_a_prefix(http: httpx.Client) -> None:
     assert {"labelmint_samples", "labelmint_requests", "process_cpu_seconds"} <= {family.name for family in families}
     for family in families:
         assert family.documentation, family.name
-        assert family.name.startswith(("labelmint_", "process_", "python_")), family.name
+        assert family.name.startswith(("labelmint_", "process_", "python_", "http_server_", "rpc_server_")), family.name
 
 
 def test_a_model_is_described_with_its_calibration(http: httpx.Client) -> None:

@@ -55,7 +55,7 @@ class Minting:
 
         async def asked() -> dict[str, bytes]:
             whose = requester or Requester("request", MODEL)
-            arrays = await self.inferences.get(key, outputs, infer, requester=whose, deadline=deadline)
+            arrays = await self.inferences.get(key, outputs, infer, model="faces", requester=whose, deadline=deadline)
             return {name: array.tobytes() for name, array in arrays.items()}
 
         return asyncio.create_task(asked())
@@ -198,9 +198,9 @@ async def test_a_call_that_is_retried_has_no_slot_in_between() -> None:
         return {"image": np.ones(1, np.uint8)}
 
     whose = Requester("request", MODEL)
-    held = asyncio.create_task(minting.get("7", ["image"], away, requester=whose, deadline=None))
+    held = asyncio.create_task(minting.get("7", ["image"], away, model="faces", requester=whose, deadline=None))
     await until_it_waits()
-    assert await asyncio.wait_for(minting.get("8", ["image"], there, requester=whose, deadline=None), 30)
+    assert await asyncio.wait_for(minting.get("8", ["image"], there, model="faces", requester=whose, deadline=None), 30)
     assert not held.done()
     back.set()
     assert await asyncio.wait_for(held, 30)

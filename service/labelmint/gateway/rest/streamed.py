@@ -17,6 +17,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from labelmint.core.errors import ContentNotFound, LabelmintError, ServerDraining, StreamExpired
+from labelmint.gateway.sampling.metrics import error_type
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ class Streamed(Response):
             if not started:
                 raise
             # If the application returns without ending the body, the server closes the connection.
-            scope["state"]["outcome"] = "aborted"
+            scope["state"]["outcome"], scope["state"]["error_type"] = "aborted", error_type(error)
             if isinstance(error, LabelmintError):
                 expected = isinstance(error, (ContentNotFound, ServerDraining, StreamExpired))
                 level = logging.INFO if expected else logging.ERROR

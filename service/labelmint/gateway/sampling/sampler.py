@@ -308,8 +308,9 @@ class Sampler:
 
     async def _make(self, spec: _Spec, requester: Requester, deadline: float | None) -> Sample:
         infer = partial(self._infer, spec)
-        outputs = spec.terms.outputs
-        arrays = await self._inferences.get(spec.key, outputs, infer, requester=requester, deadline=deadline)
+        arrays = await self._inferences.get(
+            spec.key, spec.terms.outputs, infer, model=spec.model.name, requester=requester, deadline=deadline
+        )
         sample = spec.sample(arrays)
         mixed, psi = spec.mixing is not None, spec.terms.gate.truncation_psi
         self._metrics.judged(spec.model, psi, mixed, js_score=sample.js_score, outcome=sample.outcome)
@@ -319,14 +320,15 @@ class Sampler:
         """Have Triton generate a sample; raises ModelVersionGone if Triton lacks this version with this digest."""
         model = spec.model
         try:
-            arrays = await self._triton.infer(
-                model.triton_name,
-                model.version,
-                spec.latents(),
-                outputs=spec.terms.outputs,
-                timeout_seconds=timeout_seconds,
-                digest=model.digest,
-            )
+            with self._metrics.triton(model.name):
+                arrays = await self._triton.infer(
+                    model.triton_name,
+                    model.version,
+                    spec.latents(),
+                    outputs=spec.terms.outputs,
+                    timeout_seconds=timeout_seconds,
+                    digest=model.digest,
+                )
         except TritonUnavailable:
             await self.catalog.check_lost(model)
             raise
