@@ -27,6 +27,7 @@ def mds(out: Path) -> Iterator[Seen]:
     clean_stale_shared_memory()
     dataset = StreamingDataset(local=str(out), batch_size=1, shuffle=False, validate_hash=None)
     for sample in dataset:
+        assert sample["image"].mode == "RGB" and ("label" not in sample or sample["label"].mode == "L")
         seen = {name: sample[name] for name in ("label", "keypoints") if name in sample}
         yield {"seed": sample["seed"], "image": sample["image"], **seen, "score": sample["json"]["js_score"]}
     for shard in dataset.shards:

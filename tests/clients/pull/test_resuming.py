@@ -159,6 +159,7 @@ def test_a_larger_count_goes_on(name: str, client: Client, options: SampleOption
     pull(client, wanted, out)
     pull(client, wanted, tmp_path / "whole")
     assert contents(out) == contents(tmp_path / "whole")
+    assert {path.name for path in (out / ".labelmint-pull").iterdir() if "part-" not in path.name} == {"header.json", "lock"}
     assert verify(out, client).problems == []
     with pytest.raises(PullError, match="count 8, not 7"):
         pull(client, replace(wanted, count=7), out)
