@@ -121,8 +121,8 @@ compiler: $(COMPILER)/.ready
 # A separate environment for the test of FiftyOne's importer, because FiftyOne installs a gigabyte.
 fiftyone: $(FIFTYONE)/.ready
 
-# A separate environment for the tests of other projects' readers. Mosaic Streaming does not admit the transformers of the
-# tests, and a torchvision that does not fit torch would break every library in their environment that imports it.
+# A separate environment for the tests of other projects' readers. Mosaic Streaming does not admit the transformers of
+# the tests, and a torchvision that does not fit torch would break every library that imports it.
 readers: $(READERS)/.ready
 
 # Serving with the oldest ONNX Runtime that pyproject.toml admits: a test checks that samples are identical there.

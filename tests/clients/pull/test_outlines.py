@@ -66,6 +66,15 @@ def test_a_pixel_and_a_ring() -> None:
     )
 
 
+def test_holes_are_visited_on_the_way() -> None:
+    """The line goes up on the left side of a part. It leaves it for the lower hole first, and never goes back."""
+    label = np.ones((9, 3), np.uint8)
+    label[[2, 6], 1] = 0
+    ((_, line),) = outlines(label, range(1, 2))
+    left = [y for x, y in line if x == 0.01]
+    assert left == [0.01, 8.99, 5.99, 5.99, 1.99, 1.99]
+
+
 def test_a_row_of_many_holes() -> None:
     """Each is reached from the one before."""
     label = np.ones((3, 8001), np.uint8)

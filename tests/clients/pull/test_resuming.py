@@ -159,10 +159,32 @@ def test_a_larger_count_goes_on(name: str, client: Client, options: SampleOption
     pull(client, wanted, out)
     pull(client, wanted, tmp_path / "whole")
     assert contents(out) == contents(tmp_path / "whole")
-    assert {path.name for path in (out / ".labelmint-pull").iterdir() if "part-" not in path.name} == {"header.json", "lock"}
+    left = {path.name for path in (out / ".labelmint-pull").iterdir() if "part-" not in path.name}
+    assert left == {"header.json", "lock"}
     assert verify(out, client).problems == []
     with pytest.raises(PullError, match="count 8, not 7"):
         pull(client, replace(wanted, count=7), out)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_shard_that_was_published_but_not_recorded(
+    name: str, client: Client, options: SampleOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file of a shard that had room then has more samples than its record: they are taken again, not twice."""
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    wanted, out = options_of(name, options), tmp_path / "out"
+    pull(client, replace(wanted, count=1), out)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(PullDirectory, "add_part", killed)
+        pull(client, replace(wanted, count=3), out)
+    with pytest.raises(KeyboardInterrupt):
+        pull(client, wanted, out, on_progress=_interrupt_after(2))
+    pull(client, wanted, out)
+    pull(client, wanted, tmp_path / "whole")
+    assert contents(out) == contents(tmp_path / "whole")
 
 
 def test_a_pull_of_an_earlier_version(client: Client, options: SampleOptions, tmp_path: Path) -> None:

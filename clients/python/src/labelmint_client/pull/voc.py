@@ -110,7 +110,7 @@ def _add(parent: ElementTree.Element, name: str, text: object) -> None:
 
 
 def _label_map(model: Model) -> bytes:
-    """Return the names and colours of the classes, as CVAT and Datumaro read them."""
+    """Return the names and colours of the classes, in the form that CVAT writes."""
     lines = ["# label:color_rgb:parts:actions"]
     for name, colour in zip(model.class_names, model.palette.tolist(), strict=True):
         lines.append(f"{name}:{','.join(map(str, colour))}::")
