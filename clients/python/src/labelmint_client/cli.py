@@ -24,6 +24,7 @@ from labelmint_client.client import Client
 from labelmint_client.connection import Tls
 from labelmint_client.errors import LabelmintError
 from labelmint_client.messages import Model, SampleOptions
+from labelmint_client.pull_formats import PULL_FORMATS
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -98,8 +99,8 @@ def _add_pull(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="name of the model")
     parser.add_argument("--model-version", default="", help="its version (default: the highest)")
     parser.add_argument("--count", type=int, required=True, help="number of samples to write")
-    formats = ("webdataset", "coco", "folder", "parquet")
-    parser.add_argument("--format", choices=formats, default="webdataset", help="default: webdataset")
+    formats = "; ".join(f"{name}: {each.about}" for name, each in PULL_FORMATS.items())
+    parser.add_argument("--format", choices=PULL_FORMATS, default="webdataset", help=f"{formats} (default: webdataset)")
     parser.add_argument("--start-seed", type=int, default=0, help="first seed of the walk (default: 0)")
     parser.add_argument("--shard-index", type=int, default=0, help="take the seeds congruent to this (default: 0)")
     parser.add_argument("--shard-count", type=int, default=1, help="modulo this (default: 1)")
@@ -107,7 +108,7 @@ def _add_pull(parser: argparse.ArgumentParser) -> None:
         "--samples-per-shard",
         type=int,
         default=500,
-        help="samples per tar or Parquet file; also the most that a killed pull repeats (default: 500)",
+        help="samples per tar, Parquet or MDS file; also the most that a killed pull repeats (default: 500)",
     )
     parser.add_argument(
         "--label-mode",

@@ -15,7 +15,6 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from labelmint_client import Client, Model, Sample, SampleOptions
 from labelmint_client.pull.directory import Json, PullDirectory, completed, extensible, to_json
@@ -26,6 +25,7 @@ from labelmint_client.pull.labels import labels_of
 from labelmint_client.pull.pixels import IGNORE
 from labelmint_client.pull.readme import README, readme
 from labelmint_client.pull.samples import NO_NAMES, digests, evidence, model_json, other_executor
+from labelmint_client.pull_formats import LABEL_MODES, PULL_FORMATS
 
 SAMPLES = "samples.jsonl"
 
@@ -36,9 +36,9 @@ class PullOptions:
 
     model, model_version: the model and its version. Without a version, the pull takes the highest one at its beginning.
     count: how many samples to write. All are accepted ones, unless `sample.include_rejected` is set.
-    format: the format of the data set.
+    format: the format of the data set, one of `PULL_FORMATS`.
     start_seed, shard_index, shard_count: the walk, as in `Client.stream_samples`; `count` is for this shard alone.
-    samples_per_shard: samples per tar or Parquet file. A killed pull repeats at most this many samples.
+    samples_per_shard: samples per tar, Parquet or MDS file. A killed pull repeats at most this many samples.
     label_mode: the kind of label PNGs in `folder` and `parquet`: coloured ("palette") or gray ("ids").
     ignore_js_quantile: 0 to 1; pixels whose JS divergence is above this quantile of their own image become 255.
     sample: gate, conditions, truncation and style mixing. The pull itself chooses the other options.
@@ -46,7 +46,7 @@ class PullOptions:
 
     model: str
     count: int
-    format: Literal["webdataset", "coco", "folder", "parquet"] = "webdataset"
+    format: str = "webdataset"
     model_version: str = ""
     start_seed: int = 0
     shard_index: int = 0
@@ -64,8 +64,8 @@ class PullOptions:
             (self.count < 1, f"count is {self.count}; give at least 1"),
             (self.label_mode not in ("palette", "ids"), f"label_mode is {self.label_mode!r}; give 'palette' or 'ids'"),
             (
-                self.label_mode == "ids" and self.format not in ("folder", "parquet"),
-                f"format {self.format!r} writes no label PNGs: leave out label_mode",
+                self.label_mode == "ids" and self.format not in LABEL_MODES,
+                f"format {self.format!r} writes label PNGs of one kind or no label PNGs: leave out label_mode",
             ),
             (self.samples_per_shard < 1, f"samples_per_shard is {self.samples_per_shard}; give at least 1"),
             (quantile is not None and not 0 <= quantile <= 1, f"ignore_js_quantile is {quantile}; give 0 to 1"),
@@ -190,6 +190,11 @@ class _Pull:
         if options.label_mode == "ids" and not labels_of(model).HAS_LABEL_IMAGE:
             raise PullError(
                 f"model {model.name!r} has task {model.task!r}: it has no label PNGs, so leave out label_mode"
+            )
+        if PULL_FORMATS[options.format].only_label_images and not labels_of(model).HAS_LABEL_IMAGE:
+            raise PullError(
+                f"model {model.name!r} has task {model.task!r}: format {options.format!r} holds only label images; use "
+                f"{', '.join(name for name, each in PULL_FORMATS.items() if not each.only_label_images)}"
             )
         if len(model.class_names) > IGNORE:
             raise PullError(f"model {model.name!r} has {len(model.class_names)} classes; {IGNORE} is the ignore label")
