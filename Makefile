@@ -11,6 +11,7 @@ OLDEST := .venv-oldest
 RIVALS := .venv-rivals
 OPENVINO := .venv-openvino
 COMPILER := .venv-compiler
+READERS := .venv-readers
 KERNEL := service/labelmint/kernel
 MUTANTS := .venv-mutants
 RELEASE := .venv-release
@@ -38,7 +39,7 @@ CLIENT := clients/python/src/labelmint_client
 COPY_PROTO = cp service/labelmint/v1/sample_service_pb2* $(CLIENT)/v1/ && \
 	sed -i 's/^from labelmint\.v1 import/from labelmint_client.v1 import/' $(CLIENT)/v1/sample_service_pb2_grpc.py
 
-.PHONY: serve test unit check lock mutants torture bench images proto released-proto kernel compiler fiftyone oldest rivals openvino release packages manifests papers audit clean
+.PHONY: serve test unit check lock mutants torture bench images proto released-proto kernel compiler fiftyone readers oldest rivals openvino release packages manifests papers audit clean
 
 # ARGS holds options for `labelmint serve`: make serve ARGS="--http-port 9090". If the checkout is read-only, set SERVE
 # to a directory elsewhere: the environment is created there, with a copy of the program.
@@ -120,6 +121,10 @@ compiler: $(COMPILER)/.ready
 # A separate environment for the test of FiftyOne's importer, because FiftyOne installs a gigabyte.
 fiftyone: $(FIFTYONE)/.ready
 
+# A separate environment for the tests of other projects' readers. Mosaic Streaming does not admit the transformers of
+# the tests, and a torchvision that does not fit torch would break every library that imports it.
+readers: $(READERS)/.ready
+
 # Serving with the oldest ONNX Runtime that pyproject.toml admits: a test checks that samples are identical there.
 oldest: $(OLDEST)/.ready
 
@@ -185,7 +190,7 @@ audit:
 		--vulnerability-service pypi --progress-spinner off
 
 clean:
-	rm -rf $(SERVE) $(TEST) $(FIFTYONE) $(OLDEST) $(RIVALS) $(OPENVINO) $(COMPILER) $(MUTANTS) $(RELEASE) build dist
+	rm -rf $(SERVE) $(TEST) $(FIFTYONE) $(OLDEST) $(RIVALS) $(OPENVINO) $(COMPILER) $(READERS) $(MUTANTS) $(RELEASE) build dist
 	rm -rf service/labelmint.egg-info clients/python/src/labelmint_client.egg-info
 
 # Makes the environment $(1) and installs $(2) with uv. uv does not read pip's configuration, so the indexes and the
@@ -218,6 +223,13 @@ $(TEST)/.ready: pyproject.toml clients/python/pyproject.toml requirements.lock
 FIFTYONE_PACKAGES := 'fiftyone>=1.5,<2' 'pycocotools>=2.0.8,<3'
 $(FIFTYONE)/.ready:
 	$(call INSTALL,$(FIFTYONE),$(FIFTYONE_PACKAGES))
+	@touch $@
+
+# With the torch of the other environments, which uv has then in its cache.
+READERS_PACKAGES := 'albumentations>=2.0,<3' 'labelme>=6,<7' 'mosaicml-streaming>=0.13,<0.14' 'torchvision<1' 'ultralytics>=8.4,<8.5'
+$(READERS)/.ready: clients/python/pyproject.toml constraints.txt
+	@$(CHECK_PYTHON)
+	$(call INSTALL,$(READERS),--constraint constraints.txt --editable clients/python $(READERS_PACKAGES))
 	@touch $@
 
 OLDEST_PACKAGE = $(shell sed -n 's/^triton = .*"onnxruntime>=\([0-9.]*\),.*/onnxruntime==\1/p' pyproject.toml)

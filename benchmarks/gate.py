@@ -4,7 +4,7 @@ Rules of this file:
 - The error of a sample is the share of its pixels whose label differs from the renderer's exact mask.
 - Risk at a coverage is the mean error of the samples with the lowest scores. The measure is the area under that curve:
   a random order has the mean error, and the oracle orders by the error itself.
-- Measured seeds are kept in `build/gate.npz`, so an interrupted run resumes.
+- Measured seeds are kept in `build/gate_scores.npz`, so an interrupted run resumes.
 
 Run it as `python benchmarks/gate.py`; it writes benchmarks/results/gate.json and docs/images/gate.png.
 """
@@ -33,8 +33,7 @@ ROOT = Path(__file__).parent.parent
 WEIGHTS = ROOT / "benchmarks" / "demo" / "weights"
 FIRST_SEED = 4_250_000_000
 SAVE_EVERY = 100
-# The scores of the paper (sum over the pixels) and of its released code (mean of the top tenth), then two that need no
-# ensemble vote.
+# The score kinds that an export can have.
 SCORES = {
     "sum": "sum of JS (the paper)",
     "top10_mean": "mean of the top 10 % of JS (released code)",
@@ -49,9 +48,9 @@ Array = npt.NDArray[np.float64]
 def measure(count: int, kept: Path) -> dict[str, Array]:
     """Measure scores and error of `count` seeds: float64 [count] each."""
     generator = load_generator(WEIGHTS / "generator.safetensors")
-    interpreter = load_interpreter(WEIGHTS / "interpreter.safetensors", "sum")
+    kinds = {name: load_interpreter(WEIGHTS / "interpreter.safetensors", name) for name in SCORES}
+    interpreter = kinds["sum"]  # all but the scores is the same in all of them
     weights = interpreter.weights()
-    top10 = load_interpreter(WEIGHTS / "interpreter.safetensors", "top10_mean")
     columns: dict[str, list[float]] = {name: [] for name in (*SCORES, "error")}
     if kept.exists():
         with np.load(kept) as arrays:
@@ -60,19 +59,16 @@ def measure(count: int, kept: Path) -> dict[str, Array]:
     for index in tqdm(range(len(columns["error"]), count), initial=len(columns["error"]), total=count, unit="seed"):
         seed = FIRST_SEED + index
         _, features = draw(generator, seed, 1.0, layout=interpreter.spec.layout)
-        labels, divergences, means, mixtures = [], [], [], []
+        labels, divergences, entropies = [], [], []
         for parts in interpreter.parts_of_strips(features, weights):
             probability, entropy, votes = interpreter.statistics(interpreter.outputs(parts, weights))
             label, js = interpreter.uncertainty(probability, entropy, votes)
-            labels.append(interleave(label))  # the others are summed over all pixels, so their order does not matter
+            labels.append(interleave(label))  # scores do not depend on the order of the pixels
             divergences.append(js)
-            means.append(entropy)
-            mixtures.append(entropy + js)  # JS is the mixture's entropy minus the heads' mean entropy
-        js_map = torch.cat(divergences, dim=1)  # [1,R,R]
-        columns["sum"].append(interpreter.score(js_map).item())
-        columns["top10_mean"].append(top10.score(js_map).item())
-        columns["mean_entropy"].append(torch.cat(means, dim=1).mean().item())
-        columns["mixture_entropy"].append(torch.cat(mixtures, dim=1).mean().item())
+            entropies.append(entropy)
+        js_map, mean_entropy = torch.cat(divergences, dim=1), torch.cat(entropies, dim=1)  # [1,...] of R*R pixels
+        for name, kind in kinds.items():
+            columns[name].append(kind.score(*kind.maps(js_map, mean_entropy)).item())
         wrong = torch.cat(labels, dim=1) != render_seed(seed).label  # [1,R,R]
         columns["error"].append(wrong.float().mean().item())
         if (index + 1) % SAVE_EVERY == 0 or index + 1 == count:
@@ -130,7 +126,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=5000, help="seeds to measure")
     arguments = parser.parse_args()
-    columns = measure(arguments.count, ROOT / "build" / "gate.npz")
+    columns = measure(arguments.count, ROOT / "build" / "gate_scores.npz")
     curves, figures = evaluate(columns)
     write_json(ROOT / "benchmarks" / "results" / "gate.json", figures)
     plot(columns, curves, ROOT / "docs" / "images" / "gate.png")

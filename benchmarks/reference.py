@@ -26,7 +26,7 @@ class ReferenceInterpreter(nn.Module):
         super().__init__()
         spec = interpreter.spec
         self.spec = spec
-        self.score = interpreter.score
+        self.maps, self.score = interpreter.maps, interpreter.score
         first = torch.cat([interpreter.projection[str(r)] for r in spec.channels], dim=1)  # [N*h1,D]
         weights = (first.unflatten(0, (spec.num_heads, -1)), interpreter.weight2, interpreter.weight3)  # [N,out,in]
         biases = (interpreter.bias1.unflatten(0, (spec.num_heads, -1)), interpreter.bias2, interpreter.bias3)  # [N,out]
@@ -45,12 +45,12 @@ class ReferenceInterpreter(nn.Module):
             label uint8 [B,R,R], js_map float32 [B,R,R] in nats, js_score float32 [B,1].
         """
         batch = features[self.spec.resolution].shape[0]
-        pairs = [self._one({r: x[i : i + 1] for r, x in features.items()}) for i in range(batch)]
-        js_map = torch.stack([js for _, js in pairs])  # [B,R,R]
-        return torch.stack([label for label, _ in pairs]), js_map, self.score(js_map)
+        images = [self._one({r: x[i : i + 1] for r, x in features.items()}) for i in range(batch)]
+        label, js_map, mean_entropy = (torch.stack(each) for each in zip(*images, strict=True))  # [B,R,R]
+        return label, js_map, self.score(*self.maps(js_map, mean_entropy))
 
-    def _one(self, features: Mapping[int, Tensor]) -> tuple[Tensor, Tensor]:
-        """Label one image: features [1,C_r,r,r] to label uint8 [R,R] and JS float32 [R,R]."""
+    def _one(self, features: Mapping[int, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Label one image: features [1,C_r,r,r] to label uint8 [R,R], JS and mean entropy float32 [R,R]."""
         size, k = self.spec.resolution, self.spec.num_classes
         upsampled = [self._upsampled(features[r]) for r in self.spec.channels]
         pixels = torch.cat(upsampled, dim=2).flatten(0, 1)  # [R*R,D]
@@ -62,7 +62,7 @@ class ReferenceInterpreter(nn.Module):
         js = (torch.special.entr(mean).sum(dim=1) - entropy).clamp(min=0.0)  # [R*R]
         votes = F.one_hot(logits.argmax(dim=2), k).sum(dim=0)  # [R*R,K]
         label = votes.argmax(dim=1).to(torch.uint8)  # [R*R]; the smallest id of a tie
-        return label.view(size, size), js.view(size, size)
+        return label.view(size, size), js.view(size, size), entropy.view(size, size)
 
     def _upsampled(self, level: Tensor) -> Tensor:
         """[1,C,r,r] to [R,R,C]: channels last, because the classifiers are faster on contiguous pixels."""

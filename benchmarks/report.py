@@ -84,15 +84,20 @@ def gate(figures: dict[str, Any]) -> str:
         figures[key] for key in ("area_under_risk_coverage", "share_of_oracle_gain", "error_at_coverage_0.9")
     )
     rows = [
-        f"| {title} | {100 * area[name]:.3f} | "
+        f"| {f'`{name}`: {title}' if name in gain else title} | {100 * area[name]:.3f} | "
         + (f"{gain[name]:.1%}" if name in gain else "")
         + f" | {100 * kept[name]:.3f} |"
         for name, title in sorted(TITLES.items(), key=lambda item: area[item[0]])
     ]
     best = min(("sum", "top10_mean"), key=lambda name: area[name])
     verdict = "the better of the paper's two, and the default" if best == "sum" else "the worse of the paper's two"
-    better = [TITLES[name] for name in gain if area[name] < area["sum"] and name != "top10_mean"]
-    remark = f"Better here, but not from the paper: {', '.join(better)}." if better else ""
+    better = [f"`{name}`" for name in gain if area[name] < area["sum"] and name != "top10_mean"]
+    remark = (
+        f"""Better here, but not from the paper: {", ".join(better)}. `labelmint export --score-kind` offers them.
+One domain is no reason to leave the paper's score."""
+        if better
+        else ""
+    )
     return f"""## Does the gate work?
 
 `python benchmarks/gate.py`

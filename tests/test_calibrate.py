@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 
 from labelmint import calibrate
-from labelmint.core.errors import InferenceFailed, LabelmintError, UnusableFile
+from labelmint.core.errors import InferenceFailed, InvalidRequest, LabelmintError, UnusableFile
 from labelmint.export.repository import export_repository
 from labelmint.triton.client import Latents, TritonClient
 from labelmint.triton.model_config import read_config, write_config
@@ -89,7 +89,7 @@ async def test_it_writes_what_our_own_triton_gives(tmp_path: Path, second: Path,
     assert done.returncode == 0, done.stderr
     assert await made(triton, "tiny_v2") == before + SEEDS
     gate, advice = done.stdout.splitlines()
-    assert gate.startswith(f"calibration {calibration}: gate at JS ")
+    assert gate.startswith(f"calibration {calibration}: gate at JS ") and gate.endswith(" nats (score kind sum)")
     written = [f"{name}/config.pbtxt" for name in ("tiny_v2", "tiny_v2_staged")]
     for name in written:
         assert (remote / name).read_bytes() == (own / name).read_bytes() != (second / name).read_bytes()
@@ -105,7 +105,8 @@ async def test_a_preview_of_a_running_triton_writes_nothing(copy: Path, triton: 
     ways = (("--executor", "onnxruntime"), ("--triton-url", triton.grpc_url))
     own, remote = [await asyncio.to_thread(run, *arguments, *more) for more in ways]
     assert own.returncode == remote.returncode == 0, remote.stderr
-    assert own.stdout == remote.stdout and own.stdout.startswith("preview of 3 seeds, JS in nats by quantile: 0: ")
+    assert own.stdout == remote.stdout
+    assert own.stdout.startswith("preview of 3 seeds, JS in nats (score kind sum) by quantile: 0: ")
     assert files(copy) == before
 
 
@@ -132,6 +133,16 @@ async def test_a_model_that_is_not_ready(copy: Path, triton: TritonServer) -> No
         "version 2, 'tiny_v2_style_interpreter' version 2; load the model there first"
     )
     assert "no model named 'nothing'; served: other, tiny" in await refused(copy, triton.grpc_url, "nothing")
+
+
+def test_another_score_kind_needs_another_export(copy: Path) -> None:
+    before = files(copy)
+    calibrate.check_score_kind(copy, "tiny", 2, "sum")
+    with pytest.raises(InvalidRequest) as raised:
+        calibrate.check_score_kind(copy, "tiny", 2, "mean_entropy")
+    command = f"labelmint export --generator FILE --interpreter FILE --model-repository {copy} --version 2 "
+    assert f"`{command}--score-kind mean_entropy tiny`" in raised.value.message
+    assert files(copy) == before
 
 
 async def test_no_triton_there(copy: Path) -> None:

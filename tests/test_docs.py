@@ -39,7 +39,7 @@ def test_the_curl_commands(service: Service, http: httpx.Client, tmp_path: Path)
     need_program("curl", "curl")
     found = [*blocks("sh"), *blocks("sh", "docs/rest.md")]
     commands = [block for block in found if block.startswith("curl")]
-    assert len(commands) == 5
+    assert len(commands) == 6
     shown = {int(seed) for command in commands for seed in re.findall(r"/samples/(\d+)", command)}
     assert shown, "the documents show samples"
     for seed in shown:
@@ -57,7 +57,7 @@ def test_the_curl_commands(service: Service, http: httpx.Client, tmp_path: Path)
         assert set(arrays) == {"image", "label", "js_map", "js_score", "threshold", "seed"}
     tighter = {outcome["seed"]: outcome["accepted"] for outcome in json.loads(outputs[2])["outcomes"]}
     assert tighter == {7: True, 8: False, 9: True, 10: False}, "the README's tighter gate must show both verdicts"
-    group = json.loads(outputs[4])["outcomes"]
+    group = json.loads(outputs[5])["outcomes"]
     threshold = http.get("/v1/models/faces").json()["calibration"]["threshold"]
     assert [outcome["threshold"] for outcome in group] == [pytest.approx(threshold, rel=0.01)] * 3
     assert [outcome["style_seed"] for outcome in group] == [1, 2, 3], "the group must be an accepted one"

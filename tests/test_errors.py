@@ -37,7 +37,7 @@ def test_the_proto_lists_the_codes_and_reasons_of_the_gateway() -> None:
     proto = (ROOT / "protos" / "labelmint" / "v1" / "sample_service.proto").read_text()
     rows = re.findall(r"^//   ([A-Z_]+) +([A-Z_]+(?:, [A-Z_]+)*)  ", proto, re.MULTILINE)
     listed = {reason: code for code, reasons in rows for reason in reasons.split(", ")}
-    assert len(listed) == 14
+    assert len(listed) == 16
     assert listed == {kind.reason: kind.grpc_code.name for kind in every_error() if kind.reason in listed}
 
 
@@ -52,7 +52,10 @@ def test_http_statuses_are_the_ones_that_clients_know() -> None:
         409: {"RevisionChanged"},
         410: {"ModelVersionGone"},
         413: {"RequestTooLarge"},
-        422: {"SampleRejected", "IncompatibleWeights", "UnusableFile", "Exposed"},
+        422: {
+            *("SampleRejected", "ContentMissing", "ContentNotFound"),
+            *("IncompatibleWeights", "UnusableFile", "Exposed"),
+        },
         429: {"Overloaded", "LimitReached"},
         500: {"LabelmintError"},
         502: {"InferenceFailed"},
@@ -69,8 +72,8 @@ def test_a_pause_is_asked_for_only_where_waiting_helps() -> None:
     assert pauses == {"Overloaded": 1, "LimitReached": 1, "TritonUnavailable": 2, "ServerDraining": 1}
 
 
-def test_only_a_rejection_may_be_kept_in_a_cache() -> None:
-    assert [kind.__name__ for kind in every_error() if kind.lasting] == ["SampleRejected"]
+def test_only_the_verdict_on_a_sample_may_be_kept_in_a_cache() -> None:
+    assert [kind.__name__ for kind in every_error() if kind.lasting] == ["SampleRejected", "ContentMissing"]
 
 
 def test_only_the_base_is_an_internal_server_error() -> None:
@@ -105,6 +108,18 @@ def test_only_the_base_is_an_internal_server_error() -> None:
             (7, 2 / 3, 0.5, "c" * 16),
             "seed 7 has JS score 0.666667, above the threshold 0.5",
             {"seed": "7", "js_score": "0.6666666666666666", "threshold": "0.5", "calibration_id": "c" * 16},
+        ),
+        (
+            errors.ContentMissing,
+            (7, {"hair": 0.25, "hät": 1 / 3}, "hair has area 0.25, not hair:0.3.."),
+            "seed 7 does not satisfy where: hair has area 0.25, not hair:0.3..; ask for another seed",
+            {"seed": "7", "content": '{"hair": 0.25, "hät": 0.3333333333333333}'},
+        ),
+        (
+            errors.ContentNotFound,
+            (500, "hair:0.3.."),
+            "none of 500 seeds in a row gave a sample with where hair:0.3..; change where, or go on at next_seed",
+            {"seed_count": "500"},
         ),
         (
             errors.RevisionChanged,

@@ -49,15 +49,13 @@ def export_repository_of(repository: Path, weights: Any) -> None:
 
 def put_on_gpu(repository: Path) -> None:
     """Give each step of the `pytorch` backend to the first GPU."""
-    from tritonclient.grpc import model_config_pb2 as pb
-
+    from labelmint.export.gpu_export import place_on_first_gpu
     from labelmint.triton.model_config import read_config, write_config
 
     for path in repository.glob("*/config.pbtxt"):
         config = read_config(path)
         if config.backend == "pytorch":
-            del config.instance_group[:]
-            config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_GPU, gpus=[0], count=1)
+            place_on_first_gpu(config)
             write_config(path, config)
 
 

@@ -83,6 +83,7 @@ export async function* streamSamples(client, request, { patienceMs = PATIENCE_MS
         patience.renew();
         const { sample } = message;
         if (sample && sample.modelDigest !== digest) throw new Error(`${request.model} now has other weights; start again`);
+        if (sample) checkKnown(options, sample);
         nextSeed = message.nextSeed;
         if (!sample) continue; // a heartbeat: only nextSeed moved
         yield sample;
@@ -96,6 +97,15 @@ export async function* streamSamples(client, request, { patienceMs = PATIENCE_MS
       call.cancel();
     }
   } while (nextSeed < SEED_END);
+}
+
+// Throws if a sample shows that the gateway does not know an option. A gateway of an earlier version ignores such options
+// and would deliver samples that nobody asked for.
+function checkKnown({ where = [], ignoreJsQuantile }, sample) {
+  const unknown = [];
+  if (where.length > sample.content.length) unknown.push("where");
+  if (ignoreJsQuantile !== undefined && !sample._ignoreJsQuantile) unknown.push("ignoreJsQuantile");
+  if (unknown.length > 0) throw new Error(`the gateway is older than this client and does not know: ${unknown.join(", ")}`);
 }
 
 // Sets raw encodings, but only for the parts that the request includes: an encoding of an omitted part is an error.

@@ -6,6 +6,7 @@ Rules of this file:
 - Only the fused ensemble is measured, and the staged one gets the same calibration. Both compute the same function of
   the same weights; a test compares them.
 - A calibration is that of the executor that has run the interpreter, as Triton says it, and is written under its name.
+- It has the score kind of the export, because the exported step computes the score. Another one needs another export.
 """
 
 from __future__ import annotations
@@ -87,6 +88,20 @@ def calibrated(repository: Path, model: str, version: int) -> dict[Path, ModelCo
     }
 
 
+def check_score_kind(repository: Path, model: str, version: int, score_kind: str) -> None:
+    """Raise InvalidRequest unless a version of `model`, if there is one, was exported with this score kind."""
+    for config in calibrated(repository, model, version).values():
+        exported = config.parameters["score_kind"].string_value
+        if exported != score_kind:
+            number = f" --version {version}" if version != 1 else ""
+            raise InvalidRequest(
+                "score_kind",
+                f"the model {model!r} computes {exported!r}, not {score_kind!r}; its files compute the score, so export"
+                " it again: `labelmint export --generator FILE --interpreter FILE --model-repository "
+                f"{repository}{number} --score-kind {score_kind} {model}`; nothing was written",
+            )
+
+
 async def preview(
     repository: Path,
     model: str,
@@ -100,7 +115,7 @@ async def preview(
 ) -> str:
     """Measure scores and return their quantiles as two lines of text; set no gate and write nothing."""
     seeds = _seeds(first_seed, count)
-    _, scores = await measure_scores(
+    served, scores = await measure_scores(
         repository,
         model,
         seeds,
@@ -112,7 +127,8 @@ async def preview(
     levels = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
     found = zip(levels, np.quantile(scores, levels), strict=True)
     quantiles = ", ".join(f"{level:g}: {score:.6g}" for level, score in found)
-    return f"preview of {count} seeds, JS in nats by quantile: {quantiles}\nno gate was set, nothing was written"
+    said = f"preview of {count} seeds, JS in nats (score kind {served.score_kind}) by quantile: {quantiles}"
+    return f"{said}\nno gate was set, nothing was written"
 
 
 def _seeds(first: int, count: int) -> range:

@@ -26,6 +26,7 @@ from pydantic_settings import (
     get_subcommand,
 )
 
+from labelmint.core.calibration import ScoreKind
 from labelmint.core.errors import LabelmintError
 from labelmint.core.executor import KERNEL, Choice
 from labelmint.core.task import TASKS, TaskName
@@ -120,7 +121,7 @@ class Export(BaseModel):
     interpreter: Annotated[Path, Field(description="interpreter weights (safetensors)")]
     model: Annotated[CliPositionalArg[str], Field(description="name of the served model", pattern=r"^[a-z][a-z0-9_]*$")]
     model_repository: Annotated[Path, Field(description="directory of the repository")] = Path("model_repository")
-    score_kind: Annotated[Literal["sum", "top10_mean"], Field(description="image score")] = "sum"
+    score_kind: Annotated[ScoreKind, Field(description="image score (docs/your-generator.md)")] = "sum"
     format: Annotated[
         Literal["onnx", "torchscript", "native", "gpu"],
         Field(
@@ -216,6 +217,10 @@ class Calibrate(BaseModel):
     preview: Annotated[bool, Field(description="only print quantiles of the scores, for any number of seeds")] = False
     first_seed: Annotated[int, Field(ge=0, lt=2**32, description="first of the consecutive seeds")] = CALIBRATION_SEED
     truncation_psi: Annotated[float, Field(ge=0, le=2, description="truncation to calibrate for")] = 1.0
+    score_kind: Annotated[
+        ScoreKind | None,
+        Field(description="image score to calibrate; refused unless the model was exported with it. Default: its own"),
+    ] = None
     executor: Annotated[
         Choice, Field(description="what runs the interpreter of an ONNX model; each has a calibration of its own")
     ] = KERNEL
@@ -224,8 +229,10 @@ class Calibrate(BaseModel):
     ] = ""
 
     async def cli_cmd(self) -> None:
-        from labelmint.calibrate import calibrate_repository, calibrated, preview
+        from labelmint.calibrate import calibrate_repository, calibrated, check_score_kind, preview
 
+        if self.score_kind is not None:
+            check_score_kind(self.model_repository, self.model, self.version, self.score_kind)
         measure = preview if self.preview else calibrate_repository
         found = await measure(
             self.model_repository,
@@ -240,7 +247,7 @@ class Calibrate(BaseModel):
         if isinstance(found, str):
             print(found)
             return
-        print(f"calibration {found.id}: gate at JS {found.threshold:.6g} nats")
+        print(f"calibration {found.id}: gate at JS {found.threshold:.6g} nats (score kind {found.score_kind})")
         if self.triton_url:
             files = " and ".join(map(str, calibrated(self.model_repository, self.model, self.version)))
             print(f"copy {files} to the repository of the Triton at {self.triton_url} and reload the model there")

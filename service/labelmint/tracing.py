@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from importlib.metadata import version
 from typing import Any
+
+from labelmint.conventions import ERROR_TYPE
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+=@-]{0,63}")
 # W3C Trace Context, version 00: trace id, parent id and flags. Neither id may be all zeros.
@@ -72,10 +75,12 @@ def trace_id() -> str:
     return trace.format_trace_id(context.trace_id) if context.is_valid else ""
 
 
-def begin_request(name: str, given_id: str, traceparent: str) -> Callable[[str, bool], None]:
+def begin_request(
+    name: str, given_id: str, traceparent: str, *, attributes: Mapping[str, str | int]
+) -> Callable[[str, Mapping[str, str | int]], None]:
     """Begin a request in the running task: adopt the client's id and trace, or create new ones.
 
-    Returns a function that ends the request's span. It takes the status and whether the server is at fault.
+    Returns a function that ends the request's span. It takes the final name of the span and further attributes.
     """
     if not _TRACEPARENT.fullmatch(traceparent):
         traceparent = ""
@@ -84,33 +89,49 @@ def begin_request(name: str, given_id: str, traceparent: str) -> Callable[[str, 
     else:
         _request_id.set(traceparent.split("-")[1] if traceparent else uuid.uuid4().hex)
     if _tracer is None:
-        return lambda status, failed: None
+        return lambda name, attributes: None
     from opentelemetry import context, trace
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
     parent = TraceContextTextMapPropagator().extract({"traceparent": traceparent} if traceparent else {})
-    attributes = {"labelmint.request_id": request_id()}
-    span = _tracer.start_span(name, context=parent, kind=trace.SpanKind.SERVER, attributes=attributes)
+    known = {**attributes, "labelmint.request_id": request_id()}
+    span = _tracer.start_span(name, context=parent, kind=trace.SpanKind.SERVER, attributes=known)
     context.attach(trace.set_span_in_context(span))
 
-    def end(status: str, failed: bool) -> None:
-        span.set_attribute("labelmint.status", status)
-        if failed:
-            span.set_status(trace.StatusCode.ERROR)
+    def end(name: str, attributes: Mapping[str, str | int]) -> None:
+        span.update_name(name)
+        _tell(span, attributes)
         span.end()
 
     return end
 
 
 @contextmanager
-def span(name: str, **attributes: str | int) -> Iterator[None]:
-    """Record the duration of the enclosed block as a span of the running task's trace."""
+def span(
+    name: str, attributes: Mapping[str, str | int], *, client: bool = False
+) -> Iterator[Callable[[Mapping[str, str | int]], None]]:
+    """Record the duration of the enclosed block as a span of the running task's trace.
+
+    `client`: whether the block is a call to another service. Yields a function that takes further attributes.
+    """
     if _tracer is None:
-        yield
+        yield lambda attributes: None
         return
-    named = {f"labelmint.{key}": value for key, value in attributes.items()}
-    with _tracer.start_as_current_span(name, attributes=named):
-        yield
+    from opentelemetry.trace import SpanKind
+
+    kind = SpanKind.CLIENT if client else SpanKind.INTERNAL
+    # The block says what failed: not every exception is an error of the span.
+    with _tracer.start_as_current_span(name, kind=kind, attributes=attributes, set_status_on_exception=False) as begun:
+        yield partial(_tell, begun)
+
+
+def _tell(span: Any, attributes: Mapping[str, str | int]) -> None:
+    """Set attributes, and the status that follows from them: a span has an error type if and only if it failed."""
+    from opentelemetry.trace import StatusCode
+
+    span.set_attributes(attributes)
+    if ERROR_TYPE in attributes:
+        span.set_status(StatusCode.ERROR)
 
 
 def outgoing_headers() -> dict[str, str]:

@@ -1,10 +1,14 @@
 """Tests of the gate benchmark's arithmetic, on samples with known results."""
 
 import importlib.util
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from labelmint.core.calibration import SCORE_KINDS
+from labelmint.models.draw import draw
+from labelmint.models.store import load_generator, load_interpreter
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.torch
@@ -15,6 +19,17 @@ spec = importlib.util.spec_from_file_location("gate", ROOT / "benchmarks" / "gat
 assert spec is not None and spec.loader is not None
 gate = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(gate)
+
+
+def test_it_compares_the_scores_that_an_export_can_have(tmp_path: Path) -> None:
+    """Every kind's score is what the interpreter of that kind says of the same seed."""
+    columns = gate.measure(2, tmp_path / "kept.npz")
+    assert set(columns) == {*SCORE_KINDS, "error"}
+    generator = load_generator(gate.WEIGHTS / "generator.safetensors")
+    for score_kind in SCORE_KINDS:
+        interpreter = load_interpreter(gate.WEIGHTS / "interpreter.safetensors", score_kind)
+        _, features = draw(generator, gate.FIRST_SEED + 1, 1.0, layout=interpreter.spec.layout)
+        assert columns[score_kind][1] == pytest.approx(interpreter(features)[2].item(), rel=1e-5), score_kind
 
 
 def test_risk_is_the_mean_error_of_what_is_kept() -> None:

@@ -19,6 +19,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from labelmint.triton.model_config import read_config
 from tests.conftest import ROOT
+from tests.support.bare import missing_modules, without
 
 pytestmark = [pytest.mark.torch, pytest.mark.triton, pytest.mark.minutes]
 
@@ -27,37 +28,6 @@ WORKER = (sys.executable, str(ROOT / "tests" / "support" / "gpu_worker.py"))
 CASE = TINY[0]
 # What a machine for measurements has, beside Python: these packages and what they need.
 PRESENT = ("torch", "triton", "numpy", "onnx")
-BLOCKER = """
-import importlib.abc, importlib.metadata, re, sys
-
-def needed(names):
-    found = set()
-    while names:
-        name = re.split("[ ;<>=!~\\[(]", names.pop())[0]
-        if name in found:
-            continue
-        found.add(name)
-        try:
-            names += importlib.metadata.requires(name) or []
-        except importlib.metadata.PackageNotFoundError:
-            pass
-    return {name.lower().replace("_", "-") for name in found}
-
-allowed = needed(%r)
-blocked = {
-    module
-    for module, packages in importlib.metadata.packages_distributions().items()
-    if not {package.lower().replace("_", "-") for package in packages} & allowed
-} - {"labelmint", "_virtualenv", "sitecustomize"}
-assert "tritonclient" in blocked and "grpc" in blocked and "onnxruntime" in blocked and "torch" not in blocked
-
-class Blocker(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in blocked:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, Blocker())
-"""
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +43,9 @@ def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def bare(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The results of some arms on a machine that has nothing but PRESENT."""
     directory = tmp_path_factory.mktemp("bare")
-    (directory / "sitecustomize.py").write_text(BLOCKER % (list(PRESENT),))
+    missing = missing_modules(PRESENT)
+    assert {"tritonclient", "grpc", "onnxruntime"} <= missing and "torch" not in missing
+    (directory / "sitecustomize.py").write_text(without(missing))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(directory))
         return measured(directory / "results.json", "few")

@@ -5,12 +5,13 @@ import pytest
 import torch
 from reference import ReferenceInterpreter
 
+from labelmint.core.calibration import SCORE_KINDS
 from tests.support.interpreters import features, interpreter
 
 pytestmark = pytest.mark.torch
 
 
-@pytest.mark.parametrize("score_kind", ["sum", "top10_mean"])
+@pytest.mark.parametrize("score_kind", SCORE_KINDS)
 @torch.no_grad()
 def test_the_naive_interpreter_says_what_ours_says(score_kind: str) -> None:
     ours = interpreter(score_kind)

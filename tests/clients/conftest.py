@@ -8,6 +8,7 @@ Rules of this file:
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
@@ -33,12 +34,19 @@ async def tiny_triton(tiny_repository: Path) -> AsyncIterator[TritonServer]:
 
 @pytest.fixture(scope="session")
 def start_gateway(tiny_triton: TritonServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartGateway]:
-    """Start a gateway before the Triton of tiny models; what still runs at the end is stopped."""
+    """Start a gateway before the Triton of tiny models."""
+    with gateways_before(tiny_triton, tmp_path_factory) as start:
+        yield start
+
+
+@contextmanager
+def gateways_before(triton: TritonServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartGateway]:
+    """Start gateways before a Triton; what still runs at the end is stopped."""
     started: list[Service] = []
 
     def start(*arguments: str) -> Service:
         directory = tmp_path_factory.mktemp("gateway")
-        arguments = ("--triton-url", tiny_triton.grpc_url, *arguments)
+        arguments = ("--triton-url", triton.grpc_url, *arguments)
         started.append(start_service(directory / "serve.log", *arguments, repository=directory))
         return started[-1]
 

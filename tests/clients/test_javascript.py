@@ -58,13 +58,15 @@ def read(line: str) -> tuple[int, float, str, str]:
     return int(seed), float(score), image, label
 
 
-def walk(endpoint: str, request: dict[str, object]) -> list[str]:
-    """The command that prints the seeds and scores of a walk."""
+def walk(endpoint: str, request: dict[str, object], printed: str = "sample.jsScore") -> list[str]:
+    """The command that prints the seeds of a walk, and what else is asked for."""
     script = (
         'import { connect, streamSamples } from "./labelmint.mjs";'
+        'import { createHash } from "node:crypto";'
+        'const sha256 = (bytes) => createHash("sha256").update(bytes).digest("hex");'
         f"const client = connect({json.dumps(endpoint)});"
         f"for await (const sample of streamSamples(client, {json.dumps(request)}))"
-        " console.log(sample.seed, sample.jsScore);"
+        f" console.log(sample.seed, {printed});"
         "client.close();"
     )
     return ["node", "--input-type=module", "--eval", script]
@@ -100,6 +102,45 @@ def test_a_walk_survives_a_restart(example: Path, start_gateway: StartGateway, o
     with Client(again.grpc) as client:
         wanted = [(s.seed, s.js_score) for s in client.stream_samples("tiny", count=COUNT, options=options)]
     assert [(int(seed), float(score)) for seed, score in map(str.split, lines)] == wanted
+
+
+def test_conditions_and_ignored_pixels(example: Path, service: Service) -> None:
+    with Client(service.grpc) as client:
+        unfiltered = list(client.stream_samples("faces", count=8))
+        low = sorted((sample.label == 1).mean() for sample in unfiltered if sample.label is not None)[4]
+        name = client.get_model("faces").class_names[1]
+        options = SampleOptions(where=(f"{name}:{low!r}..",), ignore_js_quantile=0.9)
+        samples = list(client.stream_samples("faces", count=3, options=options))
+    assert [sample.seed for sample in samples] != [sample.seed for sample in unfiltered[:3]]
+    asked = {"where": [{"name": name, "minArea": low}], "ignoreJsQuantile": 0.9}
+    request = {"model": "faces", "count": 3, "options": asked}
+    lines = run(
+        example,
+        walk(
+            service.grpc,
+            request,
+            "sample.content.map(({ name, value }) => `${name}=${value}`).join(), sha256(sample.label.data)",
+        ),
+    )
+    for line, sample in zip(lines, samples, strict=True):
+        assert sample.label is not None and (sample.label == 255).any()
+        digest = hashlib.sha256(sample.label.tobytes()).hexdigest()
+        assert line == f"{sample.seed} {name}={sample.content[name]!r} {digest}"
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"where": [{"name": "hair", "minArea": 0}]}, "where"),
+        ({"ignoreJsQuantile": 0}, "ignoreJsQuantile"),
+    ],
+)
+def test_a_gateway_that_ignores_an_option_is_noticed(example: Path, options: object, named: str) -> None:
+    with serving(CancelledOnce()) as endpoint:
+        command = walk(endpoint, {"model": "tiny", "count": 3, "options": options})
+        done = subprocess.run(command, cwd=example, capture_output=True, text=True, timeout=SECONDS)
+    assert done.returncode != 0 and done.stdout == ""
+    assert f"the gateway is older than this client and does not know: {named}\n" in done.stderr
 
 
 class CancelledOnce(pb_grpc.SampleServiceServicer):

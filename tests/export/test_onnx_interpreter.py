@@ -20,13 +20,14 @@ import pytest
 import torch
 from onnx import helper, numpy_helper
 
+from labelmint.core.calibration import SCORE_KINDS
 from labelmint.core.task import TaskName
 from labelmint.export import onnx_export, onnx_interpreter
 from labelmint.export.modules import StyleInterpreterStep, example_inputs
 from labelmint.export.onnx_export import export_onnx
 from labelmint.export.onnx_trace import trace
+from labelmint.export.repository import MAX_STRIPS
 from labelmint.models.interpreter import StyleInterpreter, Weights, interleave
-from labelmint.models.layout import MAX_RESOLUTION
 from labelmint.models.tasks import build_interpreter
 from labelmint.triton import onnx_file
 from labelmint.untrusted.content import RegularFile
@@ -80,10 +81,11 @@ def results(data: bytes, feeds: Mapping[str, np.ndarray]) -> list[bytes]:
     return [output.tobytes() for output in session.run(None, feeds)]
 
 
+@pytest.mark.parametrize("score_kind", ["sum", "mixture_entropy"])  # with one map of a strip's pixels, and with two
 @pytest.mark.parametrize("task", ["segmentation", "keypoints"])
 @pytest.mark.parametrize("levels", LEVELS)
-def test_repeating_a_strip_gives_the_bytes_of_the_unrolled_graph(levels: str, task: TaskName) -> None:
-    step = step_of(LEVELS[levels], task)
+def test_repeating_a_strip_gives_the_bytes_of_the_unrolled_graph(levels: str, task: TaskName, score_kind: str) -> None:
+    step = step_of(LEVELS[levels], task, score_kind)
     exported, whole = repeated(step), unrolled(step)
     for batch in (1, 3):
         inputs = zip(step.inputs, example_inputs(step, batch, seed=batch), strict=True)
@@ -92,7 +94,7 @@ def test_repeating_a_strip_gives_the_bytes_of_the_unrolled_graph(levels: str, ta
 
 
 @pytest.mark.parametrize("rows", [2, 4, 16, 32, 64])
-@pytest.mark.parametrize("score_kind", ["sum", "top10_mean"])
+@pytest.mark.parametrize("score_kind", SCORE_KINDS)
 def test_any_height_of_the_strips_is_exported(rows: int, score_kind: str) -> None:
     export_onnx(step_of(score_kind=score_kind, rows=rows))  # compares with torch
 
@@ -159,7 +161,7 @@ def test_onnx_runtime_ends_a_strip_before_it_begins_another(task: TaskName, tmp_
     assert len(list(groupby(order))) == 8 == len(set(order))
 
 
-def test_the_service_reads_what_any_height_of_the_strips_gives(tmp_path: Path) -> None:
+def test_the_service_reads_as_many_strips_as_are_exported(tmp_path: Path) -> None:
     def fields(rows: int) -> int:
         path = tmp_path / f"{rows}.onnx"
         path.write_bytes(repeated(step_of(rows=rows)))
@@ -170,7 +172,7 @@ def test_the_service_reads_what_any_height_of_the_strips_gives(tmp_path: Path) -
 
     more_strips = SPEC.resolution // 2 - SPEC.resolution // 4
     of_a_strip = (fields(2) - fields(4)) / more_strips
-    assert of_a_strip * MAX_RESOLUTION / 2 < 0.9 * onnx_file.MAX_FIELDS
+    assert of_a_strip * MAX_STRIPS < 0.9 * onnx_file.MAX_FIELDS
 
 
 def test_equal_weights_keep_their_names() -> None:

@@ -7,22 +7,25 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import numpy_helper
 
-from labelmint.core.calibration import Calibration
+from labelmint.core.calibration import SCORE_KINDS, Calibration
 from labelmint.core.errors import IncompatibleWeights
 from labelmint.core.served_model import read_served_model
-from labelmint.export import onnx_export
-from labelmint.export.modules import GeneratorStep
+from labelmint.core.task import TASKS
+from labelmint.export import onnx_export, repository
+from labelmint.export.modules import GeneratorStep, StyleInterpreterStep, example_inputs
 from labelmint.export.onnx_export import IR_VERSION, export_onnx
 from labelmint.export.onnx_trace import OPSET
-from labelmint.export.repository import export_repository
+from labelmint.export.repository import STAGED, export_repository
+from labelmint.export.repository import STEPS as STEP_OF
 from labelmint.models.generator import Generator
 from labelmint.models.store import load_generator, load_interpreter
 from labelmint.models.stylegan2 import StyleGAN2Spec
 from labelmint.triton.model_config import check_artifacts, ensembles, read_config
 from tests.conftest import REPOSITORY, ROOT
-from tests.support.models import files, small, tiny_weights
+from tests.support.models import files, random_interpreter, small, tiny_weights
 
 pytestmark = pytest.mark.torch
 
@@ -127,6 +130,17 @@ def test_an_interpreter_of_other_features_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "repository").exists()
 
 
+def test_more_strips_than_the_service_reads_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator, interpreter = small()
+    strips = interpreter.spec.resolution // interpreter.strip_rows
+    monkeypatch.setattr(repository, "MAX_STRIPS", strips)
+    repository._check_strips(interpreter)
+    interpreter.strip_rows //= 2
+    with pytest.raises(IncompatibleWeights, match=f"would be {2 * strips} at .* set --strip-rows to at least"):
+        export_repository(tmp_path / "repository", "tiny", (generator, interpreter))
+    assert not (tmp_path / "repository").exists()
+
+
 def test_a_file_that_differs_from_torch_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Provoked by convolution weights that are changed on their way into the file."""
     clean = onnx_export._clean
@@ -140,3 +154,18 @@ def test_a_file_that_differs_from_torch_is_not_kept(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(onnx_export, "_clean", tampered)
     with pytest.raises(RuntimeError, match=r"differs from torch|values differ"):
         export_onnx(GeneratorStep(*small()))
+
+
+@pytest.mark.parametrize("score_kind", SCORE_KINDS)
+@pytest.mark.parametrize("task", TASKS)
+@torch.no_grad()
+def test_the_steps_one_by_one_answer_what_the_fused_one_answers(task: str, score_kind: str) -> None:
+    generator, _ = small()
+    interpreter = random_interpreter(generator, task)
+    interpreter.score_kind = score_kind
+    fused = StyleInterpreterStep(interpreter)
+    tensors = features = example_inputs(fused, 2)
+    for name in STAGED[1:]:
+        tensors = STEP_OF[name](generator, interpreter)(*tensors)
+    for spec, one, other in zip(fused.outputs, tensors, fused(*features), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5, msg=lambda text, name=spec.name: f"{name}: {text}")

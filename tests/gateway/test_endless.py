@@ -71,7 +71,9 @@ class InstantTriton(TritonClient):
 def core(catalog: Catalog, triton: TritonClient, metrics: Metrics) -> Sampler:
     """The real sampling core; everything that it samples is accepted."""
     catalog._models, catalog._failure = {("endless", 1): replace(MODEL, name="endless")}, None
-    limits = Limits(max_in_flight=10, triton_slots=10, max_streams=10, max_window=10, capacity_wait_seconds=0.0)
+    limits = Limits(
+        max_in_flight=10, triton_slots=10, max_streams=10, max_window=10, max_empty_seeds=10, capacity_wait_seconds=0.0
+    )
     return Sampler(catalog, triton, metrics, cache=SampleCache(0, metrics), limits=limits)
 
 

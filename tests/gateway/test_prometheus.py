@@ -8,11 +8,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from labelmint.calibrate import calibrate_repository
 from labelmint.core.calibration import calibrate
-from labelmint.gateway.sampling.metrics import _quantile_of
+from labelmint.gateway.sampling.metrics import Metrics, _quantile_of
 from tests.conftest import need_program, start_service
 
 pytestmark = [pytest.mark.triton, pytest.mark.torch]
@@ -41,7 +42,7 @@ def test_every_metric_has_help_and_ours_a_prefix(http: httpx.Client) -> None:
     assert {"labelmint_samples", "labelmint_requests", "process_cpu_seconds"} <= {family.name for family in families}
     for family in families:
         assert family.documentation, family.name
-        assert family.name.startswith(("labelmint_", "process_", "python_")), family.name
+        assert family.name.startswith(("labelmint_", "process_", "python_", "http_server_", "rpc_server_")), family.name
 
 
 def test_a_model_is_described_with_its_calibration(http: httpx.Client) -> None:
@@ -68,6 +69,20 @@ def test_scores_are_placed_in_the_calibration() -> None:
         1.0,
         1.0,
     ]
+
+
+def test_the_largest_score_of_every_kind_has_a_bucket() -> None:
+    """Above the last bucket, quantiles of a histogram say nothing."""
+    metrics = Metrics(CollectorRegistry())
+    largest = 1024**2 * math.log(255)  # nats: the sum of entropies of 255 classes that are equally probable
+    metrics.js_score.labels("large", "1").observe(largest)
+    buckets = {
+        float(sample.labels["le"]): sample.value
+        for family in metrics.registry.collect()
+        for sample in family.samples
+        if sample.name == "labelmint_js_score_nats_bucket"
+    }
+    assert min(bound for bound, count in buckets.items() if count) < math.inf
 
 
 def test_served_acceptance_is_the_calibrated_one(tmp_path: Path, tiny_repository: Path) -> None:

@@ -1,32 +1,24 @@
 """Request ids, logs and traces: what an operator sees of one request, from the wire to Triton."""
 
-import base64
 import contextlib
-import gzip
 import json
 import re
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import grpc
 import httpx
 import pytest
-from google.protobuf.json_format import MessageToDict
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
-    ExportTraceServiceRequest,
-)
 
 from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 from tests.conftest import Service, start_service
 from tests.support.processes import refused_start
+from tests.support.traces import Receiver, receiving
 from tests.support.waiting import wait_for
 
 pytestmark = [pytest.mark.triton, pytest.mark.torch]
@@ -44,6 +36,7 @@ NO_PARENTS = (
     TRACEPARENT.upper(),
     f"01{TRACEPARENT[2:]}",
 )
+ROOTS = ["GET /v1/models/{model}/samples/{seed}", "labelmint.v1.SampleService/GetSample"]
 GENERATED = re.compile(r"[0-9a-f]{32}")
 
 
@@ -148,67 +141,10 @@ def test_lines_for_people(tmp_path: Path, tiny_repository: Path) -> None:
         service.stop()
 
 
-@dataclass(frozen=True)
-class Span:
-    service: str
-    name: str
-    trace_id: str
-    span_id: str
-    parent_span_id: str
-
-
-def spans_of(content_type: str, body: bytes) -> list[Span]:
-    """The spans of an OTLP/HTTP request; ids are hexadecimal in its JSON form."""
-    if content_type == "application/x-protobuf":
-        message = MessageToDict(ExportTraceServiceRequest.FromString(body))
-        hexadecimal = lambda text: base64.b64decode(text).hex()  # noqa: E731
-    else:
-        assert content_type == "application/json"
-        message, hexadecimal = json.loads(body), str
-    found = []
-    for resource in message["resourceSpans"]:
-        attributes = {entry["key"]: entry["value"].get("stringValue") for entry in resource["resource"]["attributes"]}
-        for span in (span for scope in resource["scopeSpans"] for span in scope["spans"]):
-            ids = [hexadecimal(span.get(key, "")) for key in ("traceId", "spanId", "parentSpanId")]
-            found.append(Span(attributes["service.name"], span["name"], *ids))
-    return found
-
-
-class Receiver:
-    """A real OTLP/HTTP receiver of traces, in both of its forms: Triton's exporter speaks JSON, Python's protobuf."""
-
-    def __init__(self) -> None:
-        self.received: list[Span] = []
-        received = self.received
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["content-length"]))
-                assert self.path == "/v1/traces"
-                if self.headers.get("content-encoding") == "gzip":
-                    body = gzip.decompress(body)
-                received.extend(spans_of(self.headers["content-type"], body))
-                self.send_response(200)
-                self.send_header("content-length", "0")
-                self.end_headers()
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def spans(self, service: str, trace: str) -> list[Span]:
-        return [span for span in self.received if (span.service, span.trace_id) == (service, trace)]
-
-
 @pytest.fixture(scope="module")
 def receiver() -> Iterator[Receiver]:
-    running = Receiver()
-    yield running
-    running.server.shutdown()
-    running.server.server_close()
+    with receiving() as running:
+        yield running
 
 
 def sent_until_triton_told(service: Service, receiver: Receiver) -> str:
@@ -244,13 +180,16 @@ def test_a_trace_goes_from_the_wire_to_triton(receiver: Receiver, tmp_path: Path
     assert stopped == 0  # what was not sent yet of ours is sent now
     assert f"trace_id={trace}" in log.read_text()
     spans = receiver.spans("labelmint", trace)
-    assert sorted(span.name for span in spans) == sorted(
-        ["rest GET", "grpc GetSample", *2 * ["wait for slot"], *2 * ["triton infer"]]
-    )
-    roots = {span.span_id: span for span in spans if span.parent_span_id == PARENT}
-    assert sorted(span.name for span in roots.values()) == ["grpc GetSample", "rest GET"]
-    calls = {span.span_id for span in spans if span.name == "triton infer"}
-    assert all(span.parent_span_id in roots for span in spans if span.span_id not in roots)
+    parts, attempt = ["wait for slot", "triton infer", "encode"], "inference.GRPCInferenceService/ModelInfer"
+    assert sorted(span.name for span in spans) == sorted([*ROOTS, *2 * parts, *2 * [attempt]])
+    roots = [span for span in spans if span.parent_span_id == PARENT]
+    assert sorted(span.name for span in roots) == ROOTS
+    for root in roots:
+        below = {span.name: span for span in spans if span.parent_span_id == root.span_id}
+        assert sorted(below) == sorted(parts)
+        (call,) = [span for span in spans if span.parent_span_id == below["triton infer"].span_id]
+        assert call.name == attempt
+    calls = {span.span_id for span in spans if span.name == attempt}
     inside = receiver.spans("labelmint-triton", trace)
     tops = [span for span in inside if span.parent_span_id in calls]
     assert len(tops) == 2, "Triton's spans do not hang below our calls"
@@ -263,9 +202,9 @@ def test_without_a_receiver_nothing_of_it_is_loaded() -> None:
         "import labelmint.gateway.process.server\n"
         "from labelmint import tracing\n"
         "end = tracing.start_tracing('')\n"
-        "done = tracing.begin_request('rest GET', 'x', '')\n"
-        "with tracing.span('wait'): assert tracing.outgoing_headers() == {} and tracing.trace_id() == ''\n"
-        "done('200', False); end()"
+        "done = tracing.begin_request('GET', 'x', '', attributes={})\n"
+        "with tracing.span('wait', {}): assert tracing.outgoing_headers() == {} and tracing.trace_id() == ''\n"
+        "done('GET /', {}); end()"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
 

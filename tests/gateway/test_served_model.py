@@ -152,6 +152,6 @@ def test_a_try_out_is_no_calibration(tiny_copy: Path) -> None:
     done = calibrate(tiny_copy, "--count", "4", "--preview")
     assert done.returncode == 0, done.stderr
     first, second = done.stdout.splitlines()
-    assert first.startswith("preview of 4 seeds, JS in nats by quantile: 0: ") and "0.9: " in first
+    assert first.startswith("preview of 4 seeds, JS in nats (score kind sum) by quantile: 0: ") and "0.9: " in first
     assert second == "no gate was set, nothing was written"
     assert path.read_bytes() == before

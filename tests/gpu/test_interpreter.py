@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from labelmint.core.calibration import SCORE_KINDS
 from labelmint.core.policy import latent_of
 from labelmint.export.modules import GeneratorStep, StyleInterpreterStep
 from labelmint.export.native_export import weights_file
@@ -63,12 +64,14 @@ def test_it_answers_what_torch_answers(shape: str, task: str, precision: str) ->
             assert (got["keypoints"] == want["keypoints"]).all()
 
 
+@pytest.mark.parametrize("precision", BARS)
+@pytest.mark.parametrize("score_kind", [kind for kind in SCORE_KINDS if kind != "sum"])
 @pytest.mark.parametrize("task", TASKS)
-def test_the_other_score_kind(task: str) -> None:
-    step = step_of("small", task, "top10_mean")
+def test_the_other_score_kinds(task: str, score_kind: str, precision: str) -> None:
+    step = step_of("small", task, score_kind)
     features = features_of(step, 0)
-    (got,) = label(weights_of(step), [features])
-    assert got["js_score"] == pytest.approx(in_torch(step, features)["js_score"], rel=1e-5)
+    (got,) = label(weights_of(step), [features], precision)
+    assert got["js_score"] == pytest.approx(in_torch(step, features)["js_score"], rel=BARS[precision][0])
 
 
 COMMITTED = sorted({dataclasses.astuple(tile) for tiles in TILES.values() for tile in tiles})
@@ -134,12 +137,22 @@ def test_one_feature_that_is_not_a_number_makes_the_score_none(level: int, task:
         assert np.isnan(got["confidence"]).all()
 
 
+@pytest.mark.parametrize("score_kind", [kind for kind in SCORE_KINDS if kind != "sum"])
+@pytest.mark.parametrize("task", TASKS)
+def test_no_score_kind_hides_what_is_not_a_number(task: str, score_kind: str) -> None:
+    step = step_of("small", task, score_kind)
+    features = features_of(step, 0)
+    features[-1][0, 1, 2] = np.nan
+    assert np.isnan(label(weights_of(step), [features])[0]["js_score"]).all()
+
+
+@pytest.mark.parametrize("score_kind", ["sum", "mean_entropy"])
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("precision", BARS)
 @pytest.mark.parametrize("value", [np.inf, -np.inf, 3e38, -3e38])
-def test_what_overflows_has_no_score(value: float, precision: str, task: str) -> None:
+def test_what_overflows_has_no_score(value: float, precision: str, task: str, score_kind: str) -> None:
     """Features that are infinite, or so large that sums overflow: never a finite score where torch has none."""
-    step = step_of("small", task)
+    step = step_of("small", task, score_kind)
     (got,) = label(weights_of(step), [[np.full_like(x, value) for x in features_of(step, 0)]], precision)
     assert np.isnan(got["js_score"]).all()
     if task == "segmentation":

@@ -14,10 +14,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import trustme
 import yaml
 
+from labelmint_client import Client
 from tests.conftest import ROOT, Service, need_program, start_service
 from tests.k8s.conftest import JOBS, K8S, Rendered, build
 from tests.support.buckets import NAME, Bucket, s3_server
@@ -90,7 +92,12 @@ def test_shards_are_the_completions(render: Any, name: str) -> None:
 
 def test_the_job_ends_with_one_manifest_of_what_was_verified(render: Any, service: Service, tmp_path: Path) -> None:
     manifests: Rendered = render("jobs/pull")
-    pod = Pod(manifests, tmp_path, COUNT="3", ENDPOINT=service.grpc)
+    with Client(service.grpc) as client:
+        unfiltered = list(client.stream_samples("faces", count=9))
+        name = client.get_model("faces").class_names[1]
+    half = float(np.median([(sample.label == 1).mean() for sample in unfiltered]))
+    options = f"--where {name}:{half}.."
+    pod = Pod(manifests, tmp_path, COUNT="3", ENDPOINT=service.grpc, LABELMINT_PULL_OPTIONS=options)
     data = pod.data / DATA_SET
     shards = range(job_of(manifests)["spec"]["completions"])
     for index in (*shards, 0):  # the last is a restarted pod, which must do nothing twice
@@ -99,6 +106,10 @@ def test_the_job_ends_with_one_manifest_of_what_was_verified(render: Any, servic
     assert "the data set is complete: 12 samples in 4 parts" in said
     whole = json.loads((data / "manifest.json").read_text())
     assert whole["sample_count"] == whole["accepted_count"] == 12 and len(whole["parts"]) == len(shards)
+    parts = [json.loads((data / part["path"]).read_text()) for part in whole["parts"]]
+    for count in ("rejected_count", "filtered_count"):
+        assert whole[count] == sum(part[count] for part in parts)
+    assert whole["filtered_count"] > 0 and whole["request"]["sample"]["where"] == [f"{name}:{half}.."]
     seeds = set()
     for index, part in zip(shards, whole["parts"], strict=True):
         content = (data / part["path"]).read_bytes()

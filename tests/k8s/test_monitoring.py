@@ -3,6 +3,7 @@
 Rules of this file:
 - There is no list of metrics here: the metrics that exist are those that Prometheus has scraped.
 - An expression passes if it has data under a little load. Other tests check the numbers.
+- The numbers of the panels on a sample's time come from the gateway's own metrics under a clock of the test.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import asyncio
 import contextlib
 import copy
 import json
+import math
 import re
 import socket
 import subprocess
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +27,9 @@ import httpx
 import pytest
 import pytest_asyncio
 import yaml
+from prometheus_client import CollectorRegistry, start_http_server
 
+from labelmint.gateway.sampling.metrics import _PART_SECONDS, Metrics
 from labelmint.triton.server import TritonServer, wait_until_ready
 from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
@@ -35,9 +40,17 @@ from tests.support.waiting import wait_for
 pytestmark = pytest.mark.triton
 
 
-METRIC = re.compile(r"\b(?:labelmint_|nv_|process_)\w+")
+METRIC = re.compile(r"\b(?:labelmint_|nv_|process_|http_server_|rpc_server_)\w+")
 RECORDED = re.compile(r"\blabelmint:[\w:]+")
 SECONDS = 180
+# The time that nine of ten samples of a model take in each part; the tenth takes SLOWER times as long.
+TIMES = {
+    "Wait for a slot": {"ants": 0.002, "bees": 0.7},
+    "Answer of Triton": {"ants": 0.2, "bees": 2.0},
+    "Encoding": {"ants": 0.02, "bees": 0.07},
+}
+SLOWER = 20
+TIMED = "timed"  # the namespace of these samples
 
 
 @dataclass
@@ -84,7 +97,34 @@ async def loaded(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.fixture(scope="module")
-def prometheus(render: Any, loaded: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+def timed() -> Iterator[str]:
+    """Yield the address of the metrics of samples that take TIMES, and more and more of them."""
+    now, done = 0.0, threading.Event()
+    metrics = Metrics(CollectorRegistry(), lambda: now)
+    parts = dict(zip(TIMES, (metrics.slot_wait, metrics.triton, metrics.encoding), strict=True))
+
+    def take_time() -> None:
+        nonlocal now
+        while not done.wait(0.1):
+            for title, seconds in TIMES.items():
+                for model, each in seconds.items():
+                    for taken in (*9 * [each], each * SLOWER):
+                        with parts[title](model):
+                            now += taken
+
+    server, serving = start_http_server(0, "127.0.0.1", metrics.registry)
+    working = threading.Thread(target=take_time)
+    working.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    done.set()
+    working.join()
+    server.shutdown()
+    server.server_close()
+    serving.join()
+
+
+@pytest.fixture(scope="module")
+def prometheus(render: Any, loaded: Any, timed: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     """Run a Prometheus with the rendered rules. Gateway and Triton have the labels that PodMonitors give them."""
     service, triton = loaded
     directory: Path = tmp_path_factory.mktemp("prometheus")
@@ -105,6 +145,8 @@ def prometheus(render: Any, loaded: Any, tmp_path_factory: pytest.TempPathFactor
         }
         for name, url in targets.items()
     ]
+    of_timed = {"targets": [timed.removeprefix("http://")], "labels": {"namespace": TIMED}}
+    scrapes.append({"job_name": TIMED, "static_configs": [of_timed]})
     config = {"global": {"scrape_interval": "1s"}, "rule_files": ["rules.yaml"], "scrape_configs": scrapes}
     (directory / "prometheus.yaml").write_text(yaml.safe_dump(config))
     with socket.socket() as probe:
@@ -118,13 +160,13 @@ def prometheus(render: Any, loaded: Any, tmp_path_factory: pytest.TempPathFactor
         with httpx.Client(base_url=f"http://{address}", timeout=30.0) as http:
             found = Prometheus(http)
 
-            def both_are_scraped() -> bool:
+            def all_are_scraped() -> bool:
                 assert process.poll() is None, (directory / "log").read_text()
                 with contextlib.suppress(httpx.TransportError, ValueError):
-                    return len(found.query("up == 1")) == 2
+                    return len(found.query("up == 1")) == len(scrapes)
                 return False
 
-            wait_for(both_are_scraped, SECONDS)
+            wait_for(all_are_scraped, SECONDS)
             # Send requests after the first scrape, because rates need counters that rise.
             ask(service.http, service.grpc)
             yield found
@@ -159,9 +201,12 @@ def panels() -> list[dict[str, Any]]:
     return [panel for panel in dashboard["panels"] if panel["type"] != "row"]
 
 
+def filled_in(expression: str, namespace: str = "labelmint") -> str:
+    return expression.replace("$__rate_interval", "5m").replace("$namespace", namespace)
+
+
 def panel_queries() -> list[str]:
-    expressions = [target["expr"] for panel in panels() for target in panel["targets"]]
-    return [each.replace("$__rate_interval", "5m").replace("$namespace", "labelmint") for each in expressions]
+    return [filled_in(target["expr"]) for panel in panels() for target in panel["targets"]]
 
 
 def rules_of(render: Any) -> list[dict[str, Any]]:
@@ -171,6 +216,25 @@ def rules_of(render: Any) -> list[dict[str, Any]]:
 
 def test_every_panel_has_data(prometheus: Prometheus) -> None:
     assert prometheus.without_data(panel_queries()) == []
+
+
+@pytest.mark.parametrize("title", TIMES)
+def test_the_parts_of_a_samples_time_are_shown_by_model(prometheus: Prometheus, title: str) -> None:
+    """Each panel shows its own part. A quantile is as exact as the buckets, so it must lie in the right one."""
+    (panel,) = [panel for panel in panels() if panel["title"] == title]
+    assert [target["legendFormat"] for target in panel["targets"]] == ["{{model}} 0.5", "{{model}} 0.95"]
+    for target, factor in zip(panel["targets"], (1, SLOWER), strict=True):
+
+        def shown(expression: str = filled_in(target["expr"], TIMED)) -> dict[str, float]:
+            values = {each["metric"]["model"]: float(each["value"][1]) for each in prometheus.query(expression)}
+            return {} if any(map(math.isnan, values.values())) else values
+
+        found = wait_for(shown, SECONDS)
+        assert found.keys() == TIMES[title].keys()
+        for model, seconds in TIMES[title].items():
+            above = next(bound for bound in _PART_SECONDS if seconds * factor <= bound)
+            below = max((bound for bound in _PART_SECONDS if bound < above), default=0.0)
+            assert below < found[model] <= above, f"{model}: {found[model]} is not the time {seconds * factor}"
 
 
 def test_scalers_get_numbers(prometheus: Prometheus, render: Any) -> None:

@@ -6,6 +6,7 @@ Rules of this file:
 - One gateway is scraped and has a Triton, unless the case says otherwise.
 """
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT
-from tests.k8s.conftest import alerts, promtool
+from tests.k8s.conftest import K8S, alerts, promtool
 
 pytestmark = pytest.mark.triton
 
@@ -205,4 +206,32 @@ def test_alerts_fire_when_they_should_and_not_else(rules: Path, tmp_path: Path) 
         tests.append({"name": case.name, "interval": "1m", "input_series": series, "promql_expr_test": firing})
     path = tmp_path / "cases.yaml"
     path.write_text(yaml.safe_dump({"rule_files": [str(rules)], "evaluation_interval": "1m", "tests": tests}))
+    promtool("test", "rules", str(path))
+
+
+def test_filtered_samples_count_as_accepted_by_the_gate(rules: Path, tmp_path: Path) -> None:
+    """The acceptance that is recorded, and the one that the dashboard draws."""
+    dashboard = json.loads((K8S / "components" / "monitoring" / "dashboard.json").read_text())
+    expressions = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ())]
+    (drawn,) = [each for each in expressions if each.count("labelmint_samples_total") == 2]
+    drawn = drawn.replace("$namespace", "labelmint").replace("$__rate_interval", "1h")
+    rates = {"accepted": "0+120x120", "rejected": "0+60x120", "filtered": "0+60x120"}
+    labels = 'namespace="labelmint", model="faces", version="1"'
+    expected = {
+        "labelmint:acceptance:ratio_rate1h": f"labelmint:acceptance:ratio_rate1h{{{labels}}}",
+        drawn: '{model="faces", version="1"}',
+    }
+    test = {
+        "interval": "1m",
+        "input_series": [
+            {"series": f'labelmint_samples_total{{{MODEL}, outcome="{outcome}"}}', "values": values}
+            for outcome, values in rates.items()
+        ],
+        "promql_expr_test": [
+            {"expr": expression, "eval_time": "2h", "exp_samples": [{"labels": found, "value": 0.75}]}
+            for expression, found in expected.items()
+        ],
+    }
+    path = tmp_path / "acceptance.yaml"
+    path.write_text(yaml.safe_dump({"rule_files": [str(rules)], "evaluation_interval": "1m", "tests": [test]}))
     promtool("test", "rules", str(path))

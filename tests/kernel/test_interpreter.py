@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from labelmint.core.calibration import SCORE_KINDS
 from labelmint.export.modules import StyleInterpreterStep
 from labelmint.export.native_export import export_native, weights_file
 from labelmint.kernel import interpreter as labelmint_kernel
@@ -62,7 +63,11 @@ def file_of(step: StyleInterpreterStep) -> io.BytesIO:
     return io.BytesIO(weights_file(step.interpreter))
 
 
-@pytest.mark.parametrize("score_kind", ["sum", "top10_mean"])
+def test_it_knows_the_score_kinds_of_the_exports() -> None:
+    assert labelmint_kernel.SCORE_KINDS == SCORE_KINDS
+
+
+@pytest.mark.parametrize("score_kind", SCORE_KINDS)
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_it_answers_what_torch_answers(shape: str, task: str, score_kind: str) -> None:
@@ -72,6 +77,13 @@ def test_it_answers_what_torch_answers(shape: str, task: str, score_kind: str) -
     assert all(difference < 1e-5 for difference in exported.difference.values()), exported.difference
 
 
+@pytest.fixture
+def maps_as_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Return both maps, which every score is made of, in place of a score: in a sum, the last bits of pixels vanish."""
+    monkeypatch.setattr(labelmint_kernel, "_score", lambda js_map, mean_entropy, kind: np.stack([js_map, mean_entropy]))
+
+
+@pytest.mark.usefixtures("maps_as_score")
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_no_bit_depends_on_threads_or_vectors(shape: str, task: str) -> None:
@@ -94,6 +106,7 @@ def test_no_bit_depends_on_threads_or_vectors(shape: str, task: str) -> None:
             assert got.tobytes() == want[name].tobytes(), name
 
 
+@pytest.mark.usefixtures("maps_as_score")
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_no_bit_depends_on_which_shipped_library_runs(shape: str, task: str) -> None:
@@ -184,7 +197,7 @@ def test_logits_of_thousands_overflow_no_exponential() -> None:
     assert np.isfinite(got["js_map"]).all() and got["js_map"].max() <= np.log(3) + 1e-5, "at most log of the heads"
 
 
-@pytest.mark.parametrize("score_kind", ["sum", "top10_mean"])
+@pytest.mark.parametrize("score_kind", SCORE_KINDS)
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("level", [0, 1, -1])
 def test_one_feature_that_is_not_a_number_makes_the_score_none(level: int, task: str, score_kind: str) -> None:
@@ -209,11 +222,23 @@ def test_one_feature_that_is_not_a_number_makes_the_score_none(level: int, task:
         assert after.tobytes() == before[name].tobytes(), name
 
 
+@pytest.mark.parametrize("score_kind", SCORE_KINDS)
+def test_an_infinite_output_of_a_head_gives_no_score(score_kind: str) -> None:
+    """Of the class that is never chosen: its probability is 0, and 0 times infinity is no number."""
+    step = step_of("odd", "segmentation", score_kind)
+    with torch.no_grad():
+        step.interpreter.bias3[1, 4] = -np.inf
+    features = features_of(step, 0)
+    want, got = in_torch(step, features), Interpreter(file_of(step)).run(features)
+    assert np.isnan(want["js_score"]).all() and np.isnan(got["js_score"]).all()
+
+
+@pytest.mark.parametrize("score_kind", ["sum", "mean_entropy"])
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38, -3e38])
-def test_what_torch_has_no_number_for_the_kernel_has_none_for(value: float, task: str) -> None:
+def test_what_torch_has_no_number_for_the_kernel_has_none_for(value: float, task: str, score_kind: str) -> None:
     """Features that are no numbers, or so large that sums overflow: never a finite score where torch has NaN."""
-    step = step_of("odd", task)
+    step = step_of("odd", task, score_kind)
     spoiled = [np.full_like(array, value) for array in features_of(step, 0)]
     want, got = in_torch(step, spoiled), Interpreter(file_of(step)).run(spoiled)
     assert np.isnan(want["js_score"]).all() and np.isnan(got["js_score"]).all()

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from labelmint.core.calibration import SCORE_KINDS
 from labelmint.models.interpreter import (
     InterpreterSpec,
     StyleInterpreter,
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.torch
 
 @torch.no_grad()
 def naive(built: StyleInterpreter, maps: dict[int, torch.Tensor]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Label, JS and its top-10 % mean in float64, in the order of the paper's text."""
+    """Label, entropy of the mean distribution and mean entropy, in float64, in the order of the paper's text."""
     h1, _ = SPEC.hidden
     stacked = upsampled(maps).permute(0, 2, 3, 1)  # [B,R,R,D]
     weight1 = torch.cat([built.projection[str(r)] for r in CHANNELS], dim=1).double()
@@ -35,17 +36,18 @@ def naive(built: StyleInterpreter, maps: dict[int, torch.Tensor]) -> tuple[np.nd
         probabilities.append((x @ built.weight3[n].double().t() + built.bias3[n].double()).softmax(dim=-1))
     p = torch.stack(probabilities)  # [N,B,R,R,K]
     mean = p.mean(dim=0)
-    entropy = -(mean * mean.log()).sum(-1)
-    js = entropy - (-(p * p.log()).sum(-1)).mean(dim=0)  # [B,R,R]
+    mixture_entropy = -(mean * mean.log()).sum(-1)
+    mean_entropy = (-(p * p.log()).sum(-1)).mean(dim=0)  # [B,R,R]
     label = p.argmax(dim=-1).mode(dim=0).values
-    return label.numpy(), js.numpy(), np.sort(js.flatten(1).numpy())[:, ::-1]
+    return label.numpy(), mixture_entropy.numpy(), mean_entropy.numpy()
 
 
 @torch.no_grad()
 def test_equals_the_naive_ensemble() -> None:
     built = interpreter()
     label, js_map, js_score = built(features())
-    want_label, want_js, _ = naive(built, features())
+    want_label, mixture_entropy, mean_entropy = naive(built, features())
+    want_js = mixture_entropy - mean_entropy
     assert label.dtype == torch.uint8
     assert (label.numpy() == want_label).mean() >= 0.9999
     np.testing.assert_allclose(js_map.numpy(), want_js, atol=1e-6)
@@ -56,8 +58,51 @@ def test_equals_the_naive_ensemble() -> None:
 def test_top10_mean_is_the_mean_of_the_top_tenth() -> None:
     built = interpreter("top10_mean")
     _, _, score = built(features())
-    _, _, ordered = naive(built, features())
+    _, mixture_entropy, mean_entropy = naive(built, features())
+    ordered = np.sort((mixture_entropy - mean_entropy).reshape(2, -1))[:, ::-1]
     np.testing.assert_allclose(score.numpy()[:, 0], ordered[:, : ordered.shape[1] // 10].mean(axis=1), rtol=1e-5)
+
+
+@torch.no_grad()
+def test_entropies_are_summed_over_the_pixels_and_the_js_map_stays() -> None:
+    _, *want = naive(interpreter(), features())
+    plain = interpreter()(features())
+    for score_kind, entropy in zip(("mixture_entropy", "mean_entropy"), want, strict=True):
+        label, js_map, score = interpreter(score_kind)(features())
+        np.testing.assert_allclose(score.numpy()[:, 0], entropy.sum(axis=(1, 2)), rtol=1e-5)
+        assert torch.equal(label, plain[0]) and torch.equal(js_map, plain[1])
+
+
+@torch.no_grad()
+def test_the_js_divergence_is_what_the_mixture_has_more_than_the_heads() -> None:
+    score = {kind: interpreter(kind)(features())[2] for kind in SCORE_KINDS}
+    assert (score["mean_entropy"] > 0).all()
+    torch.testing.assert_close(score["mixture_entropy"] - score["mean_entropy"], score["sum"], rtol=1e-4, atol=0)
+    js, entropy = torch.rand(2, 1, 8, 8) * torch.tensor([1e-7, 1.0]).view(2, 1, 1, 1)
+    assert (interpreter("mixture_entropy").maps(js, entropy)[-1] >= entropy).all(), "in every pixel, despite rounding"
+
+
+@torch.no_grad()
+def test_entropy_without_disagreement_is_no_divergence() -> None:
+    """Heads that hesitate alike: only the entropies see it."""
+    score = {}
+    for kind in SCORE_KINDS:
+        built = interpreter(kind)
+        for parameter in built.parameters():
+            parameter.zero_()
+        score[kind] = built(features(1))[2].item()
+    pixels = SPEC.resolution**2
+    for kind in ("mixture_entropy", "mean_entropy"):
+        assert score[kind] == pytest.approx(pixels * np.log(SPEC.num_classes), rel=1e-5)
+    assert score["sum"] < 1e-6 * pixels and score["top10_mean"] < 1e-6
+
+
+@pytest.mark.parametrize("score_kind", SCORE_KINDS)
+@torch.no_grad()
+def test_a_head_that_returns_no_number_gives_no_score(score_kind: str) -> None:
+    built = interpreter(score_kind)
+    built.bias3[2, 1] = float("nan")
+    assert built(features())[2].isnan().all()
 
 
 @pytest.mark.parametrize("strip_rows", [2, 4, 32])

@@ -45,7 +45,8 @@ def test_equals_the_naive_form(interpreter: KeypointInterpreter) -> None:
     hidden = torch.relu(torch.einsum("byxnh,noh->byxno", hidden, interpreter.weight2) + interpreter.bias2)
     heat = torch.einsum("byxnh,noh->byxno", hidden, interpreter.weight3) + interpreter.bias3  # [B,R,R,N,K]
     p = heat.clamp(0, 1).double()
-    js = (bernoulli_entropy(p.mean(3)) - bernoulli_entropy(p).mean(3)).sum(3)  # [B,R,R]
+    mixture_entropy, mean_entropy = bernoulli_entropy(p.mean(3)).sum(3), bernoulli_entropy(p).mean(3).sum(3)  # [B,R,R]
+    js = mixture_entropy - mean_entropy
 
     keypoints, confidence, js_map, js_score = interpreter(features)
 
@@ -55,6 +56,11 @@ def test_equals_the_naive_form(interpreter: KeypointInterpreter) -> None:
     torch.testing.assert_close(confidence, flat.amax(2))
     torch.testing.assert_close(js_map.double(), js, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(js_score.double(), js.flatten(1).sum(1, keepdim=True), rtol=1e-4, atol=1e-3)
+    for score_kind, entropy in (("mixture_entropy", mixture_entropy), ("mean_entropy", mean_entropy)):
+        interpreter.score_kind = score_kind
+        *_, same_map, score = interpreter(features)
+        assert torch.equal(same_map, js_map)
+        torch.testing.assert_close(score.double(), entropy.flatten(1).sum(1, keepdim=True), rtol=1e-4, atol=1e-3)
 
 
 def test_heads_that_agree_have_no_divergence_and_heads_that_differ_at_most_ln_2() -> None:

@@ -20,7 +20,10 @@ ROOT = Path(__file__).parent.parent.parent
 COPY = ROOT / "build" / "mutants"
 SERVICE, CLIENT = "service", "clients/python/src"
 MUTATED = [
-    *(f"{SERVICE}/labelmint/core/{name}.py" for name in ("calibration", "errors", "policy", "served_model", "task")),
+    *(
+        f"{SERVICE}/labelmint/core/{name}.py"
+        for name in ("calibration", "content", "errors", "policy", "served_model", "task")
+    ),
     *(f"{SERVICE}/labelmint/gateway/sampling/{name}.py" for name in ("cache", "lifecycle", "slots")),
     f"{SERVICE}/labelmint/triton/window.py",
     f"{CLIENT}/labelmint_client/policy.py",

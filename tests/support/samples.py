@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from labelmint.core.policy import Gate
+from labelmint.core.policy import SampleOptions, terms_of
 from labelmint.core.task import KEYPOINTS
 from labelmint.gateway.sampling.sample import Sample
 from tests.support.served import MODEL
@@ -17,7 +17,7 @@ def segmented() -> Sample:
         model=MODEL,
         seed=7,
         mixing=None,
-        gate=Gate(1.0, 5.0, "c"),
+        terms=terms_of(MODEL, SampleOptions(max_js=5.0)),
         image=rng.integers(0, 256, (8, 8, 3), dtype=np.uint8),
         labels={"label": rng.integers(0, 2, (8, 8), dtype=np.uint8)},
         js_map=rng.random((8, 8), dtype=np.float32),

@@ -9,7 +9,7 @@ import schemathesis
 
 from labelmint.gateway.rest.messages import MAX_TAR_COUNT
 
-MODEL, NUM_WS = "faces", 12
+MODEL, NUM_WS, CLASSES = "faces", 12, ("hair", "skin", "eye", "nose")
 
 
 @schemathesis.hook
@@ -42,6 +42,8 @@ def coherent(options: dict[str, Any]) -> dict[str, Any]:
     style_seed, crossover = number(options.pop("style_seed", None)), number(options.pop("crossover", None))
     if style_seed is not None and crossover is not None:
         options |= {"style_seed": style_seed, "crossover": 1 + crossover % (NUM_WS - 1), "max_js": 1.0}
+    if options.get("where"):
+        options["where"] = [f"{name}:0.." for name, _ in zip(CLASSES, options["where"], strict=False)]
     if options.get("truncation_psi") is not None and options.get("max_js") is None:
         options["max_js"] = 1.0
     if options.get("max_js") is not None:

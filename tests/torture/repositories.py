@@ -646,7 +646,7 @@ ATTACKS: dict[str, tuple[str, Change, str]] = {
         "no export has|cut off|no valid ONNX field",
     ),
     "file of two graphs": ("onnx", content(ONNX, lambda data: data + b"\x3a\x00"), "has 2 graphs, not one"),
-    "file of millions of fields": ("onnx", put(ONNX, b"\x08\x00" * (50 << 20)), "has more than 200000 fields"),
+    "file of millions of fields": ("onnx", put(ONNX, b"\x08\x00" * (50 << 20)), "has more than 1000000 fields"),
     "number without end": ("onnx", put(ONNX, b"\x08" + b"\xff" * 100), "within a number"),
     "group": ("onnx", content(ONNX, lambda data: b"\x0b\x0c" + data), "has no valid ONNX field at byte"),
     "pickle in place of ONNX": (

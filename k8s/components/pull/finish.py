@@ -22,7 +22,7 @@ def finish(directory: Path, shard_index: int, shard_count: int) -> str:
     missing = [k for k in range(shard_count) if not (directory / f"part-{k}.verified").exists()]
     if missing:
         return f"part {shard_index} is verified, {len(missing)} of {shard_count} are not: a later pod completes it"
-    counted = ("sample_count", "accepted_count", "rejected_count")
+    counted = ("sample_count", "accepted_count", "rejected_count", "filtered_count")
     parts, heads = [], []
     for index in range(shard_count):
         name = f"part-{index}/manifest.json"
@@ -32,7 +32,7 @@ def finish(directory: Path, shard_index: int, shard_count: int) -> str:
         if (request.pop("shard_index"), request["shard_count"]) != (index, shard_count):
             raise SystemExit(f"{name} is not shard {index} of {shard_count}: name another DATA_SET")
         heads.append({"model": manifest["model"], "request": request})
-        counts = {key: manifest[key] for key in counted}
+        counts = {key: manifest.get(key, 0) for key in counted}  # earlier clients filtered nothing
         parts.append({"path": name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(), **counts})
         if heads[index] != heads[0]:
             raise SystemExit(f"{name} was pulled from another model or with other options than part 0: pull it again")

@@ -3,6 +3,19 @@
 Rules of this file:
 - A calibration states what it was measured on: truncation, score kind, model digest and seeds.
 - Its id is a hash of its content. A response that carries the id therefore says exactly which calibration judged it.
+- The kind of a model's score is chosen at its export, because the exported step computes the score.
+
+The kinds of scores. At each pixel, p_n is the distribution over the classes that head n gives, and H the entropy in
+nats. JS is H(mean of p_n) - mean of H(p_n), at least 0 and at most the logarithm of the number of heads.
+
+- `sum`: the sum of JS over the pixels; DatasetGAN (Zhang et al. 2021), section 3.2.
+- `top10_mean`: the mean of JS over the tenth of the pixels where it is highest; DatasetGAN's released code.
+- `mixture_entropy`: the sum of H(mean of p_n) over the pixels, the entropy of what an ensemble predicts;
+  Lakshminarayanan et al. 2017, "Simple and Scalable Predictive Uncertainty Estimation using Deep Ensembles".
+- `mean_entropy`: the sum of the mean of H(p_n) over the pixels, the uncertainty on which the heads agree; Depeweg et
+  al. 2018, "Decomposition of Uncertainty in Bayesian Deep Learning for Efficient and Risk-sensitive Learning".
+
+For keypoints, H and JS of a pixel are sums over the keypoints, each with a distribution of two outcomes.
 """
 
 from __future__ import annotations
@@ -12,7 +25,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -20,6 +33,8 @@ CALIBRATION = "calibration"  # the parameter of a model's configuration with the
 MIN_SEEDS = 1_000  # with fewer seeds the 90th percentile is unreliable
 THRESHOLD_QUANTILE = 0.9  # the paper drops the most uncertain 10 %
 NUM_QUANTILES = 101
+ScoreKind = Literal["sum", "top10_mean", "mixture_entropy", "mean_entropy"]
+SCORE_KINDS: tuple[str, ...] = get_args(ScoreKind)
 
 
 @dataclass(frozen=True)

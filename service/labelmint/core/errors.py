@@ -12,6 +12,8 @@ Rules of this file:
     |- ModelNotFound           there is no model of that name, or no such version of it
     |- ModelVersionGone        the version that a request or a stream began with is no longer served
     |- SampleRejected          the sample exists, but its JS score is above the threshold of the gate
+    |- ContentMissing          the sample exists, but the conditions of the request keep it from being delivered
+    |- ContentNotFound         so many seeds in a row gave a stream no sample that it stopped: change its conditions
     |- RevisionChanged         a pinned URL names a different revision of the model than the served one
     |- Unauthenticated         the request has no token or an unknown one
     |- RequestTooLarge         the body is larger than any request needs to be
@@ -31,6 +33,7 @@ Rules of this file:
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from copy import copy
 from pathlib import Path
@@ -39,7 +42,7 @@ from typing import ClassVar
 import grpc
 
 
-def _shortened(text: str) -> str:
+def shortened(text: str) -> str:
     """A caller's text, cut so that a response can repeat it."""
     return text if len(text) <= 64 else f"{text[:64]}..."
 
@@ -104,7 +107,7 @@ class ModelNotFound(LabelmintError):
 
     def __init__(self, model: str, known: tuple[str, ...], version: str = "") -> None:
         """`known` are the served names or, if only the `version` is unknown, the served versions."""
-        shown, shown_version = _shortened(model), _shortened(version)
+        shown, shown_version = shortened(model), shortened(version)
         wanted = f"version {shown_version!r} of model {shown!r}" if version else f"model named {shown!r}"
         metadata = {"model": shown} | ({"model_version": shown_version} if version else {})
         super().__init__(f"no {wanted}; served: {', '.join(known) or 'none'}", metadata)
@@ -141,6 +144,35 @@ class SampleRejected(LabelmintError):
                 "threshold": repr(threshold),
                 "calibration_id": calibration_id,
             },
+        )
+
+
+class ContentMissing(LabelmintError):
+    reason = "CONTENT_MISSING"
+    grpc_code = grpc.StatusCode.FAILED_PRECONDITION
+    http_status = 422
+    title = "Sample without the wanted content"
+    lasting = True
+
+    def __init__(self, seed: int, content: Mapping[str, float], missed: str) -> None:
+        """`content`: the measured values by name. `missed`: the conditions that they do not satisfy, in words."""
+        super().__init__(
+            f"seed {seed} does not satisfy where: {missed}; ask for another seed, or change where",
+            {"seed": str(seed), "content": json.dumps(content, ensure_ascii=False)},
+        )
+
+
+class ContentNotFound(LabelmintError):
+    reason = "CONTENT_NOT_FOUND"
+    grpc_code = grpc.StatusCode.FAILED_PRECONDITION
+    http_status = 422
+    title = "No sample with the wanted content"
+
+    def __init__(self, seed_count: int, conditions: str) -> None:
+        super().__init__(
+            f"none of {seed_count} seeds in a row gave a sample with where {conditions}; change where, or go on at "
+            "next_seed",
+            {"seed_count": str(seed_count)},
         )
 
 

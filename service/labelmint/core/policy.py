@@ -12,12 +12,14 @@ from __future__ import annotations
 import hashlib
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from labelmint.core.content import Condition, Conditions, conditions_of
 from labelmint.core.errors import InvalidRequest, Uncalibrated
 from labelmint.core.served_model import ServedModel
 
@@ -40,12 +42,15 @@ class SampleOptions:
     include_js_map: bool = False
     omit_image: bool = False
     omit_label: bool = False  # or the keypoints
+    where: tuple[Condition, ...] = ()
+    ignore_js_quantile: float | None = None
 
     def outputs(self, model: ServedModel) -> tuple[str, ...]:
         """The ensemble outputs to request; the score is always among them."""
         image = () if self.omit_image else ("image",)
-        label = () if self.omit_label else model.task.label_outputs
-        return (*image, *label, *(("js_map",) if self.include_js_map else ()), "js_score")
+        label = () if self.omit_label and not self.where else model.task.label_outputs
+        js_map = self.include_js_map or self.ignore_js_quantile is not None
+        return (*image, *label, *(("js_map",) if js_map else ()), "js_score")
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,34 @@ class Gate:
     def accepts(self, js_score: float) -> bool:
         # False for NaN: every gate rejects such a score.
         return js_score <= self.threshold
+
+
+Outcome = Literal["accepted", "rejected", "filtered"]
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What the options of a request mean for a model, checked: what is the same for all its seeds.
+
+    `options` says which parts of a sample are delivered; `outputs` are the ensemble outputs to request for it.
+    A sample is judged by its score and its content, which is what `conditions` measured in it.
+    """
+
+    gate: Gate
+    conditions: Conditions
+    options: SampleOptions
+    outputs: tuple[str, ...]
+
+    def outcome(self, js_score: float, content: Mapping[str, float]) -> Outcome:
+        """What a seed counts as. The gate comes first: a rejected seed is rejected whatever its sample contains."""
+        if not self.gate.accepts(js_score):
+            return "rejected"
+        return "filtered" if self.conditions.missed(content) else "accepted"
+
+    def delivers(self, js_score: float, content: Mapping[str, float]) -> bool:
+        """Whether a sample is delivered. `include_rejected` lifts the gate and leaves the conditions."""
+        passed = self.options.include_rejected or self.gate.accepts(js_score)
+        return passed and not self.conditions.missed(content)
 
 
 @dataclass(frozen=True)
@@ -175,6 +208,18 @@ def gate_of(model: ServedModel, options: SampleOptions) -> Gate:
     if options.max_quantile is not None:
         return Gate(psi, calibration.score_at(options.max_quantile), calibration.id)
     return Gate(psi, calibration.threshold, calibration.id)
+
+
+def terms_of(model: ServedModel, options: SampleOptions) -> Terms:
+    """The terms of a request with these options; raises InvalidRequest or Uncalibrated."""
+    quantile = options.ignore_js_quantile
+    if quantile is not None:
+        check_has_label(model, "ignore_js_quantile", "leave it unset")
+        if options.omit_label:
+            raise InvalidRequest("ignore_js_quantile", "omit_label leaves no label to ignore pixels of; leave it unset")
+        if not 0.0 <= quantile <= 1.0:
+            raise InvalidRequest("ignore_js_quantile", f"{quantile} is out of range; give 0 to 1")
+    return Terms(gate_of(model, options), conditions_of(model, options.where), options, options.outputs(model))
 
 
 def check_has_label(model: ServedModel, field: str, asked: str) -> None:

@@ -13,6 +13,7 @@ from typing import Literal
 
 TaskName = Literal["segmentation", "keypoints"]
 DType = Literal["uint8", "float32"]
+Measure = Literal["area", "confidence"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Task:
     names_field: the field of a Model message with the label names. It ends in `classes`; the gallery finds it by that.
     names: what the label names denote, in the plural.
     min_names: the smallest useful number of label names.
+    measure: what conditions on the content of a sample (`content.py`) measure of a label name.
     has_label_image: whether the label is an image of class ids, which can be encoded as PNG.
     annotation_option: the option of `labelmint fit` that names the format of the annotations.
     """
@@ -47,6 +49,7 @@ class Task:
     names_field: str
     names: str
     min_names: int
+    measure: Measure
     has_label_image: bool
     annotation_option: str
 
@@ -66,6 +69,7 @@ SEGMENTATION = Task(
     names_field="classes",
     names="classes",
     min_names=2,
+    measure="area",
     has_label_image=True,
     annotation_option="mask_format",
 )
@@ -78,6 +82,7 @@ KEYPOINTS = Task(
     names_field="keypoint_classes",
     names="keypoints",
     min_names=1,
+    measure="confidence",
     has_label_image=False,
     annotation_option="keypoint_format",
 )

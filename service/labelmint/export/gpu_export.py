@@ -78,10 +78,15 @@ def files(weights: bytes) -> dict[str, bytes]:
     return {"interpreter.npz": weights, **sources}
 
 
-def configure(config: pb.ModelConfig, step: Step, precision: str) -> None:
-    """Change the config.pbtxt of a step to serve this format on the first GPU, where the CUDA pool is."""
+def place_on_first_gpu(config: pb.ModelConfig) -> None:
+    """Give an exported step, which has one instance, to the first GPU."""
     config.instance_group[0].kind = pb.ModelInstanceGroup.KIND_GPU
     config.instance_group[0].gpus.append(0)
+
+
+def configure(config: pb.ModelConfig, step: Step, precision: str) -> None:
+    """Change the config.pbtxt of a step to serve this format on the first GPU, where the CUDA pool is."""
+    place_on_first_gpu(config)
     # Samples run one by one. cuDNN chooses the generator's convolutions by shape, so a sample could differ in a batch;
     # the interpreter runs the samples of a batch one by one anyway.
     config.ClearField("dynamic_batching")

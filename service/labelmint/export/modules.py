@@ -139,8 +139,9 @@ class UncertaintyStep(InterpreterStep):
         super().__init__(interpreter, statistics_tensors(interpreter), label_outputs(interpreter))
 
     def forward(self, *statistics: Tensor) -> tuple[Tensor, ...]:
-        *label, js_map = self.interpreter.uncertainty(*(_rows_and_channels(statistic) for statistic in statistics))
-        return *label, js_map, self.interpreter.score(js_map)
+        results = self.interpreter.uncertainty(*(_rows_and_channels(statistic) for statistic in statistics))
+        labels = len(self.outputs) - 2  # the outputs before js_map and js_score
+        return *results[: labels + 1], self.interpreter.score(*results[labels:])
 
 
 def _rows_and_channels(statistic: Tensor) -> Tensor:

@@ -115,7 +115,7 @@ class _Value:
         return self.graph.add("Slice", self, *(torch.tensor(each) for each in (starts, ends, list(cut))))
 
     def __matmul__(self, other: Tensor) -> Tensor:
-        return self.graph.add("MatMul", self, other)
+        return _matmul(cast(Tensor, self), other)
 
     @classmethod
     def __torch_function__(

@@ -47,6 +47,8 @@ from labelmint.triton.model_config import (
 
 _DTYPES = {torch.float32: pb.TYPE_FP32, torch.int32: pb.TYPE_INT32, torch.uint8: pb.TYPE_UINT8}
 
+MAX_STRIPS = 512  # of an interpreter; what more of them need, `triton.onnx_file` refuses
+
 FUSED = ("generator", "style_interpreter")
 STAGED = ("generator", "feature_aggregation", "mlp_heads", "uncertainty")
 STEPS: Mapping[str, Callable[[Generator, StyleInterpreter], Step]] = {
@@ -84,6 +86,7 @@ def export_repository(
     """
     generator, interpreter = weights
     _check_belong_together(generator, interpreter)
+    _check_strips(interpreter)
     base = base_name(model, version)
     _check_name_is_free(repository / base, model)
     pipelines: dict[str, tuple[str, ...]] = {"fused": FUSED}
@@ -126,6 +129,15 @@ def _files(config: pb.ModelConfig, data: bytes) -> dict[str, bytes]:
 
 def _digest(config: pb.ModelConfig, files: Mapping[str, bytes]) -> str:
     return step_digest(config, {name: hashlib.sha256(data).hexdigest() for name, data in files.items()})
+
+
+def _check_strips(interpreter: StyleInterpreter) -> None:
+    resolution, rows = interpreter.spec.resolution, interpreter.strip_rows
+    if resolution > rows * MAX_STRIPS:
+        raise IncompatibleWeights(
+            f"strips of {rows} rows would be {resolution // rows} at {resolution}x{resolution} pixels, and the export "
+            f"writes at most {MAX_STRIPS}; set --strip-rows to at least {resolution // MAX_STRIPS}"
+        )
 
 
 def _check_belong_together(generator: Generator, interpreter: StyleInterpreter) -> None:

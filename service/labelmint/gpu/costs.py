@@ -105,7 +105,7 @@ def costs(shape: Shape, tile: Tile, precision: str) -> Costs:
     of_tile = features + weights + item * sum(points_of(shape, tile)) * units
     given = 4 * sum(channels * r * r for r, channels in shape.channels.items())
     points = item * ((base + 1) ** 2 + base**2) * units
-    results = pixels * (4 if shape.keypoints else 5)
+    results = pixels * (8 if shape.keypoints else 9)  # two maps of uncertainty, and the label
 
     levels = [r for r in shape.channels if r <= base]
     below = [r for r in levels if r < base]

@@ -7,7 +7,7 @@ Rules of this file:
   the bytes of a sample depend neither on its batch nor on what ran before.
 - Operands of the tensor cores have the type that `precision` names; sums and statistics are float32.
 - A number that is not finite, or that the operands' type cannot hold, becomes NaN, and NaN passes through everything to
-  the JS divergence. So every gate rejects such a sample; its label means nothing.
+  the JS divergence and the mean entropy. So every gate rejects such a sample; its label means nothing.
 
 Names: R is the output resolution; C_r the channels of level r; N the number of heads; h1, h2 their hidden widths; K the
 number of classes or keypoints. `base` is the level up to which levels are projected at their own resolution.
@@ -342,6 +342,7 @@ def _interpret(
     bias3,
     label,
     js_map,
+    mean_entropy,
     peak_heat,
     peak_pixel,
     KEYPOINTS: tl.constexpr,
@@ -376,8 +377,8 @@ def _interpret(
     have the operands' type; bias2 [N*H2] and bias3 [N*K_PADDED] are float32. The hidden units and classes that padding
     adds have weights of zero.
 
-    Writes js_map float32 [R,R]; and label uint8 [R,R], or the tile's highest heat peak_heat float32 [tiles,K_PADDED],
-    infinite for NaN, and the first pixel that has it, peak_pixel int32 [tiles,K_PADDED].
+    Writes js_map and mean_entropy float32 [R,R]; and label uint8 [R,R], or the tile's highest heat peak_heat float32
+    [tiles,K_PADDED], infinite for NaN, and the first pixel that has it, peak_pixel int32 [tiles,K_PADDED].
     """
     P: tl.constexpr = ROWS * COLUMNS
     S: tl.constexpr = R // SCALE
@@ -488,8 +489,10 @@ def _interpret(
         mixture = tl.sum(tl.where(is_class, _binary_entropy(mean), 0.0), axis=1)
     else:
         mixture = -tl.sum(tl.where(is_class, mean * tl.log(tl.maximum(mean, 1e-30)), 0.0), axis=1)
-    js = tl.maximum(mixture - sum_entropy / N, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    entropy = sum_entropy / N
+    js = tl.maximum(mixture - entropy, 0.0, propagate_nan=tl.PropagateNan.ALL)
     tl.store(js_map + y * R + x, js)
+    tl.store(mean_entropy + y * R + x, entropy)
     if KEYPOINTS:
         heat = sum_heat / N
         heat = tl.where(heat == heat, heat, float("inf"))
@@ -597,24 +600,25 @@ class GpuInterpreter:
         )
 
     def _label(self, maps: Mapping[int, Tensor], points: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Run `_interpret` on all tiles: label, js_map, peak_heat and peak_pixel."""
+        """Run `_interpret` on all tiles: label, [js_map, mean_entropy], peak_heat and peak_pixel."""
         r, w = self.resolution, self._weights
         tiles = r * r // self.tile.pixels
         label = torch.zeros(r, r, dtype=torch.uint8, device=self.device)
-        js_map = torch.empty(r, r, device=self.device)
+        uncertainty = torch.empty(2, r, r, device=self.device)
         heat = torch.empty(tiles, self._constants["K_PADDED"], device=self.device)
         pixel = torch.empty(heat.shape, dtype=torch.int32, device=self.device)
         _interpret[(tiles,)](
             *(maps[r], maps[r // 2], points, w.full, w.half, w.weight2, w.bias2, w.weight3, w.bias3),
-            *(label, js_map, heat, pixel),
+            *(label, *uncertainty, heat, pixel),
             **self._constants,
             num_warps=self.tile.warps,
             num_stages=self.tile.stages,
         )
-        return label, js_map, heat, pixel
+        return label, uncertainty, heat, pixel
 
-    def _finish(self, label: Tensor, js_map: Tensor, heat: Tensor, pixel: Tensor) -> dict[str, Tensor]:
-        outputs = {"js_map": js_map, "js_score": _score(js_map, self.score_kind)}
+    def _finish(self, label: Tensor, uncertainty: Tensor, heat: Tensor, pixel: Tensor) -> dict[str, Tensor]:
+        js_map, mean_entropy = uncertainty
+        outputs = {"js_map": js_map, "js_score": _score(js_map, mean_entropy, self.score_kind)}
         if self.shape.keypoints:
             k, r = self.shape.classes, self.resolution
             highest = heat[:, :k].amax(dim=0)  # [K]
@@ -689,10 +693,15 @@ class _Weights:
         }
 
 
-def _score(js_map: Tensor, kind: str) -> Tensor:
+def _score(js_map: Tensor, mean_entropy: Tensor, kind: str) -> Tensor:
     """The image score, [R,R] to [1], summed in float64."""
-    pixels = js_map.flatten()
-    if kind == "sum":
+    scored = js_map
+    if kind == "mixture_entropy":
+        scored = mean_entropy + js_map  # as in torch: JS divergence and mean entropy add up to it
+    elif kind == "mean_entropy":
+        scored = mean_entropy
+    pixels = scored.flatten()
+    if kind != "top10_mean":
         return pixels.sum(dtype=torch.float64).to(torch.float32).reshape(1)
     return pixels.topk(pixels.numel() // 10).values.mean(dtype=torch.float64).to(torch.float32).reshape(1)
 

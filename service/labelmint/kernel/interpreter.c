@@ -5,8 +5,8 @@ Rules of this file:
 - Vectors run along pixels. Every sum over channels, heads or classes runs in one order, one addition at a time. So a
   pixel's result does not depend on the vector width, the tile, the batch or the number of threads.
 - `interpreter_new` allocates all memory that a call needs. An interpreter serves one call at a time.
-- A feature or sum that is NaN makes the JS divergence of its pixels NaN, as in torch, so that every gate rejects the
-  sample. Comparisons are written so that NaN passes through; the label of such a pixel means nothing.
+- A feature or sum that is NaN makes the JS divergence and the mean entropy of its pixels NaN, as in torch, so that every
+  gate rejects the sample. Comparisons are written so that NaN passes through; the label of such a pixel means nothing.
 - Subnormal numbers count as zero: processors take some 70 times as long for them, and no label depends on them.
 - The code uses the vector extensions of GCC and Clang and no intrinsics, so one source serves AVX2, AVX-512, NEON and
   later instruction sets.
@@ -242,7 +242,7 @@ typedef struct {
     /* The current call. */
     const float *const *features;
     uint8_t *label;
-    float *js;
+    float *js, *entropy;
     pthread_mutex_t mutex;
     pthread_cond_t ended;
     int next, complete;
@@ -485,8 +485,8 @@ INLINE void add_heats(const float *outputs, int classes, float *statistics) {
     }
 }
 
-/* The JS divergence of a sliver, from its statistics. */
-INLINE void divergence(const Interpreter *m, const float *statistics, float *js) {
+/* The JS divergence and the mean entropy of a sliver, from its statistics. */
+INLINE void divergence(const Interpreter *m, const float *statistics, float *js, float *mean_entropy) {
     const float share = 1.0f / (float)m->heads;
     for (int j = 0; j < VECTORS; j++) {
         const float *mean = statistics + j * LANES;
@@ -500,6 +500,8 @@ INLINE void divergence(const Interpreter *m, const float *statistics, float *js)
         vec finite = entropy - entropy; /* NaN where a logit overflowed, so that js is not 0 there; else 0 */
         /* Rounding can make the difference slightly negative. */
         store(js + j * LANES, at_least(mixture - entropy * share + finite, 0.0f));
+        /* Not `entropy * share`: if two results shared that product, it would be rounded for the one above, too. */
+        store(mean_entropy + j * LANES, entropy / (float)m->heads + finite);
     }
 }
 
@@ -607,9 +609,10 @@ static void label_tile(Interpreter *m, const Task *task, Scratch *scratch) {
     for (int s = 0; s < slivers; s++) {
         const float *statistics = scratch->statistics + s * size, *votes = statistics + m->classes * SLIVER;
         int count = task->count - s * SLIVER < SLIVER ? task->count - s * SLIVER : SLIVER, at = first + s * SLIVER;
-        float js[SLIVER];
-        divergence(m, statistics, js);
+        float js[SLIVER], entropy[SLIVER];
+        divergence(m, statistics, js, entropy);
         memcpy(m->js + at, js, count * sizeof(float));
+        memcpy(m->entropy + at, entropy, count * sizeof(float));
         if (m->keypoints) {
             seek(votes, m->classes, count, at, peaks);
         } else {
@@ -678,13 +681,15 @@ static void *work_of(void *argument) {
     return NULL;
 }
 
-/* Label one sample from the features [C_r][r][r] of each level. Writes the JS divergence js [R][R] in nats and, by the
-task, label [R][R] or keypoints [K][2] as (x, y) with confidence [K]. */
+/* Label one sample from the features [C_r][r][r] of each level. Writes the JS divergence js [R][R] and the mean of the
+heads' entropies entropy [R][R], both in nats, and, by the task, label [R][R] or keypoints [K][2] as (x, y) with
+confidence [K]. */
 void interpreter_run(Interpreter *m, const float *const *features, uint8_t *label, float *keypoints, float *confidence,
-                     float *js) {
+                     float *js, float *entropy) {
     m->features = features;
     m->label = label;
     m->js = js;
+    m->entropy = entropy;
     m->next = m->complete = 0;
     memcpy(m->left, m->phase_tasks, m->num_phases * sizeof(int));
     while (m->complete < m->num_phases && m->left[m->complete] == 0) m->complete++;

@@ -44,7 +44,7 @@ SHIPPED = {
 # Every compiler rounds `a * b + c` once if the processor has fused multiply-add.
 FLAGS = ("-std=gnu11", "-O3", "-march=native", "-ffp-contract=fast", "-fPIC", "-shared", "-pthread")
 TASKS = ("segmentation", "keypoints")
-SCORE_KINDS = ("sum", "top10_mean")
+SCORE_KINDS = ("sum", "top10_mean", "mixture_entropy", "mean_entropy")
 MAX_LEVELS = 12  # as in interpreter.c: resolutions 4 to 8192
 
 Array = npt.NDArray[Any]
@@ -115,17 +115,17 @@ class Interpreter:
         if [array.shape for array in features] != shapes or any(array.dtype != np.float32 for array in features):
             raise ValueError(f"expected float32 features of the shapes {shapes}")
         contiguous = [np.ascontiguousarray(array) for array in features]
-        js_map = np.empty((self.resolution, self.resolution), np.float32)
+        js_map, mean_entropy = np.empty((2, self.resolution, self.resolution), np.float32)
         label = np.empty((self.resolution, self.resolution), np.uint8)
         keypoints, confidence = np.empty((self._classes, 2), np.float32), np.empty(self._classes, np.float32)
         self._library.interpreter_run(
             self._pointer,
             _pointers(contiguous),
             label.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8)),
-            *(array.ctypes.data_as(_Floats) for array in (keypoints, confidence, js_map)),
+            *(array.ctypes.data_as(_Floats) for array in (keypoints, confidence, js_map, mean_entropy)),
         )
         outputs: dict[str, Array] = {"label": label, "keypoints": keypoints, "confidence": confidence, "js_map": js_map}
-        outputs["js_score"] = _score(js_map, self.score_kind)
+        outputs["js_score"] = _score(js_map, mean_entropy, self.score_kind)
         return {name: outputs[name] for name in self.outputs}
 
 
@@ -133,13 +133,18 @@ def _pointers(arrays: Sequence[Array]) -> Any:
     return (_Floats * len(arrays))(*(array.ctypes.data_as(_Floats) for array in arrays))
 
 
-def _score(js_map: Array, kind: str) -> Array:
+def _score(js_map: Array, mean_entropy: Array, kind: str) -> Array:
     """The image score, [R,R] to [1], summed in float64.
 
     The top tenth is summed in ascending order, so that the order is the same on every machine.
     """
-    pixels = js_map.ravel()
-    if kind == "sum":
+    scored = js_map
+    if kind == "mixture_entropy":
+        scored = mean_entropy + js_map  # as in torch: JS divergence and mean entropy add up to it
+    elif kind == "mean_entropy":
+        scored = mean_entropy
+    pixels = scored.ravel()
+    if kind != "top10_mean":
         return np.array([pixels.sum(dtype=np.float64)], np.float32)
     count = pixels.size // 10
     return np.array([np.sort(np.partition(pixels, -count)[-count:]).mean(dtype=np.float64)], np.float32)
@@ -265,7 +270,7 @@ def _load(path: Path) -> ctypes.CDLL:
     library.interpreter_new.argtypes = [integer, integer, ctypes.POINTER(integer), *[integer] * 4, arrays]
     library.interpreter_new.argtypes += [*[_Floats] * 5, integer]
     library.interpreter_new.restype = pointer
-    library.interpreter_run.argtypes = [pointer, arrays, ctypes.POINTER(ctypes.c_uint8), *[_Floats] * 3]
+    library.interpreter_run.argtypes = [pointer, arrays, ctypes.POINTER(ctypes.c_uint8), *[_Floats] * 4]
     library.interpreter_run.restype = None
     library.interpreter_free.argtypes, library.interpreter_free.restype = [pointer], None
     library.interpreter_bytes.argtypes, library.interpreter_bytes.restype = [pointer], ctypes.c_size_t

@@ -12,8 +12,8 @@ Rules of this file:
 - Everything up to the last layer is a convolution over maps [batch, channel, row, column]. ONNX Runtime keeps such maps
   in one blocked layout from the features to the last layer, and adds and clips (ReLU) as it writes.
 
-Sources: DatasetGAN (Zhang et al. 2021), section 3.2, and its released `pixel_classifier`. The JS divergence is
-H(mean of p_n) - mean of H(p_n), in nats.
+Sources: DatasetGAN (Zhang et al. 2021), section 3.2, and its released `pixel_classifier`. `labelmint.core.calibration`
+defines the kinds of scores.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from labelmint.core.calibration import SCORE_KINDS
 from labelmint.core.task import TaskName, task_of
 from labelmint.models.layout import MAX_RESOLUTION
 
-SCORE_KINDS = ("sum", "top10_mean")
 Maps: TypeAlias = Mapping[int, Tensor]  # of each level: float32 [B,C_r,r,r]
 Weights: TypeAlias = Mapping[str, Tensor]  # see `StyleInterpreter.weights`
 Strip: TypeAlias = Callable[[Mapping[str, Tensor], Weights], tuple[Tensor, ...]]
@@ -165,12 +165,12 @@ class StyleInterpreter(nn.Module):
         return finish(*(_joined(each, dim=1) for each in zip(*strips, strict=True)))
 
     def strip(self, parts: Mapping[str, Tensor], weights: Weights) -> tuple[Tensor, ...]:
-        """Label the S rows of a strip from its parts (see `parts`): label [B,S,R] and JS divergence [B,S,R]."""
+        """Label the S rows of a strip from its parts (see `parts`): label [B,S,R] and the maps of `maps`, [B,S,R]."""
         return tuple(interleave(x) for x in self.uncertainty(*self.statistics(self.outputs(parts, weights))))
 
-    def finish(self, label: Tensor, js_map: Tensor) -> tuple[Tensor, ...]:
+    def finish(self, label: Tensor, js_map: Tensor, *scored: Tensor) -> tuple[Tensor, ...]:
         """Return the result of `forward` from the joined results of all strips: each [B,R,R]."""
-        return label, js_map, self.score(js_map)
+        return label, js_map, self.score(js_map, *scored)
 
     def parts_of_strips(self, features: Maps, weights: Weights) -> Iterator[dict[str, Tensor]]:
         """Yield the parts of each strip, from the top."""
@@ -304,11 +304,11 @@ class StyleInterpreter(nn.Module):
         )
 
     def uncertainty(self, *statistics: Tensor) -> tuple[Tensor, ...]:
-        """Return the majority label (the smallest id wins a tie) uint8 [B,S,R] and the JS divergence [B,S,R] in nats.
+        """Return the majority label (the smallest id wins a tie) uint8 [B,S,R], and `maps`.
 
-        The JS divergence is at least 0. The arguments are the statistics of `heads`: mean_probability [B,S,K,R],
-        mean_entropy [B,S,R], votes uint8 [B,S,K,R]. The class axis comes after the rows because ONNX Runtime sums over
-        an axis next to the batch in a different order at batch 1 than at batch 2.
+        The arguments are the statistics of `heads`: mean_probability [B,S,K,R], mean_entropy [B,S,R], votes uint8
+        [B,S,K,R]. The class axis comes after the rows because ONNX Runtime sums over an axis next to the batch in a
+        different order at batch 1 than at batch 2.
         """
         mean_probability, mean_entropy, votes = statistics
         # The clamp makes 0 log 0 equal 0. Products of smaller probabilities are too small to change a float32 sum.
@@ -316,12 +316,21 @@ class StyleInterpreter(nn.Module):
         mixture_entropy = -(mean_probability * logarithm).sum(dim=2)  # [B,S,R]
         js = (mixture_entropy - mean_entropy).clamp(min=0.0)  # rounding can make it slightly negative
         label = votes.to(torch.int32).argmax(dim=2).to(torch.uint8)  # [B,S,R]
-        return label, js
+        return label, *self.maps(js, mean_entropy)
 
-    def score(self, js_map: Tensor) -> Tensor:
-        """Return the image score of kind `score_kind`: [B,R,R] to [B,1]."""
-        pixels = js_map.flatten(1)  # [B,P]
-        if self.score_kind == "sum":  # the paper
+    def maps(self, js: Tensor, mean_entropy: Tensor) -> tuple[Tensor, ...]:
+        """Return the JS divergence, and after it the map that `score` takes if that is another one: [B,S,R], in nats.
+
+        JS divergence and mean entropy add up to the mixture entropy, which is therefore never below the mean entropy.
+        """
+        if self.score_kind == "mixture_entropy":
+            return js, mean_entropy + js
+        return (js, mean_entropy) if self.score_kind == "mean_entropy" else (js,)
+
+    def score(self, js_map: Tensor, *scored: Tensor) -> Tensor:
+        """Return the image score of kind `score_kind` from `maps` of the whole image: [B,R,R] to [B,1]."""
+        pixels = (js_map, *scored)[-1].flatten(1)  # [B,P]
+        if self.score_kind != "top10_mean":  # "sum" is the paper's
             return pixels.sum(dim=1, keepdim=True)
         count = pixels.shape[1] // 10  # the released code
         return pixels.topk(count, dim=1).values.mean(dim=1, keepdim=True)

@@ -4,7 +4,7 @@ Rules of this file:
 - Each head regresses one heat value per keypoint. The heat maps are averaged over the heads. A keypoint is where the
   mean heat is highest; that heat is its confidence.
 - The paper defines no uncertainty for this task, so labelmint does: each head's heat, clipped to [0,1], counts as a
-  Bernoulli probability, and the JS divergences of a pixel are summed over the keypoints.
+  Bernoulli probability, and the JS divergences and entropies of a pixel are summed over the keypoints.
 - The layers and the computation in strips are inherited. Only the steps after the heads' last layer differ.
 """
 
@@ -36,13 +36,13 @@ class KeypointInterpreter(StyleInterpreter):
     """
 
     def strip(self, parts: Mapping[str, Tensor], weights: Weights) -> tuple[Tensor, ...]:
-        """Return the mean heat [B,S,K,R] and the JS divergence [B,S,R] of a strip's S rows."""
+        """Return the mean heat [B,S,K,R] and the maps of `maps`, [B,S,R], of a strip's S rows."""
         mean_heat, *rest = self.statistics(self.outputs(parts, weights))
-        return interleave(mean_heat), interleave(self.divergence(*rest))
+        return interleave(mean_heat), *(interleave(x) for x in self.maps(self.divergence(*rest), rest[-1]))
 
-    def finish(self, mean_heat: Tensor, js_map: Tensor) -> tuple[Tensor, ...]:
+    def finish(self, mean_heat: Tensor, js_map: Tensor, *scored: Tensor) -> tuple[Tensor, ...]:
         """Return the result of `forward` from the results of all strips, joined: [B,R,K,R] and [B,R,R]."""
-        return *locate(mean_heat), js_map, self.score(js_map)
+        return *locate(mean_heat), js_map, self.score(js_map, *scored)
 
     def statistics(self, outputs: Tensor) -> tuple[Tensor, ...]:
         """Run everything after the heads' last layer, up to sufficient statistics.
@@ -64,12 +64,12 @@ class KeypointInterpreter(StyleInterpreter):
         }
 
     def uncertainty(self, *statistics: Tensor) -> tuple[Tensor, ...]:
-        """Return keypoints [B,K,2], confidence [B,K] and JS divergence [B,R,R] of whole images.
+        """Return keypoints [B,K,2], confidence [B,K] and `maps`, [B,R,R], of whole images.
 
         The arguments are the statistics of `heads`: mean_heat and mean_probability [B,R,K,R], mean_entropy [B,R,R].
         """
         mean_heat, mean_probability, mean_entropy = statistics
-        return *locate(mean_heat), self.divergence(mean_probability, mean_entropy)
+        return *locate(mean_heat), *self.maps(self.divergence(mean_probability, mean_entropy), mean_entropy)
 
     def divergence(self, mean_probability: Tensor, mean_entropy: Tensor) -> Tensor:
         """Map mean_probability [B,S,K,R] and mean_entropy [B,S,R] to the JS divergence [B,S,R], at least 0."""

@@ -39,7 +39,7 @@ from tritonclient.grpc import service_pb2_grpc
 from tritonclient.grpc.model_config_pb2 import ModelConfig as Config
 from tritonclient.utils import triton_to_np_dtype
 
-from labelmint import tracing
+from labelmint import conventions, tracing
 from labelmint.core.errors import DeadlineExceeded, InferenceFailed, LabelmintError, Overloaded, TritonUnavailable
 from labelmint.triton.addresses import Addresses, proxy_advice
 from labelmint.triton.window import INITIAL, Window
@@ -114,17 +114,34 @@ class _Triton:
         self.window, self.configs, self.failure = before.window, before.configs, before.failure
         self.doubtful, self.turn = before.doubtful, before.turn
 
-    async def infer(self, request: pb.ModelInferRequest, headers: Sequence[tuple[str, str]]) -> pb.ModelInferResponse:
+    async def infer(self, request: pb.ModelInferRequest) -> pb.ModelInferResponse:
         """Raises grpc.aio.AioRpcError."""
         begun, answered = time.monotonic(), False
         self.window.begin(begun)
         try:
-            call = self.stub.ModelInfer(request, metadata=headers, timeout=_HUNG_SECONDS)
-            answer = await _to_its_end(call)
+            answer = await self._call(request)
             answered = True
             return answer
         finally:
             self.window.end(begun, time.monotonic(), answered=answered)
+
+    async def _call(self, request: pb.ModelInferRequest) -> pb.ModelInferResponse:
+        """Call Triton as a span, of which Triton's own spans are children."""
+        attributes = {
+            **conventions.rpc_call(conventions.MODEL_INFER),
+            **conventions.server_at(self.address),
+            "labelmint.triton_model": request.model_name,
+        }
+        with tracing.span(conventions.MODEL_INFER, attributes, client=True) as tell:
+            headers = tuple(tracing.outgoing_headers().items())
+            call = self.stub.ModelInfer(request, metadata=headers, timeout=_HUNG_SECONDS)
+            try:
+                answer = await _to_its_end(call)
+            except grpc.aio.AioRpcError as error:
+                tell({**conventions.rpc_status(error.code()), conventions.ERROR_TYPE: error.code().name})
+                raise
+            tell(conventions.rpc_status(grpc.StatusCode.OK))
+            return answer
 
     def look(self) -> asyncio.Task[None]:
         """Update `configs` or `failure` from Triton. Only one such look runs at a time."""
@@ -306,8 +323,7 @@ class TritonClient:
         numbers = np.array(latents.crossover, "<i4"), np.array(latents.truncation_psi, "<f4")
         tensors = (latents.latent, latents.style_latent, *numbers)
         request.raw_input_contents.extend([tensor.tobytes() for tensor in tensors])
-        with tracing.span("triton infer", model=model, version=version):
-            answer = await self._infer(request, digest)
+        answer = await self._infer(request, digest)
         arrays = {
             tensor.name: np.frombuffer(raw, triton_to_np_dtype(tensor.datatype)).reshape(tuple(tensor.shape)[1:])
             for tensor, raw in zip(answer.outputs, answer.raw_output_contents, strict=True)
@@ -319,7 +335,6 @@ class TritonClient:
     async def _infer(self, request: pb.ModelInferRequest, digest: str) -> pb.ModelInferResponse:
         if not self._tritons:
             await self._follow()
-        headers = tuple(tracing.outgoing_headers().items())
         failure: LabelmintError = TritonUnavailable(
             f"no Triton at {self.url} has {request.model_name!r} version {request.model_version} ready; try again later"
         )
@@ -329,7 +344,7 @@ class TritonClient:
             for triton in self._in_turn(request.model_name, request.model_version, digest):
                 self._take_turn(triton)
                 try:
-                    return await triton.infer(request, headers)
+                    return await triton.infer(request)
                 except grpc.aio.AioRpcError as error:
                     failure, cause = translate(error), error
                     # A Triton that fails every call at once always has room, and would get all samples.

@@ -21,7 +21,7 @@ from typing import NamedTuple, TypeAlias
 from labelmint.untrusted.content import Malformed, RegularFile, quoted
 
 MAX_ONNX_BYTES = (2 << 30) - 1  # protobuf's limit
-# An interpreter at 1024x1024 in strips of 2 rows, the lowest, has 750,000 fields: 3 seconds.
+# An interpreter of 512 strips, the most that are exported, has 750,000 fields: 3 seconds.
 MAX_FIELDS = 1_000_000
 DOMAINS = (b"", b"ai.onnx")
 # What a file may say of itself. ONNX Runtime ignores these keys; under others it can find options for itself.

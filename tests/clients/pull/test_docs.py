@@ -31,6 +31,6 @@ def test_every_block_runs(service: Service, tmp_path: Path) -> None:
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, text + done.stderr
         outputs.append(done.stdout)
-    assert len(outputs) == 10
+    assert len(outputs) == 11
     assert "compared 3 files with the manifest, 2 samples with what is served: no difference" in outputs[1]
     assert "(128, 128)" in outputs[2] and outputs[5].split()[3] == "P"

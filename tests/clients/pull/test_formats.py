@@ -20,7 +20,6 @@ from pycocotools.coco import COCO
 
 from labelmint_client import Client, Sample, SampleOptions
 from labelmint_client.pull import PullError, PullOptions, pull
-from labelmint_client.pull.formats import FORMATS
 from labelmint_client.pull.keypoints import MIN_CONFIDENCE
 from tests.conftest import ROOT, Service, need_program
 
@@ -28,6 +27,7 @@ pytestmark = pytest.mark.triton
 
 
 COUNT = 5
+OURS = ("webdataset", "coco", "folder", "parquet")  # test_foreign_readers.py has the others
 
 
 @pytest.fixture(autouse=True)
@@ -86,10 +86,13 @@ def test_parquet(client: Client, samples: list[Sample], tmp_path: Path) -> None:
     out = pulled(client, tmp_path / "out", "parquet")
     found = datasets.load_dataset(str(out), split="train", cache_dir=str(tmp_path / "cache"))
     assert isinstance(found.features["image"], datasets.Image) and isinstance(found.features["label"], datasets.Image)
+    classes = found.features["classes"].feature
+    assert isinstance(classes, datasets.ClassLabel) and tuple(classes.names) == client.get_model("faces").class_names
     for row, sample in zip(found, samples, strict=True):
         assert row["seed"] == sample.seed and row["js_score"] == sample.js_score and row["style_seed"] is None
         assert np.array_equal(np.asarray(row["image"]), sample.image)
         assert np.array_equal(np.asarray(row["label"]), sample.label)
+        assert row["classes"] == np.unique(sample.label).tolist()  # type: ignore[arg-type]
 
 
 def test_coco(client: Client, samples: list[Sample], tmp_path: Path) -> None:
@@ -116,8 +119,8 @@ def test_coco(client: Client, samples: list[Sample], tmp_path: Path) -> None:
 
 
 def test_keypoints(client: Client, tmp_path: Path) -> None:
-    """In every format; those below the confidence that COCO's are cut at are not labelled there."""
-    for name in FORMATS:
+    """In every format of ours; those below the confidence that COCO's are cut at are not labelled there."""
+    for name in OURS:
         pulled(client, tmp_path / name, name, "faces_keypoints")
     names = client.get_model("faces_keypoints").keypoint_names
     told = []
@@ -136,6 +139,9 @@ def test_keypoints(client: Client, tmp_path: Path) -> None:
     person = ["right_eye", "left_eye", "nose_tip", "right_mouth_corner", "left_mouth_corner"]
     assert category["keypoints"] == [*person, "right_ear_tip", "left_ear_tip"] and names[0] == "left_eye"
     assert "the person's" in coco.dataset["info"]["note"]
+    drawn = {frozenset(category["keypoints"][number - 1] for number in pair) for pair in category["skeleton"]}
+    eyes_and_nose = {frozenset(pair) for pair in (("left_eye", "right_eye"), ("left_eye", "nose_tip"))}
+    assert eyes_and_nose < drawn and frozenset(("left_eye", "right_ear_tip")) not in drawn
     for annotation, points in zip(coco.loadAnns(coco.getAnnIds()), told, strict=True):
         labelled = [point["confidence"] >= MIN_CONFIDENCE for point in points]
         triples = [(p["x"], p["y"], 2) if here else (0, 0, 0) for p, here in zip(points, labelled, strict=True)]
@@ -145,7 +151,7 @@ def test_keypoints(client: Client, tmp_path: Path) -> None:
 
 def test_the_most_uncertain_pixels_are_ignored(client: Client, samples: list[Sample], tmp_path: Path) -> None:
     """Of each image those above the quantile of its own; in COCO they are in no annotation."""
-    out = {name: pulled(client, tmp_path / name, name, ignore_js_quantile=0.9) for name in FORMATS}
+    out = {name: pulled(client, tmp_path / name, name, ignore_js_quantile=0.9) for name in OURS}
     found = datasets.load_dataset(str(out["parquet"]), split="train", cache_dir=str(tmp_path / "cache"))
     reader = webdataset.WebDataset(str(out["webdataset"] / "shard-{000000..000001}.tar"), shardshuffle=False)
     coco = COCO(out["coco"] / "annotations" / "instances.json")
@@ -157,6 +163,7 @@ def test_the_most_uncertain_pixels_are_ignored(client: Client, samples: list[Sam
         label = np.where(ignored, 255, sample.label)
         assert np.array_equal(np.asarray(Image.open(out["folder"] / f"labels/{sample.seed:010d}.png")), label)
         assert np.array_equal(np.asarray(row["label"]), label) and np.array_equal(member["label.npy"], label)
+        assert row["classes"] == [class_id for class_id in np.unique(label) if class_id != 255]
         annotations = coco.loadAnns(coco.getAnnIds(image_id))
         covered = sum(coco.annToMask(annotation) * annotation["category_id"] for annotation in annotations)
         assert np.array_equal(covered, np.where(ignored, 0, label))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -17,7 +18,8 @@ from labelmint_client import Client
 from labelmint_client.pull import PullError, PullOptions, pull
 from labelmint_client.pull.formats import FORMATS
 from labelmint_client.pull.sides import of_the_person
-from tests.conftest import Service
+from labelmint_client.pull_formats import PULL_FORMATS
+from tests.conftest import ROOT, Service, need_program
 
 pytestmark = pytest.mark.triton
 
@@ -31,24 +33,59 @@ def pulls(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("pulls")
     with Client(service.grpc) as client:
         for name in FORMATS:
-            for model in ("faces", "faces_keypoints"):
-                pull(client, PullOptions(model, COUNT, name), path / f"{model}-{name}")  # type: ignore[arg-type]
+            pull(client, PullOptions("faces", COUNT, name), path / f"faces-{name}")
+            if not PULL_FORMATS[name].only_label_images:
+                pull(client, PullOptions("faces_keypoints", COUNT, name), path / f"faces_keypoints-{name}")
         pull(client, PullOptions("faces", COUNT, "folder", label_mode="ids"), path / "faces-ids")
         pull(client, PullOptions("faces", COUNT, "parquet", label_mode="ids"), path / "faces-parquet-ids")
     return path
 
 
+# Runs each program of a list in its directory, with names of its own, and prints a line of JSON with what it printed.
+RUNNER = """
+import contextlib, io, json, os, sys
+for directory, program in json.load(sys.stdin):
+    os.chdir(directory)
+    sys.path[0] = directory
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(program, {"__name__": "__main__"})
+    print(json.dumps(printed.getvalue()))
+"""
+
+
+def run_all(python: str, programs: list[tuple[Path, str]], home: Path, **environment: str) -> list[str]:
+    """The outputs of programs, run in one process, because importing their libraries takes seconds."""
+    home.mkdir()
+    environment = {**os.environ, "HF_HOME": str(home), "HF_HUB_OFFLINE": "1", **environment}
+    told = json.dumps([(str(directory), program) for directory, program in programs])
+    done = subprocess.run(
+        [python, "-c", RUNNER], input=told, env=environment, capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 0, done.stderr
+    outputs = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('"')]
+    assert len(outputs) == len(programs)
+    return outputs
+
+
 def test_the_calls_of_the_readme_inside(pulls: Path, tmp_path: Path) -> None:
-    """All blocks of a README in one program, in the directory that it is in, as a reader types them."""
+    """All blocks of each README. Those that need another project's reader run in the environment of the readers."""
+    readers = need_program(str(ROOT / ".venv-readers" / "bin" / "python"), "the readers, by `make readers`")
+    ours, foreign = list[tuple[Path, str]](), list[tuple[Path, str]]()
     for out in sorted(pulls.iterdir()):
         blocks = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)
-        assert len(blocks) == 2, out
-        environment = {**os.environ, "HF_HOME": str(tmp_path / out.name), "HF_HUB_OFFLINE": "1"}
-        done = subprocess.run(
-            [sys.executable, "-c", "\n".join(blocks)], cwd=out, env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, (out, done.stderr)
-        assert f"num_rows: {COUNT}" in done.stdout, (out, done.stdout)
+        opened = "mds" not in out.name  # by `datasets`
+        assert len(blocks) == (2 if opened else 1) and ("datasets.load_dataset" in blocks[-1]) == opened, out
+        for block in blocks:
+            (foreign if re.search("ultralytics|torchvision|streaming", block) else ours).append((out, block))
+    home = str(tmp_path / "readers")
+    environment = {"PYTHONPATH": str(ROOT / "tests" / "support" / "readers"), "HOME": home, "YOLO_CONFIG_DIR": home}
+    outputs = run_all(sys.executable, ours, tmp_path / "ours")
+    outputs += run_all(readers, foreign, tmp_path / "readers", YOLO_OFFLINE="true", **environment)
+    for (out, block), printed in zip([*ours, *foreign], outputs, strict=True):
+        if "datasets.load_dataset" in block:
+            assert f"num_rows: {COUNT}" in printed, (out, printed)
+        elif not re.search("pandas|COCO", block):
+            assert len(printed.splitlines()) >= COUNT, (out, printed)  # a line for each sample
 
 
 def test_datasets_sees_the_samples_and_nothing_else(pulls: Path, tmp_path: Path) -> None:
@@ -58,6 +95,10 @@ def test_datasets_sees_the_samples_and_nothing_else(pulls: Path, tmp_path: Path)
         "faces-ids": {"image", "label", "seed", "js_score"},
         "faces_keypoints-folder": {"image", "keypoints", "seed", "js_score"},
         "faces-coco": {"image"},
+        "faces-masks": {"image"},
+        "faces-voc": {"image"},
+        "faces-yolo": {"image"},
+        "faces-labelme": {"image"},
     }
     for name, wanted in columns.items():
         rows = datasets.load_dataset(str(pulls / name), split="train", cache_dir=str(tmp_path))

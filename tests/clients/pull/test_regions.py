@@ -6,6 +6,7 @@ from pycocotools import mask as run_lengths
 from scipy import ndimage
 
 from labelmint_client.pull.regions import regions
+from tests.support.labels import noise
 
 pytestmark = pytest.mark.unit
 
@@ -13,9 +14,7 @@ pytestmark = pytest.mark.unit
 @pytest.mark.parametrize(("side", "grain", "classes"), [(16, 0.5, 3), (64, 0.7, 4), (64, 0.0, 2), (128, 2.0, 6)])
 def test_all_forms_agree(side: int, grain: float, classes: int) -> None:
     """On noise: specks, holes in holes, regions that touch at corners only."""
-    noise = np.random.default_rng(0).standard_normal((classes, side, side))
-    label = np.argmax([ndimage.gaussian_filter(plane, grain) for plane in noise], 0).astype(np.uint8)
-    label[:2, :5] = 255
+    label = noise(side, grain, classes)
     covered = np.zeros((side, side), int)
     pieces = 0
     for region in regions(label, range(1, classes)):

@@ -12,10 +12,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from labelmint_client import Client, Model, ModelVersionGone, SampleOptions
-from labelmint_client.pull import Progress, PullError, PullOptions, pull, verify
+from labelmint_client.pull import Progress, PullError, PullOptions, parquet, pull, verify
 from labelmint_client.pull.directory import PullDirectory
 from labelmint_client.pull.formats import FORMATS
 from tests.conftest import ROOT, Service
@@ -158,9 +159,32 @@ def test_a_larger_count_goes_on(name: str, client: Client, options: SampleOption
     pull(client, wanted, out)
     pull(client, wanted, tmp_path / "whole")
     assert contents(out) == contents(tmp_path / "whole")
+    left = {path.name for path in (out / ".labelmint-pull").iterdir() if "part-" not in path.name}
+    assert left == {"header.json", "lock"}
     assert verify(out, client).problems == []
     with pytest.raises(PullError, match="count 8, not 7"):
         pull(client, replace(wanted, count=7), out)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_shard_that_was_published_but_not_recorded(
+    name: str, client: Client, options: SampleOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file of a shard that had room then has more samples than its record: they are taken again, not twice."""
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    wanted, out = options_of(name, options), tmp_path / "out"
+    pull(client, replace(wanted, count=1), out)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(PullDirectory, "add_part", killed)
+        pull(client, replace(wanted, count=3), out)
+    with pytest.raises(KeyboardInterrupt):
+        pull(client, wanted, out, on_progress=_interrupt_after(2))
+    pull(client, wanted, out)
+    pull(client, wanted, tmp_path / "whole")
+    assert contents(out) == contents(tmp_path / "whole")
 
 
 def test_a_pull_of_an_earlier_version(client: Client, options: SampleOptions, tmp_path: Path) -> None:
@@ -176,6 +200,41 @@ def test_a_pull_of_an_earlier_version(client: Client, options: SampleOptions, tm
     assert pull(client, wanted, out) == manifest and verify(out).problems == []
     with pytest.raises(PullError, match="cannot be extended: it has no .labelmint-pull"):
         pull(client, replace(wanted, count=9), out)
+
+
+def test_a_parquet_pull_of_an_earlier_version(
+    client: Client, options: SampleOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had no column of classes. All files of a pull have the same columns, or `datasets` would not open it."""
+    wanted, out = options_of("parquet", options), tmp_path / "out"
+    with monkeypatch.context() as earlier:
+        earlier.setattr(parquet, "_has_classes", lambda directory: False)
+        pull(client, replace(wanted, count=4), out)
+    pull(client, wanted, out)
+    columns = [pq.read_schema(file).names for file in sorted((out / "data").iterdir())]
+    assert len(columns) == 3 and all("classes" not in names and names == columns[0] for names in columns)
+    pull(client, wanted, tmp_path / "now")
+    assert "classes" in pq.read_schema(tmp_path / "now" / "data" / "train-00000.parquet").names
+
+
+def test_what_would_change_a_data_set_is_refused(client: Client, options: SampleOptions, tmp_path: Path) -> None:
+    """Only the count of a complete pull may grow. Each refusal is one line that names the option."""
+    wanted, out = options_of("mds", options), tmp_path / "out"
+    pull(client, wanted, out)
+    before = contents(out)
+    for change, told in (
+        ({"format": "yolo"}, "format mds, not yolo"),
+        ({"start_seed": 1}, "start_seed 0, not 1"),
+        ({"shard_count": 2}, "shard_count 1, not 2"),
+        ({"samples_per_shard": 4}, "samples_per_shard 3, not 4"),
+        ({"ignore_js_quantile": None}, "ignore_js_quantile 0.9, not None"),
+        ({"sample": replace(options, max_js=1e9)}, f"max_js {options.max_js}, not 1000000000.0"),
+        ({"model": "other"}, "model tiny, not other"),
+    ):
+        with pytest.raises(PullError) as refused:
+            pull(client, replace(wanted, count=20, **change), out)  # type: ignore[arg-type]
+        assert told in str(refused.value) and "\n" not in str(refused.value)
+    assert contents(out) == before
 
 
 def test_the_digest_is_kept_to(client: Client, options: SampleOptions, tmp_path: Path) -> None:

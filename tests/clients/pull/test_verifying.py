@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import pytest
 
 from labelmint_client import Client, Model, ModelNotFound, SampleOptions
 from labelmint_client.pull import PullError, PullOptions, pull, verify
+from tests.support.files import forge, rewrite
 
 pytestmark = [pytest.mark.triton, pytest.mark.torch]
 
@@ -25,22 +24,6 @@ def out(client: Client, options: SampleOptions, tmp_path: Path) -> Path:
     wanted = PullOptions("tiny", COUNT, "folder", samples_per_shard=4, ignore_js_quantile=0.9, sample=options)
     pull(client, wanted, tmp_path / "out")
     return tmp_path / "out"
-
-
-def rewrite(path: Path, change: Callable[[str], str]) -> None:
-    before = path.read_text()
-    path.write_text(change(before))
-    assert path.read_text() != before
-
-
-def forge(out: Path, change: Callable[[str], str]) -> None:
-    """Change what is told of the samples, and the manifest with it, so that the hashes agree."""
-    rewrite(out / "samples.jsonl", change)
-    data = (out / "samples.jsonl").read_bytes()
-    manifest = json.loads((out / "manifest.json").read_text())
-    (record,) = (file for file in manifest["files"] if file["path"] == "samples.jsonl")
-    record.update(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-    (out / "manifest.json").write_text(json.dumps(manifest))
 
 
 def test_what_was_pulled_is_found_unchanged(client: Client, out: Path) -> None:

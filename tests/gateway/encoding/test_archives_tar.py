@@ -20,23 +20,22 @@ pytestmark = pytest.mark.unit
 COUNT = 16
 
 
-def members(seed: Any, _: int) -> bytes:
+async def members(seed: Any, _: int) -> bytes:
     """In place of a sample's. The sizes of the JSON go over a whole block: padding of every length is among them."""
     image = np.random.default_rng(seed).bytes(700 + 31 * seed)
     parts = (("image.png", image), ("json", b"{}" + b" " * (37 * seed)))
     return b"".join(archives._member(f"{seed:010d}.{name}", data) for name, data in parts)
 
 
-async def sent(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+async def sent() -> list[bytes]:
     """All that had been sent whenever the archive waited for a sample; the last is the whole archive."""
-    monkeypatch.setattr(archives, "members", members)
 
     async def walk() -> AsyncGenerator[Delivery, None]:
         for seed in range(COUNT):
             yield Delivery(seed, seed + 1, 0)  # type: ignore[arg-type]
 
     totals = [b""]
-    async for part in archives.archive(walk()):
+    async for part in archives.archive(walk(), members):
         totals.append(totals[-1] + part)
     return totals[1:]
 
@@ -55,11 +54,9 @@ def with_gnu_tar(path: Path) -> int:
 
 
 @pytest.mark.parametrize("read", [with_tarfile, with_webdataset, with_gnu_tar])
-async def test_each_cut_is_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: Callable[[Path], int]
-) -> None:
+async def test_each_cut_is_an_error(tmp_path: Path, read: Callable[[Path], int]) -> None:
     path = tmp_path / "cut.tar"
-    *cuts, whole = await sent(monkeypatch)
+    *cuts, whole = await sent()
     assert len(cuts) == COUNT
     path.write_bytes(whole)
     assert read(path) == 2 * COUNT

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from labelmint.core.policy import Gate
+from labelmint.core.policy import SampleOptions, terms_of
 from labelmint.gateway.encoding import figure, lettering
 from labelmint.gateway.encoding.people import overlay_png
 from labelmint.gateway.sampling.sample import Sample
@@ -44,8 +44,8 @@ def overlay(*names: str) -> bytes:
     image = np.zeros((8, 8, 3), np.uint8)
     label = (np.arange(64) % len(names)).reshape(8, 8).astype(np.uint8)
     model = replace(MODEL, label_names=names, palette=palette)
-    gate = Gate(1.0, 5.0, "c")
-    return overlay_png(Sample(model, 7, None, gate, image, {"label": label}, js_map=None, js_score=3.0))
+    terms = terms_of(model, SampleOptions(max_js=5.0))
+    return overlay_png(Sample(model, 7, None, terms, image, {"label": label}, js_map=None, js_score=3.0))
 
 
 def drawn_by(text: str) -> list[tuple[str, str]]:

@@ -55,7 +55,7 @@ class Minting:
 
         async def asked() -> dict[str, bytes]:
             whose = requester or Requester("request", MODEL)
-            arrays = await self.inferences.get(key, outputs, infer, requester=whose, deadline=deadline)
+            arrays = await self.inferences.get(key, outputs, infer, model="faces", requester=whose, deadline=deadline)
             return {name: array.tobytes() for name, array in arrays.items()}
 
         return asyncio.create_task(asked())
@@ -198,9 +198,9 @@ async def test_a_call_that_is_retried_has_no_slot_in_between() -> None:
         return {"image": np.ones(1, np.uint8)}
 
     whose = Requester("request", MODEL)
-    held = asyncio.create_task(minting.get("7", ["image"], away, requester=whose, deadline=None))
+    held = asyncio.create_task(minting.get("7", ["image"], away, model="faces", requester=whose, deadline=None))
     await until_it_waits()
-    assert await asyncio.wait_for(minting.get("8", ["image"], there, requester=whose, deadline=None), 30)
+    assert await asyncio.wait_for(minting.get("8", ["image"], there, model="faces", requester=whose, deadline=None), 30)
     assert not held.done()
     back.set()
     assert await asyncio.wait_for(held, 30)
@@ -227,7 +227,9 @@ async def test_a_request_for_what_a_stream_has_waiting_keeps_its_deadline_and_it
     triton, metrics = SlowTriton(), Metrics(CollectorRegistry())
     catalog = Catalog(triton, "fused")  # type: ignore[arg-type]
     catalog._models = {("faces", 1): model}
-    limits = Limits(max_in_flight=10, triton_slots=1, max_streams=1, max_window=20, capacity_wait_seconds=0.0)
+    limits = Limits(
+        max_in_flight=10, triton_slots=1, max_streams=1, max_window=20, max_empty_seeds=20, capacity_wait_seconds=0.0
+    )
     sampler = Sampler(catalog, triton, metrics, cache=SampleCache(1 << 20, metrics), limits=limits)  # type: ignore[arg-type]
     options = SampleOptions(max_js=1e9)
     walk = sampler.walk(model, Walk(0), options, count=20, window=20)

@@ -10,6 +10,8 @@ from labelmint_client.aio import AsyncClient, AsyncSampleStream
 from labelmint_client.client import Client, SampleStream
 from labelmint_client.connection import Tls
 from labelmint_client.errors import (
+    ContentMissing,
+    ContentNotFound,
     DeadlineExceeded,
     InvalidRequest,
     LabelmintError,
@@ -24,14 +26,17 @@ from labelmint_client.errors import (
     Unavailable,
     Uncalibrated,
 )
-from labelmint_client.messages import Calibration, Model, Rejection, Sample, SampleOptions
+from labelmint_client.messages import Calibration, Filtered, Model, Rejection, Sample, SampleOptions
 
 __all__ = [
     "AsyncClient",
     "AsyncSampleStream",
     "Calibration",
     "Client",
+    "ContentMissing",
+    "ContentNotFound",
     "DeadlineExceeded",
+    "Filtered",
     "InvalidRequest",
     "LabelmintError",
     "LimitReached",

@@ -19,7 +19,7 @@ import grpc.aio
 from labelmint_client import calls
 from labelmint_client.base import BaseClient, BaseStream, HealingLog
 from labelmint_client.calls import Call
-from labelmint_client.messages import SEED_END, Model, Rejection, Sample, SampleOptions
+from labelmint_client.messages import SEED_END, Filtered, Model, Rejection, Sample, SampleOptions
 from labelmint_client.policy import Walk
 
 T = TypeVar("T")
@@ -64,7 +64,7 @@ class AsyncClient(BaseClient):
         *,
         style_seeds: Sequence[int] = (),
         model_version: str = "",
-    ) -> list[Sample | Rejection]:
+    ) -> list[Sample | Rejection | Filtered]:
         task = await self._task(model, model_version)
         call = calls.batch_get_samples(
             model, seeds, options, style_seeds=style_seeds, model_version=model_version, task=task

@@ -126,6 +126,11 @@ class BaseStream:
         """How many seeds were rejected so far."""
         return self._walk.rejected_count
 
+    @property
+    def filtered_count(self) -> int:
+        """How many seeds were filtered so far: accepted by the gate, without the content that `where` asks for."""
+        return self._walk.filtered_count
+
     def _tell_cut(self, failure: LabelmintError) -> None:
         self._log.cut(f"the stream of {self.model.name} resumes at seed {self._walk.next_seed}", failure)
 

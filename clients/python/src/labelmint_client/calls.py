@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from labelmint_client.messages import (
+    Filtered,
     Model,
     Rejection,
     Sample,
     SampleOptions,
+    checked,
     model_of,
     outcomes_of,
     sample_of,
@@ -45,7 +47,7 @@ def get_model(model: str, model_version: str) -> Call[Model]:
 def get_sample(model: str, seed: int, options: SampleOptions | None, *, model_version: str, task: str) -> Call[Sample]:
     message = (options or SampleOptions()).message(task)
     request = pb.GetSampleRequest(model=model, seed=seed, options=message, model_version=model_version)
-    return Call("GetSample", request, lambda answer: sample_of(answer.sample))
+    return Call("GetSample", request, lambda answer: sample_of(checked(answer.sample, message)))
 
 
 def batch_get_samples(
@@ -56,9 +58,9 @@ def batch_get_samples(
     style_seeds: Sequence[int],
     model_version: str,
     task: str,
-) -> Call[list[Sample | Rejection]]:
+) -> Call[list[Sample | Rejection | Filtered]]:
     message = (options or SampleOptions()).message(task)
     request = pb.BatchGetSamplesRequest(
         model=model, seeds=seeds, options=message, style_seeds=style_seeds, model_version=model_version
     )
-    return Call("BatchGetSamples", request, outcomes_of)
+    return Call("BatchGetSamples", request, lambda answer: outcomes_of(answer, message))

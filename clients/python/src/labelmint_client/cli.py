@@ -24,6 +24,7 @@ from labelmint_client.client import Client
 from labelmint_client.connection import Tls
 from labelmint_client.errors import LabelmintError
 from labelmint_client.messages import Model, SampleOptions
+from labelmint_client.pull_formats import PULL_FORMATS
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -98,8 +99,8 @@ def _add_pull(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="name of the model")
     parser.add_argument("--model-version", default="", help="its version (default: the highest)")
     parser.add_argument("--count", type=int, required=True, help="number of samples to write")
-    formats = ("webdataset", "coco", "folder", "parquet")
-    parser.add_argument("--format", choices=formats, default="webdataset", help="default: webdataset")
+    formats = "; ".join(f"{name}: {each.about}" for name, each in PULL_FORMATS.items())
+    parser.add_argument("--format", choices=PULL_FORMATS, default="webdataset", help=f"{formats} (default: webdataset)")
     parser.add_argument("--start-seed", type=int, default=0, help="first seed of the walk (default: 0)")
     parser.add_argument("--shard-index", type=int, default=0, help="take the seeds congruent to this (default: 0)")
     parser.add_argument("--shard-count", type=int, default=1, help="modulo this (default: 1)")
@@ -107,7 +108,7 @@ def _add_pull(parser: argparse.ArgumentParser) -> None:
         "--samples-per-shard",
         type=int,
         default=500,
-        help="samples per tar or Parquet file; also the most that a killed pull repeats (default: 500)",
+        help="samples per tar, Parquet or MDS file; also the most that a killed pull repeats (default: 500)",
     )
     parser.add_argument(
         "--label-mode",
@@ -123,6 +124,15 @@ def _add_pull(parser: argparse.ArgumentParser) -> None:
     gate.add_argument("--truncation-psi", type=float, help="truncation of the latents, 0 to 2")
     gate.add_argument("--style-seed", type=int, help="style mixing: give all samples the appearance of this seed")
     gate.add_argument("--crossover", type=int, help="style mixing: the first layer that takes that appearance")
+    gate.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="NAME:MIN..MAX",
+        help="take only samples with this content; repeat for more conditions. NAME is a class, and the bounds are "
+        "shares of the image's pixels; or a keypoint, and the bounds are confidences. glasses:0.01.. is at least 1 %%, "
+        "hat:..0 is none",
+    )
     gate.add_argument(
         "--ignore-js-quantile",
         type=float,
@@ -221,12 +231,15 @@ def _pull(parsed: argparse.Namespace) -> int:
             include_rejected=parsed.include_rejected,
             style_seed=parsed.style_seed,
             crossover=parsed.crossover,
+            where=tuple(parsed.where),
         ),
     )
     with _client(parsed) as client, _Bar(options.count) as bar:
         manifest = pull(client, options, parsed.out, on_progress=bar.show)
-    accepted, rejected = manifest["accepted_count"], manifest["rejected_count"]
+    filtered = manifest.get("filtered_count", 0)  # earlier versions had no conditions
+    accepted, rejected = manifest["accepted_count"] + filtered, manifest["rejected_count"]
     share = f"{accepted / (accepted + rejected):.1%} of {accepted + rejected} seeds accepted"
+    share += f", {filtered} of them filtered" if options.sample.where else ""
     print(f"{parsed.out} is complete: {manifest['sample_count']} samples, {share}")
     return 0
 
@@ -281,7 +294,9 @@ class _Bar(AbstractContextManager["_Bar"]):
             self._bar = tqdm(
                 total=self._count, initial=self._initial, unit="sample", mininterval=seconds, maxinterval=seconds
             )
-        self._bar.set_postfix_str(f"{progress.accepted / max(1, progress.seeds):.1%} accepted", refresh=False)
+        shares = f"{(progress.accepted + progress.filtered) / max(1, progress.seeds):.1%} accepted"
+        shares += f", {progress.filtered} filtered" if progress.filtered else ""
+        self._bar.set_postfix_str(shares, refresh=False)
         self._bar.update(progress.done - self._bar.n)
 
     def __exit__(self, *_: object) -> None:

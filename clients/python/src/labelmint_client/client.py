@@ -23,7 +23,7 @@ import grpc
 from labelmint_client import calls
 from labelmint_client.base import BaseClient, BaseStream, HealingLog
 from labelmint_client.calls import Call
-from labelmint_client.messages import SEED_END, Model, Rejection, Sample, SampleOptions
+from labelmint_client.messages import SEED_END, Filtered, Model, Rejection, Sample, SampleOptions
 from labelmint_client.policy import Walk
 
 T = TypeVar("T")
@@ -59,7 +59,10 @@ class Client(BaseClient):
     def get_sample(
         self, model: str, seed: int, options: SampleOptions | None = None, *, model_version: str = ""
     ) -> Sample:
-        """Return the sample of a seed, 0 to 2^32 - 1. Raises SampleRejected if its JS score is above the gate."""
+        """Return the sample of a seed, 0 to 2^32 - 1. Raises SampleRejected or ContentMissing.
+
+        SampleRejected: its JS score is above the gate. ContentMissing: it does not satisfy `options.where`.
+        """
         task = self._task(model, model_version)
         return self._make(calls.get_sample(model, seed, options, model_version=model_version, task=task))
 
@@ -71,8 +74,10 @@ class Client(BaseClient):
         *,
         style_seeds: Sequence[int] = (),
         model_version: str = "",
-    ) -> list[Sample | Rejection]:
-        """Return a sample or a rejection for each of 1 to 64 seeds, in the order of the seeds.
+    ) -> list[Sample | Rejection | Filtered]:
+        """Return the outcome of each of 1 to 64 seeds, in the order of the seeds.
+
+        Seeds above the gate are a Rejection; seeds whose sample does not satisfy `options.where` are Filtered.
 
         style_seeds: empty, or one per seed: the seeds that give the appearance (style mixing, with options.crossover).
         """
@@ -105,7 +110,9 @@ class Client(BaseClient):
 
         The stream survives restarts of the gateway and of its Triton: it resumes at `next_seed`, at another endpoint if
         there is one. It stays with the version and digest that the model has when the walk begins. If these are no
-        longer served, the stream raises ModelVersionGone, because other weights give other samples.
+        longer served, the stream raises ModelVersionGone, because other weights give other samples. With
+        `options.where`, the stream delivers the samples that satisfy it, and raises ContentNotFound after a long run of
+        seeds without one.
         """
         described = self.get_model(model, model_version)
         walk = Walk(

@@ -12,6 +12,8 @@ Rules of this file:
     |- ModelNotFound              no model has that name, or it has no such version
     |- ModelVersionGone           the version that a request or a stream began with is no longer served
     |- SampleRejected             the sample exists, but its JS score is above the gate
+    |- ContentMissing             the sample exists, but `where` keeps it from being delivered
+    |- ContentNotFound            a long run of seeds gave a stream no sample that satisfies `where`
     |- Unauthenticated            the token is missing or unknown
     |- Overloaded                 retryable: too many requests are in flight
     |  `- LimitReached            retryable: a limit of this token is reached
@@ -23,6 +25,7 @@ Rules of this file:
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -100,6 +103,25 @@ class SampleRejected(LabelmintError):
         return self.metadata["calibration_id"]
 
 
+class ContentMissing(LabelmintError):
+    @property
+    def seed(self) -> int:
+        return int(self.metadata["seed"])
+
+    @property
+    def content(self) -> dict[str, float]:
+        """What the conditions asked about, by name, as in `Sample.content`."""
+        found: dict[str, float] = json.loads(self.metadata["content"])
+        return found
+
+
+class ContentNotFound(LabelmintError):
+    @property
+    def seed_count(self) -> int:
+        """How many seeds in a row gave no sample. The `next_seed` of the stream is behind them."""
+        return int(self.metadata["seed_count"])
+
+
 class Unauthenticated(LabelmintError):
     pass
 
@@ -134,6 +156,8 @@ _BY_REASON: Mapping[str, type[LabelmintError]] = {
     "MODEL_NOT_FOUND": ModelNotFound,
     "MODEL_VERSION_GONE": ModelVersionGone,
     "SAMPLE_REJECTED": SampleRejected,
+    "CONTENT_MISSING": ContentMissing,
+    "CONTENT_NOT_FOUND": ContentNotFound,
     "UNAUTHENTICATED": Unauthenticated,
     "OVERLOADED": Overloaded,
     "LIMIT_REACHED": LimitReached,

@@ -8,19 +8,24 @@ Rules of this file:
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
+import grpc
 import numpy as np
 import numpy.typing as npt
 
+from labelmint_client.errors import LabelmintError
 from labelmint_client.v1 import sample_service_pb2 as pb
 
 SEED_END = 2**32
 
 # The tasks whose label is an image. Only these accept a label encoding.
 _LABEL_IMAGE_TASKS = ("segmentation",)
+# A bound of a condition; it is the gateway's, so that REST and this client read the same text alike.
+_NUMBER = re.compile(r"(?:[0-9]{1,20}(?:\.[0-9]{1,20})?|\.[0-9]{1,20})(?:[eE]-?[0-9]{1,3})?")
 _ENCODINGS = {"raw": pb.ENCODING_RAW, "png": pb.ENCODING_PNG, "jpeg": pb.ENCODING_JPEG}
 
 
@@ -36,6 +41,10 @@ class SampleOptions:
     include_js_map: also deliver the JS divergence of every pixel.
     omit_image, omit_label: leave out the image; leave out the label or the keypoints.
     style_seed, crossover: layers from crossover on take the style of style_seed; this needs max_js.
+    where: conditions that a sample must satisfy, each NAME:MIN..MAX with one bound or both. NAME is a class, and the
+    bounds are shares of the image's pixels; or a keypoint, and the bounds are confidences. All are 0 to 1, inclusive.
+    ignore_js_quantile: 0 to 1; pixels whose JS divergence is above this quantile of their own image become 255 in the
+    label.
     """
 
     truncation_psi: float | None = None
@@ -48,8 +57,15 @@ class SampleOptions:
     omit_label: bool = False
     style_seed: int | None = None
     crossover: int | None = None
+    where: tuple[str, ...] = ()
+    ignore_js_quantile: float | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.where, str):
+            raise ValueError(f"where: give a sequence of conditions, such as ({self.where!r},)")
+        object.__setattr__(self, "where", tuple(self.where))
+        for text in self.where:
+            _bounds(text)
         if self.max_js is not None and self.max_quantile is not None:
             raise ValueError("give max_js or max_quantile, not both")
         if self.image_encoding not in _ENCODINGS:
@@ -70,6 +86,8 @@ class SampleOptions:
             crossover=self.crossover,
             omit_image=self.omit_image,
             omit_label=self.omit_label,
+            where=[_condition(text, task) for text in self.where],
+            ignore_js_quantile=self.ignore_js_quantile,
         )
 
 
@@ -78,12 +96,15 @@ class Sample:
     """The image and label of one seed, and the scores that decided whether it was accepted.
 
     image: uint8 [H,W,3], RGB; None with omit_image.
-    label: uint8 [H,W], class ids; None for a model of task "keypoints" and with omit_label.
+    label: uint8 [H,W], class ids, and 255 where pixels are ignored (ignore_js_quantile); None for a model of task
+    "keypoints" and with omit_label.
     js_map: float32 [H,W], nats; None unless the request set include_js_map.
     keypoints: float32 [K,3], x and y in pixels (centre of the first pixel 0) and confidence (nominally 0 to 1), in the
     order of Model.keypoint_names; None for a model of task "segmentation" and with omit_label.
     js_score, threshold: nats; `accepted` says whether the score is at most the threshold.
     calibration_id: the calibration that gave the threshold; empty if the request set max_js.
+    content: what the conditions of the request (`where`) asked about, by name: the class's share of the image's pixels,
+    or the keypoint's confidence.
     style_seed, crossover, group_id: None, None and empty without style mixing. Mixed samples with the same shape share
     a group_id.
     """
@@ -104,6 +125,15 @@ class Sample:
     style_seed: int | None
     crossover: int | None
     group_id: str
+    content: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Filtered:
+    """A seed of a batch whose sample only `where` keeps from being delivered; `content` as in `Sample`."""
+
+    seed: int
+    content: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -179,14 +209,34 @@ def sample_of(message: pb.Sample) -> Sample:
         style_seed=message.style_seed if message.HasField("style_seed") else None,
         crossover=message.crossover if message.HasField("crossover") else None,
         group_id=message.group_id,
+        content=_content(message),
     )
 
 
-def outcomes_of(message: pb.BatchGetSamplesResponse) -> list[Sample | Rejection]:
-    return [
-        sample_of(outcome.sample) if outcome.HasField("sample") else _rejection(outcome.rejection)
-        for outcome in message.outcomes
-    ]
+def checked(message: pb.Sample, options: pb.SampleOptions) -> pb.Sample:
+    """Return the message. Raises LabelmintError if it shows that the gateway does not know one of the options.
+
+    A gateway of an earlier version ignores options that it does not know, and would deliver samples that the caller
+    did not ask for.
+    """
+    wanted = {condition.name for condition in options.where}
+    for name, ignored in (
+        ("where", not wanted <= _content(message).keys()),
+        (
+            "ignore_js_quantile",
+            options.HasField("ignore_js_quantile") and not message.HasField("ignore_js_quantile"),
+        ),
+    ):
+        if ignored:
+            raise LabelmintError(
+                f"the gateway is older than this client and does not know the option {name}: update the gateway",
+                grpc.StatusCode.UNIMPLEMENTED,
+            )
+    return message
+
+
+def outcomes_of(message: pb.BatchGetSamplesResponse, options: pb.SampleOptions) -> list[Sample | Rejection | Filtered]:
+    return [_outcome(outcome, options) for outcome in message.outcomes]
 
 
 def model_of(message: pb.Model) -> Model:
@@ -221,6 +271,37 @@ def model_of(message: pb.Model) -> Model:
         if message.HasField("calibration")
         else None,
     )
+
+
+def _outcome(message: pb.SampleOutcome, options: pb.SampleOptions) -> Sample | Rejection | Filtered:
+    if message.HasField("sample"):
+        return sample_of(checked(message.sample, options))
+    if message.HasField("filtered"):
+        return Filtered(message.filtered.seed, _content(message.filtered))
+    return _rejection(message.rejection)
+
+
+def _content(message: pb.Sample | pb.Filtered) -> dict[str, float]:
+    return {each.name: each.value for each in message.content}
+
+
+def _condition(text: str, task: str) -> pb.Condition:
+    """Return the message for a condition. Its bounds are areas or confidences, as the task's labels have them."""
+    name, low, high = _bounds(text)
+    measure = "area" if task in _LABEL_IMAGE_TASKS else "confidence"
+    return pb.Condition(**{"name": name, f"min_{measure}": low, f"max_{measure}": high})  # type: ignore[arg-type]
+
+
+def _bounds(text: str) -> tuple[str, float | None, float | None]:
+    """Return name, minimum and maximum of a condition NAME:MIN..MAX, as the gateway's REST API reads it."""
+    name, _, bounds = text.rpartition(":")
+    low, dots, high = bounds.partition("..")
+    if not (name and dots and (low or high) and all(_NUMBER.fullmatch(bound) for bound in (low, high) if bound)):
+        raise ValueError(
+            f"where: {text!r} is not a condition; write NAME:MIN..MAX, for example hair:0.01.. for at least 1 % of the "
+            "pixels, hair:..0 for none, hair:0.01..0.5 for both bounds"
+        )
+    return name, float(low) if low else None, float(high) if high else None
 
 
 def _rejection(message: pb.Rejection) -> Rejection:

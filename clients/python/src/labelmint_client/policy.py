@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import grpc
 
 from labelmint_client.errors import LabelmintError, LimitReached, ModelVersionGone, StreamExpired, translated
-from labelmint_client.messages import SEED_END, Model, Sample, SampleOptions, sample_of
+from labelmint_client.messages import SEED_END, Model, Sample, SampleOptions, checked, sample_of
 from labelmint_client.v1 import sample_service_pb2 as pb
 
 BASE_PAUSE_SECONDS = 0.1
@@ -149,7 +149,7 @@ class Walk:
     """The state of a stream: it builds the next request and interprets each message.
 
     `Client.stream_samples` documents the arguments. `next_seed`: all lower seeds of the shard are done.
-    `rejected_count`: how many seeds were rejected so far.
+    `rejected_count`, `filtered_count`: how many seeds were rejected so far, and how many did not satisfy `where`.
     """
 
     def __init__(
@@ -178,11 +178,12 @@ class Walk:
         self._undelivered = count or None  # None: no limit
         self._options = (options or SampleOptions()).message(model.task)
         self._window = window
-        self._rejected_before = 0
+        self._rejected_before = self._filtered_before = 0
         self.shard_index = shard_index
         self.shard_count = shard_count
         self.next_seed = start_seed
         self.rejected_count = 0
+        self.filtered_count = 0
 
     @property
     def finished(self) -> bool:
@@ -190,7 +191,7 @@ class Walk:
 
     def request(self) -> pb.StreamSamplesRequest:
         """Return the request for the rest of the walk."""
-        self._rejected_before = self.rejected_count
+        self._rejected_before, self._filtered_before = self.rejected_count, self.filtered_count
         left = self._seeds_left()
         return pb.StreamSamplesRequest(
             model=self._model.name,
@@ -206,12 +207,17 @@ class Walk:
         )
 
     def take(self, message: pb.StreamSamplesResponse) -> Sample | None:
-        """Return the sample to deliver, None for a heartbeat. Raises ModelVersionGone if its digest is another one."""
+        """Return the sample to deliver, None for a heartbeat.
+
+        Raises ModelVersionGone if its digest is another one, LabelmintError if the gateway does not know an option.
+        """
         sample = message.sample if message.HasField("sample") else None
         if sample is not None:
             self._check_digest(sample.model_digest)
+            checked(sample, self._options)
         self.next_seed = min(message.next_seed, self._end_seed)
         self.rejected_count = self._rejected_before + message.rejected_count
+        self.filtered_count = self._filtered_before + message.filtered_count
         if sample is None or sample.seed >= self._end_seed:
             return None
         if self._undelivered is not None:

@@ -94,6 +94,8 @@ class LabeledSampleDataset(IterableDataset[Item]):
             "epoch": 0,
             **(resume or {}),
         }
+        if resume and self._begin.get("where", []) != list(options.where):
+            raise ValueError(_other_conditions(self._begin.get("where", []), options.where))
         self._begin["model_version"] = model_version or self._begin["model_version"]
         self._loaded: Mapping[str, Any] | None = None
         self._state: dict[str, Any] = {}
@@ -121,7 +123,7 @@ class LabeledSampleDataset(IterableDataset[Item]):
     def __iter__(self) -> Iterator[Item]:
         epoch = int(self._epoch)
         start, end = (seed + epoch * (self._range[1] - self._range[0]) for seed in self._range)
-        state = {**self._begin, **self._shard(), "epoch": epoch}
+        state = {**self._begin, **self._shard(), "epoch": epoch, "where": list(self._options.where)}
         if self._begin["epoch"] != epoch:
             state["done"] = []
         state["next_seed"] = max([start, *(min(layer) for layer in state["done"])])
@@ -129,7 +131,7 @@ class LabeledSampleDataset(IterableDataset[Item]):
         loaded, self._loaded = self._loaded, None
         if loaded is not None and loaded["epoch"] >= epoch:
             state |= loaded
-            state["epoch"] = epoch
+            state |= {"epoch": epoch, "where": list(self._options.where)}
         else:
             loaded = None
         self._state = state
@@ -206,7 +208,8 @@ def merge_states(states: Iterable[Any]) -> dict[str, Any]:
     found = sorted((state for each in states for state in _worker_states(each)), key=lambda state: state["shard_index"])
     if not found:
         raise ValueError("found no state of a LabeledSampleDataset in the given states")
-    run = {key: found[0][key] for key in ("shard_count", "epoch", "done")}
+    found = [{"where": [], **state} for state in found]  # the version that saved it may have known no conditions
+    run = {key: found[0][key] for key in ("shard_count", "epoch", "done", "where")}
     if any({key: state[key] for key in run} != run for state in found):
         raise ValueError("the states come from different runs or epochs: give states that were saved together")
     digests = {state["model_digest"] for state in found} - {""}  # empty before a worker's first sample
@@ -220,13 +223,14 @@ def merge_states(states: Iterable[Any]) -> dict[str, Any]:
     return {
         "done": [layer for layer in layers if max(layer) > reached] or [[reached]],
         "epoch": run["epoch"],
+        "where": run["where"],
         "model_version": max(state["model_version"] for state in found),
         "model_digest": max(digests, default=""),
     }
 
 
 def _check_fits(state: Mapping[str, Any], run: Mapping[str, Any]) -> None:
-    """Raises ValueError if a loaded state comes from another epoch or another division into shards than this run."""
+    """Raises ValueError if a loaded state comes from another epoch, division into shards or `where` than this run."""
     if state["epoch"] != run["epoch"]:
         raise ValueError(f"the state is of epoch {state['epoch']}: call set_epoch({state['epoch']}) before you load it")
     for key in ("shard_index", "shard_count"):
@@ -235,6 +239,16 @@ def _check_fits(state: Mapping[str, Any], run: Mapping[str, Any]) -> None:
                 f"the state has {key} {state[key]}, this run has {run[key]}: if the number of ranks or workers has "
                 "changed, give the states of all ranks to merge_states, and the result to the dataset as `resume`"
             )
+    if state.get("where", []) != run["where"]:
+        raise ValueError(_other_conditions(state.get("where", []), run["where"]))
+
+
+def _other_conditions(before: Sequence[str], now: Sequence[str]) -> str:
+    """Say that a state does not fit: with other conditions, a resumed pass would be a mixture."""
+    return (
+        f"the state has the conditions {', '.join(before) or 'none'}, this run has {', '.join(now) or 'none'}: give "
+        "the same `where`, or begin anew"
+    )
 
 
 def _worker_states(state: Any) -> Iterator[Mapping[str, Any]]:

@@ -12,12 +12,11 @@ Rules of this file:
 
 from __future__ import annotations
 
-import asyncio
 import io
 import json
 import tarfile
 import zipfile
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
 
@@ -61,13 +60,18 @@ def npz(sample: Sample) -> bytes:
     return buffer.getvalue()
 
 
-async def archive(deliveries: AsyncGenerator[Delivery, None]) -> AsyncGenerator[bytes, None]:
-    """Yield the archive of a walk in parts, one per sample. The walk is closed in any case."""
+async def archive(
+    deliveries: AsyncGenerator[Delivery, None], encode: Callable[[Sample, int], Awaitable[bytes]]
+) -> AsyncGenerator[bytes, None]:
+    """Yield the archive of a walk in parts, one per sample. The walk is closed in any case.
+
+    `encode` runs `members` on a sample and its delivery's next_seed.
+    """
     held = b""
     async with aclosing(deliveries):
         async for delivery in deliveries:
             if delivery.sample is not None:
-                blocks = await asyncio.to_thread(members, delivery.sample, delivery.next_seed)
+                blocks = await encode(delivery.sample, delivery.next_seed)
                 yield held + blocks[: -tarfile.BLOCKSIZE]
                 held = blocks[-tarfile.BLOCKSIZE :]
     yield held + END

@@ -31,6 +31,8 @@ def sample_fields(sample: Sample) -> dict[str, Any]:
         "model_digest": sample.model.digest,
         **NO_FIELDS,
         **(labels_of(sample).fields(sample) if sample.labels else {}),
+        **({"content": dict(sample.content)} if sample.content else {}),
+        **({"ignore_js_quantile": sample.ignored.quantile} if sample.ignored is not None else {}),
     }
 
 
@@ -42,6 +44,11 @@ def rejection_fields(sample: Sample) -> dict[str, Any]:
         "threshold": sample.gate.threshold,
         "calibration_id": sample.gate.calibration_id,
     }
+
+
+def filtered_fields(sample: Sample) -> dict[str, Any]:
+    """The fields of a batch outcome that only the conditions of the request keep from being delivered."""
+    return {"seed": sample.seed, "content": dict(sample.content)}
 
 
 def model_fields(model: ServedModel) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 Rules of this file:
 - The same arrays give the same bytes: no time stamps, fixed compression.
 - Every encoding except JPEG is lossless.
+- IGNORE in a label is the ignore label, which is no class id: training leaves out these pixels.
 - Compressing a large image takes milliseconds of CPU. Callers therefore compress in a thread, not on the event loop.
 """
 
@@ -30,6 +31,9 @@ Encoder: TypeAlias = Callable[[Sample], bytes]
 IMAGE_STRATEGY, LABEL_STRATEGY = zlib.Z_HUFFMAN_ONLY, zlib.Z_RLE
 _JPEG_QUALITY = 95
 
+IGNORE = 255
+IGNORE_COLOUR = (224, 224, 192)  # PASCAL VOC's
+
 
 def image_raw(sample: Sample) -> bytes:
     """Encode the image as rows of RGB bytes."""
@@ -53,9 +57,12 @@ def label_raw(sample: Sample) -> bytes:
 
 
 def label_png(sample: Sample) -> bytes:
-    """Encode the label as a palette PNG whose indices are class ids."""
-    picture = Image.fromarray(label_of(sample), mode="P")
-    picture.putpalette(bytes(value for colour in sample.model.palette for value in colour))
+    """Encode the label as a palette PNG whose indices are class ids. The palette reaches IGNORE only if it occurs."""
+    label, palette = label_of(sample), sample.model.palette
+    if (label == IGNORE).any():
+        palette = (*palette, *((0, 0, 0),) * (IGNORE - len(palette)), IGNORE_COLOUR)
+    picture = Image.fromarray(label, mode="P")
+    picture.putpalette(bytes(value for colour in palette for value in colour))
     return png(picture, LABEL_STRATEGY)
 
 
@@ -70,9 +77,17 @@ def image_of(sample: Sample) -> Bytes:
 
 
 def label_of(sample: Sample) -> Bytes:
-    """Return the class ids, uint8 [R,R]."""
+    """Return the class ids, uint8 [R,R], with IGNORE in the pixels to ignore.
+
+    The quantile is one of the values of the JS map (the next higher one), so the label does not depend on a library's
+    interpolation.
+    """
     assert sample.label is not None, "the label was left out, or the model's task has no label image"
-    return sample.label
+    if sample.ignored is None:
+        return sample.label
+    js_map = sample.ignored.js_map
+    limit = np.quantile(js_map, sample.ignored.quantile, method="higher")
+    return np.where(js_map > limit, np.uint8(IGNORE), sample.label)
 
 
 def png(picture: Image.Image, strategy: int) -> bytes:

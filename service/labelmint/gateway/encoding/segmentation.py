@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from labelmint.gateway.encoding.figure import Legend
-from labelmint.gateway.encoding.pixels import Bytes, image_of, label_of
+from labelmint.gateway.encoding.pixels import IGNORE, IGNORE_COLOUR, Bytes, image_of, label_of
 from labelmint.gateway.sampling.sample import Sample
 
 NO_FIELDS: dict[str, Any] = {}
@@ -35,8 +35,10 @@ def members(sample: Sample) -> dict[str, bytes]:
 
 
 def overlay(sample: Sample) -> tuple[Bytes, Legend]:
-    names, palette, label = sample.model.label_names, sample.model.palette, label_of(sample)
-    colours = np.asarray(palette, np.float32)[label]  # [R,R,3]
-    blend = image_of(sample).astype(np.float32) * 0.35 + colours * 0.65
-    legend = [(names[i], palette[i]) for i in np.unique(label)]
+    names, label = sample.model.label_names, label_of(sample)
+    palette = dict(enumerate(sample.model.palette)) | {IGNORE: IGNORE_COLOUR}
+    table = np.zeros((IGNORE + 1, 3), np.float32)
+    table[list(palette)] = list(palette.values())
+    blend = image_of(sample).astype(np.float32) * 0.35 + table[label] * 0.65  # [R,R,3]
+    legend = [("ignored" if i == IGNORE else names[i], palette[i]) for i in np.unique(label).tolist()]
     return np.clip(blend, 0, 255).astype(np.uint8), legend

@@ -72,7 +72,7 @@ class AccessInterceptor(Interceptor):
     def wrap(self, handler: Handler, details: grpc.HandlerCallDetails) -> Handler:
         if details.method.startswith(_OPEN):
             return handler
-        method, function = details.method.rpartition("/")[2], function_of(handler)
+        method, function = details.method.lstrip("/"), function_of(handler)
         caller: Caller | LabelmintError
         try:
             authorization = dict(details.invocation_metadata or ()).get("authorization")
@@ -112,7 +112,7 @@ class ParsingInterceptor(Interceptor):
         self._metrics = metrics
 
     def wrap(self, handler: Handler, details: grpc.HandlerCallDetails) -> Handler:
-        method, function = details.method.rpartition("/")[2], function_of(handler)
+        method, function = details.method.lstrip("/"), function_of(handler)
 
         async def single(request: Any, context: Context) -> Any:
             try:

@@ -14,10 +14,17 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from labelmint.core.errors import InvalidRequest
+from labelmint.core.content import Condition
+from labelmint.core.errors import InvalidRequest, SampleRejected, shortened
 from labelmint.core.policy import SampleOptions, check_has_label
 from labelmint.core.served_model import ServedModel
-from labelmint.gateway.encoding.fields import label_name_fields, model_fields, rejection_fields, sample_fields
+from labelmint.gateway.encoding.fields import (
+    filtered_fields,
+    label_name_fields,
+    model_fields,
+    rejection_fields,
+    sample_fields,
+)
 from labelmint.gateway.encoding.pixels import IMAGE_ENCODERS, LABEL_ENCODERS, Encoder, Encoding
 from labelmint.gateway.sampling.sample import Sample
 from labelmint.v1 import sample_service_pb2 as pb
@@ -57,18 +64,36 @@ def options_of(model: ServedModel, options: pb.SampleOptions) -> SampleOptions:
         include_js_map=options.include_js_map,
         omit_image=options.omit_image,
         omit_label=options.omit_label,
+        where=tuple(_condition(model, condition) for condition in options.where),
+        ignore_js_quantile=options.ignore_js_quantile if options.HasField("ignore_js_quantile") else None,
     )
 
 
+def _condition(model: ServedModel, message: pb.Condition) -> Condition:
+    """Raises InvalidRequest for a bound on what the model's task does not have."""
+    measure = model.task.measure
+    given = {field.name: value for field, value in message.ListFields() if field.name != "name"}
+    for field in given:
+        if not field.endswith(measure):
+            raise InvalidRequest(
+                "where",
+                f"{shortened(message.name)!r} has {field}, and model {model.name!r} has task {model.task.name!r}; give "
+                f"min_{measure} or max_{measure}",
+            )
+    return Condition(message.name, given.get(f"min_{measure}"), given.get(f"max_{measure}"))
+
+
 def copies_only(options: pb.SampleOptions) -> bool:
-    """Whether pixels are only copied into the message, which is fast, and not compressed."""
+    """Whether pixels are only copied into the message, which is fast, and neither compressed nor compared."""
     parts = ((options.omit_image, options.image_encoding), (options.omit_label, options.label_encoding))
-    return all(omitted or encoding == pb.ENCODING_RAW for omitted, encoding in parts)
+    copied = all(omitted or encoding == pb.ENCODING_RAW for omitted, encoding in parts)
+    return copied and not options.HasField("ignore_js_quantile")
 
 
 def sample_message(sample: Sample, options: pb.SampleOptions) -> Fields:
     return {
         **sample_fields(sample),
+        "content": _content(sample),
         "image": _pixels(sample, sample.image, _ENCODINGS[options.image_encoding], encoders=IMAGE_ENCODERS),
         "label": _pixels(sample, sample.label, _ENCODINGS[options.label_encoding], encoders=LABEL_ENCODERS),
         "js_map": b"" if sample.js_map is None else sample.js_map.astype("<f4").tobytes(),
@@ -76,12 +101,20 @@ def sample_message(sample: Sample, options: pb.SampleOptions) -> Fields:
 
 
 def outcome_messages(samples: list[Sample], options: pb.SampleOptions) -> list[Fields]:
-    return [
-        {"sample": sample_message(sample, options)}
-        if sample.accepted or options.include_rejected
-        else {"rejection": rejection_fields(sample)}
-        for sample in samples
-    ]
+    return [_outcome_message(sample, options) for sample in samples]
+
+
+def _outcome_message(sample: Sample, options: pb.SampleOptions) -> Fields:
+    refusal = sample.refusal()
+    if refusal is None:
+        return {"sample": sample_message(sample, options)}
+    if isinstance(refusal, SampleRejected):
+        return {"rejection": rejection_fields(sample)}
+    return {"filtered": {**filtered_fields(sample), "content": _content(sample)}}
+
+
+def _content(sample: Sample) -> list[Fields]:
+    return [{"name": name, "value": value} for name, value in sample.content.items()]
 
 
 def model_message(model: ServedModel) -> pb.Model:

@@ -48,17 +48,20 @@ class SampleService(pb_grpc.SampleServiceServicer):
         self._metrics = core.metrics
         self._lifecycle = core.lifecycle
 
+    def _call(self, method: str, context: Context) -> _Call:
+        return _Call(self._metrics, f"{SERVICE_NAME}/{method}", context)
+
     async def GetSample(self, request: pb.GetSampleRequest, context: Context) -> pb.GetSampleResponse:
-        async with _Call(self._metrics, "GetSample", context) as call:
+        async with self._call("GetSample", context) as call:
             model = await call.find(self._sampler, request)
             options = options_of(model, request.options)
             timeout = context.time_remaining()
             sample = await self._sampler.sample(model, request.seed, options, timeout_seconds=timeout)
-            fields = await _encoded(sample_message, sample, request.options)
+            fields = await call.encoded(sample_message, sample, request.options)
             return pb.GetSampleResponse(sample=fields)
 
     async def BatchGetSamples(self, request: pb.BatchGetSamplesRequest, context: Context) -> pb.BatchGetSamplesResponse:
-        async with _Call(self._metrics, "BatchGetSamples", context) as call:
+        async with self._call("BatchGetSamples", context) as call:
             model = await call.find(self._sampler, request, min(len(request.seeds), MAX_BATCH))
             options = options_of(model, request.options)
             samples = await self._sampler.batch(
@@ -68,13 +71,13 @@ class SampleService(pb_grpc.SampleServiceServicer):
                 style_seeds=request.style_seeds,
                 timeout_seconds=context.time_remaining(),
             )
-            outcomes = await _encoded(outcome_messages, samples, request.options)
+            outcomes = await call.encoded(outcome_messages, samples, request.options)
             return pb.BatchGetSamplesResponse(outcomes=outcomes)
 
     async def StreamSamples(
         self, request: pb.StreamSamplesRequest, context: Context
     ) -> AsyncIterator[pb.StreamSamplesResponse]:
-        async with _Call(self._metrics, "StreamSamples", context) as call:
+        async with self._call("StreamSamples", context) as call:
             walk = self._walk(call, request, context)
             deliveries = self._lifecycle.guard(walk, request.start_seed)
             # Close the stream as soon as the client disconnects, not when the garbage collector finds it.
@@ -82,12 +85,13 @@ class SampleService(pb_grpc.SampleServiceServicer):
                 async for delivery in deliveries:
                     fields = None
                     if delivery.sample is not None:
-                        fields = await _encoded(sample_message, delivery.sample, request.options)
+                        fields = await call.encoded(sample_message, delivery.sample, request.options)
                     # Backpressure: the transport takes one message at a time, so a slow reader also slows the walk.
                     yield pb.StreamSamplesResponse(
                         sample=fields,
                         next_seed=delivery.next_seed,
                         rejected_count=delivery.rejected_count,
+                        filtered_count=delivery.filtered_count,
                     )
 
     async def _walk(
@@ -99,7 +103,7 @@ class SampleService(pb_grpc.SampleServiceServicer):
         finding = asyncio.create_task(call.find(self._sampler, request, owed))
         try:
             while not (await asyncio.wait({finding}, timeout=HEARTBEAT_SECONDS))[0]:
-                yield Delivery(None, walk.start, 0)
+                yield Delivery(None, walk.start)
             model = finding.result()
         finally:
             finding.cancel()
@@ -117,12 +121,12 @@ class SampleService(pb_grpc.SampleServiceServicer):
                 yield delivery
 
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
-        async with _Call(self._metrics, "GetModel", context) as call:
+        async with self._call("GetModel", context) as call:
             model = await call.find(self._sampler, request)
             return pb.GetModelResponse(model=model_message(model))
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
-        async with _Call(self._metrics, "ListModels", context):
+        async with self._call("ListModels", context):
             models = await self._sampler.catalog.list()
             return pb.ListModelsResponse(models=[model_message(model) for model in models])
 
@@ -131,6 +135,7 @@ class _Call:
     """Wraps every handler: it records metrics and translates errors to gRPC status."""
 
     def __init__(self, metrics: Metrics, method: str, context: Context) -> None:
+        """`method` is package.Service/Method."""
         self._metrics = metrics
         self._method = method
         self._context = context
@@ -141,6 +146,13 @@ class _Call:
         model = await sampler.find(request.model, request.model_version, owed)
         self._model = model.name
         return model
+
+    async def encoded(self, make: Callable[[S, pb.SampleOptions], T], minted: S, options: pb.SampleOptions) -> T:
+        """Run `make` on samples: in a thread if it compresses pixels, directly if it only copies them."""
+        with self._metrics.encoding(self._model):
+            if copies_only(options):
+                return make(minted, options)
+            return await asyncio.to_thread(make, minted, options)
 
     async def __aenter__(self) -> _Call:
         self._started = time.perf_counter()
@@ -153,14 +165,14 @@ class _Call:
         if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
             code = grpc.StatusCode.CANCELLED
         self._metrics.requests_in_flight.labels("grpc").dec()
-        self._metrics.requests.labels("grpc", self._method, self._model, code.name).inc()
-        self._metrics.request_seconds.labels("grpc", self._method).observe(time.perf_counter() - self._started)
+        seconds = time.perf_counter() - self._started
+        self._metrics.rpc_ended(self._method, code, model=self._model, seconds=seconds)
         if translated is not None:
             await _abort(self._context, translated)
 
 
 async def refuse(metrics: Metrics, method: str, context: Context, *, error: LabelmintError) -> NoReturn:
-    """End a call before its handler runs. The error is counted and translated like the handler's own errors."""
+    """End a call of package.Service/Method before its handler runs. Count and translate the error as handlers do."""
     async with _Call(metrics, method, context):
         raise error
     raise AssertionError("the error ends the call")
@@ -187,10 +199,3 @@ async def _abort(context: Context, error: LabelmintError) -> NoReturn:
     trailers = (*context.trailing_metadata(), ("grpc-status-details-bin", status.SerializeToString()))
     await context.abort(error.grpc_code, message, trailers)
     raise AssertionError("abort never returns")
-
-
-async def _encoded(make: Callable[[S, pb.SampleOptions], T], minted: S, options: pb.SampleOptions) -> T:
-    """Run `make` on samples: in a thread if it compresses pixels, directly if it only copies them."""
-    if copies_only(options):
-        return make(minted, options)
-    return await asyncio.to_thread(make, minted, options)

@@ -47,7 +47,8 @@ class GrpcServer:
     ) -> None:
         """`taken` is a socket bound to the address. Raises CannotListen."""
         self._grace_seconds = settings.grace_seconds
-        self._requests = GrpcAccessLog()
+        host, port = taken.getsockname()[:2]
+        self._requests = GrpcAccessLog(host, port)
         interceptors: list[grpc.aio.ServerInterceptor] = [self._requests]
         if security.tokens is not None:
             interceptors.append(AccessInterceptor(security.tokens, core.metrics))
@@ -56,7 +57,6 @@ class GrpcServer:
         pb_grpc.add_SampleServiceServicer_to_server(SampleService(core), self._server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(health, self._server)
         add_reflection(self._server, (SERVICE_NAME, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name))
-        host, port = taken.getsockname()[:2]
         try:
             if security.tls is None:
                 self._server.add_insecure_port(bracketed(host, port))

@@ -105,6 +105,7 @@ def _limits(settings: ServeSettings) -> Limits:
         triton_slots=settings.triton_slots,
         max_streams=settings.max_streams,
         max_window=settings.max_window,
+        max_empty_seeds=settings.max_empty_seeds,
         capacity_wait_seconds=settings.capacity_wait_seconds,
     )
 

@@ -67,6 +67,8 @@ class ServeSettings(BaseSettings):
     """most streams at once; more are rejected with 429"""
     max_window: Positive = 64
     """largest window of a stream: samples that are generated ahead of its reader"""
+    max_empty_seeds: Positive = 100_000
+    """a stream with conditions (where) ends after so many seeds in a row without a sample"""
     max_connections: Positive = 400
     """most connections at once at each of the two servers; more are closed"""
     http_keep_alive_seconds: Positive = 75

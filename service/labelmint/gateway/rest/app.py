@@ -47,7 +47,7 @@ def create_app(core: SamplingCore, *, version: str, exposure: Exposure) -> ASGIA
         redoc_url=None,
     )
     problems.install(app)
-    resources = Resources(core.sampler, exposure.private)
+    resources = Resources(core.sampler, core.metrics, exposure.private)
     routes.add_models(app, resources)
     routes.add_samples(app, resources)
     routes.add_archives(app, resources, core.lifecycle)

@@ -11,11 +11,19 @@ from __future__ import annotations
 import base64
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
+from labelmint.core.content import MAX_CONDITIONS, condition_of
+from labelmint.core.errors import SampleRejected
 from labelmint.core.policy import MAX_BATCH, MAX_TRUNCATION_PSI, SEED_END, SampleOptions
 from labelmint.core.served_model import ServedModel
-from labelmint.gateway.encoding.fields import label_name_fields, model_fields, rejection_fields, sample_fields
+from labelmint.gateway.encoding.fields import (
+    filtered_fields,
+    label_name_fields,
+    model_fields,
+    rejection_fields,
+    sample_fields,
+)
 from labelmint.gateway.encoding.pixels import IMAGE_ENCODERS, LABEL_ENCODERS, Encoder
 from labelmint.gateway.rest.caching import revision
 from labelmint.gateway.sampling.sample import Sample
@@ -30,6 +38,10 @@ class VersionModel(BaseModel):
 
     model_version: str = ""
     """Version, as /v1/models lists it. Empty: the highest."""
+
+
+# The pattern is for readers of the OpenAPI document; `condition_of` checks the text, with an error that says more.
+ConditionText = Annotated[str, WithJsonSchema({"type": "string", "pattern": r"^.+:[0-9.eE-]*\.\.[0-9.eE-]*$"})]
 
 
 class OptionsModel(VersionModel):
@@ -47,6 +59,11 @@ class OptionsModel(VersionModel):
     """Accept JS scores up to this quantile of the calibration."""
     include_rejected: bool = False
     """Return rejected samples too."""
+    where: Annotated[list[ConditionText], Field(max_length=MAX_CONDITIONS, examples=[["hair:0.01.."]])] = []
+    """Conditions that a sample must satisfy, each NAME:MIN..MAX with one bound or both. NAME is a class, and the bounds
+    are shares of the image's pixels; or a keypoint, and the bounds are confidences. All are 0 to 1 and inclusive."""
+    ignore_js_quantile: Annotated[float | None, Field(ge=0, le=1)] = None
+    """Write 255, the ignore label, where the JS divergence of a pixel is above this quantile of its own image."""
 
     def to_sample_options(self, include_js_map: bool = False) -> SampleOptions:
         return SampleOptions(
@@ -57,6 +74,8 @@ class OptionsModel(VersionModel):
             max_quantile=self.max_quantile,
             include_rejected=self.include_rejected,
             include_js_map=include_js_map,
+            where=tuple(condition_of(text) for text in self.where),
+            ignore_js_quantile=self.ignore_js_quantile,
         )
 
 
@@ -141,7 +160,20 @@ class EvidenceModel(BaseModel):
     keypoints: Annotated[list[KeypointModel], Field(description="empty for a model of another task")]
 
 
+Content = Annotated[
+    dict[str, float],
+    Field(
+        description="What `where` asked about, by name: the class's share of the pixels, or the keypoint's confidence."
+    ),
+]
+
+
 class SampleModel(EvidenceModel):
+    # Absent unless the request has the option, so that the bytes of other responses stay what they were.
+    content: Content = {}
+    ignore_js_quantile: Annotated[
+        float | None, Field(description="The quantile above which pixels of the label are ignored.")
+    ] = None
     image: PixelsModel
     label: Annotated[PixelsModel | None, Field(description="null for a model without a label image")]
     js_map: Annotated[
@@ -158,8 +190,16 @@ class RejectionModel(BaseModel):
     calibration_id: str
 
 
+class FilteredModel(BaseModel):
+    """A seed whose sample only `where` keeps from being delivered."""
+
+    seed: int
+    filtered: Literal[True]
+    content: Content
+
+
 class BatchModel(BaseModel):
-    outcomes: list[SampleModel | RejectionModel]
+    outcomes: list[SampleModel | RejectionModel | FilteredModel]
 
 
 class LabelClassModel(BaseModel):
@@ -236,14 +276,16 @@ def sample_model(sample: Sample, encoding: Literal["png", "raw"]) -> SampleModel
 
 
 def batch_model(samples: list[Sample], body: BatchBody) -> BatchModel:
-    return BatchModel(
-        outcomes=[
-            sample_model(sample, body.encoding)
-            if sample.accepted or body.include_rejected
-            else RejectionModel(accepted=False, **rejection_fields(sample))
-            for sample in samples
-        ]
-    )
+    return BatchModel(outcomes=[_outcome_model(sample, body) for sample in samples])
+
+
+def _outcome_model(sample: Sample, body: BatchBody) -> SampleModel | RejectionModel | FilteredModel:
+    refusal = sample.refusal()
+    if refusal is None:
+        return sample_model(sample, body.encoding)
+    if isinstance(refusal, SampleRejected):
+        return RejectionModel(accepted=False, **rejection_fields(sample))
+    return FilteredModel(filtered=True, **filtered_fields(sample))
 
 
 def model_model(model: ServedModel) -> ModelModel:

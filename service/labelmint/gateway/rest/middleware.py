@@ -18,6 +18,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from labelmint import conventions
 from labelmint.core.errors import LabelmintError, RequestTooLarge
 from labelmint.gateway.rest.pages import PAGES
 from labelmint.gateway.rest.problems import problem
@@ -122,6 +123,26 @@ class CancelOnDisconnect(Middleware):
             watching.cancel()
 
 
+def begun_with(scope: Scope) -> conventions.Attributes:
+    """What OpenTelemetry's conventions say of a request when it begins."""
+    path, query = scope["raw_path"].decode("latin-1"), scope["query_string"].decode("latin-1")
+    return conventions.http_request(scope["method"], scope["scheme"], path, query=query)
+
+
+def ended_with(scope: Scope, status: int | None) -> conventions.Attributes:
+    """What OpenTelemetry's conventions say of a request when it ends; `status` is None if nothing was sent.
+
+    `state.error_type` says why a response was broken off.
+    """
+    state = scope.get("state", {})
+    if status is None and "outcome" not in state:
+        status = 500  # the server sends it for an application that failed before its response
+    attributes = conventions.http_response(getattr(scope.get("route"), "path", ""), status)
+    if error := state.get("error_type", conventions.http_error(status)):
+        attributes[conventions.ERROR_TYPE] = error
+    return attributes
+
+
 class Measured(Middleware):
     """Counts every request and measures its time until the last byte. `state.outcome` overrides the sent status."""
 
@@ -130,13 +151,14 @@ class Measured(Middleware):
         self._metrics = metrics
 
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started, status = time.perf_counter(), "500"
+        started = time.perf_counter()
+        status: int | None = None
         state = scope.setdefault("state", {})
 
         async def send_noting_status(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
-                status = str(message["status"])
+                status = message["status"]
             await send(message)
 
         self._metrics.requests_in_flight.labels("rest").inc()
@@ -146,11 +168,11 @@ class Measured(Middleware):
             state["outcome"] = "499"  # nginx's status code for a client that disconnected
             raise
         finally:
-            route = getattr(scope.get("route"), "path", "-")
             self._metrics.requests_in_flight.labels("rest").dec()
-            code, model = state.get("outcome", status), state.get("model", UNKNOWN_MODEL)
-            self._metrics.requests.labels("rest", route, model, code).inc()
-            self._metrics.request_seconds.labels("rest", route).observe(time.perf_counter() - started)
+            attributes = {**begun_with(scope), **ended_with(scope, status)}
+            outcome = state.get("outcome", str(attributes.get("http.response.status_code")))
+            model, seconds = state.get("model", UNKNOWN_MODEL), time.perf_counter() - started
+            self._metrics.http_ended(attributes, model=model, outcome=outcome, seconds=seconds)
 
 
 class Access(Middleware):

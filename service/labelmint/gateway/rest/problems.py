@@ -34,7 +34,7 @@ _DESCRIPTIONS = {
     409: "The model has another revision than the requested one.",
     410: "The model version was unloaded while the request waited.",
     413: "The body is too large.",
-    422: "The JS gate rejected the sample.",
+    422: "The JS gate rejected the sample, or it does not satisfy `where`.",
     429: "Too many requests are in flight, or a limit of the token is reached; see Retry-After.",
     502: "Triton failed to run the model.",
     503: "Triton is not ready, or the gateway is shutting down.",

@@ -6,7 +6,9 @@ Rules of this file:
 
 from __future__ import annotations
 
-from typing import Annotated
+import asyncio
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Header, Path, Request, Response
 from pydantic import BeforeValidator
@@ -15,8 +17,11 @@ from labelmint.core.policy import SEED_END
 from labelmint.core.served_model import ServedModel
 from labelmint.gateway.rest.caching import Caching, caching_of
 from labelmint.gateway.rest.messages import PinnedQuery, VersionModel
+from labelmint.gateway.sampling.metrics import Metrics
 from labelmint.gateway.sampling.sample import Sample
 from labelmint.gateway.sampling.sampler import Sampler
+
+T = TypeVar("T")
 
 
 def _spelled(seed: str) -> str:
@@ -32,9 +37,10 @@ IfNoneMatch = Annotated[str | None, Header(description="ETags of the responses t
 
 
 class Resources:
-    def __init__(self, sampler: Sampler, private: bool) -> None:
+    def __init__(self, sampler: Sampler, metrics: Metrics, private: bool) -> None:
         """`private`: whether shared caches must not store responses."""
         self.sampler = sampler
+        self._metrics = metrics
         self._private = private
 
     async def find(self, request: Request, name: str, asked: VersionModel, *, owed: int = 1) -> ServedModel:
@@ -57,6 +63,11 @@ class Resources:
             return None
         sample = await self.sampler.sample(model, seed, query.to_sample_options(js_map))
         return None if caching.held(held, exists=True) else sample
+
+    async def encoded(self, model: ServedModel, make: Callable[..., T], *made_from: Any) -> T:
+        """Run `make`, which encodes samples of a model, in a thread."""
+        with self._metrics.encoding(model.name):
+            return await asyncio.to_thread(make, *made_from)
 
 
 def not_modified(caching: Caching) -> Response:

@@ -11,17 +11,17 @@ Rules of this file:
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from labelmint.core.policy import Walk, check_has_label, gate_of, mixing_of
-from labelmint.gateway.encoding.archives import archive, npz
+from labelmint.core.policy import Walk, check_has_label, mixing_of, terms_of
+from labelmint.gateway.encoding.archives import archive, members, npz
 from labelmint.gateway.encoding.people import overlay_png, uncertainty_png
 from labelmint.gateway.encoding.pixels import Encoder, image_png, label_png
 from labelmint.gateway.rest import messages
@@ -105,6 +105,7 @@ def add_samples(app: FastAPI, resources: Resources) -> None:
     @app.get(
         "/v1/models/{model}/samples/{seed}",
         response_model=messages.SampleModel,
+        response_model_exclude_unset=True,
         responses={**documented(*SAMPLE_ERRORS), **NOT_MODIFIED, 200: {"headers": VALIDATORS}},
         summary="The image-label pair of one seed",
     )
@@ -124,7 +125,7 @@ def add_samples(app: FastAPI, resources: Resources) -> None:
         if sample is None:
             return not_modified(caching)
         response.headers.update(caching.headers)
-        return await asyncio.to_thread(messages.sample_model, sample, query.encoding)
+        return await resources.encoded(found, messages.sample_model, sample, query.encoding)
 
 
 def _endpoint(resources: Resources, form: _Form) -> Callable[..., Any]:
@@ -142,7 +143,7 @@ def _endpoint(resources: Resources, form: _Form) -> Callable[..., Any]:
         sample = await resources.sample(found, seed, query, js_map=form.js_map, caching=caching, held=if_none_match)
         if sample is None:
             return not_modified(caching)
-        body = await asyncio.to_thread(form.encoder, sample)
+        body = await resources.encoded(found, form.encoder, sample)
         return Response(body, media_type=form.media_type, headers=caching.headers)
 
     return endpoint
@@ -154,10 +155,10 @@ def add_archives(app: FastAPI, resources: Resources, lifecycle: Lifecycle) -> No
         responses=documented_bytes(_TAR),
         summary="The samples of a walk as a WebDataset shard",
         description=(
-            "The members of each accepted sample, in order: `SEED.image.png`, `SEED.label.npy` (class ids; only for "
-            "models with a label image) and `SEED.json`. `shard_index` and `shard_count` select disjoint archives of "
-            "`count` samples each. To continue with another archive, start at `next_seed` of the last JSON. If the "
-            "archive fails midway, the connection closes without the end of the body."
+            "The members of each accepted sample that satisfies `where`, in order: `SEED.image.png`, `SEED.label.npy` "
+            "(class ids; only for models with a label image) and `SEED.json`. `shard_index` and `shard_count` select "
+            "disjoint archives of `count` samples each. To continue with another archive, start at `next_seed` of the "
+            "last JSON. If the archive fails midway, the connection closes without the end of the body."
         ),
         response_class=Response,
     )
@@ -172,7 +173,7 @@ def add_archives(app: FastAPI, resources: Resources, lifecycle: Lifecycle) -> No
         caching = resources.caching(request, found, "tar", query=query)
         walk, options = Walk(query.start_seed, query.shard_index, query.shard_count), query.to_sample_options()
         mixing_of(found, options)
-        gate_of(found, options)
+        terms_of(found, options)
         if caching.held(if_none_match, exists=True):
             return not_modified(caching)
         if request.method == "HEAD":
@@ -180,12 +181,14 @@ def add_archives(app: FastAPI, resources: Resources, lifecycle: Lifecycle) -> No
             del response.headers["content-length"]  # GET does not know it either
             return response
         samples = resources.sampler.walk(found, walk, options, count=query.count)
-        return Streamed(archive(lifecycle.guard(samples, walk.start)), _TAR, caching.headers)
+        encode = partial(resources.encoded, found, members)
+        return Streamed(archive(lifecycle.guard(samples, walk.start), encode), _TAR, caching.headers)
 
 
 def add_batch(app: FastAPI, resources: Resources) -> None:
     @app.post(
         "/v1/models/{model}/samples:batchGet",
+        response_model_exclude_unset=True,
         responses=documented(*BATCH_ERRORS),
         summary="The image-label pairs of several seeds",
     )
@@ -193,7 +196,7 @@ def add_batch(app: FastAPI, resources: Resources) -> None:
         found = await resources.find(request, model, body, owed=len(body.seeds))
         options = body.to_sample_options(body.include_js_map)
         samples = await resources.sampler.batch(found, body.seeds, options, style_seeds=body.style_seeds)
-        return await asyncio.to_thread(messages.batch_model, samples, body)
+        return await resources.encoded(found, messages.batch_model, samples, body)
 
 
 def add_operations(app: FastAPI, lifecycle: Lifecycle, metrics: Metrics) -> None:

@@ -16,7 +16,8 @@ from contextlib import aclosing
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from labelmint.core.errors import LabelmintError, ServerDraining, StreamExpired
+from labelmint.core.errors import ContentNotFound, LabelmintError, ServerDraining, StreamExpired
+from labelmint.gateway.sampling.metrics import error_type
 
 logger = logging.getLogger(__name__)
 
@@ -44,9 +45,10 @@ class Streamed(Response):
             if not started:
                 raise
             # If the application returns without ending the body, the server closes the connection.
-            scope["state"]["outcome"] = "aborted"
+            scope["state"]["outcome"], scope["state"]["error_type"] = "aborted", error_type(error)
             if isinstance(error, LabelmintError):
-                level = logging.INFO if isinstance(error, (ServerDraining, StreamExpired)) else logging.ERROR
+                expected = isinstance(error, (ContentNotFound, ServerDraining, StreamExpired))
+                level = logging.INFO if expected else logging.ERROR
                 logger.log(level, "%s was broken off: %s", scope["path"], error.message)
             else:
                 logger.error("%s was broken off by an unexpected error", scope["path"], exc_info=error)

@@ -24,7 +24,6 @@ from labelmint.core.errors import DeadlineExceeded, LabelmintError, TritonUnavai
 from labelmint.gateway.sampling.cache import Arrays, SampleCache
 from labelmint.gateway.sampling.metrics import Metrics
 from labelmint.gateway.sampling.slots import Requester, Slots
-from labelmint.tracing import span
 
 T = TypeVar("T")
 
@@ -89,18 +88,28 @@ class Inferences:
         self._running: dict[Hashable, list[_Running]] = {}
 
     async def get(
-        self, key: Hashable, outputs: Collection[str], infer: Infer, *, requester: Requester, deadline: float | None
+        self,
+        key: Hashable,
+        outputs: Collection[str],
+        infer: Infer,
+        *,
+        model: str,
+        requester: Requester,
+        deadline: float | None,
     ) -> Arrays:
         """The arrays of a sample named by `outputs`, from the cache or else from `infer`, which generates only these.
 
-        `key` identifies the sample. Raises DeadlineExceeded at `deadline`, on the loop's clock, and errors of `infer`.
+        `key` identifies the sample, and `model` is the name for the metrics. Raises DeadlineExceeded at `deadline`, on
+        the loop's clock, and errors of `infer`.
         """
         while True:
             if (kept := self._cache.get(key, outputs)) is not None:
                 self._metrics.cache_hits.inc()
                 return kept
             joined = self._join(key, outputs, requester=requester, deadline=deadline)
-            running = joined or self._begin(key, outputs, infer, requester=requester, deadline=deadline)
+            running = joined or self._begin(
+                key, Inference(outputs, requester=requester, deadline=deadline), infer, model=model
+            )
             try:
                 arrays = await self._wait(key, running, deadline)
             except DeadlineExceeded:
@@ -134,11 +143,8 @@ class Inferences:
                 return running
         return None
 
-    def _begin(
-        self, key: Hashable, outputs: Collection[str], infer: Infer, *, requester: Requester, deadline: float | None
-    ) -> _Running:
-        inference = Inference(outputs, requester=requester, deadline=deadline)
-        task = asyncio.create_task(self._run(key, inference, infer))
+    def _begin(self, key: Hashable, inference: Inference, infer: Infer, *, model: str) -> _Running:
+        task = asyncio.create_task(self._run(key, inference, infer, model=model))
         task.add_done_callback(lambda task: task.cancelled() or task.exception())  # there may be no caller left
         running = _Running(inference, task)
         if self._cache.enabled:
@@ -146,15 +152,15 @@ class Inferences:
             self._running.setdefault(key, []).append(running)
         return running
 
-    async def _run(self, key: Hashable, inference: Inference, infer: Infer) -> Arrays:
+    async def _run(self, key: Hashable, inference: Inference, infer: Infer, *, model: str) -> Arrays:
         try:
-            return self._cache.keep(key, await self.hold(lambda: self._attempt(inference, infer)))
+            return self._cache.keep(key, await self.hold(lambda: self._attempt(inference, infer, model)))
         finally:
             inference.end()
 
-    async def _attempt(self, inference: Inference, infer: Infer) -> Arrays:
+    async def _attempt(self, inference: Inference, infer: Infer, model: str) -> Arrays:
         async with AsyncExitStack() as stack:
-            with span("wait for slot"):
+            with self._metrics.slot_wait(model):
                 await stack.enter_async_context(self._slots.slot(inference))
             with self._metrics.samples_in_flight.track_inprogress():
                 return await infer(inference.seconds(_now()))

@@ -19,18 +19,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
-from labelmint.core.errors import InvalidRequest, Overloaded, TritonUnavailable
+from labelmint.core.content import listed
+from labelmint.core.errors import ContentNotFound, InvalidRequest, Overloaded, TritonUnavailable
 from labelmint.core.policy import (
-    Gate,
     Mixing,
+    Outcome,
     SampleOptions,
+    Terms,
     Walk,
     check_batch,
     check_seed,
-    gate_of,
     latent_of,
     mixing_of,
     mixings_of,
+    terms_of,
     window_of,
 )
 from labelmint.core.served_model import ServedModel
@@ -40,7 +42,7 @@ from labelmint.gateway.sampling.catalog import Catalog
 from labelmint.gateway.sampling.inferences import Inferences
 from labelmint.gateway.sampling.lifecycle import Lifecycle
 from labelmint.gateway.sampling.metrics import Metrics
-from labelmint.gateway.sampling.sample import Delivery, Sample
+from labelmint.gateway.sampling.sample import Delivery, Ignored, Sample
 from labelmint.gateway.sampling.slots import KINDS, Model, Requester, Slots
 from labelmint.triton.client import Latents, TritonClient
 
@@ -56,41 +58,45 @@ class Limits:
     triton_slots: int
     max_streams: int
     max_window: int
+    max_empty_seeds: int
     capacity_wait_seconds: float
 
 
 @dataclass(frozen=True)
 class _Spec:
-    """The inputs that determine a sample, and the outputs to return."""
+    """The inputs that determine a sample, and the terms on which it is delivered."""
 
     model: ServedModel
     seed: int
     mixing: Mixing | None
-    gate: Gate
-    outputs: tuple[str, ...]
+    terms: Terms
 
     @property
     def key(self) -> Hashable:
         """The cache key, which identifies the arrays of the sample."""
-        return self.model.digest, self.model.executor, self.seed, self.mixing, self.gate.truncation_psi
+        return self.model.digest, self.model.executor, self.seed, self.mixing, self.terms.gate.truncation_psi
 
     def latents(self) -> Latents:
-        z_dim, num_ws, psi = self.model.z_dim, self.model.num_ws, self.gate.truncation_psi
+        z_dim, num_ws, psi = self.model.z_dim, self.model.num_ws, self.terms.gate.truncation_psi
         latent = latent_of(self.seed, z_dim)
         if self.mixing is None:
             return Latents(latent, latent, num_ws, psi)
         return Latents(latent, latent_of(self.mixing.style_seed, z_dim), self.mixing.crossover, psi)
 
     def sample(self, arrays: Arrays) -> Sample:
+        terms, options = self.terms, self.terms.options
+        quantile = options.ignore_js_quantile
         return Sample(
             model=self.model,
             seed=self.seed,
             mixing=self.mixing,
-            gate=self.gate,
+            terms=terms,
             image=arrays.get("image"),
-            labels={name: arrays[name] for name in self.model.task.label_outputs if name in arrays},
-            js_map=arrays.get("js_map"),
+            labels={} if options.omit_label else {name: arrays[name] for name in self.model.task.label_outputs},
+            js_map=arrays["js_map"] if options.include_js_map else None,
             js_score=float(arrays["js_score"][0]),
+            content=terms.conditions.measured(arrays),
+            ignored=None if quantile is None else Ignored(arrays["js_map"], quantile),
         )
 
 
@@ -100,7 +106,6 @@ class _Pipeline:
 
     window: int
     remaining: int | None
-    include_rejected: bool
     ahead: deque[asyncio.Task[Sample]] = field(default_factory=deque)
 
     @property
@@ -119,17 +124,37 @@ class _Pipeline:
             self.ahead.append(task)
         return self.wanted > 0 and bool(self.ahead)
 
-    def delivers(self, sample: Sample | None) -> bool:
-        return sample is not None and (sample.accepted or self.include_rejected)
-
     def taken(self, delivered: bool) -> None:
-        """The reader has taken the first sample, or the gate has rejected it."""
+        """The reader has taken the first sample, or it was rejected or filtered."""
         self.ahead.popleft()
         if delivered and self.remaining is not None:
             self.remaining -= 1
 
     def _ready(self, task: asyncio.Task[Sample]) -> bool:
-        return task.done() and not task.cancelled() and task.exception() is None and self.delivers(task.result())
+        return task.done() and not task.cancelled() and task.exception() is None and task.result().delivered
+
+
+@dataclass
+class _Progress:
+    """How far a walk is: the counts since its start, and those since its last delivery or its last sample."""
+
+    next_seed: int
+    told: int  # next_seed of the last delivery
+    rejected: int = 0
+    filtered: int = 0
+    unpaid: int = 0  # seeds since the last delivery
+    empty: int = 0  # seeds since the last sample
+
+    def pass_(self, seed: int, outcome: Outcome, delivered: bool) -> None:
+        self.next_seed = seed + 1
+        self.rejected += outcome == "rejected"
+        self.filtered += outcome == "filtered"
+        self.unpaid += 1
+        self.empty = 0 if delivered else self.empty + 1
+
+    def delivery(self, sample: Sample | None) -> Delivery:
+        self.told, self.unpaid = self.next_seed, 0
+        return Delivery(sample, self.next_seed, self.rejected, self.filtered)
 
 
 class Sampler:
@@ -178,15 +203,17 @@ class Sampler:
     async def sample(
         self, model: ServedModel, seed: int, options: SampleOptions, *, timeout_seconds: float | None = None
     ) -> Sample:
-        """The sample of one seed; raises SampleRejected unless it is accepted or `include_rejected` is set."""
+        """The sample of one seed.
+
+        Raises SampleRejected if the gate rejects it, unless `include_rejected` is set. Raises ContentMissing if it does
+        not satisfy the conditions of the options.
+        """
         _charge(1)
-        spec = _Spec(
-            model, check_seed(seed), mixing_of(model, options), gate_of(model, options), options.outputs(model)
-        )
+        spec = _Spec(model, check_seed(seed), mixing_of(model, options), terms_of(model, options))
         with self._admitted(model, 1) as requester:
             sample = await self._make(spec, requester, self._deadline(timeout_seconds))
-        if not sample.accepted and not options.include_rejected:
-            raise sample.rejection()
+        if (refusal := sample.refusal()) is not None:
+            raise refusal
         return sample
 
     async def batch(
@@ -198,18 +225,17 @@ class Sampler:
         style_seeds: Sequence[int] = (),
         timeout_seconds: float | None = None,
     ) -> list[Sample]:
-        """The samples of all seeds, in order and including rejected ones; the caller checks `accepted`.
+        """The samples of all seeds, in order, with those that are rejected or filtered; the caller checks `refusal`.
 
         `style_seeds` is empty, or has one style seed per seed.
         """
         _charge(len(seeds))
         checked = check_batch(seeds)
         mixings = mixings_of(model, options, style_seeds, count=len(checked))
-        gate, outputs = gate_of(model, options), options.outputs(model)
-        deadline = self._deadline(timeout_seconds)
+        terms, deadline = terms_of(model, options), self._deadline(timeout_seconds)
         with self._admitted(model, len(checked)) as requester:
             tasks = [
-                asyncio.create_task(self._make(_Spec(model, seed, mixing, gate, outputs), requester, deadline))
+                asyncio.create_task(self._make(_Spec(model, seed, mixing, terms), requester, deadline))
                 for seed, mixing in zip(checked, mixings, strict=True)
             ]
             try:
@@ -230,17 +256,17 @@ class Sampler:
     ) -> AsyncGenerator[Delivery, None]:
         """Deliver the samples of a walk in order: `count` of them or, if `count` is 0, up to the last seed.
 
-        Rejected samples are delivered only with `include_rejected`, but are always counted. A delivery without a sample
-        is sent if none was delivered for HEARTBEAT_SECONDS, and at the end if the last seeds were rejected.
-        `timeout_seconds` bounds the whole walk.
+        Rejected samples are delivered only with `include_rejected`, and filtered ones never, but both are counted. A
+        delivery without a sample is sent if none was delivered for HEARTBEAT_SECONDS, and at the end if the last seeds
+        gave no sample. `timeout_seconds` bounds the whole walk. Raises ContentNotFound if the options have conditions
+        and `max_empty_seeds` seeds in a row gave no sample.
         """
         if count < 0:
             raise InvalidRequest("count", f"{count} is negative; give 0 for no limit")
-        pipeline = _Pipeline(window_of(window, self._limits.max_window), count or None, options.include_rejected)
+        pipeline = _Pipeline(window_of(window, self._limits.max_window), count or None)
         tasks = self._begin(model, walk, options, timeout_seconds=timeout_seconds)
         now = asyncio.get_running_loop().time
-        next_seed = delivered_seed = walk.start
-        rejected = unpaid = 0
+        progress = _Progress(walk.start, walk.start)
         with self._registered(pipeline):
             try:
                 delivered_at = now()
@@ -250,20 +276,21 @@ class Sampler:
                         await asyncio.wait([first], timeout=max(0.0, delivered_at + HEARTBEAT_SECONDS - now()))
                     done = first.done()
                     sample = first.result() if done else None
-                    delivers = pipeline.delivers(sample)
+                    delivers = sample is not None and sample.delivered
                     if sample is not None:
-                        next_seed = sample.seed + 1
-                        rejected += not sample.accepted
-                        unpaid += 1
-                    if delivers or now() - delivered_at >= HEARTBEAT_SECONDS:
-                        await _pace(unpaid)
-                        yield Delivery(sample if delivers else None, next_seed, rejected)
-                        delivered_seed, delivered_at, unpaid = next_seed, now(), 0
+                        progress.pass_(sample.seed, sample.outcome, delivers)
+                    given_up = bool(options.where) and progress.empty >= self._limits.max_empty_seeds
+                    if delivers or given_up or now() - delivered_at >= HEARTBEAT_SECONDS:
+                        await _pace(progress.unpaid)
+                        yield progress.delivery(sample if delivers else None)
+                        delivered_at = now()
+                    if given_up:
+                        raise ContentNotFound(progress.empty, listed(options.where))
                     if done:  # the sample counts as ahead until the reader has taken it
                         pipeline.taken(delivers)
-                if next_seed != delivered_seed:
-                    await _pace(unpaid)
-                    yield Delivery(None, next_seed, rejected)
+                if progress.next_seed != progress.told:
+                    await _pace(progress.unpaid)
+                    yield progress.delivery(None)
             finally:
                 await _cancel(pipeline.ahead)
 
@@ -271,34 +298,37 @@ class Sampler:
         self, model: ServedModel, walk: Walk, options: SampleOptions, *, timeout_seconds: float | None
     ) -> Iterator[asyncio.Task[Sample]]:
         """The tasks of a walk, each created when the iterator reaches it; raises InvalidRequest at once."""
-        mixing, gate, outputs = mixing_of(model, options), gate_of(model, options), options.outputs(model)
+        mixing, terms = mixing_of(model, options), terms_of(model, options)
         deadline = None if timeout_seconds is None else asyncio.get_running_loop().time() + timeout_seconds
         requester = Requester("stream", _in_triton(model))
         return (
-            asyncio.create_task(self._make(_Spec(model, seed, mixing, gate, outputs), requester, deadline))
+            asyncio.create_task(self._make(_Spec(model, seed, mixing, terms), requester, deadline))
             for seed in walk.seeds()
         )
 
     async def _make(self, spec: _Spec, requester: Requester, deadline: float | None) -> Sample:
         infer = partial(self._infer, spec)
-        arrays = await self._inferences.get(spec.key, spec.outputs, infer, requester=requester, deadline=deadline)
+        arrays = await self._inferences.get(
+            spec.key, spec.terms.outputs, infer, model=spec.model.name, requester=requester, deadline=deadline
+        )
         sample = spec.sample(arrays)
-        mixed, psi = spec.mixing is not None, spec.gate.truncation_psi
-        self._metrics.judged(spec.model, psi, mixed, js_score=sample.js_score, accepted=sample.accepted)
+        mixed, psi = spec.mixing is not None, spec.terms.gate.truncation_psi
+        self._metrics.judged(spec.model, psi, mixed, js_score=sample.js_score, outcome=sample.outcome)
         return sample
 
     async def _infer(self, spec: _Spec, timeout_seconds: float | None) -> Arrays:
         """Have Triton generate a sample; raises ModelVersionGone if Triton lacks this version with this digest."""
         model = spec.model
         try:
-            arrays = await self._triton.infer(
-                model.triton_name,
-                model.version,
-                spec.latents(),
-                outputs=spec.outputs,
-                timeout_seconds=timeout_seconds,
-                digest=model.digest,
-            )
+            with self._metrics.triton(model.name):
+                arrays = await self._triton.infer(
+                    model.triton_name,
+                    model.version,
+                    spec.latents(),
+                    outputs=spec.terms.outputs,
+                    timeout_seconds=timeout_seconds,
+                    digest=model.digest,
+                )
         except TritonUnavailable:
             await self.catalog.check_lost(model)
             raise

@@ -17,6 +17,11 @@ from labelmint_client.pull.formats import Kept, LabelMode, Written
 from labelmint_client.pull.labels import labels_of
 from labelmint_client.pull.pixels import image_png
 
+CALL = """from pycocotools.coco import COCO
+
+coco = COCO("annotations/{answer}")
+print(len(coco.imgs), len(coco.anns))"""
+
 
 class Writer:
     """Writes one file per sample. At the end it writes one or two files with all annotations."""

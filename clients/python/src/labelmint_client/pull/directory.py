@@ -73,6 +73,11 @@ class PullDirectory:
         """The temporary path of the file that is published next."""
         return self._state / "aside"
 
+    @property
+    def collected(self) -> Path:
+        """A temporary path for data of a shard that can only be written when the shard ends."""
+        return self._state / "collected"
+
     def publish(self, name: str) -> Json:
         """Rename the temporary file to `name` and return its record."""
         self._rename_aside(self.path / name)

@@ -13,6 +13,7 @@ from labelmint_client.pull.formats import Kept, LabelMode, Written
 from labelmint_client.pull.labels import labels_of
 from labelmint_client.pull.pixels import image_png
 
+CALL = "{answer}"
 METADATA = "metadata.jsonl"
 
 

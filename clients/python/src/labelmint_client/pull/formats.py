@@ -1,6 +1,8 @@
-"""The interface of the formats of a pull.
+"""The interface of the formats of a pull, and what several of them share.
 
 Rules of this file:
+- The module of a format has a class `Writer`, which is a Format. It also has the program `CALL`, which opens a pull and
+  may contain `{answer}`, the part that depends on the task (`labels.py`).
 - A format writes files only through the PullDirectory. It receives each sample once, in order, and the end of each
   shard. Between shards it keeps only what is in the parts, because another process may write the next shard.
 - The module of a format is imported when it is used, because it may need libraries that other formats do not need.
@@ -8,16 +10,26 @@ Rules of this file:
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeAlias
 
 from labelmint_client import Model
 from labelmint_client.pull.directory import Json, PullDirectory
 from labelmint_client.pull.pixels import Bytes
+from labelmint_client.pull_formats import PULL_FORMATS
 
-FORMATS = ("webdataset", "coco", "folder", "parquet")
+FORMATS = tuple(PULL_FORMATS)
 LabelMode = Literal["palette", "ids"]
+
+# A line of a YOLO label: the class, and shares of the image or visibilities.
+YoloLine: TypeAlias = tuple[int, list[float | int]]
+# A shape of labelme: its label, its kind, and its points in pixels.
+LabelmeShape: TypeAlias = tuple[str, str, list[tuple[float, float]]]
+# A column of Mosaic Streaming: its name, its encoding, and the size of each value in bytes (None if they differ).
+MdsColumn: TypeAlias = tuple[str, str, int | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,3 +75,25 @@ def open_format(name: str, directory: PullDirectory, model: Model, *, label_mode
     """Return the format of that name, one of FORMATS. `label_mode` is for formats that write labels as PNG."""
     opened: Format = import_module(f"labelmint_client.pull.{name}").Writer(directory, model, label_mode)
     return opened
+
+
+def program(name: str, answer: str) -> str:
+    """Return the program that opens a pull in the format of that name."""
+    call: str = import_module(f"labelmint_client.pull.{name}").CALL
+    return call.replace("{answer}", answer)
+
+
+def label_of(written: Written) -> Bytes:
+    """Return the label, uint8 [H,W], for a task or a format that has only labels with pixels."""
+    assert written.label is not None, "a model of segmentation has a label"
+    return written.label
+
+
+def in_yaml(value: list[int] | list[str]) -> str:
+    """Return a list in YAML. It is in JSON's form, which every reader of YAML reads."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def names_txt(names: Iterable[str]) -> bytes:
+    """Return a text of one name per line: the first line has the name of id 0."""
+    return "".join(f"{name}\n" for name in names).encode()

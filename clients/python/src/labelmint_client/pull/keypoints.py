@@ -6,17 +6,21 @@ Rules of this file:
   coordinates are 0. The visibility of the others is 2.
 - Left and right in a model's names are those of the image; COCO uses those of the person. So the model's `left_eye` is
   `right_eye` in COCO.
+- YOLO and labelme label the same keypoints. They keep the model's names.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from labelmint_client import Model, Sample
 from labelmint_client.pull.directory import Json, to_json
-from labelmint_client.pull.formats import LabelMode, Written
+from labelmint_client.pull.formats import LabelmeShape, LabelMode, MdsColumn, Written, YoloLine, in_yaml
 from labelmint_client.pull.pixels import Bytes
 from labelmint_client.pull.sides import SIDES, of_the_person
+from labelmint_client.pull.skeleton import skeleton
 
 MIN_CONFIDENCE = 0.1
 
@@ -32,6 +36,7 @@ from pathlib import Path
 for path in sorted(Path("keypoints").iterdir()):
     print(path.stem, json.loads(path.read_text())[0])""",
     "coco": "keypoints.json",
+    "mds": 'sample["keypoints"].shape',
 }
 
 
@@ -87,8 +92,52 @@ def coco_annotations(written: Written, model: Model) -> list[Json]:
 
 def coco_files(model: Model) -> list[tuple[str, list[Json], str]]:
     names = [of_the_person(keypoint) for keypoint in model.keypoint_names]
-    category = {"id": 1, "name": model.name, "supercategory": model.name, "keypoints": names, "skeleton": []}
+    category: Json = {"id": 1, "name": model.name, "supercategory": model.name, "keypoints": names}
+    category["skeleton"] = skeleton(model.keypoint_names)
     return [("keypoints.json", [category], "")]
+
+
+def yolo_lines(written: Written, model: Model) -> list[YoloLine]:
+    """Return one pose, whose box is the whole image. YOLO counts coordinates from the edge of the image."""
+    line: list[float | int] = [0.5, 0.5, 1.0, 1.0]
+    for point in written.evidence["keypoints"]:
+        found = point["confidence"] >= MIN_CONFIDENCE
+        line += (
+            [(point["x"] + 0.5) / model.resolution, (point["y"] + 0.5) / model.resolution, 2] if found else [0, 0, 0]
+        )
+    return [(0, line)]
+
+
+def yolo_facts(model: Model) -> dict[str, str]:
+    """Return names, and for a flip of the image from left to right: which keypoint takes the place of each."""
+    names = list(model.keypoint_names)
+    others = [of_the_person(name) for name in names]
+    places = [names.index(other) if other in names else place for place, other in enumerate(others)]
+    return {
+        "names": in_yaml([model.name]),
+        "kpt_shape": in_yaml([len(names), 3]),
+        "flip_idx": in_yaml(places),
+        "kpt_names": f"{{0: {in_yaml(names)}}}",
+    }
+
+
+def labelme_shapes(written: Written, model: Model) -> list[LabelmeShape]:
+    """Return a point for each keypoint that was found. labelme counts coordinates from the edge of the image."""
+    return [
+        (point["name"], "point", [(point["x"] + 0.5, point["y"] + 0.5)])
+        for point in written.evidence["keypoints"]
+        if point["confidence"] >= MIN_CONFIDENCE
+    ]
+
+
+def mds_column(model: Model) -> MdsColumn:
+    count = len(model.keypoint_names)
+    return "keypoints", f"ndarray:float32:{count},3", count * 3 * 4
+
+
+def mds_value(written: Written) -> dict[str, bytes]:
+    points = [(point["x"], point["y"], point["confidence"]) for point in written.evidence["keypoints"]]
+    return {"keypoints": np.array(points, "<f4").tobytes()}
 
 
 def remarks(name: str, label_mode: LabelMode) -> list[str]:

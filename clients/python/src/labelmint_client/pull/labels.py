@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeAlias, cast
 
 from labelmint_client import Model, Sample
 from labelmint_client.pull.directory import Json
-from labelmint_client.pull.formats import LabelMode, Written
+from labelmint_client.pull.formats import LabelmeShape, LabelMode, MdsColumn, Written, YoloLine
 from labelmint_client.pull.pixels import Bytes
 from labelmint_client.tasks import TASKS
 
@@ -32,7 +32,7 @@ class Labels(Protocol):
     COLUMN: str
     # A note for readers of the COCO files, "" for none.
     COCO_NOTE: str
-    # The code that opens a pull, by format. `parquet` and `datasets` are missing: their code is the same for all tasks.
+    # What depends on the task in the program that opens a pull (`{answer}`), by format.
     CALLS: dict[str, str]
 
     def fields(self, sample: Sample, model: Model) -> dict[str, Any]:
@@ -58,6 +58,21 @@ class Labels(Protocol):
 
     def coco_files(self, model: Model) -> list[CocoFile]:
         """Return the COCO files of a pull."""
+
+    def yolo_lines(self, written: Written, model: Model) -> list[YoloLine]:
+        """Return the lines of a sample's label for YOLO."""
+
+    def yolo_facts(self, model: Model) -> dict[str, str]:
+        """Return the lines of `data.yaml` about the model: their names, and their values in YAML."""
+
+    def labelme_shapes(self, written: Written, model: Model) -> list[LabelmeShape]:
+        """Return the shapes of a sample for labelme."""
+
+    def mds_column(self, model: Model) -> MdsColumn:
+        """Return the label's column for Mosaic Streaming."""
+
+    def mds_value(self, written: Written) -> dict[str, bytes]:
+        """Return the value of that column, encoded, under the column's name."""
 
     def remarks(self, name: str, label_mode: LabelMode) -> list[str]:
         """Return paragraphs about labels for the README of a pull in the format `name`."""

@@ -3,6 +3,7 @@
 Rules of this file:
 - `image` and `label` are structs of `bytes` (PNG) and `path`, declared as the feature Image. So `datasets` returns PIL
   images. The label is a palette or gray PNG; as an array, it holds the class ids.
+- `classes` has the ids of the classes that a label contains, declared as the feature ClassLabel, which has the names.
 - Row groups are small, because a reader must load a whole row group to get one image.
 """
 
@@ -12,6 +13,7 @@ import json
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -19,9 +21,15 @@ from labelmint_client import Model
 from labelmint_client.pull.directory import Json, PullDirectory
 from labelmint_client.pull.formats import Kept, LabelMode, Written
 from labelmint_client.pull.labels import labels_of
-from labelmint_client.pull.pixels import image_png
+from labelmint_client.pull.pixels import IGNORE, image_png
+
+CALL = """import pandas
+
+table = pandas.read_parquet("data")
+print(table[["seed", "js_score"]])"""
 
 _ROW_GROUP = 100
+_CLASSES = "classes"
 
 _TEXT, _INTEGER, _REAL, _TRUTH = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 _IMAGE = pa.struct([("bytes", pa.binary()), ("path", _TEXT)])
@@ -50,6 +58,9 @@ class Writer:
         self._labels = labels_of(model)
         types = {"image": _IMAGE, self._labels.COLUMN: self._labels.column_type(), **_EVIDENCE}
         features = {name: _feature(kind) for name, kind in types.items()}
+        if self._labels.HAS_LABEL_IMAGE and _has_classes(directory):
+            types[_CLASSES] = pa.list_(_INTEGER)
+            features[_CLASSES] = [{"_type": "ClassLabel", "names": list(model.class_names)}]
         told = json.dumps({"info": {"features": features}}, sort_keys=True)
         self._schema = pa.schema(types.items(), metadata={"huggingface": told})
         self._rows: list[dict[str, Any]] = []
@@ -64,9 +75,10 @@ class Writer:
 
     def add(self, written: Written) -> Kept:
         image = {"bytes": image_png(written.image), "path": f"{written.key}.png"}
-        self._add_row(
-            {**written.evidence, "image": image, self._labels.COLUMN: self._labels.cell(written, self._palette)}
-        )
+        row = {**written.evidence, "image": image, self._labels.COLUMN: self._labels.cell(written, self._palette)}
+        if written.label is not None:
+            row[_CLASSES] = [class_id for class_id in np.unique(written.label).tolist() if class_id != IGNORE]
+        self._add_row(row)
         return Kept()
 
     def end_shard(self, index: int) -> list[Json]:
@@ -90,6 +102,15 @@ class Writer:
             self._file = pq.ParquetWriter(self._directory.aside, self._schema)  # type: ignore[no-untyped-call]
         self._file.write_table(pa.Table.from_pylist(self._rows, self._schema))
         self._rows.clear()
+
+
+def _has_classes(directory: PullDirectory) -> bool:
+    """Whether the pull has the column of classes. Earlier versions wrote none, and all files need the same columns."""
+    first = next(directory.parts(), None)
+    if first is None:
+        return True
+    (file,) = first["files"]
+    return _CLASSES in pq.read_schema(directory.path / file["path"]).names  # type: ignore[no-untyped-call]
 
 
 def _feature(kind: pa.DataType) -> Any:

@@ -2,7 +2,7 @@
 
 Rules of this file:
 - The same arrays give the same bytes: there are no time stamps, and the compression is that of the gateway.
-- 255 in a label is the ignore label: training leaves out these pixels.
+- 255 in a label is the ignore label: training leaves out these pixels. The gateway writes it (ignore_js_quantile).
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-
-from labelmint_client import Sample
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -51,19 +49,6 @@ def label_npy(label: Bytes) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, label, allow_pickle=False)
     return buffer.getvalue()
-
-
-def written_label(sample: Sample, ignore_js_quantile: float | None) -> Bytes | None:
-    """Return the label to write, uint8 [H,W]; None for a keypoint model.
-
-    With a quantile, pixels whose JS divergence is above that quantile of the image's js_map become IGNORE. The quantile
-    is one of the values of the map (the next higher one). So the label does not depend on a library's interpolation.
-    """
-    if sample.label is None or ignore_js_quantile is None:
-        return sample.label
-    assert sample.js_map is not None, "ignoring pixels needs include_js_map"
-    limit = np.quantile(sample.js_map, ignore_js_quantile, method="higher")
-    return np.where(sample.js_map > limit, np.uint8(IGNORE), sample.label)
 
 
 def _png(picture: Image.Image, strategy: int) -> bytes:

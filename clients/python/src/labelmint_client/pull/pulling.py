@@ -15,7 +15,6 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from labelmint_client import Client, Model, Sample, SampleOptions
 from labelmint_client.pull.directory import Json, PullDirectory, completed, extensible, to_json
@@ -23,9 +22,10 @@ from labelmint_client.pull.errors import PullError
 from labelmint_client.pull.formats import FORMATS, LabelMode, Written, open_format
 from labelmint_client.pull.interrupts import put_off
 from labelmint_client.pull.labels import labels_of
-from labelmint_client.pull.pixels import IGNORE, written_label
+from labelmint_client.pull.pixels import IGNORE
 from labelmint_client.pull.readme import README, readme
 from labelmint_client.pull.samples import NO_NAMES, digests, evidence, model_json, other_executor
+from labelmint_client.pull_formats import LABEL_MODES, PULL_FORMATS
 
 SAMPLES = "samples.jsonl"
 
@@ -36,17 +36,17 @@ class PullOptions:
 
     model, model_version: the model and its version. Without a version, the pull takes the highest one at its beginning.
     count: how many samples to write. All are accepted ones, unless `sample.include_rejected` is set.
-    format: the format of the data set.
+    format: the format of the data set, one of `PULL_FORMATS`.
     start_seed, shard_index, shard_count: the walk, as in `Client.stream_samples`; `count` is for this shard alone.
-    samples_per_shard: samples per tar or Parquet file. A killed pull repeats at most this many samples.
+    samples_per_shard: samples per tar, Parquet or MDS file. A killed pull repeats at most this many samples.
     label_mode: the kind of label PNGs in `folder` and `parquet`: coloured ("palette") or gray ("ids").
     ignore_js_quantile: 0 to 1; pixels whose JS divergence is above this quantile of their own image become 255.
-    sample: gate, truncation and style mixing. The pull itself chooses the other options.
+    sample: gate, conditions, truncation and style mixing. The pull itself chooses the other options.
     """
 
     model: str
     count: int
-    format: Literal["webdataset", "coco", "folder", "parquet"] = "webdataset"
+    format: str = "webdataset"
     model_version: str = ""
     start_seed: int = 0
     shard_index: int = 0
@@ -64,37 +64,47 @@ class PullOptions:
             (self.count < 1, f"count is {self.count}; give at least 1"),
             (self.label_mode not in ("palette", "ids"), f"label_mode is {self.label_mode!r}; give 'palette' or 'ids'"),
             (
-                self.label_mode == "ids" and self.format not in ("folder", "parquet"),
-                f"format {self.format!r} writes no label PNGs: leave out label_mode",
+                self.label_mode == "ids" and self.format not in LABEL_MODES,
+                f"format {self.format!r} writes label PNGs of one kind or no label PNGs: leave out label_mode",
             ),
             (self.samples_per_shard < 1, f"samples_per_shard is {self.samples_per_shard}; give at least 1"),
             (quantile is not None and not 0 <= quantile <= 1, f"ignore_js_quantile is {quantile}; give 0 to 1"),
-            (self.sample != gate, "leave out image_encoding, include_js_map, omit_image, omit_label: a pull sets them"),
+            (
+                self.sample != gate,
+                "leave out image_encoding, include_js_map, omit_image, omit_label and the sample's own "
+                "ignore_js_quantile: a pull sets them",
+            ),
         ):
             if wrong:
                 raise PullError(what)
 
     def wire(self) -> SampleOptions:
         """Return the options of the requests to the service."""
-        return dataclasses.replace(self.sample, include_js_map=self.ignore_js_quantile is not None)
+        return dataclasses.replace(self.sample, ignore_js_quantile=self.ignore_js_quantile)
 
     def to_json(self) -> Json:
-        return {**vars(self), "sample": {name: getattr(self.sample, name) for name in _GATE}}
+        sample = {name: getattr(self.sample, name) for name in _GATE}
+        return {**vars(self), "sample": {**sample, "where": list(self.sample.where)}}
 
     @classmethod
     def from_json(cls, value: Json) -> PullOptions:
         return cls(**{**value, "sample": SampleOptions(**value["sample"])})
 
 
-_GATE = ("truncation_psi", "max_js", "max_quantile", "include_rejected", "style_seed", "crossover")
+_GATE = ("truncation_psi", "max_js", "max_quantile", "include_rejected", "style_seed", "crossover", "where")
 
 
 @dataclass(frozen=True)
 class Progress:
-    """The progress of a pull, including earlier runs: samples taken, accepted ones among them, and seeds passed."""
+    """The progress of a pull, including earlier runs.
+
+    done: samples taken. accepted: those of them that the gate accepted.
+    seeds: seeds passed. filtered: those of them that the gate accepted and that do not satisfy the conditions.
+    """
 
     done: int
     accepted: int
+    filtered: int
     seeds: int
 
 
@@ -141,6 +151,7 @@ class _Pull:
         self._next_shard, self._done, self._accepted, self._next_seed = 0, 0, 0, options.start_seed
         self._samples: list[Json] = []
         self._samples_accepted = 0
+        self._filtered = 0  # seeds up to the last sample
         self._with_room: Json | None = None
         self._whole = False  # whether the received samples can become a shard now
         last = None
@@ -180,6 +191,11 @@ class _Pull:
             raise PullError(
                 f"model {model.name!r} has task {model.task!r}: it has no label PNGs, so leave out label_mode"
             )
+        if PULL_FORMATS[options.format].only_label_images and not labels_of(model).HAS_LABEL_IMAGE:
+            raise PullError(
+                f"model {model.name!r} has task {model.task!r}: format {options.format!r} holds only label images; use "
+                f"{', '.join(name for name, each in PULL_FORMATS.items() if not each.only_label_images)}"
+            )
         if len(model.class_names) > IGNORE:
             raise PullError(f"model {model.name!r} has {len(model.class_names)} classes; {IGNORE} is the ignore label")
         now = {"request": options.to_json(), "model": model_json(model, calibrated=options.sample.max_js is None)}
@@ -205,34 +221,37 @@ class _Pull:
             model_version=self._model.version,
             model_digest=self._model.digest,
         )
-        on_progress(self._progress(self._next_seed))
+        before = self._filtered
+        on_progress(self._progress(self._next_seed, before))
         with stream:
             for sample in stream.with_heartbeats():
                 if sample is not None:
                     with put_off():
-                        self._take(sample)
-                on_progress(self._progress(stream.next_seed))
+                        self._take(sample, before + stream.filtered_count)
+                on_progress(self._progress(stream.next_seed, before + stream.filtered_count))
         if self._done < options.count:
             raise PullError(
                 f"the seeds end after {self._done + len(self._samples)} of {options.count} samples; give a smaller "
                 "count, an earlier start seed or a wider gate"
             )
 
-    def _progress(self, next_seed: int) -> Progress:
+    def _progress(self, next_seed: int, filtered: int) -> Progress:
         done, accepted = self._done + len(self._samples), self._accepted + self._samples_accepted
-        return Progress(done, accepted, self._seeds(next_seed))
+        return Progress(done, accepted, filtered, self._seeds(next_seed))
 
-    def _take(self, sample: Sample) -> None:
+    def _take(self, sample: Sample, filtered: int) -> None:
+        """Write a sample. `filtered`: how many seeds were filtered up to it."""
         calibration = self._header["model"]["calibration"]
         if calibration is not None and sample.calibration_id != calibration["id"]:
             raise PullError(f"{self._options.model} got a new calibration during the pull; pull into a new directory")
         self._whole = False
         self._begin()
-        written, line = as_written(sample, self._model, self._options.ignore_js_quantile)
+        written, line = as_written(sample, self._model)
         kept = self._format.add(written)
         line = {**line, "shard": self._next_shard, "files": kept.files}
         self._samples.append({"line": line, "annotations": kept.annotations})
         self._samples_accepted += sample.accepted
+        self._filtered = filtered
         if (
             len(self._samples) == self._options.samples_per_shard
             or self._done + len(self._samples) == self._options.count
@@ -254,6 +273,7 @@ class _Pull:
             "files": self._format.end_shard(self._next_shard),
             "samples": self._samples,
             "accepted": self._samples_accepted,
+            "filtered": self._filtered,  # of all seeds below next_seed
             "next_seed": self._samples[-1]["line"]["seed"] + 1,
         }
         self._directory.add_part(self._next_shard, part)
@@ -264,6 +284,7 @@ class _Pull:
         self._next_shard += 1
         self._done += len(part["samples"])
         self._accepted += part["accepted"]
+        self._filtered = part.get("filtered", 0)  # earlier versions had no conditions
         self._next_seed = part["next_seed"]
 
     def _seeds(self, next_seed: int) -> int:
@@ -284,7 +305,8 @@ class _Pull:
             **self._header,
             "sample_count": self._done,
             "accepted_count": self._accepted,
-            "rejected_count": self._seeds(self._next_seed) - self._accepted,
+            "rejected_count": self._seeds(self._next_seed) - self._accepted - self._filtered,
+            "filtered_count": self._filtered,
             "next_seed": self._next_seed,
             "files": files,
         }
@@ -292,12 +314,11 @@ class _Pull:
         return manifest
 
 
-def as_written(sample: Sample, model: Model, ignore_js_quantile: float | None) -> tuple[Written, Json]:
+def as_written(sample: Sample, model: Model) -> tuple[Written, Json]:
     """Return a sample as formats write it, and its line in `samples.jsonl` without `shard` and `files`."""
     assert sample.image is not None, "the image was left out"
-    label = written_label(sample, ignore_js_quantile)
     told = evidence(sample, model)
-    return Written(sample.seed, sample.image, label, told), {**told, **digests(sample.image, label)}
+    return Written(sample.seed, sample.image, sample.label, told), {**told, **digests(sample.image, sample.label)}
 
 
 def _check_same(out: Path, header: Json, options: PullOptions) -> None:

@@ -38,6 +38,7 @@ def evidence(sample: Sample, model: Model) -> dict[str, Any]:
         "group_id": sample.group_id,
         **NO_FIELDS,
         **labels_of(model).fields(sample, model),
+        **({"content": dict(sample.content)} if sample.content else {}),
     }
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from labelmint_client import Client, Rejection
+from labelmint_client import Client, Filtered, Sample
 from labelmint_client.pull.directory import MANIFEST, Json, completed, record
 from labelmint_client.pull.errors import PullError
 from labelmint_client.pull.labels import NO_FIELDS
@@ -112,11 +112,14 @@ def _compare(client: Client, manifest: Json, lines: Iterator[Json]) -> tuple[int
         seeds = [line["seed"] for line in batch]
         outcomes = client.batch_get_samples(model.name, seeds, wire, model_version=model.version)
         for line, sample in zip(batch, outcomes, strict=True):
-            assert not isinstance(sample, Rejection), "the request includes rejected samples"
+            if isinstance(sample, Filtered):
+                problems.append(f"seed {line['seed']}: content {line.get('content')}, served {dict(sample.content)}")
+                continue
+            assert isinstance(sample, Sample), "the request includes rejected samples"
             if sample.model_digest != pulled["digest"]:
                 # One of several gateways serves other weights. Stop here, because each of its samples would differ.
                 return compared, [*problems, _other_weights(sample.model_digest, pulled["digest"])]
-            _, served = as_written(sample, model, options.ignore_js_quantile)
+            _, served = as_written(sample, model)
             line = {**NO_FIELDS, **line}  # the version that pulled may have known fewer tasks
             other = [
                 f"{name} {line.get(name)}, served {served[name]}" for name in served if line.get(name) != served[name]

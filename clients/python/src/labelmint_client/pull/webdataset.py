@@ -18,6 +18,13 @@ from labelmint_client.pull.formats import Kept, LabelMode, Written
 from labelmint_client.pull.labels import labels_of
 from labelmint_client.pull.pixels import image_png
 
+CALL = """from glob import glob
+
+import webdataset
+
+for sample in webdataset.WebDataset(sorted(glob("shard-*.tar")), shardshuffle=False).decode("pil"):
+    print(sample["__key__"], sample["image.png"].size, {answer})"""
+
 _END = b"\0" * (2 * tarfile.BLOCKSIZE)
 
 

@@ -18,8 +18,22 @@ ENCODING_RAW: Encoding
 ENCODING_PNG: Encoding
 ENCODING_JPEG: Encoding
 
+class Condition(_message.Message):
+    __slots__ = ("name", "min_area", "max_area", "min_confidence", "max_confidence")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    MIN_AREA_FIELD_NUMBER: _ClassVar[int]
+    MAX_AREA_FIELD_NUMBER: _ClassVar[int]
+    MIN_CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
+    MAX_CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    min_area: float
+    max_area: float
+    min_confidence: float
+    max_confidence: float
+    def __init__(self, name: _Optional[str] = ..., min_area: _Optional[float] = ..., max_area: _Optional[float] = ..., min_confidence: _Optional[float] = ..., max_confidence: _Optional[float] = ...) -> None: ...
+
 class SampleOptions(_message.Message):
-    __slots__ = ("truncation_psi", "max_js", "max_quantile", "include_rejected", "image_encoding", "label_encoding", "include_js_map", "style_seed", "crossover", "omit_image", "omit_label")
+    __slots__ = ("truncation_psi", "max_js", "max_quantile", "include_rejected", "image_encoding", "label_encoding", "include_js_map", "style_seed", "crossover", "omit_image", "omit_label", "where", "ignore_js_quantile")
     TRUNCATION_PSI_FIELD_NUMBER: _ClassVar[int]
     MAX_JS_FIELD_NUMBER: _ClassVar[int]
     MAX_QUANTILE_FIELD_NUMBER: _ClassVar[int]
@@ -31,6 +45,8 @@ class SampleOptions(_message.Message):
     CROSSOVER_FIELD_NUMBER: _ClassVar[int]
     OMIT_IMAGE_FIELD_NUMBER: _ClassVar[int]
     OMIT_LABEL_FIELD_NUMBER: _ClassVar[int]
+    WHERE_FIELD_NUMBER: _ClassVar[int]
+    IGNORE_JS_QUANTILE_FIELD_NUMBER: _ClassVar[int]
     truncation_psi: float
     max_js: float
     max_quantile: float
@@ -42,7 +58,17 @@ class SampleOptions(_message.Message):
     crossover: int
     omit_image: bool
     omit_label: bool
-    def __init__(self, truncation_psi: _Optional[float] = ..., max_js: _Optional[float] = ..., max_quantile: _Optional[float] = ..., include_rejected: bool = ..., image_encoding: _Optional[_Union[Encoding, str]] = ..., label_encoding: _Optional[_Union[Encoding, str]] = ..., include_js_map: bool = ..., style_seed: _Optional[int] = ..., crossover: _Optional[int] = ..., omit_image: bool = ..., omit_label: bool = ...) -> None: ...
+    where: _containers.RepeatedCompositeFieldContainer[Condition]
+    ignore_js_quantile: float
+    def __init__(self, truncation_psi: _Optional[float] = ..., max_js: _Optional[float] = ..., max_quantile: _Optional[float] = ..., include_rejected: bool = ..., image_encoding: _Optional[_Union[Encoding, str]] = ..., label_encoding: _Optional[_Union[Encoding, str]] = ..., include_js_map: bool = ..., style_seed: _Optional[int] = ..., crossover: _Optional[int] = ..., omit_image: bool = ..., omit_label: bool = ..., where: _Optional[_Iterable[_Union[Condition, _Mapping]]] = ..., ignore_js_quantile: _Optional[float] = ...) -> None: ...
+
+class Content(_message.Message):
+    __slots__ = ("name", "value")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    value: float
+    def __init__(self, name: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
 
 class Keypoint(_message.Message):
     __slots__ = ("name", "x", "y", "confidence")
@@ -71,7 +97,7 @@ class Pixels(_message.Message):
     def __init__(self, encoding: _Optional[_Union[Encoding, str]] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., channels: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class Sample(_message.Message):
-    __slots__ = ("model", "seed", "image", "label", "js_map", "js_score", "threshold", "accepted", "model_digest", "calibration_id", "truncation_psi", "style_seed", "crossover", "group_id", "keypoints", "model_version")
+    __slots__ = ("model", "seed", "image", "label", "js_map", "js_score", "threshold", "accepted", "model_digest", "calibration_id", "truncation_psi", "style_seed", "crossover", "group_id", "keypoints", "model_version", "content", "ignore_js_quantile")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FIELD_NUMBER: _ClassVar[int]
@@ -88,6 +114,8 @@ class Sample(_message.Message):
     GROUP_ID_FIELD_NUMBER: _ClassVar[int]
     KEYPOINTS_FIELD_NUMBER: _ClassVar[int]
     MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    IGNORE_JS_QUANTILE_FIELD_NUMBER: _ClassVar[int]
     model: str
     seed: int
     image: Pixels
@@ -104,7 +132,9 @@ class Sample(_message.Message):
     group_id: str
     keypoints: _containers.RepeatedCompositeFieldContainer[Keypoint]
     model_version: str
-    def __init__(self, model: _Optional[str] = ..., seed: _Optional[int] = ..., image: _Optional[_Union[Pixels, _Mapping]] = ..., label: _Optional[_Union[Pixels, _Mapping]] = ..., js_map: _Optional[bytes] = ..., js_score: _Optional[float] = ..., threshold: _Optional[float] = ..., accepted: bool = ..., model_digest: _Optional[str] = ..., calibration_id: _Optional[str] = ..., truncation_psi: _Optional[float] = ..., style_seed: _Optional[int] = ..., crossover: _Optional[int] = ..., group_id: _Optional[str] = ..., keypoints: _Optional[_Iterable[_Union[Keypoint, _Mapping]]] = ..., model_version: _Optional[str] = ...) -> None: ...
+    content: _containers.RepeatedCompositeFieldContainer[Content]
+    ignore_js_quantile: float
+    def __init__(self, model: _Optional[str] = ..., seed: _Optional[int] = ..., image: _Optional[_Union[Pixels, _Mapping]] = ..., label: _Optional[_Union[Pixels, _Mapping]] = ..., js_map: _Optional[bytes] = ..., js_score: _Optional[float] = ..., threshold: _Optional[float] = ..., accepted: bool = ..., model_digest: _Optional[str] = ..., calibration_id: _Optional[str] = ..., truncation_psi: _Optional[float] = ..., style_seed: _Optional[int] = ..., crossover: _Optional[int] = ..., group_id: _Optional[str] = ..., keypoints: _Optional[_Iterable[_Union[Keypoint, _Mapping]]] = ..., model_version: _Optional[str] = ..., content: _Optional[_Iterable[_Union[Content, _Mapping]]] = ..., ignore_js_quantile: _Optional[float] = ...) -> None: ...
 
 class Rejection(_message.Message):
     __slots__ = ("seed", "js_score", "threshold", "calibration_id")
@@ -117,6 +147,14 @@ class Rejection(_message.Message):
     threshold: float
     calibration_id: str
     def __init__(self, seed: _Optional[int] = ..., js_score: _Optional[float] = ..., threshold: _Optional[float] = ..., calibration_id: _Optional[str] = ...) -> None: ...
+
+class Filtered(_message.Message):
+    __slots__ = ("seed", "content")
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    seed: int
+    content: _containers.RepeatedCompositeFieldContainer[Content]
+    def __init__(self, seed: _Optional[int] = ..., content: _Optional[_Iterable[_Union[Content, _Mapping]]] = ...) -> None: ...
 
 class GetSampleRequest(_message.Message):
     __slots__ = ("model", "seed", "options", "model_version")
@@ -151,12 +189,14 @@ class BatchGetSamplesRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., seeds: _Optional[_Iterable[int]] = ..., options: _Optional[_Union[SampleOptions, _Mapping]] = ..., style_seeds: _Optional[_Iterable[int]] = ..., model_version: _Optional[str] = ...) -> None: ...
 
 class SampleOutcome(_message.Message):
-    __slots__ = ("sample", "rejection")
+    __slots__ = ("sample", "rejection", "filtered")
     SAMPLE_FIELD_NUMBER: _ClassVar[int]
     REJECTION_FIELD_NUMBER: _ClassVar[int]
+    FILTERED_FIELD_NUMBER: _ClassVar[int]
     sample: Sample
     rejection: Rejection
-    def __init__(self, sample: _Optional[_Union[Sample, _Mapping]] = ..., rejection: _Optional[_Union[Rejection, _Mapping]] = ...) -> None: ...
+    filtered: Filtered
+    def __init__(self, sample: _Optional[_Union[Sample, _Mapping]] = ..., rejection: _Optional[_Union[Rejection, _Mapping]] = ..., filtered: _Optional[_Union[Filtered, _Mapping]] = ...) -> None: ...
 
 class BatchGetSamplesResponse(_message.Message):
     __slots__ = ("outcomes",)
@@ -185,14 +225,16 @@ class StreamSamplesRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., start_seed: _Optional[int] = ..., count: _Optional[int] = ..., shard_index: _Optional[int] = ..., shard_count: _Optional[int] = ..., options: _Optional[_Union[SampleOptions, _Mapping]] = ..., window: _Optional[int] = ..., model_version: _Optional[str] = ...) -> None: ...
 
 class StreamSamplesResponse(_message.Message):
-    __slots__ = ("sample", "next_seed", "rejected_count")
+    __slots__ = ("sample", "next_seed", "rejected_count", "filtered_count")
     SAMPLE_FIELD_NUMBER: _ClassVar[int]
     NEXT_SEED_FIELD_NUMBER: _ClassVar[int]
     REJECTED_COUNT_FIELD_NUMBER: _ClassVar[int]
+    FILTERED_COUNT_FIELD_NUMBER: _ClassVar[int]
     sample: Sample
     next_seed: int
     rejected_count: int
-    def __init__(self, sample: _Optional[_Union[Sample, _Mapping]] = ..., next_seed: _Optional[int] = ..., rejected_count: _Optional[int] = ...) -> None: ...
+    filtered_count: int
+    def __init__(self, sample: _Optional[_Union[Sample, _Mapping]] = ..., next_seed: _Optional[int] = ..., rejected_count: _Optional[int] = ..., filtered_count: _Optional[int] = ...) -> None: ...
 
 class GetModelRequest(_message.Message):
     __slots__ = ("model", "model_version")

@@ -35,6 +35,10 @@ class SampleServiceStub(object):
     NOT_FOUND            MODEL_NOT_FOUND                do not retry
     FAILED_PRECONDITION  SAMPLE_REJECTED                do not retry; metadata: seed, js_score,
     threshold, calibration_id
+    FAILED_PRECONDITION  CONTENT_MISSING                do not retry; metadata: seed, content (a
+    JSON object: values by name)
+    FAILED_PRECONDITION  CONTENT_NOT_FOUND              change the conditions, or go on at the
+    metadata next_seed; metadata: seed_count
     FAILED_PRECONDITION  MODEL_VERSION_GONE             do not retry; metadata: model,
     model_version, model_digest
     UNAUTHENTICATED      UNAUTHENTICATED                do not retry; send the metadata
@@ -103,6 +107,10 @@ class SampleServiceServicer(object):
     NOT_FOUND            MODEL_NOT_FOUND                do not retry
     FAILED_PRECONDITION  SAMPLE_REJECTED                do not retry; metadata: seed, js_score,
     threshold, calibration_id
+    FAILED_PRECONDITION  CONTENT_MISSING                do not retry; metadata: seed, content (a
+    JSON object: values by name)
+    FAILED_PRECONDITION  CONTENT_NOT_FOUND              change the conditions, or go on at the
+    metadata next_seed; metadata: seed_count
     FAILED_PRECONDITION  MODEL_VERSION_GONE             do not retry; metadata: model,
     model_version, model_digest
     UNAUTHENTICATED      UNAUTHENTICATED                do not retry; send the metadata
@@ -133,8 +141,9 @@ class SampleServiceServicer(object):
 
         Errors: FAILED_PRECONDITION (SAMPLE_REJECTED) if the JS score is above the gate and
         include_rejected is not set. The same seed and gate are always rejected, so request another
-        seed. FAILED_PRECONDITION (MODEL_VERSION_GONE) if the model version was unloaded or replaced
-        while the request waited. NOT_FOUND, INVALID_ARGUMENT.
+        seed. FAILED_PRECONDITION (CONTENT_MISSING) if only options.where keeps the sample from being
+        delivered; request another seed then too. FAILED_PRECONDITION (MODEL_VERSION_GONE) if the
+        model version was unloaded or replaced while the request waited. NOT_FOUND, INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -142,7 +151,8 @@ class SampleServiceServicer(object):
 
     def BatchGetSamples(self, request, context):
         """Returns the samples of 1 to 64 seeds, in the order of the request. A rejected seed gets a
-        rejection as its outcome and does not fail the batch.
+        rejection as its outcome and does not fail the batch. A seed whose sample only options.where
+        keeps from being delivered gets `filtered`.
 
         Errors: NOT_FOUND, INVALID_ARGUMENT, FAILED_PRECONDITION (MODEL_VERSION_GONE). There are no
         partial responses: if one seed fails, the whole batch fails with its status. Retry the whole
@@ -154,14 +164,17 @@ class SampleServiceServicer(object):
 
     def StreamSamples(self, request, context):
         """Walks the seeds from start_seed upwards and delivers each accepted sample once, in order. It
-        leaves out rejected seeds, unless include_rejected is set. With options.style_seed, all samples
+        leaves out rejected seeds, unless include_rejected is set, and seeds whose samples do not
+        satisfy options.where. With options.style_seed, all samples
         have the appearance of that seed. A slow reader slows the walk down (backpressure): the walk is
         never further ahead of its reader than the window. A deadline limits the whole stream.
 
-        Errors: NOT_FOUND, INVALID_ARGUMENT. FAILED_PRECONDITION (MODEL_VERSION_GONE) if the version
-        that the stream began with is no longer served, because another version gives other samples for
-        the same seeds. To resume after any end of the stream, send a new request with start_seed = the
-        last next_seed received. No sample is then lost or delivered twice.
+        Errors: NOT_FOUND, INVALID_ARGUMENT. FAILED_PRECONDITION (CONTENT_NOT_FOUND) if as many seeds
+        in a row as the gateway's --max-empty-seeds gave no sample that satisfies options.where.
+        FAILED_PRECONDITION (MODEL_VERSION_GONE) if the version that the stream began with is no longer
+        served, because another version gives other samples for the same seeds. To resume after any end
+        of the stream, send a new request with start_seed = the last next_seed received. No sample is
+        then lost or delivered twice.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -232,6 +245,10 @@ class SampleService(object):
     NOT_FOUND            MODEL_NOT_FOUND                do not retry
     FAILED_PRECONDITION  SAMPLE_REJECTED                do not retry; metadata: seed, js_score,
     threshold, calibration_id
+    FAILED_PRECONDITION  CONTENT_MISSING                do not retry; metadata: seed, content (a
+    JSON object: values by name)
+    FAILED_PRECONDITION  CONTENT_NOT_FOUND              change the conditions, or go on at the
+    metadata next_seed; metadata: seed_count
     FAILED_PRECONDITION  MODEL_VERSION_GONE             do not retry; metadata: model,
     model_version, model_digest
     UNAUTHENTICATED      UNAUTHENTICATED                do not retry; send the metadata
