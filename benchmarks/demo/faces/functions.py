@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
 
 def lerp(a: Tensor | float, b: Tensor | float, t: Tensor | float) -> Tensor:
-    return a + (b - a) * t
+    """Go from a to b; at least one of the three is a tensor."""
+    return cast(Tensor, a + (b - a) * t)
 
 
 def smoothstep(t: Tensor) -> Tensor:

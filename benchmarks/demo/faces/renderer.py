@@ -48,12 +48,14 @@ def render(
     g = geometry(z)
     a = appearance(z if style_z is None else style_z)
     owner = owners(g, resolution, supersampling)
-    centres = shapes.points(g, resolution, 1)
-    image, areas = 0.0, [0.0] * len(CLASS_NAMES)
-    for index, ((_, part), colour) in enumerate(zip(shapes.LAYERS, shading.colours(g, a, centres), strict=True)):
-        cover = (owner == index).to(z.dtype).mean(dim=1, keepdim=True)  # [B,1,R,R]
-        image = image + cover * colour.clamp(0.0, 1.0)
-        areas[CLASS_NAMES.index(part)] = areas[CLASS_NAMES.index(part)] + cover
+    colours = shading.colours(g, a, shapes.points(g, resolution, 1))
+    image = torch.zeros(len(z), 3, resolution, resolution, dtype=z.dtype, device=z.device)
+    areas = [torch.zeros_like(image[:, :1]) for _ in CLASS_NAMES]
+    for index, layer in enumerate(shapes.LAYERS):
+        area = (owner == index).to(z.dtype).mean(dim=1, keepdim=True)  # [B,1,R,R]
+        image = image + area * colours[layer.name].clamp(0.0, 1.0)
+        part = CLASS_NAMES.index(layer.part)
+        areas[part] = areas[part] + area
     label = torch.cat(areas, dim=1).argmax(dim=1).to(torch.uint8)
     return Faces(image * 2.0 - 1.0, label, keypoints(g, resolution))
 
@@ -61,15 +63,7 @@ def render(
 def owners(g: Geometry, resolution: int, supersampling: int) -> Tensor:
     """Return the index of the frontmost layer at each subsample, uint8 [B,S,R,R]."""
     p = shapes.points(g, resolution, supersampling)
-    outlines = (
-        shapes.panel(g, p), shapes.ball(g, p), shapes.back_hair(g, p), shapes.neck(g, p), shapes.clothes(g, p),
-        shapes.collar(g, p), shapes.ear(g, p), shapes.earring(g, p), shapes.locks(g, p), shapes.face(g, p),
-        shapes.beard(g, p), shapes.lid(g, p), shapes.eye(g, p), shapes.iris(g, p, 1.0), shapes.iris(g, p, 0.46),
-        shapes.glint(g, p), shapes.lash(g, p), shapes.brow(g, p), shapes.nose(g, p), shapes.nostril(g, p),
-        shapes.lip(g, p), shapes.mouth(g, p), shapes.teeth(g, p), shapes.glasses(g, p), shapes.front_hair(g, p),
-        shapes.hat(g, p), shapes.cuff(g, p), shapes.brim(g, p),
-    )  # fmt: skip
     owner = torch.zeros_like(p.x)
-    for index, outline in enumerate(outlines, start=1):
-        owner = torch.where(outline < 0.0, float(index), owner)
+    for index, layer in enumerate(shapes.LAYERS):
+        owner = torch.where(layer.outline(g, p) < 0.0, float(index), owner)
     return owner.to(torch.uint8)

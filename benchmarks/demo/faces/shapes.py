@@ -1,14 +1,14 @@
 """The outlines of all layers of a face: functions of the place that are negative inside.
 
 Rules of this file:
-- `LAYERS` lists the layers from back to front with the class of each. The frontmost layer that contains a point
-  owns it.
+- `LAYERS`, at the end, lists the layers from back to front. The frontmost layer that contains a point owns it.
 - Outlines work at any points: at the subsamples for the masks, and at the centres of the pixels for shadows.
 - The face turns as a cylinder does: `fx` is the place across the unrolled, frontal face.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,38 +17,6 @@ from torch import Tensor
 from demo.faces.classes import VIEW
 from demo.faces.functions import lerp, smoothstep, squircle
 from demo.faces.scene import Geometry
-
-LAYERS = (
-    ("wall", "background"),
-    ("panel", "background"),
-    ("ball", "background"),
-    ("back_hair", "hair"),
-    ("neck", "neck"),
-    ("clothes", "clothes"),
-    ("collar", "clothes"),
-    ("ear", "ear"),
-    ("earring", "earring"),
-    ("locks", "hair"),
-    ("face", "skin"),
-    ("beard", "beard"),
-    ("lid", "skin"),
-    ("eye", "eye"),
-    ("iris", "iris"),
-    ("pupil", "iris"),
-    ("glint", "iris"),
-    ("lash", "eye"),
-    ("brow", "brow"),
-    ("nose", "nose"),
-    ("nostril", "nose"),
-    ("lip", "lip"),
-    ("mouth", "mouth"),
-    ("teeth", "mouth"),
-    ("glasses", "glasses"),
-    ("front_hair", "hair"),
-    ("hat", "hat"),
-    ("cuff", "hat"),
-    ("brim", "hat"),
-)
 
 NECK_Y = 0.45  # the head tilts about this point
 DEPTH = 0.50  # radius of the cylinder that the features of the face lie on
@@ -216,10 +184,19 @@ def eye(g: Geometry, p: Points) -> Tensor:
     return torch.maximum(opening, ex.abs() - g.eye_w)
 
 
-def iris(g: Geometry, p: Points, scale: float) -> Tensor:
+def iris(g: Geometry, p: Points) -> Tensor:
+    return torch.maximum(_gaze(g, p) - g.iris_r**2, eye(g, p))
+
+
+def pupil(g: Geometry, p: Points) -> Tensor:
+    return torch.maximum(_gaze(g, p) - (0.46 * g.iris_r) ** 2, eye(g, p))
+
+
+def _gaze(g: Geometry, p: Points) -> Tensor:
+    """Squared distance to the middle of the iris; both eyes look the same way."""
     ex, ey, _ = _eye(g, p)
     x, y = ex - torch.sign(p.fx) * g.gaze, ey + 0.12 * g.eye_h
-    return torch.maximum(x * x + y * y - (scale * g.iris_r) ** 2, eye(g, p))
+    return x * x + y * y
 
 
 def glint(g: Geometry, p: Points) -> Tensor:
@@ -324,3 +301,49 @@ def brim(g: Geometry, p: Points) -> Tensor:
     x = (p.x - 0.10 * g.yaw_sin) / (0.02 + (g.face_w + 0.20) * size)
     y = (hat_edge(g, p) + 0.30 * p.x * p.x - 0.01) / (0.004 + 0.060 * size)
     return squircle(x, y, 0.0) - 1.0
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What is drawn at once: a name, the class of its pixels, and its outline."""
+
+    name: str
+    part: str
+    outline: Callable[[Geometry, Points], Tensor]
+
+
+def everywhere(g: Geometry, p: Points) -> Tensor:
+    return torch.full_like(p.x, -1.0)
+
+
+LAYERS = (
+    Layer("wall", "background", everywhere),
+    Layer("panel", "background", panel),
+    Layer("ball", "background", ball),
+    Layer("back_hair", "hair", back_hair),
+    Layer("neck", "neck", neck),
+    Layer("clothes", "clothes", clothes),
+    Layer("collar", "clothes", collar),
+    Layer("ear", "ear", ear),
+    Layer("earring", "earring", earring),
+    Layer("locks", "hair", locks),
+    Layer("face", "skin", face),
+    Layer("beard", "beard", beard),
+    Layer("lid", "skin", lid),
+    Layer("eye", "eye", eye),
+    Layer("iris", "iris", iris),
+    Layer("pupil", "iris", pupil),
+    Layer("glint", "iris", glint),
+    Layer("lash", "eye", lash),
+    Layer("brow", "brow", brow),
+    Layer("nose", "nose", nose),
+    Layer("nostril", "nose", nostril),
+    Layer("lip", "lip", lip),
+    Layer("mouth", "mouth", mouth),
+    Layer("teeth", "mouth", teeth),
+    Layer("glasses", "glasses", glasses),
+    Layer("front_hair", "hair", front_hair),
+    Layer("hat", "hat", hat),
+    Layer("cuff", "hat", cuff),
+    Layer("brim", "hat", brim),
+)
