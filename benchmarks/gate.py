@@ -4,7 +4,8 @@ Rules of this file:
 - The error of a sample is the share of its pixels whose label differs from the renderer's exact mask.
 - Risk at a coverage is the mean error of the samples with the lowest scores. The measure is the area under that curve:
   a random order has the mean error, and the oracle orders by the error itself.
-- Measured seeds are kept in `build/gate_scores.npz`, so an interrupted run resumes.
+- Measured seeds are kept in `build/gate`, in a file named after the weights, so an interrupted run resumes and other
+  weights are measured anew.
 
 Run it as `python benchmarks/gate.py`; it writes benchmarks/results/gate.json and docs/images/gate.png.
 """
@@ -22,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from demo.annotate import render_seed
+from demo.committed import GENERATOR, INTERPRETER, fingerprint
 from tqdm import tqdm
 
 from labelmint.models.annotations import write_json
@@ -30,7 +32,6 @@ from labelmint.models.interpreter import interleave
 from labelmint.models.store import load_generator, load_interpreter
 
 ROOT = Path(__file__).parent.parent
-WEIGHTS = ROOT / "benchmarks" / "demo" / "weights"
 FIRST_SEED = 4_250_000_000
 SAVE_EVERY = 100
 # The score kinds that an export can have.
@@ -47,8 +48,8 @@ Array = npt.NDArray[np.float64]
 @torch.no_grad()
 def measure(count: int, kept: Path) -> dict[str, Array]:
     """Measure scores and error of `count` seeds: float64 [count] each."""
-    generator = load_generator(WEIGHTS / "generator.safetensors")
-    kinds = {name: load_interpreter(WEIGHTS / "interpreter.safetensors", name) for name in SCORES}
+    generator = load_generator(GENERATOR)
+    kinds = {name: load_interpreter(INTERPRETER, name) for name in SCORES}
     interpreter = kinds["sum"]  # all but the scores is the same in all of them
     weights = interpreter.weights()
     columns: dict[str, list[float]] = {name: [] for name in (*SCORES, "error")}
@@ -126,7 +127,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=5000, help="seeds to measure")
     arguments = parser.parse_args()
-    columns = measure(arguments.count, ROOT / "build" / "gate_scores.npz")
+    columns = measure(arguments.count, ROOT / "build" / "gate" / f"{fingerprint()}.npz")
     curves, figures = evaluate(columns)
     write_json(ROOT / "benchmarks" / "results" / "gate.json", figures)
     plot(columns, curves, ROOT / "docs" / "images" / "gate.png")

@@ -5,8 +5,8 @@ Rules of this file:
   labelmint with the JS gate, (d) without it, (e) exact renders, the ceiling. All but (a) have the same augmentation.
 - All runs use `clients/pytorch/train_segmenter.py`: the same network, the same number of steps. (c) and (d) pull over
   gRPC while they train, from a gateway whose cache serves the later runs.
-- A run's figures are written to benchmarks/results/labels_train_models.json as soon as it ends. So an interrupted
-  benchmark resumes, and `--report` only prints and plots.
+- A run's figures are written as soon as it ends, in `build/labels_train_models` to a directory named after the weights.
+  So an interrupted benchmark resumes, other weights are measured anew, and `--report` only prints and plots.
 
 Run it as `python benchmarks/labels_train_models.py`; it also writes docs/images/labels_train_models.png.
 """
@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from demo import faces
 from demo.annotate import exact_masks, render_seed
+from demo.committed import GENERATOR, INTERPRETER, fingerprint
 from serving import gateway
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -46,7 +47,6 @@ ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "clients" / "pytorch"))
 from train_segmenter import BATCH, Segmenter, evaluate, train  # noqa: E402
 
-WEIGHTS = ROOT / "benchmarks" / "demo" / "weights"
 RESULTS = ROOT / "benchmarks" / "results" / "labels_train_models.json"
 EVALUATION_SEED, EVALUATION_COUNT = 4_200_000_000, 1000
 RENDER_SEED = 3_000_000_000
@@ -79,8 +79,8 @@ def runs() -> list[Run]:
 
 def annotated() -> Pairs:
     """Return the 16 images that the demo's interpreter was fitted on, with their masks."""
-    seeds = read_notes(WEIGHTS / "interpreter.safetensors")["seeds"]
-    generator = load_generator(WEIGHTS / "generator.safetensors")
+    seeds = read_notes(INTERPRETER)["seeds"]
+    generator = load_generator(GENERATOR)
     images = np.stack([image for _, image in drawn_images(generator, seeds, 1.0)])  # [16,R,R,3]
     masks = np.stack(list(exact_masks(seeds).values()))  # [16,R,R]
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(masks)
@@ -89,7 +89,6 @@ def annotated() -> Pairs:
 def rendered(first_seed: int, count: int, kept: Path) -> Pairs:
     """Return exact pairs of consecutive seeds, from the file `kept` if it exists."""
     if not kept.exists():
-        kept.parent.mkdir(parents=True, exist_ok=True)
         faces_ = [render_seed(seed) for seed in tqdm(range(first_seed, first_seed + count), desc=kept.stem, unit="img")]
         images = torch.cat([to_uint8(face.image).permute(0, 3, 1, 2) for face in faces_])
         aside = kept.with_suffix(".part")
@@ -109,9 +108,13 @@ def pulled(endpoint: str, gated: bool) -> Iterator[Pairs]:
     return iter(DataLoader(dataset, batch_size=BATCH, num_workers=1))
 
 
-def measure(kept: list[dict[str, Any]]) -> None:
-    build = ROOT / "build" / "labels_train_models"
-    image, label = rendered(EVALUATION_SEED, EVALUATION_COUNT, build / "evaluation.pt")
+def measure() -> list[dict[str, Any]]:
+    """Make all runs that were not made with these weights before, and return the figures of all."""
+    folder = ROOT / "build" / "labels_train_models" / fingerprint()
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "runs.json"
+    kept: list[dict[str, Any]] = json.loads(file.read_text()) if file.exists() else []
+    image, label = rendered(EVALUATION_SEED, EVALUATION_COUNT, folder / "evaluation.pt")
     drawn = annotated()
     done = {Run(entry["arm"], entry["samples"], entry["seed"]) for entry in kept}
     with gateway("--model-repository", str(ROOT / "model_repository"), "--cache-bytes", str(10**9)) as endpoint:
@@ -120,7 +123,7 @@ def measure(kept: list[dict[str, Any]]) -> None:
             "b": lambda: batches(drawn),
             "c": lambda: pulled(endpoint, gated=True),
             "d": lambda: pulled(endpoint, gated=False),
-            "e": lambda: batches(rendered(RENDER_SEED, max(SIZES), build / "renders.pt")),
+            "e": lambda: batches(rendered(RENDER_SEED, max(SIZES), folder / "renders.pt")),
         }
         for run in (run for run in runs() if run not in done):
             started = time.perf_counter()
@@ -131,9 +134,10 @@ def measure(kept: list[dict[str, Any]]) -> None:
             by_class = dict(zip(faces.CLASS_NAMES, evaluate(network, image, label), strict=True))
             mean = sum(by_class.values()) / classes
             kept.append(asdict(run) | {"miou": mean, "iou": by_class, "seconds": time.perf_counter() - started})
-            RESULTS.parent.mkdir(parents=True, exist_ok=True)
-            write_json(RESULTS, kept)
+            write_json(file, kept)
             print(f"({run.arm}) {run.samples:>6} samples, seed {run.seed}: mIoU {mean:.3f}", flush=True)
+    write_json(RESULTS, kept)
+    return kept
 
 
 def by_source(kept: list[dict[str, Any]]) -> dict[tuple[str, int], list[float]]:
@@ -173,10 +177,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--report", action="store_true", help="only print and plot what was measured before")
     arguments = parser.parse_args()
-    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-    if not arguments.report:
-        measure(kept)
-    report(kept)
+    report(json.loads(RESULTS.read_text()) if arguments.report else measure())
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ import numpy as np
 import random_models
 import resuming
 import step_runner
+from demo.committed import GENERATOR, INTERPRETER
 from direct import PHASES, STEPS, Direct, inputs_of
 from resuming import BUILD, ROOT, Figures
 
@@ -52,7 +53,6 @@ from labelmint.models.store import load_generator, load_interpreter
 
 RESULTS = ROOT / "benchmarks" / "results" / "pair.json"
 PICTURE = ROOT / "docs" / "images" / "pair.png"
-WEIGHTS = ROOT / "benchmarks" / "demo" / "weights"
 OPENVINO = ROOT / ".venv-openvino" / "bin" / "python"
 REPEATS = 3  # timed calls of a process
 WARMUPS = 3  # untimed first calls of a server: they touch its memory for the first time
@@ -69,9 +69,7 @@ class Subject:
 
     def build(self) -> tuple[Generator, StyleInterpreter]:
         if self.name == "faces":
-            return load_generator(WEIGHTS / "generator.safetensors"), load_interpreter(
-                WEIGHTS / "interpreter.safetensors"
-            )
+            return load_generator(GENERATOR), load_interpreter(INTERPRETER)
         resolution, classes = (int(part[1:]) for part in self.name.split("_"))
         return random_models.stylegan2(resolution, classes)
 

@@ -188,6 +188,21 @@ def test_missing_files_are_one_line(tmp_path: Path) -> None:
         assert done.stderr.startswith("labelmint: ") and done.stderr.count("\n") == 1, done.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--seeds", "7,7"), "--seeds has 7 twice"),
+        (("--seeds", "7", "--count", "2"), "--count and --first-seed do not apply"),
+        (("--seeds", "4294967296"), "seeds"),
+        (("--seeds", "seven"), "seeds"),
+    ],
+)
+def test_seeds_of_synth_that_cannot_be(arguments: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    done = run("synth", "--generator", "g", *arguments, str(tmp_path / "out"))
+    assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_model_name_must_be_a_name(tmp_path: Path) -> None:
     done = run("export", "--generator", "g", "--interpreter", "i", "../escape", "--model-repository", str(tmp_path))
     assert done.returncode == 2 and "model" in done.stderr and "Traceback" not in done.stderr

@@ -137,7 +137,11 @@ class Run:
         """What a checkpoint must have been made with."""
         phases = [asdict(phase) for phase in self.phases]
         steps = str(self.mapping_steps)
-        return {"phases": json.dumps(phases), "mapping steps": steps, "network": json.dumps(self.generator.spec.to_json())}
+        return {
+            "phases": json.dumps(phases),
+            "mapping steps": steps,
+            "network": json.dumps(self.generator.spec.to_json()),
+        }
 
     def start(self) -> None:
         """Fit the mapping network alone."""

@@ -61,17 +61,26 @@ class Synth(BaseModel):
     out: Annotated[CliPositionalArg[Path], Field(description="directory to create")]
     count: Annotated[int, Field(ge=1, description="number of images")] = 16
     first_seed: Annotated[int, Field(ge=0, lt=2**32, description="seed of the first image")] = ANNOTATION_SEED
+    seeds: Annotated[
+        list[Annotated[int, Field(ge=0, lt=2**32)]] | None,
+        Field(min_length=1, description="the seeds of all images, instead of --count and --first-seed: 7,19,23"),
+    ] = None
     truncation_psi: Annotated[float, Field(ge=0, le=2, description="truncation of the latents")] = 1.0
+
+    @model_validator(mode="after")
+    def _seeds_once(self) -> Synth:
+        if self.seeds is not None:
+            if self.model_fields_set & {"count", "first_seed"}:
+                raise ValueError("--seeds names all images, so --count and --first-seed do not apply")
+            if twice := sorted({seed for seed in self.seeds if self.seeds.count(seed) > 1}):
+                raise ValueError(f"--seeds has {twice[0]} twice")
+        return self
 
     def cli_cmd(self) -> None:
         from labelmint.models.draw import synthesize
 
-        synthesize(
-            self.generator,
-            self.out,
-            range(self.first_seed, self.first_seed + self.count),
-            truncation_psi=self.truncation_psi,
-        )
+        seeds = self.seeds or range(self.first_seed, self.first_seed + self.count)
+        synthesize(self.generator, self.out, seeds, truncation_psi=self.truncation_psi)
 
 
 class Fit(BaseModel):

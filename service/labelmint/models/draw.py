@@ -6,7 +6,7 @@ Rules of this file:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,10 +38,10 @@ def drawn_images(
         yield seed, to_uint8(draw(generator, seed, truncation_psi, layout="paper")[0])[0].numpy()
 
 
-def synthesize(generator_path: Path, out: Path, seeds: range, *, truncation_psi: float) -> None:
+def synthesize(generator_path: Path, out: Path, seeds: Sequence[int], *, truncation_psi: float) -> None:
     """`labelmint synth`: write the images that a person will annotate."""
     check_new(out)
     generator = load_generator(generator_path)
     images = dict(tqdm(drawn_images(generator, seeds, truncation_psi), total=len(seeds), desc="synth", unit="img"))
     write_dataset(out, sha256_of(generator_path), truncation_psi, images=images)
-    print(f"{out}: {len(seeds)} images of seeds {seeds[0]} to {seeds[-1]}, ready to be annotated")
+    print(f"{out}: {len(seeds)} images of seeds {min(seeds)} to {max(seeds)}, ready to be annotated")
