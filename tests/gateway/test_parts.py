@@ -52,7 +52,9 @@ HTTP, RPC = "http_server_request_duration_seconds", "rpc_server_call_duration_se
 SAMPLE, SAMPLES = "/v1/models/{model}/samples/{seed}", "/v1/models/{model}/samples"
 GET_SAMPLE = "labelmint.v1.SampleService/GetSample"
 MODELS = {(name, 1): replace(MODEL, name=name, triton_name=f"{name}_in_triton") for name in ("ants", "bees")}
-LIMITS = Limits(max_in_flight=2, triton_slots=4, max_streams=4, max_window=4, capacity_wait_seconds=0.0)
+LIMITS = Limits(
+    max_in_flight=2, triton_slots=4, max_streams=4, max_window=4, capacity_wait_seconds=0.0, max_empty_seeds=1000
+)
 
 Observed: TypeAlias = tuple[int, float]  # count and sum of a histogram
 

@@ -1,5 +1,9 @@
 """Every error that a call to Triton can raise becomes one of ours."""
 
+import asyncio
+import contextlib
+import gc
+
 import grpc
 import grpc.aio
 import pytest
@@ -11,7 +15,7 @@ from labelmint.core.errors import (
     Overloaded,
     TritonUnavailable,
 )
-from labelmint.triton.client import TritonClient, translate
+from labelmint.triton.client import TritonClient, _to_its_end, translate
 
 pytestmark = pytest.mark.unit
 
@@ -53,6 +57,29 @@ def test_full_shared_memory_passes_and_is_logged(code: grpc.StatusCode, caplog: 
     said = "Failed to increase the shared memory pool size for key 'x': No space left on device"
     assert type(translate(failure(code, said))) is TritonUnavailable
     assert "/dev/shm" in caplog.text and said in caplog.text
+
+
+async def test_the_error_of_a_call_that_nobody_waits_for_is_not_logged() -> None:
+    logged: list[str] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: logged.append(context["message"]))
+
+    async def broken() -> None:
+        await asyncio.sleep(0.01)
+        raise failure(grpc.StatusCode.INTERNAL, "it broke")
+
+    async def abandoned() -> None:
+        waiting = asyncio.ensure_future(_to_its_end(broken()))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await waiting
+
+    await abandoned()
+    await asyncio.sleep(0.01)
+    gc.collect()  # asyncio logs the error when it drops the call
+    loop.set_exception_handler(None)
+    assert logged == []
 
 
 async def test_nobody_listens() -> None:

@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
+from labelmint.core.errors import TritonUnavailable
 from labelmint.gateway.process.own_triton import OwnTriton
 from labelmint.gateway.process.settings import ServeSettings
 from labelmint.gateway.sampling.catalog import Catalog
 from labelmint.gateway.sampling.metrics import Metrics
 from labelmint.triton import server
 from labelmint.triton.client import TritonClient
-from labelmint.triton.server import TritonServer
+from labelmint.triton.server import TritonServer, wait_until_ready
 from tests.conftest import REPOSITORY
 from tests.support.processes import running
 from tests.support.waiting import until
@@ -64,6 +65,49 @@ async def test_the_signal_is_the_cause_and_no_warning_is(
     await triton.start()
     await asyncio.wait_for(triton.wait(), 60)
     assert await triton.explain_end() == said
+    await triton.stop()
+
+
+ABORTS_AT_THE_FIRST_STARTS = r"""
+import os, pathlib, time
+starts = pathlib.Path(__file__).with_suffix(".starts")
+with starts.open("a") as file:
+    file.write("x")
+if len(starts.read_text()) <= {aborts}:
+    print("terminate called after throwing an instance of 'boost::interprocess::lock_exception'", flush=True)
+    print("  what():  {said}", flush=True)
+    os.abort()
+time.sleep(1000)
+"""
+
+
+@pytest.mark.parametrize(
+    ("aborts", "said", "starts"),
+    [
+        (2, "boost::interprocess::lock_exception", 3),
+        (9, "boost::interprocess::lock_exception", 3),
+        (1, "out of luck", 1),
+    ],
+)
+async def test_a_start_that_waited_too_long_for_a_lock_is_repeated_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, aborts: int, said: str, starts: int
+) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(ABORTS_AT_THE_FIRST_STARTS.format(aborts=aborts, said=said))
+    monkeypatch.setattr(server, "DIE_WITH_PARENT", program)
+    counted, stop = program.with_suffix(".starts"), asyncio.Event()
+    triton = TritonServer(REPOSITORY, ["faces"])
+    await triton.start()
+    waiting = asyncio.ensure_future(wait_until_ready(triton, stop))
+    if starts > aborts:  # the last start hangs, and is waited for
+        await until(lambda: counted.exists() and len(counted.read_text()) == starts and triton.running)
+        assert not waiting.done()
+        stop.set()
+        await asyncio.wait_for(waiting, 60)
+    else:
+        with pytest.raises(TritonUnavailable, match=said):
+            await asyncio.wait_for(waiting, 60)
+    assert len(counted.read_text()) == starts
     await triton.stop()
 
 

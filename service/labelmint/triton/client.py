@@ -430,6 +430,8 @@ async def _to_its_end(call: Awaitable[T]) -> T:
         return await asyncio.shield(answering)
     except asyncio.CancelledError:
         await asyncio.wait([answering])
+        if not answering.cancelled():
+            answering.exception()  # asyncio logs an exception that nobody asked for, and nobody waits for this one
         raise
 
 

@@ -52,6 +52,8 @@ _ERROR = re.compile(r'E[01]\d{3} \S+ +\d+ \S+\] "?(.*?)"?$|\s*what\(\): +(.*)$')
 _COLOURS = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 # Triton logs these as errors on every machine without a GPU.
 _NO_GPU = ("CudaDriverHelper", "CUDA driver version")
+_LOCK_TIMED_OUT = "boost::interprocess::lock_exception"
+_MAX_STARTS = 3
 
 
 class TritonServer:
@@ -260,16 +262,23 @@ class TritonServer:
 async def wait_until_ready(server: TritonServer, stop: asyncio.Event | None = None) -> None:
     """Return when all current `models` of the server are ready, or `stop` is set.
 
-    Raises TritonUnavailable with Triton's own message.
+    Triton aborts if it waits for ten seconds for the lock of its shared memory, which happens on a busy machine. It is
+    then started again, twice at most. Raises TritonUnavailable with Triton's own message.
     """
     client = TritonClient(server.grpc_url)
     deadline = time.monotonic() + START_TIMEOUT_SECONDS
+    starts = 1
     try:
         while stop is None or not stop.is_set():
             if all([await client.is_ready(model) for model in server.models]):
                 return
             if not server.running:
-                raise TritonUnavailable(f"Triton could not load the model repository: {await server.explain_end()}")
+                ended = await server.explain_end()
+                if _LOCK_TIMED_OUT not in ended or starts == _MAX_STARTS:
+                    raise TritonUnavailable(f"Triton could not load the model repository: {ended}")
+                logger.warning("Triton waited too long for the lock of its shared memory; starting it again")
+                starts += 1
+                await server.start()
             if time.monotonic() > deadline:
                 raise TritonUnavailable(
                     f"Triton was not ready after {START_TIMEOUT_SECONDS:.0f} s. It said: {server.explain()}"

@@ -48,6 +48,7 @@ def answer_head(app: FastAPI) -> None:
             methods=["HEAD"],
             response_class=route.response_class,
             response_model=route.response_model,
+            response_model_exclude_unset=route.response_model_exclude_unset,
             dependencies=route.dependencies,
             responses=statuses,
             summary=f"As GET, without the body: {route.summary}",
