@@ -22,7 +22,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import numpy.typing as npt
 import torch
-from demo.annotate import render_seed
+from demo.annotate import compiled_renderer
 from demo.committed import GENERATOR, INTERPRETER, fingerprint
 from tqdm import tqdm
 
@@ -52,6 +52,7 @@ def measure(count: int, kept: Path) -> dict[str, Array]:
     kinds = {name: load_interpreter(INTERPRETER, name) for name in SCORES}
     interpreter = kinds["sum"]  # all but the scores is the same in all of them
     weights = interpreter.weights()
+    render = compiled_renderer()
     columns: dict[str, list[float]] = {name: [] for name in (*SCORES, "error")}
     if kept.exists():
         with np.load(kept) as arrays:
@@ -70,7 +71,7 @@ def measure(count: int, kept: Path) -> dict[str, Array]:
         js_map, mean_entropy = torch.cat(divergences, dim=1), torch.cat(entropies, dim=1)  # [1,...] of R*R pixels
         for name, kind in kinds.items():
             columns[name].append(kind.score(*kind.maps(js_map, mean_entropy)).item())
-        wrong = torch.cat(labels, dim=1) != render_seed(seed).label  # [1,R,R]
+        wrong = torch.cat(labels, dim=1) != render(seed).label  # [1,R,R]
         columns["error"].append(wrong.float().mean().item())
         if (index + 1) % SAVE_EVERY == 0 or index + 1 == count:
             aside = kept.with_suffix(".part.npz")

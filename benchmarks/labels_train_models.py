@@ -29,7 +29,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from demo import faces
-from demo.annotate import exact_masks, render_seed
+from demo.annotate import compiled_renderer, exact_masks
 from demo.committed import GENERATOR, INTERPRETER, fingerprint
 from serving import gateway
 from torch import Tensor
@@ -89,7 +89,8 @@ def annotated() -> Pairs:
 def rendered(first_seed: int, count: int, kept: Path) -> Pairs:
     """Return exact pairs of consecutive seeds, from the file `kept` if it exists."""
     if not kept.exists():
-        faces_ = [render_seed(seed) for seed in tqdm(range(first_seed, first_seed + count), desc=kept.stem, unit="img")]
+        render = compiled_renderer()
+        faces_ = [render(seed) for seed in tqdm(range(first_seed, first_seed + count), desc=kept.stem, unit="img")]
         images = torch.cat([to_uint8(face.image).permute(0, 3, 1, 2) for face in faces_])
         aside = kept.with_suffix(".part")
         torch.save((images, torch.cat([face.label for face in faces_])), aside)
@@ -117,12 +118,12 @@ def measure() -> list[dict[str, Any]]:
     image, label = rendered(EVALUATION_SEED, EVALUATION_COUNT, folder / "evaluation.pt")
     drawn = annotated()
     done = {Run(entry["arm"], entry["samples"], entry["seed"]) for entry in kept}
-    with gateway("--model-repository", str(ROOT / "model_repository"), "--cache-bytes", str(10**9)) as endpoint:
+    with gateway("--model-repository", str(ROOT / "model_repository"), "--cache-bytes", str(10**9)) as served:
         sources: dict[str, Callable[[], Iterator[Pairs]]] = {
             "a": lambda: batches(drawn),
             "b": lambda: batches(drawn),
-            "c": lambda: pulled(endpoint, gated=True),
-            "d": lambda: pulled(endpoint, gated=False),
+            "c": lambda: pulled(served.grpc, gated=True),
+            "d": lambda: pulled(served.grpc, gated=False),
             "e": lambda: batches(rendered(RENDER_SEED, max(SIZES), folder / "renders.pt")),
         }
         for run in (run for run in runs() if run not in done):

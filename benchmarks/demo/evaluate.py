@@ -21,8 +21,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from demo import metrics
-from demo.annotate import exact_keypoints, render_seed
+from demo import faces, metrics
+from demo.annotate import compiled_renderer, exact_keypoints
 from demo.segmenter import Segmenter, segment
 from labelmint.calibrate import measure, serving
 from labelmint.core.calibration import Calibration
@@ -34,30 +34,27 @@ from labelmint.triton.client import Array
 from labelmint.triton.model_config import read_config
 
 EVALUATION_SEED = 4_200_000_000
+SHEET_COLUMNS = 8
 
 
-def evaluate_generator(path: Path, segmenter_path: Path, count: int, *, sheet: Path | None) -> dict[str, object]:
+def evaluate_generator(path: Path, segmenter_path: Path, count: int) -> dict[str, object]:
     """Measure PSNR and sharpness against the renderer, and the independent segmenter's IoU on the generated images."""
     generator = load_generator(path)
     judge = Segmenter()
     judge.load_state_dict(torch.load(segmenter_path, weights_only=True))
     judge.eval()
+    render = compiled_renderer()
     values, counts = [], torch.zeros(metrics.NUM_CLASSES, metrics.NUM_CLASSES, dtype=torch.long)
     generated, rendered = torch.zeros(metrics.OCTAVES).double(), torch.zeros(metrics.OCTAVES).double()
     seen = torch.zeros(metrics.NUM_CLASSES, dtype=torch.long)  # in how many seeds
-    pairs: list[tuple[Tensor, Tensor]] = []
     for seed in tqdm(range(EVALUATION_SEED, EVALUATION_SEED + count), desc="generator", unit="img"):
-        exact = render_seed(seed)
+        exact = render(seed)
         image, _ = draw(generator, seed, 1.0, layout="paper")
         values.append(metrics.psnr(image, exact.image))
         counts += metrics.confusion(segment(judge, image), exact.label)
         seen += torch.bincount(exact.label.flatten(), minlength=metrics.NUM_CLASSES) > 0
         generated += metrics.gradient_energy(image.clamp(-1.0, 1.0))
         rendered += metrics.gradient_energy(exact.image)
-        if len(pairs) < 16:
-            pairs.append((exact.image[0], image[0]))
-    if sheet is not None:
-        write_sheet(sheet, pairs)
     by_class = metrics.iou(counts)
     share = dict(zip(by_class, (seen / count).tolist(), strict=True))
     mean = float(torch.cat(values).mean())
@@ -87,15 +84,22 @@ def _percent(share: float) -> str:
     return f"{100.0 * share:.1f} %"
 
 
-def evaluate_interpreter(generator_path: Path, path: Path, count: int) -> dict[str, object]:
+def evaluate_interpreter(generator_path: Path, path: Path, count: int, *, sheet: Path | None) -> dict[str, object]:
     """Measure the IoU of the ensemble's labels against the renderer's masks."""
     generator, interpreter = load_generator(generator_path), load_interpreter(path)
     counts = torch.zeros(metrics.NUM_CLASSES, metrics.NUM_CLASSES, dtype=torch.long)
+    render, columns = compiled_renderer(), list[Tensor]()
     for seed in tqdm(range(EVALUATION_SEED, EVALUATION_SEED + count), desc="interpreter", unit="img"):
-        _, features = draw(generator, seed, 1.0, layout=interpreter.spec.layout)
+        image, features = draw(generator, seed, 1.0, layout=interpreter.spec.layout)
         with torch.no_grad():
             label, _, _ = interpreter(features)
-        counts += metrics.confusion(label, render_seed(seed).label)
+        exact = render(seed)
+        counts += metrics.confusion(label, exact.label)
+        if len(columns) < 3 * SHEET_COLUMNS:
+            coloured = torch.tensor(faces.PALETTE, dtype=torch.uint8)[label[0].long()]  # [R,R,3]
+            columns.append(torch.cat([to_uint8(exact.image)[0], to_uint8(image)[0], coloured]))  # [3*R,R,3]
+    if sheet is not None:
+        write_sheet(sheet, columns)
     by_class = metrics.iou(counts)
     print(f"IoU of the labels against exact masks on {count} unseen seeds:\n{metrics.table(by_class)}")
     return {
@@ -138,10 +142,10 @@ def evaluate_keypoints(generator_path: Path, path: Path, count: int) -> dict[str
 
 async def evaluate_gate(repository: Path, count: int) -> dict[str, object]:
     """Measure, with the real Triton, how many unseen seeds the calibrated gate accepts, and the label errors."""
-    first = EVALUATION_SEED + 100_000
+    first, render = EVALUATION_SEED + 100_000, compiled_renderer()
 
     def judged(seed: int, arrays: dict[str, Array]) -> tuple[float, float]:
-        wrong = arrays["label"] != render_seed(seed).label[0].numpy()
+        wrong = arrays["label"] != render(seed).label[0].numpy()
         return float(arrays["js_score"][0]), float(wrong.mean())
 
     async with serving(repository, "faces") as (client, model):
@@ -240,14 +244,10 @@ async def evaluate_formats(repository: Path, other: Path, count: int) -> dict[st
     return figures
 
 
-def write_sheet(path: Path, pairs: list[tuple[Tensor, Tensor]]) -> None:
-    """Write a contact sheet: rows of eight renders, each with the generated images below it."""
-    rows = []
-    for first in range(0, len(pairs), 8):
-        for side in (0, 1):
-            rows.append(torch.cat([pair[side] for pair in pairs[first : first + 8]], dim=2))
-    sheet = torch.cat(rows, dim=1).permute(1, 2, 0)
-    Image.fromarray((sheet * 127.5 + 128).clamp(0, 255).numpy().astype(np.uint8)).save(path)
+def write_sheet(path: Path, columns: list[Tensor]) -> None:
+    """Write pictures uint8 [H,R,3] next to each other, SHEET_COLUMNS in a row."""
+    rows = [torch.cat(columns[first : first + SHEET_COLUMNS], 1) for first in range(0, len(columns), SHEET_COLUMNS)]
+    Image.fromarray(torch.cat(rows).numpy()).save(path, optimize=True)
 
 
 def main() -> None:
@@ -260,10 +260,11 @@ def main() -> None:
             added.add_argument(file, type=Path)
         added.add_argument("--count", type=int, default=count, help="number of seeds")
         added.add_argument("--json", type=Path, help="file to store the figures in")
+        added.add_argument("--name", default=name, help="name of the figures in that file")
         return added
 
-    command("generator", "generator", "segmenter", count=1024).add_argument("--sheet", type=Path)
-    command("interpreter", "generator", "interpreter", count=500)
+    command("generator", "generator", "segmenter", count=1024)
+    command("interpreter", "generator", "interpreter", count=500).add_argument("--sheet", type=Path)
     command("keypoints", "generator", "interpreter", count=500)
     command("gate", "repository", count=1000)
     command("served", "repository", "generator", "interpreter", count=64)
@@ -271,9 +272,9 @@ def main() -> None:
     given = parser.parse_args()
     figures: dict[str, object]
     if given.command == "generator":
-        figures = evaluate_generator(given.generator, given.segmenter, given.count, sheet=given.sheet)
+        figures = evaluate_generator(given.generator, given.segmenter, given.count)
     elif given.command == "interpreter":
-        figures = evaluate_interpreter(given.generator, given.interpreter, given.count)
+        figures = evaluate_interpreter(given.generator, given.interpreter, given.count, sheet=given.sheet)
     elif given.command == "keypoints":
         figures = evaluate_keypoints(given.generator, given.interpreter, given.count)
     elif given.command == "gate":
@@ -284,7 +285,7 @@ def main() -> None:
         figures = asyncio.run(evaluate_formats(given.repository, given.other, given.count))
     if given.json is not None:
         known = json.loads(given.json.read_text()) if given.json.exists() else {}
-        write_json(given.json, known | {given.command: figures})
+        write_json(given.json, known | {given.name: figures})
 
 
 if __name__ == "__main__":

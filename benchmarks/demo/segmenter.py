@@ -3,6 +3,8 @@
 Rules of this file:
 - It sees no generated image during training. So a part that it finds in a generated image is really visible there.
 - Training images are slightly blurred, shifted in colour and noisy, so it learns the parts, not the renderer's edges.
+  For the same reason two subsamples in a pixel are enough for them.
+- It trains until the classes that one seed in twenty has are found as surely as the others: 48,000 renders.
 
 Run it as `PYTHONPATH=benchmarks python -m demo.segmenter OUT.pt`.
 """
@@ -10,6 +12,7 @@ Run it as `PYTHONPATH=benchmarks python -m demo.segmenter OUT.pt`.
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,7 +23,7 @@ from tqdm import tqdm
 from demo import faces
 from demo.metrics import NUM_CLASSES, confusion, iou, table
 
-STEPS = 450
+STEPS = 3_000
 BATCH = 16
 WIDTHS = (16, 32, 48, 64)
 
@@ -64,9 +67,10 @@ def train(steps: int = STEPS, seed: int = 0) -> Segmenter:
     network = Segmenter().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
+    render = torch.compile(partial(faces.render, resolution=faces.RESOLUTION, supersampling=2), dynamic=False)
     for step in tqdm(range(steps), desc="segmenter", unit="step"):
         z = torch.randn(BATCH, faces.Z_DIM, generator=torch.Generator().manual_seed(77_000_000 + step))
-        batch = faces.render(z)
+        batch = render(z, None)
         image = _degrade(batch.image).contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
             logits = network(image)
@@ -100,9 +104,12 @@ def main() -> None:
     arguments = parser.parse_args()
     network = train()
     torch.save(network.state_dict(), arguments.out)
-    batch = faces.render(torch.randn(128, faces.Z_DIM, generator=torch.Generator().manual_seed(5)))
-    print("IoU on 128 unseen exact renders:")
-    print(table(iou(confusion(segment(network, batch.image), batch.label))))
+    counts = torch.zeros(NUM_CLASSES, NUM_CLASSES, dtype=torch.long)
+    for z in torch.randn(512, faces.Z_DIM, generator=torch.Generator().manual_seed(5)).split(16):
+        batch = faces.render(z)
+        counts += confusion(segment(network, batch.image), batch.label)
+    print("IoU on 512 unseen exact renders:")
+    print(table(iou(counts)))
 
 
 if __name__ == "__main__":

@@ -1,20 +1,21 @@
 """Makes the pictures of the README (seeds with labels and verdicts) and of docs/rest.md (the gallery).
 
-Run it as `python docs/make_pictures.py http://127.0.0.1:8080`, while a service runs there.
+Run it as `PYTHONPATH=benchmarks python -m demo.pictures`. It starts a service of the demo's models for them.
 """
 
 import io
 import json
 import shutil
-import sys
 import urllib.request
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from playwright.sync_api import sync_playwright
+from serving import gateway
 
-OUT = Path(__file__).parent / "images"
+ROOT = Path(__file__).parent.parent.parent
+OUT = ROOT / "docs" / "images"
 GALLERY = "?model=faces&seed=7&count=24&view=overlay&max_quantile=0.9"
 COLUMNS, SIZE, MARGIN, CAPTION = 6, 176, 8, 24
 
@@ -30,7 +31,13 @@ def overlay(sample: dict[str, np.ndarray], palette: np.ndarray) -> np.ndarray:
 
 
 def main() -> None:
-    base = sys.argv[1].rstrip("/")
+    with gateway("--model-repository", str(ROOT / "model_repository")) as served:
+        pairs(served.http)
+        gallery(served.http)
+
+
+def pairs(base: str) -> None:
+    """Write six seeds, each with its label, its JS score and the gate's verdict."""
     with urllib.request.urlopen(f"{base}/v1/models/faces") as answer:
         classes = json.load(answer)["classes"]
     palette = np.array([[int(entry["rgb"][i : i + 2], 16) for i in (1, 3, 5)] for entry in classes])
@@ -56,11 +63,10 @@ def main() -> None:
         draw.text((x + 18, y - 2), entry["name"], (28, 30, 36), font)
         x += width + gap
     sheet.save(OUT / "pairs.png", optimize=True)
-    gallery(base)
 
 
 def gallery(base: str) -> None:
-    """The gallery as a browser shows it."""
+    """Write the gallery as a browser shows it."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"))
         page = browser.new_page(viewport={"width": 1280, "height": 820})
