@@ -7,11 +7,14 @@ Rules of this file:
   to explain a difference.
 
 After an intended change of samples, run `python -m tests.torture.identity` to rewrite the digests of this machine's
-processor. Those of other processors are kept as long as they depend on the same things.
+processor. Those of other processors are kept as long as they depend on the same things. With AVX-512, the same command
+with `--as-avx2` adds those of a processor without it: qemu-user emulates one for Triton's model processes.
 """
 
 from __future__ import annotations
 
+import argparse
+import asyncio
 import hashlib
 import json
 import platform
@@ -26,14 +29,16 @@ from typing import Any
 import numpy as np
 import webdataset
 
+from labelmint.core.executor import Choice
 from labelmint_client import Client, Sample, SampleOptions
 from labelmint_client.pull import PullOptions, pull
-from tests.conftest import ROOT, start_service
+from tests.conftest import REPOSITORY, ROOT, Service, start_service
+from tests.torture.emulated import emulated
 
 GOLDEN = ROOT / "tests" / "data" / "golden_digests.json"
 GOLDEN_SEEDS = range(12)
 MODEL = "faces"
-EXECUTORS = ("kernel", "onnxruntime")
+EXECUTORS: tuple[Choice, ...] = ("kernel", "onnxruntime")
 ALL = SampleOptions(max_js=1e9)
 Row = tuple[str, str]
 
@@ -136,36 +141,62 @@ def depends_on(client: Client) -> dict[str, str]:
     }
 
 
-def kind(executor: str) -> str:
-    """Return the key of this machine's golden digests.
+def kind(executor: str, vectors: str = "") -> str:
+    """Return the key of the golden digests of this machine, or of another one with the instruction set `vectors`.
 
     The processor decides which float32 kernels ONNX Runtime uses for the generator; others round in another order. The
     labels depend on the executor, too.
     """
     flags = Path("/proc/cpuinfo").read_text().split()
-    vectors = next((flag for flag in ("avx512f", "avx2") if flag in flags), "plain")
+    vectors = vectors or next((flag for flag in ("avx512f", "avx2") if flag in flags), "plain")
     return f"{platform.machine()} {vectors}, {executor}"
 
 
-def write_golden() -> None:
-    mine = {}
+def golden_of(service: Service, executor: str) -> dict[str, Any]:
+    """Request the golden seeds from a service, and return their digests with what they depend on."""
+    try:
+        with Client(service.grpc, deadline_seconds=600.0) as client:
+            assert client.get_model(MODEL).executor == executor, service.log.read_text()
+            found = {str(seed): vars(each) for seed, each in alone(client, GOLDEN_SEEDS).items()}
+            return {"depends_on": depends_on(client), "digests": found}
+    finally:
+        assert service.stop() == 0
+
+
+def of_this_machine(directory: Path) -> dict[str, dict[str, Any]]:
+    return {
+        kind(executor): golden_of(start_service(directory / f"{executor}.log", "--executor", executor), executor)
+        for executor in EXECUTORS
+    }
+
+
+async def of_avx2(directory: Path) -> dict[str, dict[str, Any]]:
+    found = {}
     for executor in EXECUTORS:
-        with TemporaryDirectory() as directory:
-            service = start_service(Path(directory) / "serve.log", "--executor", executor)
-            with Client(service.grpc) as client:
-                assert client.get_model(MODEL).executor == executor, service.log.read_text()
-                found = {str(seed): vars(each) for seed, each in alone(client, GOLDEN_SEEDS).items()}
-                now = depends_on(client)
-                mine[kind(executor)] = {"depends_on": now, "digests": found}
-            assert service.stop() == 0
-    before = json.loads(GOLDEN.read_text())
-    # Earlier keys have no executor.
-    kept = {name: each for name, each in before.items() if each["depends_on"] == now and ", " in name}
-    golden = dict(sorted((kept | mine).items()))
+        async with emulated(REPOSITORY, MODEL, executor, directory=directory / executor) as triton:
+            url = ("--triton-url", triton.grpc_url)
+            service = await asyncio.to_thread(start_service, directory / f"{executor}.log", *url, repository=directory)
+            found[kind(executor, "avx2")] = await asyncio.to_thread(golden_of, service, executor)
+    return found
+
+
+def write_golden(mine: dict[str, dict[str, Any]]) -> None:
+    """Replace these digests in the file, and forget those that depend on something else."""
+    now = next(iter(mine.values()))["depends_on"]
+    kept = {name: each for name, each in json.loads(GOLDEN.read_text()).items() if each["depends_on"] == now}
     aside = GOLDEN.with_suffix(".part")
-    aside.write_text(json.dumps(golden, indent=1) + "\n")
+    aside.write_text(json.dumps(dict(sorted((kept | mine).items())), indent=1) + "\n")
     aside.replace(GOLDEN)
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--as-avx2", action="store_true", help="emulate a processor with AVX2 and without AVX-512")
+    arguments = parser.parse_args()
+    with TemporaryDirectory() as name:
+        directory = Path(name)
+        write_golden(asyncio.run(of_avx2(directory)) if arguments.as_avx2 else of_this_machine(directory))
+
+
 if __name__ == "__main__":
-    write_golden()
+    main()
