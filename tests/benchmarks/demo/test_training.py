@@ -23,6 +23,7 @@ PHASES = (
     Phase(16, 16, 3e-3, 1e-3, 4),
     Phase(32, 8, 3e-3, 1e-3, 4),
     Phase(32, 44, 1e-3, 1e-4, 4, pull=0.5),
+    Phase(32, 8, 1e-3, 1e-4, 4, contrast=1.0),
 )
 STEPS = sum(phase.images // phase.batch for phase in PHASES)
 
@@ -85,13 +86,13 @@ def test_a_checkpoint_of_other_phases_is_refused(tmp_path: Path, monkeypatch: py
 
 def test_the_discriminator_cannot_outweigh_the_regression() -> None:
     """Its gradient at the images has the length that the phase allows, and a new one starts with none."""
-    run, phase = Run(PHASES, SPEC), PHASES[-1]
+    run, phase = Run(PHASES, SPEC), PHASES[2]
     rng = torch.Generator().manual_seed(3)
     image, target, regression = (torch.randn(4, 3, 32, 32, generator=rng) for _ in range(3))
     for images in (0, 2, phase.images // 2):
         run.images = images
         share = min(1.0, images / (0.1 * phase.images))
-        pull = train_generator._pull(run, phase, image, target=target, regression=1e-3 * regression)
+        pull = train_generator._pull(run, phase, image, target=target, other=1e-3 * regression)
         wanted = share * phase.pull * 1e-3 * regression.norm()
         torch.testing.assert_close(pull.norm(), wanted, rtol=1e-4, atol=1e-9)
 
@@ -106,6 +107,19 @@ def test_the_discriminator_learns_to_tell_blurred_images() -> None:
         run.critic.learn(blurred, sharp, step=step)
     against = -run.critic.pull(blurred, sharp)
     assert float((against * (sharp - blurred)).sum()) > 0.0
+
+
+def test_the_contrast_tells_a_blurred_edge_from_a_moved_one() -> None:
+    """Which the regression does not: it prefers the blurred one."""
+    rng = torch.Generator().manual_seed(6)
+    exact = faces.render(torch.randn(8, faces.Z_DIM, generator=rng)).image
+    moved = exact.roll(1, dims=-1)
+    blurred = (exact.roll(1, dims=-1) + exact + exact.roll(-1, dims=-1)) / 3.0
+    weight = torch.ones(8, 1, 128, 128)
+    for loss, prefers_blur in ((train_generator.regression_loss, True), (train_generator.contrast_loss, False)):
+        losses = [float(loss(image, exact, weight)) for image in (moved, blurred)]
+        assert (losses[1] < losses[0]) == prefers_blur, loss.__name__
+    assert float(train_generator.contrast_loss(exact, exact, weight)) == 0.0
 
 
 def test_the_latents_of_a_step_do_not_depend_on_what_ran_before() -> None:
