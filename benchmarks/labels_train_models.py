@@ -50,7 +50,7 @@ from train_segmenter import BATCH, Segmenter, evaluate, train  # noqa: E402
 RESULTS = ROOT / "benchmarks" / "results" / "labels_train_models.json"
 EVALUATION_SEED, EVALUATION_COUNT = 4_200_000_000, 1000
 RENDER_SEED = 3_000_000_000
-SIZES = (1000, 5000, 10_000)
+SIZES = (1000, 10_000)
 SEEDS = (0, 1, 2)
 ARMS = {
     "a": "16 annotated images",

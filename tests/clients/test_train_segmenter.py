@@ -21,14 +21,14 @@ def test_it_pulls_trains_and_judges(
     rng = np.random.default_rng(0)
     evaluation = tmp_path / "exact.npz"
     image = rng.integers(0, 256, (3, 128, 128, 3), dtype=np.uint8)
-    np.savez(evaluation, image=image, label=rng.integers(0, 12, (3, 128, 128), dtype=np.uint8))
+    np.savez(evaluation, image=image, label=rng.integers(0, 16, (3, 128, 128), dtype=np.uint8))
     weights = [tmp_path / "first.pt", tmp_path / "second.pt"]
     for out in weights:
         command = ["train_segmenter.py", str(out), "--endpoint", service.grpc, "--samples", "24", "--steps", "3"]
         monkeypatch.setattr(sys, "argv", [*command, "--evaluation", str(evaluation)])
         train_segmenter.main()
     table = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in table[:13]][:3] == ["background", "hair", "neck"] and len(table) == 26
+    assert [line.split()[0] for line in table[:17]][:3] == ["background", "hair", "neck"] and len(table) == 34
     assert all(0.0 <= float(line.split()[1]) <= 1.0 for line in table)
     first, second = (torch.load(out) for out in weights)
     assert all(torch.equal(first[name], second[name]) for name in first)
