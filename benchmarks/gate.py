@@ -4,6 +4,7 @@ Rules of this file:
 - The error of a sample is the share of its pixels whose label differs from the renderer's exact mask.
 - Risk at a coverage is the mean error of the samples with the lowest scores. The measure is the area under that curve:
   a random order has the mean error, and the oracle orders by the error itself.
+- A gate may trade rare parts for low scores. So the share of the kept seeds is also measured for each rare class.
 - Measured seeds are kept in `build/gate`, in a file named after the weights, so an interrupted run resumes and other
   weights are measured anew.
 
@@ -22,8 +23,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import numpy.typing as npt
 import torch
+from demo import faces
 from demo.annotate import compiled_renderer
 from demo.committed import GENERATOR, INTERPRETER, fingerprint
+from demo.metrics import NUM_CLASSES, RARE
 from tqdm import tqdm
 
 from labelmint.models.annotations import write_json
@@ -47,13 +50,13 @@ Array = npt.NDArray[np.float64]
 
 @torch.no_grad()
 def measure(count: int, kept: Path) -> dict[str, Array]:
-    """Measure scores and error of `count` seeds: float64 [count] each."""
+    """Measure `count` seeds: float64 [count] for each score kind, the error, and each class (1 if the mask has it)."""
     generator = load_generator(GENERATOR)
     kinds = {name: load_interpreter(INTERPRETER, name) for name in SCORES}
     interpreter = kinds["sum"]  # all but the scores is the same in all of them
     weights = interpreter.weights()
     render = compiled_renderer()
-    columns: dict[str, list[float]] = {name: [] for name in (*SCORES, "error")}
+    columns: dict[str, list[float]] = {name: [] for name in (*SCORES, "error", *faces.CLASS_NAMES)}
     if kept.exists():
         with np.load(kept) as arrays:
             columns = {name: list(arrays[name]) for name in columns}
@@ -71,8 +74,10 @@ def measure(count: int, kept: Path) -> dict[str, Array]:
         js_map, mean_entropy = torch.cat(divergences, dim=1), torch.cat(entropies, dim=1)  # [1,...] of R*R pixels
         for name, kind in kinds.items():
             columns[name].append(kind.score(*kind.maps(js_map, mean_entropy)).item())
-        wrong = torch.cat(labels, dim=1) != render(seed).label  # [1,R,R]
-        columns["error"].append(wrong.float().mean().item())
+        exact = render(seed).label  # [1,R,R]
+        columns["error"].append((torch.cat(labels, dim=1) != exact).float().mean().item())
+        for name, pixels in zip(faces.CLASS_NAMES, torch.bincount(exact.flatten(), minlength=NUM_CLASSES), strict=True):
+            columns[name].append(float(pixels > 0))
         if (index + 1) % SAVE_EVERY == 0 or index + 1 == count:
             aside = kept.with_suffix(".part.npz")
             np.savez(aside, **{name: np.array(values) for name, values in columns.items()})
@@ -83,6 +88,13 @@ def measure(count: int, kept: Path) -> dict[str, Array]:
 def risk_coverage(order: npt.NDArray[np.int64], error: Array) -> Array:
     """Return the mean error of the first 1, 2, ... samples of an order: float64 [N]."""
     return np.cumsum(error[order]) / np.arange(1, len(error) + 1)
+
+
+def kept_of_rare_classes(columns: dict[str, Array], score: str) -> dict[str, float]:
+    """Return the share of the seeds with each rare class that a gate keeps if it keeps 90 % of all seeds."""
+    kept = columns[score] <= np.quantile(columns[score], 0.9)
+    rare = [name for name in faces.CLASS_NAMES if 0 < columns[name].mean() < RARE]
+    return {name: float(kept[columns[name] > 0].mean()) for name in rare}
 
 
 def evaluate(columns: dict[str, Array]) -> tuple[dict[str, Array], dict[str, object]]:
@@ -101,6 +113,7 @@ def evaluate(columns: dict[str, Array]) -> tuple[dict[str, Array], dict[str, obj
         "area_under_risk_coverage": area,
         "share_of_oracle_gain": {name: (area["random"] - area[name]) / span for name in SCORES},
         "spearman_with_error": {name: float(np.corrcoef(rank[name], rank["error"])[0, 1]) for name in SCORES},
+        "kept_of_rare_classes_at_coverage_0.9": {name: kept_of_rare_classes(columns, name) for name in SCORES},
         "error_at_coverage_0.9": {name: float(curve[int(0.9 * len(error)) - 1]) for name, curve in curves.items()},
     }
     return curves, figures

@@ -24,7 +24,8 @@ spec.loader.exec_module(gate)
 def test_it_compares_the_scores_that_an_export_can_have(tmp_path: Path) -> None:
     """Every kind's score is what the interpreter of that kind says of the same seed."""
     columns = gate.measure(2, tmp_path / "kept.npz")
-    assert set(columns) == {*SCORE_KINDS, "error"}
+    assert set(columns) == {*SCORE_KINDS, "error", *gate.faces.CLASS_NAMES}
+    assert columns["skin"].tolist() == [1.0, 1.0]
     generator = load_generator(gate.WEIGHTS / "generator.safetensors")
     for score_kind in SCORE_KINDS:
         interpreter = load_interpreter(gate.WEIGHTS / "interpreter.safetensors", score_kind)
@@ -41,9 +42,18 @@ def test_the_oracle_gains_all_and_noise_nothing() -> None:
     rng = np.random.default_rng(0)
     error = rng.random(2000)
     columns = {"sum": error, "top10_mean": -error, "mean_entropy": rng.random(2000), "mixture_entropy": error**3}
-    curves, figures = gate.evaluate(columns | {"error": error})
+    classes = {name: np.ones(2000) for name in gate.faces.CLASS_NAMES}
+    curves, figures = gate.evaluate(columns | classes | {"error": error})
     gain = figures["share_of_oracle_gain"]
     assert gain["sum"] == pytest.approx(1.0) and gain["mixture_entropy"] == pytest.approx(1.0)
     assert gain["top10_mean"] < -0.9 and abs(gain["mean_entropy"]) < 0.1
     assert all(curve[-1] == pytest.approx(error.mean()) for curve in curves.values())
     assert figures["spearman_with_error"]["sum"] == pytest.approx(1.0)
+
+
+def test_a_rare_class_is_kept_as_far_as_its_scores_allow() -> None:
+    scores = np.arange(1000.0)
+    columns = {name: np.ones(1000) for name in gate.faces.CLASS_NAMES} | {"sum": scores}
+    columns["hat"] = (scores < 100).astype(float)
+    columns["beard"] = (scores >= 850).astype(float)  # 50 of these 150 are among the 900 lowest scores
+    assert gate.kept_of_rare_classes(columns, "sum") == {"beard": pytest.approx(1 / 3), "hat": 1.0}

@@ -14,7 +14,7 @@ COMMAND = 1767225600.0  # 2026-01-01 00:00:00 UTC
 def gateway_lines() -> list[str]:
     told = {
         "00:00:01.500": "starting Triton on model_repository (faces)",
-        "00:00:04.500": "faces, 128x128, 12 classes, gate at JS 95.19",
+        "00:00:04.500": "faces, 128x128, 16 classes, gate at JS 102.3",
         "00:00:04.501": "ready after 3.0 s. REST http://127.0.0.1:1234 (docs at /docs), gRPC 127.0.0.1:1. Ctrl-C stops",
     }
     lines = [json.dumps({"time": f"2026-01-01T{at}+00:00", "message": message}) for at, message in told.items()]
