@@ -26,7 +26,7 @@ import torch
 from demo import faces
 from demo.annotate import compiled_renderer
 from demo.committed import GENERATOR, INTERPRETER, fingerprint
-from demo.metrics import NUM_CLASSES, RARE
+from demo.metrics import NUM_CLASSES
 from tqdm import tqdm
 
 from labelmint.models.annotations import write_json
@@ -93,8 +93,7 @@ def risk_coverage(order: npt.NDArray[np.int64], error: Array) -> Array:
 def kept_of_rare_classes(columns: dict[str, Array], score: str) -> dict[str, float]:
     """Return the share of the seeds with each rare class that a gate keeps if it keeps 90 % of all seeds."""
     kept = columns[score] <= np.quantile(columns[score], 0.9)
-    rare = [name for name in faces.CLASS_NAMES if 0 < columns[name].mean() < RARE]
-    return {name: float(kept[columns[name] > 0].mean()) for name in rare}
+    return {name: float(kept[columns[name] > 0].mean()) for name in faces.RARE_PARTS}
 
 
 def evaluate(columns: dict[str, Array]) -> tuple[dict[str, Array], dict[str, object]]:

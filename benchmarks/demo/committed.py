@@ -1,8 +1,8 @@
 """The demo's committed weights: where they are, under which name measurements of them are kept, and their precision.
 
 Rules of this file:
-- The weights have the precision of bfloat16, although their files store float32. Git compresses the zeros, and so the
-  repository grows by half as much, with the generator and each interpreter in two files.
+- The files store float32, rounded to bfloat16. Half of each number is then zero, so git compresses the files to about
+  half their size. The generator and each interpreter are in git twice: as weights and in exported models.
 
 Run it as `PYTHONPATH=benchmarks python -m demo.committed FILE...`, which rounds the weights of these files.
 """
@@ -21,11 +21,13 @@ from labelmint.models.store import load_generator, load_interpreter, read_notes,
 WEIGHTS = Path(__file__).parent / "weights"
 GENERATOR = WEIGHTS / "generator.safetensors"
 INTERPRETER = WEIGHTS / "interpreter.safetensors"
+KEYPOINTS = WEIGHTS / "keypoints.safetensors"
 
 
 def fingerprint() -> str:
-    """Return 16 hexadecimal digits that change with the generator and with its interpreter of parts."""
-    return hashlib.sha256(GENERATOR.read_bytes() + INTERPRETER.read_bytes()).hexdigest()[:16]
+    """Return 16 hexadecimal digits that change with the generator, its interpreter of parts, and the renderer."""
+    renderer = sorted((Path(__file__).parent / "faces").glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in (GENERATOR, INTERPRETER, *renderer))).hexdigest()[:16]
 
 
 @torch.no_grad()

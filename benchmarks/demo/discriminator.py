@@ -1,4 +1,4 @@
-"""The discriminator of the generator's last phase: it judges the sharpness of small patches, not the face.
+"""The discriminator of the generator's adversarial phase: it judges the sharpness of small patches, not the face.
 
 Rules of this file:
 - It sees images only, no target beside them, and each of its outputs sees 38 x 38 pixels. So it can tell a blurred edge

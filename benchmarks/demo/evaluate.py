@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from demo import faces, metrics
 from demo.annotate import compiled_renderer, exact_keypoints
+from demo.committed import fingerprint
 from demo.segmenter import Segmenter, segment
 from labelmint.calibrate import measure, serving
 from labelmint.core.calibration import Calibration
@@ -45,7 +46,7 @@ def evaluate_generator(path: Path, segmenter_path: Path, count: int) -> dict[str
     judge.eval()
     render = compiled_renderer()
     values, counts = [], torch.zeros(metrics.NUM_CLASSES, metrics.NUM_CLASSES, dtype=torch.long)
-    generated, rendered = torch.zeros(metrics.OCTAVES).double(), torch.zeros(metrics.OCTAVES).double()
+    generated, rendered, error, energy = torch.zeros(4, metrics.OCTAVES).double()
     seen = torch.zeros(metrics.NUM_CLASSES, dtype=torch.long)  # in how many seeds
     for seed in tqdm(range(EVALUATION_SEED, EVALUATION_SEED + count), desc="generator", unit="img"):
         exact = render(seed)
@@ -55,26 +56,28 @@ def evaluate_generator(path: Path, segmenter_path: Path, count: int) -> dict[str
         seen += torch.bincount(exact.label.flatten(), minlength=metrics.NUM_CLASSES) > 0
         generated += metrics.gradient_energy(image.clamp(-1.0, 1.0))
         rendered += metrics.gradient_energy(exact.image)
+        error += metrics.band_energy(image.clamp(-1.0, 1.0) - exact.image)
+        energy += metrics.band_energy(exact.image)
     by_class = metrics.iou(counts)
     share = dict(zip(by_class, (seen / count).tolist(), strict=True))
     mean = float(torch.cat(values).mean())
     print(f"PSNR against the renderer on {count} unseen seeds: {mean:.2f} dB")
-    sharpness = metrics.sharpness(generated, rendered)
-    print("gradient energy, generated / rendered, by octave (pixels per side):")
-    print("\n".join(f"  {octave:>3}  {ratio:.3f}" for octave, ratio in sharpness.items()))
+    sharpness, band_error = metrics.by_octave(generated, rendered), metrics.by_octave(error, energy)
+    print("by octave (pixels per side): gradient energy, generated / rendered; squared error / energy of the render")
+    print("\n".join(f"  {octave:>3}  {ratio:.3f}  {band_error[octave]:.3f}" for octave, ratio in sharpness.items()))
     print("IoU of an independent segmenter on the generated images:")
     for kind, rare in (("common", False), ("rare", True)):
-        chosen = {name: value for name, value in by_class.items() if (share[name] < metrics.RARE) == rare}
-        if chosen:
-            print(
-                f"{kind} classes, which the masks of {_percent(min(share[n] for n in chosen))} to "
-                f"{_percent(max(share[n] for n in chosen))} of the seeds have:\n{metrics.table(chosen)}"
-            )
+        chosen = {name: value for name, value in by_class.items() if (name in faces.RARE_PARTS) == rare}
+        print(
+            f"{kind} classes, which the masks of {_percent(min(share[n] for n in chosen))} to "
+            f"{_percent(max(share[n] for n in chosen))} of the seeds have:\n{metrics.table(chosen)}"
+        )
     print(f"mean over all classes: {sum(by_class.values()) / len(by_class):.3f}")
     return {
         "seeds": count,
         "psnr_db": mean,
         "sharpness": sharpness,
+        "band_error": band_error,
         "segmenter_iou": by_class,
         "share_of_seeds": share,
     }
@@ -285,7 +288,7 @@ def main() -> None:
         figures = asyncio.run(evaluate_formats(given.repository, given.other, given.count))
     if given.json is not None:
         known = json.loads(given.json.read_text()) if given.json.exists() else {}
-        write_json(given.json, known | {given.name: figures})
+        write_json(given.json, known | {given.name: figures | {"fingerprint": fingerprint()}})
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from torch import Tensor
 from demo import faces
 
 NUM_CLASSES = len(faces.CLASS_NAMES)
-RARE = 0.25  # a class is rare if fewer seeds have it
 OCTAVES = 4  # 128, 64, 32 and 16 pixels per side
 
 
@@ -66,18 +65,25 @@ def gradient_energy(image: Tensor) -> Tensor:
     return torch.stack([_squared_differences(band) for band in octaves(image)])
 
 
+def band_energy(image: Tensor) -> Tensor:
+    """Return per octave, [OCTAVES], the sum of squares of the bands of images [B,C,R,R]."""
+    return torch.stack([band.double().square().sum() for band in octaves(image)])
+
+
 def _squared_differences(band: Tensor) -> Tensor:
     dx, dy = band[..., 1:] - band[..., :-1], band[..., 1:, :] - band[..., :-1, :]
     return dx.double().square().sum() + dy.double().square().sum()
 
 
-def sharpness(generated: Tensor, rendered: Tensor) -> dict[str, float]:
-    """Divide the gradient energies [OCTAVES] of two sets of images, octave by octave, the finest first.
+def by_octave(values: Tensor, rendered: Tensor) -> dict[str, float]:
+    """Divide sums over images [OCTAVES] by those of the renders, octave by octave, the finest first.
 
-    A blurred picture has less than 1 in the fine octaves; the mean over what a generator cannot place is blurred.
+    With the gradient energies of generated images, this is their sharpness. It is below 1 in the fine octaves of a
+    blurred picture, such as the mean over what a generator cannot place. With the band energies of the error, the ratio
+    is 0 if all details are right, 1 if none is drawn, and 2 if details as strong as the render's are in wrong places.
     """
     names = [str(faces.RESOLUTION >> octave) for octave in range(OCTAVES)]
-    return dict(zip(names, (generated / rendered).tolist(), strict=True))
+    return dict(zip(names, (values / rendered).tolist(), strict=True))
 
 
 def confusion(predicted: Tensor, exact: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from typing import Any
 
 from demo import faces
 from demo.annotate import CLASSES
-from demo.train_generator import CROSSOVER, PHASES, SPEC
+from demo.train_generator import CROSSOVER, MIXED_FROM, PHASES, SPEC
 
 
 def model_card(figures: dict[str, Any]) -> str:
@@ -30,8 +30,9 @@ def model_card(figures: dict[str, Any]) -> str:
     )
     means = " | ".join(f"**{sum(values.values()) / len(values):.3f}**" for values in columns)
     channels = ", ".join(f"{r}: {c}" for r, c in SPEC.channels.items())
-    phases = ", ".join(f"{phase.resolution}²" for phase in PHASES if not phase.pull)
+    phases = ", ".join(f"{phase.resolution}²" for phase in PHASES if not phase.pull and not phase.contrast)
     sharpness = ", ".join(f"{ratio:.2f} at {side}²" for side, ratio in generator["sharpness"].items())
+    errors_of_bands = ", ".join(f"{ratio:.2f} at {side}²" for side, ratio in generator["band_error"].items())
     return f"""# Model card: `faces` and `faces_keypoints`
 
 The demo models of labelmint are one generator and two Style Interpreters. Their quality can be measured exactly: a
@@ -41,13 +42,17 @@ seed. The faces are drawings. No person and no photograph was used for the model
 ## Generator
 
 A StyleGAN2 at {SPEC.resolution}×{SPEC.resolution} (z {SPEC.z_dim}, w {SPEC.w_dim}, channels {channels}), fitted to the
-renderer by regression from z, progressively over {phases}; a small discriminator then sharpens the images
-(`python -m demo.train_generator`). Half of each batch mixes two latents at layer {CROSSOVER}, so the
-earlier layers control geometry and the later layers control appearance.
+renderer by regression from z, progressively over {phases}. A small discriminator then sharpens the images, and the last
+phase compares the contrast of small windows (`python -m demo.train_generator`). From {MIXED_FROM}² on, half of each
+batch mixes two latents at layer {CROSSOVER}, so the earlier layers control geometry and the later layers control
+appearance.
 
 The mean PSNR against the renderer over {generator["seeds"]} unseen seeds is **{generator["psnr_db"]:.2f} dB**.
 The gradient energy of the generated images, divided by that of the renders, is {sharpness}: in bands of a Laplacian
 pyramid, the finest first.
+Energy tells how strong details are, and not whether they are right. The squared error of the same bands, divided by the
+energy of the renders' bands, is {errors_of_bands}. The generator does not draw the stripes of the wall, smooths curls,
+and leaves light halos around some outlines.
 The second column of the table below is the IoU of an independent segmenter on the *generated* images. The segmenter was
 trained on exact renders only. The first column is the share of seeds whose masks have the class.
 

@@ -1,4 +1,4 @@
-"""Fits the demo generator to the procedural renderer by regression from z, progressively, with an adversarial finish.
+"""Fits the demo generator to the procedural renderer by regression from z, progressively, with two phases that sharpen.
 
 Rules of this file:
 - Every batch is new. Its latents come from a random generator that is seeded with the step number, so a resumed run
@@ -12,11 +12,11 @@ Rules of this file:
   moves little with a step of 0.002. With 0.06 a tenth of the steps gives a smaller error.
 - The loss has the error itself and its Laplacian pyramid. The fine bands are small in the error, so a loss without them
   leaves edges blurred.
-- A discriminator sharpens the images in a short phase. At the images, its gradient is shorter than the regression's, so
-  it cannot move a part.
-- The last phase also compares how much contrast a fine band has in each small window. The regression alone prefers the
-  mean of all places where an edge may be, which is blurred; the contrast of a window is known whatever the place.
-- A phase renders no more than it needs: its own resolution, and fewer subsamples in a pixel until the last phases.
+- A discriminator sharpens the images in a short phase. At the images, its gradient is half as long as the regression's,
+  so the regression decides where parts are.
+- The last phase also compares how much contrast a fine band has in each small window. The regression alone prefers a
+  blurred edge, the mean of all its possible positions. The contrast of a window does not depend on the position.
+- A phase renders its own resolution only, with 2 x 2 subsamples in a pixel; that with the discriminator has 4 x 4.
 - The checkpoint has everything that a resumed run needs, on the CPU, so a run may change its device.
 
 Run it as `PYTHONPATH=benchmarks python -m demo.train_generator OUT`; the same command continues an interrupted run.
@@ -198,7 +198,7 @@ class Run:
 
 
 def _on_cpu(tree: Any) -> Any:
-    """Copy all tensors of nested dictionaries and lists to the CPU."""
+    """Move all tensors of nested dictionaries and lists to the CPU."""
     if isinstance(tree, Tensor):
         return tree.detach().cpu()
     if isinstance(tree, Mapping):
@@ -232,9 +232,9 @@ class Functions:
 
 def train(run: Run, checkpoint: Checkpoint, *, compiled: bool = True) -> None:
     """Train to the end of the last phase. A signal ends it after a step, with everything saved."""
+    if run.step == 0:
+        run.start()  # outside: there is nothing to save yet
     with checkpoint.interruptible():
-        if run.step == 0:
-            run.start()
         while run.phase < len(run.phases):
             phase = run.phases[run.phase]
             functions = Functions.of(run, phase, compiled=compiled)

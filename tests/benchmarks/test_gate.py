@@ -26,9 +26,9 @@ def test_it_compares_the_scores_that_an_export_can_have(tmp_path: Path) -> None:
     columns = gate.measure(2, tmp_path / "kept.npz")
     assert set(columns) == {*SCORE_KINDS, "error", *gate.faces.CLASS_NAMES}
     assert columns["skin"].tolist() == [1.0, 1.0]
-    generator = load_generator(gate.WEIGHTS / "generator.safetensors")
+    generator = load_generator(gate.GENERATOR)
     for score_kind in SCORE_KINDS:
-        interpreter = load_interpreter(gate.WEIGHTS / "interpreter.safetensors", score_kind)
+        interpreter = load_interpreter(gate.INTERPRETER, score_kind)
         _, features = draw(generator, gate.FIRST_SEED + 1, 1.0, layout=interpreter.spec.layout)
         assert columns[score_kind][1] == pytest.approx(interpreter(features)[2].item(), rel=1e-5), score_kind
 
@@ -53,7 +53,8 @@ def test_the_oracle_gains_all_and_noise_nothing() -> None:
 
 def test_a_rare_class_is_kept_as_far_as_its_scores_allow() -> None:
     scores = np.arange(1000.0)
-    columns = {name: np.ones(1000) for name in gate.faces.CLASS_NAMES} | {"sum": scores}
-    columns["hat"] = (scores < 100).astype(float)
+    columns = {"sum": scores, "glasses": np.ones(1000), "hat": (scores < 100).astype(float)}
     columns["beard"] = (scores >= 850).astype(float)  # 50 of these 150 are among the 900 lowest scores
-    assert gate.kept_of_rare_classes(columns, "sum") == {"beard": pytest.approx(1 / 3), "hat": 1.0}
+    columns["earring"] = (scores >= 950).astype(float)
+    wanted = {"glasses": 0.9, "beard": pytest.approx(1 / 3), "hat": 1.0, "earring": 0.0}
+    assert gate.kept_of_rare_classes(columns, "sum") == wanted

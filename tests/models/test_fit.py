@@ -162,6 +162,19 @@ def test_masks_of_another_generator_are_refused(tmp_path: Path, generator: Gener
     assert not (tmp_path / "out.safetensors").exists()
 
 
+def test_named_seeds_are_those_that_are_drawn(
+    tmp_path: Path, generator: Generator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = tmp_path / "generator.safetensors"
+    save_generator(weights, generator, {})
+    synthesize(weights, tmp_path / "named", [19, 7], truncation_psi=1.0)
+    assert "2 images of seeds 19, 7, ready" in capsys.readouterr().out
+    synthesize(weights, tmp_path / "range", range(7, 20), truncation_psi=1.0)
+    assert sorted(int(path.stem) for path in (tmp_path / "named" / "images").iterdir()) == [7, 19]
+    for seed in (7, 19):
+        assert image_path(tmp_path / "named", seed).read_bytes() == image_path(tmp_path / "range", seed).read_bytes()
+
+
 @pytest.fixture
 def files(tmp_path: Path, generator: Generator) -> tuple[Path, Path]:
     """A generator's weights and four annotated images of it."""

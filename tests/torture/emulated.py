@@ -37,7 +37,8 @@ async def emulated(repository: Path, model: str, executor: Choice, *, directory:
         backends = original(root, workplace)
         stub = backends / "python" / STUB
         native = stub.rename(stub.with_name(f"{STUB}.native"))
-        stub.write_text(f'#!/bin/sh\nexec {program} -cpu {PROCESSOR} -L {directory} {native} "$@"\n')
+        emulator = f"{program} -cpu {PROCESSOR} -L {directory}"
+        stub.write_text(f'#!/bin/sh\n: > {directory}/emulated\nexec {emulator} {native} "$@"\n')
         stub.chmod(0o755)
         return backends
 
@@ -47,6 +48,7 @@ async def emulated(repository: Path, model: str, executor: Choice, *, directory:
         await triton.start()
         try:
             await wait_until_ready(triton)
+            assert (directory / "emulated").exists(), "Triton started another program than the emulated one"
             yield triton
         finally:
             await triton.stop()

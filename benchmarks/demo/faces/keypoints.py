@@ -19,7 +19,7 @@ def keypoints(g: Geometry, resolution: int) -> Tensor:
         return fx * cos + torch.sqrt((DEPTH * DEPTH - fx * fx).clamp(min=0.01)) * sin
 
     corner = g.mouth_y - 0.6 * g.smile
-    ear_x, ear_y = 0.07 * sin, EAR_Y - 0.095 + 0.0 * sin
+    ear_x, ear_y = 0.07 * sin, EAR_Y - 0.095 + 0.0 * sin  # zero times sin gives the constant the shape [B,1,1,1]
     head = (
         (turned(-g.eye_x), 0.0 * sin),
         (turned(g.eye_x), 0.0 * sin),

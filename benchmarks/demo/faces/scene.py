@@ -129,7 +129,7 @@ def _head(g: _Latent) -> dict[str, Tensor]:
 
 
 def _hair(g: _Latent) -> dict[str, Tensor]:
-    """Hair and hat, which presses the hair down. Loose hair is short, or long; tied hair leaves the ears free."""
+    """Hair and hat. A hat presses the hair down. Loose hair is short or long; tied hair leaves the ears free."""
     bald, hat = g.tail(11, 1.15, 1.75), g.tail(27, 1.49, 1.67)
     loose = (1.0 - g.tail(14, 0.7, 1.1)) * (1.0 - g.tail(14, -0.8, -1.2)) * (1.0 - bald)
     # A sum of two coordinates, scaled to unit variance and then to a uniform distribution.

@@ -19,7 +19,7 @@ from demo.faces.shapes import Points
 
 
 def moved(p: Points, dx: Tensor | float, dy: Tensor | float) -> Points:
-    """The points from where the light comes, to see what stands in its way."""
+    """Shift the points towards the light, to find what blocks it."""
     return replace(p, x=p.x + dx, y=p.y + dy, fx=p.fx + dx)
 
 
@@ -72,7 +72,7 @@ def body(g: Geometry, a: Appearance, p: Points) -> dict[str, Tensor]:
 
 
 def ears(g: Geometry, a: Appearance, p: Points, light: Tensor) -> dict[str, Tensor]:
-    x, y = (p.x + 0.07 * g.yaw_sin).abs() - g.face_w - 0.012, p.y - shapes.EAR_Y
+    x, y = shapes.ear_x(g, p) - 0.012, p.y - shapes.EAR_Y
     hollow = gauss(x / 0.024) * gauss(y / 0.05)
     return {
         "ear": a.skin * light * (0.92 - 0.22 * hollow),
@@ -121,7 +121,7 @@ def eyes(g: Geometry, a: Appearance, p: Points, skin: Tensor) -> dict[str, Tenso
 
 def nose(g: Geometry, a: Appearance, p: Points, skin: Tensor) -> dict[str, Tensor]:
     """Shade the nose; its upper end has the colour of the skin around it."""
-    x = (p.fx - 0.10 * g.yaw_sin * smoothstep((p.y + 0.02) / (g.nose_y + 0.02))) / g.nose_w
+    x = shapes.nose_x(g, p) / g.nose_w
     along = smoothstep((p.y + 0.06) / (g.nose_y + 0.06))
     side = 0.20 * along * x.clamp(-1.2, 1.2) * a.light_x
     gloss = 0.13 * gauss((x - 0.25 * a.light_x) / 0.38) * along - 0.16 * smoothstep((p.y - g.nose_y) / 0.035)
@@ -131,7 +131,7 @@ def nose(g: Geometry, a: Appearance, p: Points, skin: Tensor) -> dict[str, Tenso
 
 
 def mouth(g: Geometry, a: Appearance, p: Points, light: Tensor) -> dict[str, Tensor]:
-    my = p.y - g.mouth_y + g.smile * ((p.fx / g.mouth_w) ** 2 - 0.4)
+    my, _ = shapes.mouth_line(g, p)
     shine = 0.16 * gauss((my - 0.75 * g.mouth_open - 0.4 * g.lip_t) / 0.012) * gauss((p.fx - 0.02 * a.light_x) / 0.05)
     tongue = smoothstep((my - 0.35 * g.mouth_open) / 0.02)
     return {

@@ -1,9 +1,9 @@
-"""The outlines of all layers of a face: functions of the place that are negative inside.
+"""The outlines of all layers of a face: functions of the coordinates that are negative inside.
 
 Rules of this file:
 - `LAYERS`, at the end, lists the layers from back to front. The frontmost layer that contains a point owns it.
 - Outlines work at any points: at the subsamples for the masks, and at the centres of the pixels for shadows.
-- The face turns as a cylinder does: `fx` is the place across the unrolled, frontal face.
+- The face turns as a cylinder does: `fx` is the coordinate across the unrolled, frontal face.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def pigtails(g: Geometry, p: Points) -> Tensor:
 def locks(g: Geometry, p: Points) -> Tensor:
     """The part of long hair that falls over ears, neck and clothes."""
     x = (p.x + 0.08 * g.yaw_sin).abs()
-    return torch.maximum(curtain(g, p), torch.maximum(0.80 * g.face_w - x, g.hair_length * -1.0 + 0.10))
+    return torch.maximum(curtain(g, p), torch.maximum(0.80 * g.face_w - x, 0.10 - g.hair_length))
 
 
 def hairline(g: Geometry, p: Points) -> Tensor:
@@ -130,14 +130,18 @@ def _neckline(g: Geometry, p: Points) -> Tensor:
     return squircle(p.bx / (g.neck_w + 0.055), (p.by - g.shoulder + 0.07) / g.neckline, 0.0) - 1.0
 
 
+def ear_x(g: Geometry, p: Points) -> Tensor:
+    """Return the distance outwards from the edge of the face; it is equal for both ears."""
+    return (p.x + 0.07 * g.yaw_sin).abs() - g.face_w
+
+
 def ear(g: Geometry, p: Points) -> Tensor:
-    x = (p.x + 0.07 * g.yaw_sin).abs() - g.face_w
-    return squircle(x / 0.060, (p.y - EAR_Y) / 0.095, 0.0) - 1.0
+    return squircle(ear_x(g, p) / 0.060, (p.y - EAR_Y) / 0.095, 0.0) - 1.0
 
 
 def earring(g: Geometry, p: Points) -> Tensor:
     radius = 0.001 + 0.040 * g.earring
-    x = (p.x + 0.07 * g.yaw_sin).abs() - g.face_w - 0.012
+    x = ear_x(g, p) - 0.012
     y = p.y - EAR_Y - 0.09 - radius
     return (x * x + 0.7 * y * y) / (radius * radius) - 1.0
 
@@ -162,7 +166,7 @@ def beard(g: Geometry, p: Points) -> Tensor:
 
 
 def _eye(g: Geometry, p: Points) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the place in the outlines of the eyes, [x outwards, y], and the arch of the lids, 1 in the middle."""
+    """Return the coordinates of the eyes' outlines, x outwards and y, and the arch of the lids, 1 in the middle."""
     ex = p.fx.abs() - g.eye_x
     ey = p.y + g.eye_slant * ex
     return ex, ey, 1.0 - (ex / g.eye_w) ** 2
@@ -218,8 +222,13 @@ def brow(g: Geometry, p: Points) -> Tensor:
     return torch.maximum(y.abs() - g.brow_t * (1.10 - 3.2 * ex - 40.0 * ex * ex * (ex > 0)), (ex - 0.005).abs() - 0.105)
 
 
+def nose_x(g: Geometry, p: Points) -> Tensor:
+    """Return the coordinate across the nose, whose tip moves with the turn of the head."""
+    return p.fx - 0.10 * g.yaw_sin * smoothstep((p.y + 0.02) / (g.nose_y + 0.02))
+
+
 def nose(g: Geometry, p: Points) -> Tensor:
-    x = p.fx - 0.10 * g.yaw_sin * smoothstep((p.y + 0.02) / (g.nose_y + 0.02))
+    x = nose_x(g, p)
     along = ((p.y + 0.03) / (g.nose_y + 0.03)).clamp(0.0, 1.0)
     ridge = torch.maximum(
         x.abs() - g.nose_w * (0.34 + 0.36 * along * along), torch.maximum(-0.03 - p.y, p.y - g.nose_y)
@@ -233,7 +242,7 @@ def nostril(g: Geometry, p: Points) -> Tensor:
     return squircle(x / 0.017, (p.y - g.nose_y - 0.013) / 0.011, 0.0) - 1.0
 
 
-def _mouth(g: Geometry, p: Points) -> tuple[Tensor, Tensor]:
+def mouth_line(g: Geometry, p: Points) -> tuple[Tensor, Tensor]:
     """Return the height below the line between the lips, and the opening's profile, 1 in the middle."""
     mx = p.fx / g.mouth_w
     xx = mx * mx
@@ -241,7 +250,7 @@ def _mouth(g: Geometry, p: Points) -> tuple[Tensor, Tensor]:
 
 
 def lip(g: Geometry, p: Points) -> Tensor:
-    my, profile = _mouth(g, p)
+    my, profile = mouth_line(g, p)
     full = profile * (1.5 - 0.5 * profile)
     dip = 1.0 - 0.28 / (1.0 + (p.fx / 0.022) ** 2)
     return torch.maximum(
@@ -250,13 +259,13 @@ def lip(g: Geometry, p: Points) -> Tensor:
 
 
 def mouth(g: Geometry, p: Points) -> Tensor:
-    my, profile = _mouth(g, p)
+    my, profile = mouth_line(g, p)
     slit = 0.006 * profile
     return torch.maximum(-my - 0.25 * g.mouth_open * profile - slit, my - 0.75 * g.mouth_open * profile - slit)
 
 
 def teeth(g: Geometry, p: Points) -> Tensor:
-    my, profile = _mouth(g, p)
+    my, profile = mouth_line(g, p)
     return torch.maximum(mouth(g, p) + 0.004, my - (0.30 * g.mouth_open - 0.004) * profile)
 
 

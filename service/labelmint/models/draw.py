@@ -44,4 +44,5 @@ def synthesize(generator_path: Path, out: Path, seeds: Sequence[int], *, truncat
     generator = load_generator(generator_path)
     images = dict(tqdm(drawn_images(generator, seeds, truncation_psi), total=len(seeds), desc="synth", unit="img"))
     write_dataset(out, sha256_of(generator_path), truncation_psi, images=images)
-    print(f"{out}: {len(seeds)} images of seeds {min(seeds)} to {max(seeds)}, ready to be annotated")
+    named = f"{seeds[0]} to {seeds[-1]}" if isinstance(seeds, range) else ", ".join(map(str, seeds))
+    print(f"{out}: {len(seeds)} images of seeds {named}, ready to be annotated")

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from demo import faces
+from demo.annotate import compiled_renderer, render_seed
 from demo.faces import scene, shapes
 from demo.faces.renderer import owners
 
@@ -13,6 +14,7 @@ pytestmark = pytest.mark.torch
 
 COUNT = 24
 GLASSES, MASCULINE, HAT, EARRING, FRINGE, TIED, BALD, CURL, LONG, LIDS = 26, 6, 27, 28, 12, 14, 11, 9, 8, 16
+LIGHT_X = 32 + 21
 
 
 def drawn(count: int, seed: int = 0) -> torch.Tensor:
@@ -198,7 +200,7 @@ def test_glasses_lie_over_eyes_brows_and_nose_but_below_the_fringe() -> None:
     bare = faces.render(set_(z, PLAIN), style, supersampling=1).label
     worn = faces.render(set_(z, PLAIN | {GLASSES: 2.5}), style, supersampling=1).label
     covered = bare[is_(worn, "glasses")]
-    assert all(bool(is_(covered, name).any()) for name in ("skin", "nose", "brow"))
+    assert all(bool(is_(covered, name).any()) for name in ("skin", "nose", "brow", "eye"))
     fringe = [layer.name for layer in shapes.LAYERS].index("front_hair")
     low = set_(z, PLAIN | {FRINGE: 2.5, GLASSES: 2.5})
     front = owners(scene.geometry(low), 128, 1)[:, 0] == fringe
@@ -207,7 +209,7 @@ def test_glasses_lie_over_eyes_brows_and_nose_but_below_the_fringe() -> None:
     assert bool(is_(faces.render(low, style, supersampling=1).label, "hair")[front].all())
 
 
-def test_hair_covers_ears_earrings_and_temples() -> None:
+def test_long_hair_covers_ears_and_earrings() -> None:
     z, style = drawn(16, seed=21), drawn(16, seed=22)
     short = PLAIN | {EARRING: 2.5, GLASSES: 2.5}
     long = short | {LONG: 2.2}
@@ -275,6 +277,44 @@ def test_lips_end_at_the_corners_of_the_mouth() -> None:
         assert abs(float(place.max() - (right - left).norm())) < 1.6
         for corner in (left, right):
             assert float((pixels - corner).norm(dim=1).min()) < 2.0
+
+
+def test_ears_end_at_their_tips() -> None:
+    z = set_(drawn(16, seed=61), PLAIN)
+    g = scene.geometry(z)
+    inside = shapes.ear(g, shapes.points(g, 128, 1))[:, 0] < 0.0  # [B,R,R], also where hair or the face covers it
+    for ears, points in zip(inside, faces.render(z).keypoints, strict=True):
+        y, x = ears.nonzero(as_tuple=True)
+        pixels = torch.stack([x, y], dim=1).float()  # [n,2]
+        middle = (points[5] + points[6])[0] / 2
+        for tip, side in ((points[5], x < middle), (points[6], x > middle)):
+            top = pixels[side][y[side].argmin()]
+            assert float((top - tip).norm()) < 3.0, (top, tip)
+            assert float(pixels[side][:, 1].min() - tip[1]) > -1.0
+
+
+def test_the_side_towards_the_light_is_brighter() -> None:
+    z = set_(drawn(8, seed=63), PLAIN)
+    style = drawn(8, seed=64)
+    towards = {}
+    for light in (-2.0, 2.0):
+        style[:, LIGHT_X] = light
+        direction = scene.appearance(style).light_x.flatten()
+        face = faces.render(z, style)
+        skin, grey = is_(face.label, "skin"), face.image.mean(dim=1)
+        right = torch.arange(128) > face.keypoints[:, 2, 0].view(-1, 1, 1)  # of the tip of the nose
+        difference = [float(g[s & r].mean() - g[s & ~r].mean()) for g, s, r in zip(grey, skin, right, strict=True)]
+        assert bool((direction.sign() == math.copysign(1.0, light)).all())
+        towards[light] = sum(difference) / len(difference)
+    assert towards[2.0] > 0.03 and towards[-2.0] < -0.03, towards
+
+
+def test_the_compiled_renderer_draws_the_same_faces() -> None:
+    """Figures are measured against the compiled renderer, and the interpreters are fitted to masks of this one."""
+    for seed in range(4):
+        exact, compiled = render_seed(seed), compiled_renderer()(seed)
+        assert float((exact.label == compiled.label).float().mean()) > 0.9999
+        torch.testing.assert_close(compiled.image, exact.image, atol=1e-3, rtol=0)
 
 
 def test_pose_is_moderate(batch: faces.Faces) -> None:

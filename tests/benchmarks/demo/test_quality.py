@@ -8,6 +8,7 @@ import pytest
 import torch
 from demo import faces, metrics
 from demo.annotate import exact_keypoints, render_seed
+from demo.committed import GENERATOR, INTERPRETER, KEYPOINTS, WEIGHTS, fingerprint
 from demo.evaluate import EVALUATION_SEED
 from demo.train_generator import CROSSOVER
 
@@ -15,19 +16,18 @@ from labelmint.core.calibration import Calibration
 from labelmint.models.draw import draw
 from labelmint.models.store import load_generator, load_interpreter
 from labelmint.triton.model_config import ensembles
-from tests.conftest import REPOSITORY, ROOT
+from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.torch
 
 
-WEIGHTS = ROOT / "benchmarks" / "demo" / "weights"
 SEEDS = range(EVALUATION_SEED + 50_000, EVALUATION_SEED + 50_048)
 
 
 @torch.no_grad()
 def test_images_and_labels_keep_their_bars() -> None:
-    generator = load_generator(WEIGHTS / "generator.safetensors")
-    interpreter = load_interpreter(WEIGHTS / "interpreter.safetensors")
+    generator = load_generator(GENERATOR)
+    interpreter = load_interpreter(INTERPRETER)
     values, counts = [], torch.zeros(metrics.NUM_CLASSES, metrics.NUM_CLASSES, dtype=torch.long)
     generated, rendered = torch.zeros(metrics.OCTAVES).double(), torch.zeros(metrics.OCTAVES).double()
     for seed in SEEDS:
@@ -38,29 +38,29 @@ def test_images_and_labels_keep_their_bars() -> None:
         rendered += metrics.gradient_energy(exact.image)
         counts += metrics.confusion(interpreter(features)[0], exact.label)
     assert sum(values) / len(values) >= 26.0
-    assert min(metrics.sharpness(generated, rendered).values()) >= 0.85
+    assert min(metrics.by_octave(generated, rendered).values()) >= 0.85
     occurring = counts.sum(dim=1) > 0
     found = [value for value, occurs in zip(metrics.iou(counts).values(), occurring.tolist(), strict=True) if occurs]
-    assert sum(found) / len(found) >= 0.75
+    assert sum(found) / len(found) >= 0.75  # the bar is 0.80; 48 seeds have few earrings, whose IoU then varies
 
 
 @torch.no_grad()
 def test_keypoints_keep_their_bar() -> None:
-    generator = load_generator(WEIGHTS / "generator.safetensors")
-    interpreter = load_interpreter(WEIGHTS / "keypoints.safetensors")
+    generator = load_generator(GENERATOR)
+    interpreter = load_interpreter(KEYPOINTS)
     assert interpreter.spec.class_names == faces.KEYPOINT_NAMES
     errors = []
     for seed in SEEDS:
         found, *_ = interpreter(draw(generator, seed, 1.0, layout=interpreter.spec.layout)[1])
         exact = torch.from_numpy(exact_keypoints([seed])[seed])  # [K,3]
         errors.append((found[0] - exact[:, :2]).norm(dim=1)[exact[:, 2] > 0])
-    assert float(torch.cat(errors).mean()) <= 1.4
+    assert float(torch.cat(errors).mean()) <= 1.3
 
 
 @torch.no_grad()
 def test_mixing_keeps_the_geometry() -> None:
     """One shape in another's colours: close to the renderer's image of the same mixture."""
-    generator = load_generator(WEIGHTS / "generator.safetensors")
+    generator = load_generator(GENERATOR)
     rng = torch.Generator().manual_seed(11)
     z, style = torch.randn(8, 64, generator=rng), torch.randn(8, 64, generator=rng)
     crossover = torch.full((8, 1), CROSSOVER, dtype=torch.int32)
@@ -80,10 +80,10 @@ def test_sharpness_falls_with_blur_in_the_fine_octaves_first() -> None:
     image = faces.render(torch.randn(4, faces.Z_DIM, generator=torch.Generator().manual_seed(2))).image
     exact = metrics.gradient_energy(image)
     padded = torch.nn.functional.pad(image, (1, 1, 1, 1), mode="replicate")
-    blurred = metrics.sharpness(metrics.gradient_energy(torch.nn.functional.avg_pool2d(padded, 3, 1)), exact)
+    blurred = metrics.by_octave(metrics.gradient_energy(torch.nn.functional.avg_pool2d(padded, 3, 1)), exact)
     assert list(blurred) == ["128", "64", "32", "16"]
     assert list(blurred.values()) == sorted(blurred.values()) and blurred["128"] < 0.4 and blurred["16"] > 0.9
-    brighter = metrics.sharpness(metrics.gradient_energy(2.0 * image + 0.3), exact)  # a shift has no edges
+    brighter = metrics.by_octave(metrics.gradient_energy(2.0 * image + 0.3), exact)  # a shift has no edges
     assert all(abs(ratio - 4.0) < 1e-3 for ratio in brighter.values())
 
 
@@ -113,12 +113,14 @@ def test_the_octaves_and_the_rest_are_the_image() -> None:
 def test_the_measured_figures_keep_the_bars() -> None:
     """What the measuring runs wrote when the demo was made; the model card shows the same figures."""
     figures = json.loads((WEIGHTS / "figures.json").read_text())
+    assert {name for name, entry in figures.items() if entry["fingerprint"] != fingerprint()} == set(), (
+        "measured with other weights or another renderer: run `make -f benchmarks/demo/Makefile measure`"
+    )
     generator, interpreter, gate = figures["generator"], figures["interpreter"], figures["gate"]
     assert generator["seeds"] >= 256 and generator["psnr_db"] >= 26.0
     assert min(generator["sharpness"].values()) >= 0.85
-    share = generator["share_of_seeds"]
     for name, value in generator["segmenter_iou"].items():
-        assert value >= (0.50 if share[name] < metrics.RARE else 0.60), name
+        assert value >= (0.50 if name in faces.RARE_PARTS else 0.60), name
     assert mean(generator["segmenter_iou"].values()) >= 0.80
     assert interpreter["seeds"] >= 500 and interpreter["label_iou"]["lip"] >= 0.65
     assert mean(interpreter["label_iou"].values()) >= 0.80
