@@ -211,7 +211,7 @@ async def test_the_keypoints_are_the_interpreters(tiny: Service) -> None:
     [
         ("task", "depth", "unknown task 'depth'; known: segmentation, keypoints"),
         ("task", "keypoints", "lacks 'keypoint_names'"),
-        ("class_names", '["a"]', "1 names of classes or keypoints but 12 colours"),
+        ("class_names", '["a"]', "1 names of classes or keypoints but 16 colours"),
         ("num_ws", "many", "invalid literal"),
     ],
 )
@@ -229,7 +229,7 @@ def test_outputs_of_another_shape_are_refused() -> None:
     with pytest.raises(MalformedModel, match="lacks 'keypoints'"):
         read_served_model(config, "1")
     config.output.add(name="keypoints", dims=[11, 2])
-    with pytest.raises(MalformedModel, match=r"output keypoints is \[11, 2\], not \[12, 2\] as task 'keypoints'"):
+    with pytest.raises(MalformedModel, match=r"output keypoints is \[11, 2\], not \[16, 2\] as task 'keypoints'"):
         read_served_model(config, "1")
 
 

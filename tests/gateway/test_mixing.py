@@ -25,7 +25,7 @@ pytestmark = pytest.mark.triton
 
 CROSSOVER = 7
 NUM_WS = 12
-NUM_CLASSES = 12
+NUM_CLASSES = 16
 ANY = {"max_js": 1e9}
 SAMPLE = "/v1/models/faces/samples/7"
 BATCH = "/v1/models/faces/samples:batchGet"

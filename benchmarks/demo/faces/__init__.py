@@ -10,7 +10,16 @@ Rules of this package:
 - Data flows from `scene` (parameters) to `shapes` (outlines) and `shading` (colours), which `renderer` joins.
 """
 
-from demo.faces.classes import CLASS_NAMES, GEOMETRY_DIMS, KEYPOINT_NAMES, KEYPOINT_PALETTE, PALETTE, RESOLUTION, Z_DIM
+from demo.faces.classes import (
+    CLASS_NAMES,
+    GEOMETRY_DIMS,
+    KEYPOINT_NAMES,
+    KEYPOINT_PALETTE,
+    PALETTE,
+    RARE_PARTS,
+    RESOLUTION,
+    Z_DIM,
+)
 from demo.faces.renderer import Faces, render
 
 __all__ = [
@@ -19,6 +28,7 @@ __all__ = [
     "KEYPOINT_NAMES",
     "KEYPOINT_PALETTE",
     "PALETTE",
+    "RARE_PARTS",
     "RESOLUTION",
     "Z_DIM",
     "Faces",

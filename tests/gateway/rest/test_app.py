@@ -30,7 +30,7 @@ def test_a_pair_as_json(http: httpx.Client) -> None:
     assert image.size == label.size == (128, 128)
     assert (image.mode, label.mode) == ("RGB", "P")
     classes = http.get("/v1/models/faces").json()["classes"]
-    assert int(np.asarray(label).max()) < len(classes) == 12
+    assert int(np.asarray(label).max()) < len(classes) == 16
 
 
 def test_raw_and_png_hold_the_same_pixels(http: httpx.Client) -> None:
