@@ -96,10 +96,10 @@ PHASES = (
 )
 
 
-def part_weights(label: Tensor) -> Tensor:
-    """Compute pixel weights of mean 1, float32 [B,1,R,R], from exact masks uint8 [B,R,R]."""
+def part_weights(label: Tensor, power: float = AREA_POWER) -> Tensor:
+    """Return pixel weights of mean 1, float32 [B,1,R,R], from exact masks uint8 [B,R,R]: (area of part) ** -power."""
     counts = torch.bincount(label.flatten().long(), minlength=len(faces.CLASS_NAMES)).clamp(min=1)  # [K]
-    weight = (counts.float() / label.numel()).pow(-AREA_POWER)  # [K]
+    weight = (counts.float() / label.numel()).pow(-power)  # [K]
     per_pixel = weight[label.long()]  # [B,R,R]
     return (per_pixel / per_pixel.mean()).unsqueeze(1)
 
