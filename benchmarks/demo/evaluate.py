@@ -47,19 +47,24 @@ def evaluate_generator(path: Path, segmenter_path: Path, count: int) -> dict[str
     render = compiled_renderer()
     values, counts = [], torch.zeros(metrics.NUM_CLASSES, metrics.NUM_CLASSES, dtype=torch.long)
     generated, rendered, error, energy = torch.zeros(4, metrics.OCTAVES).double()
-    seen = torch.zeros(metrics.NUM_CLASSES, dtype=torch.long)  # in how many seeds
+    seen, hits, unions = torch.zeros(3, metrics.NUM_CLASSES, dtype=torch.long)  # `seen` is a number of seeds
     for seed in tqdm(range(EVALUATION_SEED, EVALUATION_SEED + count), desc="generator", unit="img"):
         exact = render(seed)
         image, _ = draw(generator, seed, 1.0, layout="paper")
         values.append(metrics.psnr(image, exact.image))
-        counts += metrics.confusion(segment(judge, image), exact.label)
-        seen += torch.bincount(exact.label.flatten(), minlength=metrics.NUM_CLASSES) > 0
+        found = metrics.confusion(segment(judge, image), exact.label)
+        counts += found
+        here = found.sum(dim=1) > 0  # [K], the classes of this seed's mask
+        seen += here
+        hits += found.diagonal()
+        unions += (found.sum(0) + found.sum(1) - found.diagonal()) * here
         generated += metrics.gradient_energy(image.clamp(-1.0, 1.0))
         rendered += metrics.gradient_energy(exact.image)
         error += metrics.band_energy(image.clamp(-1.0, 1.0) - exact.image)
         energy += metrics.band_energy(exact.image)
     by_class = metrics.iou(counts)
     share = dict(zip(by_class, (seen / count).tolist(), strict=True))
+    present = dict(zip(by_class, (hits / unions.clamp(min=1)).tolist(), strict=True))
     mean = float(torch.cat(values).mean())
     print(f"PSNR against the renderer on {count} unseen seeds: {mean:.2f} dB")
     sharpness, band_error = metrics.by_octave(generated, rendered), metrics.by_octave(error, energy)
@@ -73,12 +78,15 @@ def evaluate_generator(path: Path, segmenter_path: Path, count: int) -> dict[str
             f"{_percent(max(share[n] for n in chosen))} of the seeds have:\n{metrics.table(chosen)}"
         )
     print(f"mean over all classes: {sum(by_class.values()) / len(by_class):.3f}")
+    print("rare classes, in the seeds whose masks have them:")
+    print(metrics.table({name: present[name] for name in faces.RARE_PARTS}))
     return {
         "seeds": count,
         "psnr_db": mean,
         "sharpness": sharpness,
         "band_error": band_error,
         "segmenter_iou": by_class,
+        "segmenter_iou_where_present": {name: present[name] for name in faces.RARE_PARTS},
         "share_of_seeds": share,
     }
 
