@@ -43,17 +43,17 @@ seed. The faces are drawings. No person and no photograph was used for the model
 ## Generator
 
 A StyleGAN2 at {SPEC.resolution}×{SPEC.resolution} (z {SPEC.z_dim}, w {SPEC.w_dim}, channels {channels}), fitted to the
-renderer by regression from z, progressively over {phases}. A small discriminator then sharpens the images, and the last
-phase compares the contrast of small windows (`python -m demo.train_generator`). From {MIXED_FROM}² on, half of each
-batch mixes two latents at layer {CROSSOVER}, so the earlier layers control geometry and the later layers control
-appearance.
+renderer by regression from z, progressively over {phases}.
+A small discriminator then sharpens the images, and the last phase compares the contrast of small windows
+(`python -m demo.train_generator`). From {MIXED_FROM}² on, half of each batch mixes two latents at layer {CROSSOVER}, so
+the earlier layers control geometry and the later layers control appearance.
 
 The mean PSNR against the renderer over {generator["seeds"]} unseen seeds is **{generator["psnr_db"]:.2f} dB**.
-The gradient energy of the generated images, divided by that of the renders, is {sharpness}: in bands of a Laplacian
-pyramid, the finest first.
+The gradient energy of the generated images in bands of a Laplacian pyramid, divided by that of the renders, is
+{sharpness}.
 Energy tells how strong details are, and not whether they are right. The squared error of the same bands, divided by the
-energy of the renders' bands, is {errors_of_bands}. The generator does not draw the stripes of the wall, smooths curls,
-and leaves light halos around some outlines.
+energy of the renders' bands, is {errors_of_bands}.
+The generator does not draw the stripes of the wall, smooths curls, and leaves light halos around some outlines.
 The second column of the table below is the IoU of an independent segmenter on the *generated* images. The segmenter was
 trained on exact renders only. The first column is the share of seeds whose masks have the class. In those seeds alone,
 the segmenter's IoU of the rare classes is {rare}.
