@@ -76,10 +76,11 @@ async def samples_of(
 ) -> AsyncIterator[Callable[[int], Awaitable[pb.Sample]]]:
     """Yield a function that requests the sample of a seed from a gateway, over one channel."""
     async with grpc.aio.insecure_channel(endpoint) as channel:
-        stub = pb_grpc.SampleServiceStub(channel)
+        stub = pb_grpc.SampleServiceStub(channel)  # type: ignore[no-untyped-call]  # generated, without types
 
         async def ask(seed: int) -> pb.Sample:
             request = pb.GetSampleRequest(model=model, seed=seed, options=options)
-            return (await stub.GetSample(request, timeout=PATIENCE_SECONDS)).sample
+            outcome: pb.GetSampleResponse = await stub.GetSample(request, timeout=PATIENCE_SECONDS)
+            return outcome.sample
 
         yield ask

@@ -1,7 +1,12 @@
 """Makes the pictures of the README (seeds with labels and verdicts) and of docs/rest.md (the gallery).
 
-Run it as `PYTHONPATH=benchmarks python -m demo.pictures`. It starts a service of the demo's models for them.
+Rules of this file:
+- The pictures show what a caller gets, so they are made from the answers of a service of the demo's models.
+
+Run it as `PYTHONPATH=benchmarks python -m demo.pictures`.
 """
+
+from __future__ import annotations
 
 import io
 import json
@@ -14,6 +19,8 @@ from PIL import Image, ImageDraw, ImageFont
 from playwright.sync_api import sync_playwright
 from serving import gateway
 
+from labelmint.triton.client import Array
+
 ROOT = Path(__file__).parent.parent.parent
 OUT = ROOT / "docs" / "images"
 FIRST_SEED = 39  # glasses and beards, and one sample that the gate rejects
@@ -21,13 +28,13 @@ GALLERY = f"?model=faces&seed={FIRST_SEED}&count=24&view=overlay&max_quantile=0.
 COLUMNS, SIZE, MARGIN, CAPTION = 6, 176, 8, 24
 
 
-def arrays(base: str, seed: int) -> dict[str, np.ndarray]:
+def arrays(base: str, seed: int) -> dict[str, Array]:
     url = f"{base}/v1/models/faces/samples/{seed}.npz?include_rejected=true"
     with urllib.request.urlopen(url) as answer, np.load(io.BytesIO(answer.read())) as file:
         return dict(file)
 
 
-def overlay(sample: dict[str, np.ndarray], palette: np.ndarray) -> np.ndarray:
+def overlay(sample: dict[str, Array], palette: Array) -> Array:
     return (sample["image"] * 0.35 + palette[sample["label"]] * 0.65).astype(np.uint8)
 
 
@@ -47,14 +54,14 @@ def pairs(base: str) -> None:
     sheet = Image.new("RGB", (COLUMNS * cell + MARGIN, 2 * cell + CAPTION + MARGIN + 28), (250, 250, 248))
     draw = ImageDraw.Draw(sheet)
     for column, sample in enumerate(samples):
-        x = MARGIN + column * cell
+        left = MARGIN + column * cell
         verdict = "accepted" if sample["js_score"] <= sample["threshold"] else "rejected"
         colour = (0, 110, 84) if verdict == "accepted" else (178, 34, 34)
         text = f"seed {int(sample['seed'])} · JS {float(sample['js_score']):.0f} · {verdict}"
-        draw.text((x, 6), text, colour, ImageFont.load_default(13))
+        draw.text((left, 6), text, colour, ImageFont.load_default(13))
         for row, picture in enumerate((sample["image"], overlay(sample, palette))):
             enlarged = Image.fromarray(picture).resize((SIZE, SIZE), Image.Resampling.LANCZOS)
-            sheet.paste(enlarged, (x, CAPTION + row * cell))
+            sheet.paste(enlarged, (left, CAPTION + row * cell))
     font = ImageFont.load_default(13)
     widths = [22 + draw.textlength(entry["name"], font) for entry in classes]
     gap = (sheet.width - 2 * MARGIN - sum(widths)) / (len(classes) - 1)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import fields
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -37,12 +38,13 @@ def fit_mapping(mapping: Mapping, *, steps: int) -> float:
 
     A linear layer reads the parameters from w while it is fitted, and is then thrown away.
     """
-    device = mapping.w_avg.device
+    first, w_avg = cast(EqualizedLinear, mapping.layers[0]), cast(Tensor, mapping.w_avg)
+    device = w_avg.device
     rng = torch.Generator().manual_seed(2)
-    z_dim, w_dim = mapping.layers[0].weight.shape[1], mapping.w_avg.shape[0]
+    z_dim, w_dim = first.weight.shape[1], w_avg.shape[0]
     sample = scene_parameters(torch.randn(_SAMPLE, z_dim, generator=rng)).to(device)  # [N,P]
     mean, deviation = sample.mean(dim=0), sample.std(dim=0)  # [P] each
-    _start_with_hinges(mapping.layers[0])
+    _start_with_hinges(first)
     reader = nn.Linear(w_dim, sample.shape[1], device=device)
     optimizer = torch.optim.Adam([*mapping.parameters(), *reader.parameters()], betas=(0.9, 0.99))
     missed = 1.0
