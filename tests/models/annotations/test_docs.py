@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -81,7 +82,14 @@ def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_commands(parts: Path) -> None:
-    synth, labelme, fit_labelme, cvat, _ = (block.strip() for block in blocks("sh"))
+    synth, choose, labelme, fit_labelme, cvat, _ = (block.strip() for block in blocks("sh"))
+    labelmint(synth)
+    many, remove, chosen = choose.splitlines()
+    labelmint(many.replace("--count 200", "--count 2"))
+    subprocess.run(shlex.split(remove), check=True)
+    labelmint(chosen)
+    assert json.loads((parts / "dataset.json").read_text())["seeds"] == [4000000003, 4000000017, 4000000042]
+    shutil.rmtree(parts)
     labelmint(synth)
     (classes,) = blocks("json")
     (parts / "classes.json").write_text(classes)
