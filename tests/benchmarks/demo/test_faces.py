@@ -273,8 +273,8 @@ def test_lips_end_at_the_corners_of_the_mouth() -> None:
         pixels = torch.stack([x, y], dim=1).float()  # [n,2]
         along = (right - left) / (right - left).norm()
         place = (pixels - left) @ along
-        assert abs(float(place.min())) < 2.0, float(place.min())
-        assert abs(float(place.max() - (right - left).norm())) < 2.0
+        assert abs(float(place.min())) < 3.0, float(place.min())
+        assert abs(float(place.max() - (right - left).norm())) < 3.0
         for corner in (left, right):
             assert float((pixels - corner).norm(dim=1).min()) < 3.0  # lips thinner than half a pixel have no mask
 
