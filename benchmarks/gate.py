@@ -26,7 +26,7 @@ import torch
 from demo import faces
 from demo.annotate import compiled_renderer
 from demo.committed import GENERATOR, INTERPRETER, fingerprint
-from demo.metrics import NUM_CLASSES
+from demo.metrics import areas
 from tqdm import tqdm
 
 from labelmint.models.annotations import write_json
@@ -76,7 +76,7 @@ def measure(count: int, kept: Path) -> dict[str, Array]:
             columns[name].append(kind.score(*kind.maps(js_map, mean_entropy)).item())
         exact = render(seed).label  # [1,R,R]
         columns["error"].append((torch.cat(labels, dim=1) != exact).float().mean().item())
-        for name, pixels in zip(faces.CLASS_NAMES, torch.bincount(exact.flatten(), minlength=NUM_CLASSES), strict=True):
+        for name, pixels in zip(faces.CLASS_NAMES, areas(exact), strict=True):
             columns[name].append(float(pixels > 0))
         if (index + 1) % SAVE_EVERY == 0 or index + 1 == count:
             aside = kept.with_suffix(".part.npz")

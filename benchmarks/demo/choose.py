@@ -27,7 +27,7 @@ VISIBLE = 12  # pixels: fewer can be overlooked
 
 def choose(latents: Tensor, count: int = COUNT) -> list[int]:
     """Return the indices of the chosen rows of latents z float32 [N,z_dim], in ascending order."""
-    visible = torch.stack([_areas(z) >= VISIBLE for z in latents.split(1)])  # [N,K]
+    visible = torch.stack([metrics.areas(faces.render(z).label) >= VISIBLE for z in latents.split(1)])  # [N,K]
     parameters = scene_parameters(latents)  # [N,P]
     scaled = (parameters - parameters.mean(dim=0)) / parameters.std(dim=0).clamp(min=1e-6)  # [N,P]
     share = visible.float().mean(dim=0)  # [K]
@@ -46,11 +46,6 @@ def choose(latents: Tensor, count: int = COUNT) -> list[int]:
         free[chosen] = False
         chosen.append(_most_different(scaled, chosen, free))
     return sorted(chosen)
-
-
-def _areas(z: Tensor) -> Tensor:
-    """Return the pixels of each class, [K], in the render of z [1,z_dim]."""
-    return torch.bincount(faces.render(z).label.flatten(), minlength=metrics.NUM_CLASSES)
 
 
 def _most_different(scaled: Tensor, chosen: list[int], free: Tensor) -> int:

@@ -47,24 +47,23 @@ def evaluate_generator(path: Path, segmenter_path: Path, count: int) -> dict[str
     render = compiled_renderer()
     values, counts = [], torch.zeros(metrics.NUM_CLASSES, metrics.NUM_CLASSES, dtype=torch.long)
     generated, rendered, error, energy = torch.zeros(4, metrics.OCTAVES).double()
-    seen, hits, unions = torch.zeros(3, metrics.NUM_CLASSES, dtype=torch.long)  # `seen` is a number of seeds
+    seen, unions = torch.zeros(2, metrics.NUM_CLASSES, dtype=torch.long)  # seeds that have a class; pixels in them
     for seed in tqdm(range(EVALUATION_SEED, EVALUATION_SEED + count), desc="generator", unit="img"):
         exact = render(seed)
-        image, _ = draw(generator, seed, 1.0, layout="paper")
+        image = draw(generator, seed, 1.0, layout="paper")[0].clamp(-1.0, 1.0)
         values.append(metrics.psnr(image, exact.image))
         found = metrics.confusion(segment(judge, image), exact.label)
         counts += found
         here = found.sum(dim=1) > 0  # [K], the classes of this seed's mask
         seen += here
-        hits += found.diagonal()
-        unions += (found.sum(0) + found.sum(1) - found.diagonal()) * here
-        generated += metrics.gradient_energy(image.clamp(-1.0, 1.0))
+        unions += metrics.union(found) * here
+        generated += metrics.gradient_energy(image)
         rendered += metrics.gradient_energy(exact.image)
-        error += metrics.band_energy(image.clamp(-1.0, 1.0) - exact.image)
+        error += metrics.band_energy(image - exact.image)
         energy += metrics.band_energy(exact.image)
     by_class = metrics.iou(counts)
     share = dict(zip(by_class, (seen / count).tolist(), strict=True))
-    present = dict(zip(by_class, (hits / unions.clamp(min=1)).tolist(), strict=True))
+    present = metrics.iou(counts, unions)  # a seed without the class has no hits to leave out
     mean = float(torch.cat(values).mean())
     print(f"PSNR against the renderer on {count} unseen seeds: {mean:.2f} dB")
     sharpness, band_error = metrics.by_octave(generated, rendered), metrics.by_octave(error, energy)

@@ -92,11 +92,20 @@ def confusion(predicted: Tensor, exact: Tensor) -> Tensor:
     return torch.bincount(pairs, minlength=NUM_CLASSES**2).view(NUM_CLASSES, NUM_CLASSES)
 
 
-def iou(counts: Tensor) -> dict[str, float]:
-    """Compute the intersection over union of each class name from a confusion matrix."""
-    hit = counts.diagonal().double()
-    union = counts.sum(0) + counts.sum(1) - counts.diagonal()
-    return dict(zip(faces.CLASS_NAMES, (hit / union.clamp(min=1)).tolist(), strict=True))
+def iou(counts: Tensor, unions: Tensor | None = None) -> dict[str, float]:
+    """Compute the intersection over union of each class name from a confusion matrix; `unions` [K] replace its own."""
+    unions = union(counts) if unions is None else unions
+    return dict(zip(faces.CLASS_NAMES, (counts.diagonal().double() / unions.clamp(min=1)).tolist(), strict=True))
+
+
+def union(counts: Tensor) -> Tensor:
+    """Count the pixels that have each class in either mask, int64 [K], from a confusion matrix."""
+    return counts.sum(0) + counts.sum(1) - counts.diagonal()
+
+
+def areas(label: Tensor) -> Tensor:
+    """Count the pixels of each class, int64 [K], in masks of class ids."""
+    return torch.bincount(label.flatten(), minlength=NUM_CLASSES)
 
 
 def table(by_class: dict[str, float]) -> str:

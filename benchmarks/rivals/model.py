@@ -10,19 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from demo.committed import GENERATOR, INTERPRETER
 from reference import ReferenceInterpreter
 
 from labelmint.core.policy import latent_of
 from labelmint.models.generator import to_uint8
 from labelmint.models.store import load_generator, load_interpreter
 from rivals.settings import Settings
-
-WEIGHTS = Path(__file__).parent.parent / "demo" / "weights"
 
 
 @dataclass(frozen=True)
@@ -39,8 +37,8 @@ class Painter:
 
     def __init__(self, settings: Settings) -> None:
         torch.set_num_threads(settings.threads)
-        self.generator = load_generator(WEIGHTS / "generator.safetensors")
-        interpreter = load_interpreter(WEIGHTS / "interpreter.safetensors")
+        self.generator = load_generator(GENERATOR)
+        interpreter = load_interpreter(INTERPRETER)
         self.layout = interpreter.spec.layout
         self.interpreter = ReferenceInterpreter(interpreter) if settings.interpreter == "reference" else interpreter
 

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from demo.committed import GENERATOR, INTERPRETER, KEYPOINTS
 from onnx import numpy_helper
 
 from labelmint.core.calibration import SCORE_KINDS, Calibration
@@ -30,8 +31,7 @@ from tests.support.models import files, random_interpreter, small, tiny_weights
 pytestmark = pytest.mark.torch
 
 
-WEIGHTS = ROOT / "benchmarks" / "demo" / "weights"
-INTERPRETERS = {"faces": "interpreter.safetensors", "faces_keypoints": "keypoints.safetensors"}
+INTERPRETERS = {"faces": INTERPRETER, "faces_keypoints": KEYPOINTS}
 STEPS = [
     f"{model}_{step}"
     for model in INTERPRETERS
@@ -44,9 +44,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo, exported again from its weights, over a copy that has the calibration."""
     directory = tmp_path_factory.mktemp("export") / "repository"
     shutil.copytree(REPOSITORY, directory)
-    generator = load_generator(WEIGHTS / "generator.safetensors")
+    generator = load_generator(GENERATOR)
     for model, weights in INTERPRETERS.items():
-        export_repository(directory, model, (generator, load_interpreter(WEIGHTS / weights)))
+        export_repository(directory, model, (generator, load_interpreter(weights)))
     return directory
 
 

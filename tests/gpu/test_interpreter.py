@@ -6,6 +6,7 @@ import io
 import numpy as np
 import pytest
 import torch
+from demo.committed import GENERATOR, INTERPRETER, KEYPOINTS
 
 from labelmint.core.calibration import SCORE_KINDS
 from labelmint.core.policy import latent_of
@@ -14,7 +15,6 @@ from labelmint.export.native_export import weights_file
 from labelmint.gpu.interpreter import TILES
 from labelmint.kernel.interpreter import read_weights
 from labelmint.models.store import load_generator, load_interpreter
-from tests.conftest import ROOT
 from tests.support.interpreted import Arrays, label
 from tests.support.interpreters import features_of, in_torch, random_step
 
@@ -211,10 +211,8 @@ def test_small_images_and_unknown_precisions_are_refused() -> None:
 @pytest.mark.parametrize("task", TASKS)
 def test_the_demo(task: str) -> None:
     """Labels of the demo in every precision, as in float32 in torch."""
-    directory = ROOT / "benchmarks" / "demo" / "weights"
-    name = "keypoints" if task == "keypoints" else "interpreter"
-    interpreter = load_interpreter(directory / f"{name}.safetensors").eval()
-    generator = load_generator(directory / "generator.safetensors")
+    interpreter = load_interpreter(KEYPOINTS if task == "keypoints" else INTERPRETER).eval()
+    generator = load_generator(GENERATOR)
     step = StyleInterpreterStep(interpreter)
     latent = torch.from_numpy(latent_of(7, generator.spec.z_dim))
     with torch.inference_mode():

@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from demo import choose, faces
+from demo import choose, faces, metrics
 
 pytestmark = pytest.mark.torch
 
 
 def test_rare_parts_occur_three_times_where_there_are_as_many() -> None:
     latents = torch.randn(80, faces.Z_DIM, generator=torch.Generator().manual_seed(21))
-    visible = torch.stack([choose._areas(z) >= choose.VISIBLE for z in latents.split(1)])  # [N,K]
+    visible = torch.stack([metrics.areas(faces.render(z).label) >= choose.VISIBLE for z in latents.split(1)])  # [N,K]
     chosen = choose.choose(latents, 16)
     assert chosen == sorted(set(chosen)) and len(chosen) == 16
     for name in faces.RARE_PARTS:
