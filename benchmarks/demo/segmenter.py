@@ -65,15 +65,12 @@ def _double(width_in: int, width_out: int) -> nn.Sequential:
     )
 
 
-def train(first: Path) -> Segmenter:
-    """Train on new renders in each step; deterministic. The weights after the plain steps are kept in `first`."""
+def train() -> Segmenter:
+    """Train on new renders in each step; deterministic."""
     torch.manual_seed(0)
     network = Segmenter().to(memory_format=torch.channels_last)
-    if not first.exists():
-        _steps(network, range(PLAIN_STEPS), rate=3e-3, power=0.0)
-        torch.save(network.state_dict(), first)
-    torch.manual_seed(PLAIN_STEPS)  # so a run that finds `first` ends with the same weights
-    network.load_state_dict(torch.load(first, weights_only=True))
+    _steps(network, range(PLAIN_STEPS), rate=3e-3, power=0.0)
+    torch.manual_seed(PLAIN_STEPS)  # the degradation of the weighted steps does not depend on the plain ones
     _steps(network, range(PLAIN_STEPS, PLAIN_STEPS + WEIGHTED_STEPS), rate=1.5e-3, power=AREA_POWER)
     return network.eval()
 
@@ -117,7 +114,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     arguments = parser.parse_args()
-    network = train(arguments.out.with_suffix(".first.pt"))
+    network = train()
     torch.save(network.state_dict(), arguments.out)
     counts = torch.zeros(NUM_CLASSES, NUM_CLASSES, dtype=torch.long)
     for z in torch.randn(512, faces.Z_DIM, generator=torch.Generator().manual_seed(5)).split(16):
