@@ -266,17 +266,18 @@ def test_closed_eyes_show_no_iris_and_keep_their_lashes() -> None:
 
 
 def test_lips_end_at_the_corners_of_the_mouth() -> None:
-    face = faces.render(set_(drawn(16, seed=61), PLAIN))
+    """Four times as large, because lips that are thinner than half a pixel have no mask at 128 x 128."""
+    face = faces.render(set_(drawn(16, seed=61), PLAIN), resolution=512, supersampling=1)
     for label, points in zip(face.label, face.keypoints, strict=True):
         left, right = points[3], points[4]
         y, x = is_(label, "lip", "mouth").nonzero(as_tuple=True)
         pixels = torch.stack([x, y], dim=1).float()  # [n,2]
         along = (right - left) / (right - left).norm()
         place = (pixels - left) @ along
-        assert abs(float(place.min())) < 3.0, float(place.min())
-        assert abs(float(place.max() - (right - left).norm())) < 3.0
+        assert abs(float(place.min())) < 2.5, float(place.min())
+        assert abs(float(place.max() - (right - left).norm())) < 2.5
         for corner in (left, right):
-            assert float((pixels - corner).norm(dim=1).min()) < 3.0  # lips thinner than half a pixel have no mask
+            assert float((pixels - corner).norm(dim=1).min()) < 2.5
 
 
 def test_ears_end_at_their_tips() -> None:
