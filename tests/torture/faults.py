@@ -155,7 +155,8 @@ class Stage:
         return start_service(log, "--grpc-port", port, repository=self._repository)
 
     def _kill_triton(self) -> None:
-        os.kill(triton_pid(self.service), signal.SIGKILL)
+        with self._starting:  # a gateway answers before `_start` returns, and before `service` is the new one
+            os.kill(triton_pid(self.service), signal.SIGKILL)
 
     def _restart_gateway(self) -> None:
         self.service.stop(signal.SIGKILL)
