@@ -14,6 +14,7 @@ Rules of this file:
     |- SampleRejected          the sample exists, but its JS score is above the threshold of the gate
     |- ContentMissing          the sample exists, but the conditions of the request keep it from being delivered
     |- ContentNotFound         so many seeds in a row gave a stream no sample that it stopped: change its conditions
+    |- NotIndexed              the gateway has no index of these seeds, so it cannot list them
     |- RevisionChanged         a pinned URL names a different revision of the model than the served one
     |- Unauthenticated         the request has no token or an unknown one
     |- RequestTooLarge         the body is larger than any request needs to be
@@ -34,7 +35,7 @@ Rules of this file:
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import copy
 from pathlib import Path
 from typing import ClassVar
@@ -174,6 +175,17 @@ class ContentNotFound(LabelmintError):
             "next_seed",
             {"seed_count": str(seed_count)},
         )
+
+
+class NotIndexed(LabelmintError):
+    reason = "NOT_INDEXED"
+    grpc_code = grpc.StatusCode.FAILED_PRECONDITION
+    http_status = 422
+    title = "Seeds without an index"
+
+    def __init__(self, model: str, indexed: Sequence[tuple[int, int]], message: str) -> None:
+        """`indexed`: the ranges of seeds that an index has under the same conditions, each with its end excluded."""
+        super().__init__(message, {"model": model, "indexed": json.dumps([list(each) for each in indexed[:16]])})
 
 
 class RevisionChanged(LabelmintError):

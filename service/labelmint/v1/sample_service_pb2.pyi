@@ -33,7 +33,7 @@ class Condition(_message.Message):
     def __init__(self, name: _Optional[str] = ..., min_area: _Optional[float] = ..., max_area: _Optional[float] = ..., min_confidence: _Optional[float] = ..., max_confidence: _Optional[float] = ...) -> None: ...
 
 class SampleOptions(_message.Message):
-    __slots__ = ("truncation_psi", "max_js", "max_quantile", "include_rejected", "image_encoding", "label_encoding", "include_js_map", "style_seed", "crossover", "omit_image", "omit_label", "where", "ignore_js_quantile")
+    __slots__ = ("truncation_psi", "max_js", "max_quantile", "include_rejected", "image_encoding", "label_encoding", "include_js_map", "style_seed", "crossover", "omit_image", "omit_label", "where", "ignore_js_quantile", "class_index")
     TRUNCATION_PSI_FIELD_NUMBER: _ClassVar[int]
     MAX_JS_FIELD_NUMBER: _ClassVar[int]
     MAX_QUANTILE_FIELD_NUMBER: _ClassVar[int]
@@ -47,6 +47,7 @@ class SampleOptions(_message.Message):
     OMIT_LABEL_FIELD_NUMBER: _ClassVar[int]
     WHERE_FIELD_NUMBER: _ClassVar[int]
     IGNORE_JS_QUANTILE_FIELD_NUMBER: _ClassVar[int]
+    CLASS_INDEX_FIELD_NUMBER: _ClassVar[int]
     truncation_psi: float
     max_js: float
     max_quantile: float
@@ -60,7 +61,8 @@ class SampleOptions(_message.Message):
     omit_label: bool
     where: _containers.RepeatedCompositeFieldContainer[Condition]
     ignore_js_quantile: float
-    def __init__(self, truncation_psi: _Optional[float] = ..., max_js: _Optional[float] = ..., max_quantile: _Optional[float] = ..., include_rejected: bool = ..., image_encoding: _Optional[_Union[Encoding, str]] = ..., label_encoding: _Optional[_Union[Encoding, str]] = ..., include_js_map: bool = ..., style_seed: _Optional[int] = ..., crossover: _Optional[int] = ..., omit_image: bool = ..., omit_label: bool = ..., where: _Optional[_Iterable[_Union[Condition, _Mapping]]] = ..., ignore_js_quantile: _Optional[float] = ...) -> None: ...
+    class_index: int
+    def __init__(self, truncation_psi: _Optional[float] = ..., max_js: _Optional[float] = ..., max_quantile: _Optional[float] = ..., include_rejected: bool = ..., image_encoding: _Optional[_Union[Encoding, str]] = ..., label_encoding: _Optional[_Union[Encoding, str]] = ..., include_js_map: bool = ..., style_seed: _Optional[int] = ..., crossover: _Optional[int] = ..., omit_image: bool = ..., omit_label: bool = ..., where: _Optional[_Iterable[_Union[Condition, _Mapping]]] = ..., ignore_js_quantile: _Optional[float] = ..., class_index: _Optional[int] = ...) -> None: ...
 
 class Content(_message.Message):
     __slots__ = ("name", "value")
@@ -97,7 +99,7 @@ class Pixels(_message.Message):
     def __init__(self, encoding: _Optional[_Union[Encoding, str]] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., channels: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class Sample(_message.Message):
-    __slots__ = ("model", "seed", "image", "label", "js_map", "js_score", "threshold", "accepted", "model_digest", "calibration_id", "truncation_psi", "style_seed", "crossover", "group_id", "keypoints", "model_version", "content", "ignore_js_quantile")
+    __slots__ = ("model", "seed", "image", "label", "js_map", "js_score", "threshold", "accepted", "model_digest", "calibration_id", "truncation_psi", "style_seed", "crossover", "group_id", "keypoints", "model_version", "content", "ignore_js_quantile", "class_index")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FIELD_NUMBER: _ClassVar[int]
@@ -116,6 +118,7 @@ class Sample(_message.Message):
     MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
     CONTENT_FIELD_NUMBER: _ClassVar[int]
     IGNORE_JS_QUANTILE_FIELD_NUMBER: _ClassVar[int]
+    CLASS_INDEX_FIELD_NUMBER: _ClassVar[int]
     model: str
     seed: int
     image: Pixels
@@ -134,7 +137,8 @@ class Sample(_message.Message):
     model_version: str
     content: _containers.RepeatedCompositeFieldContainer[Content]
     ignore_js_quantile: float
-    def __init__(self, model: _Optional[str] = ..., seed: _Optional[int] = ..., image: _Optional[_Union[Pixels, _Mapping]] = ..., label: _Optional[_Union[Pixels, _Mapping]] = ..., js_map: _Optional[bytes] = ..., js_score: _Optional[float] = ..., threshold: _Optional[float] = ..., accepted: bool = ..., model_digest: _Optional[str] = ..., calibration_id: _Optional[str] = ..., truncation_psi: _Optional[float] = ..., style_seed: _Optional[int] = ..., crossover: _Optional[int] = ..., group_id: _Optional[str] = ..., keypoints: _Optional[_Iterable[_Union[Keypoint, _Mapping]]] = ..., model_version: _Optional[str] = ..., content: _Optional[_Iterable[_Union[Content, _Mapping]]] = ..., ignore_js_quantile: _Optional[float] = ...) -> None: ...
+    class_index: int
+    def __init__(self, model: _Optional[str] = ..., seed: _Optional[int] = ..., image: _Optional[_Union[Pixels, _Mapping]] = ..., label: _Optional[_Union[Pixels, _Mapping]] = ..., js_map: _Optional[bytes] = ..., js_score: _Optional[float] = ..., threshold: _Optional[float] = ..., accepted: bool = ..., model_digest: _Optional[str] = ..., calibration_id: _Optional[str] = ..., truncation_psi: _Optional[float] = ..., style_seed: _Optional[int] = ..., crossover: _Optional[int] = ..., group_id: _Optional[str] = ..., keypoints: _Optional[_Iterable[_Union[Keypoint, _Mapping]]] = ..., model_version: _Optional[str] = ..., content: _Optional[_Iterable[_Union[Content, _Mapping]]] = ..., ignore_js_quantile: _Optional[float] = ..., class_index: _Optional[int] = ...) -> None: ...
 
 class Rejection(_message.Message):
     __slots__ = ("seed", "js_score", "threshold", "calibration_id")
@@ -236,13 +240,49 @@ class StreamSamplesResponse(_message.Message):
     filtered_count: int
     def __init__(self, sample: _Optional[_Union[Sample, _Mapping]] = ..., next_seed: _Optional[int] = ..., rejected_count: _Optional[int] = ..., filtered_count: _Optional[int] = ...) -> None: ...
 
-class GetModelRequest(_message.Message):
-    __slots__ = ("model", "model_version")
+class ListSeedsRequest(_message.Message):
+    __slots__ = ("model", "start_seed", "end_seed", "options", "page_size", "model_version")
     MODEL_FIELD_NUMBER: _ClassVar[int]
+    START_SEED_FIELD_NUMBER: _ClassVar[int]
+    END_SEED_FIELD_NUMBER: _ClassVar[int]
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
     model: str
+    start_seed: int
+    end_seed: int
+    options: SampleOptions
+    page_size: int
     model_version: str
-    def __init__(self, model: _Optional[str] = ..., model_version: _Optional[str] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., start_seed: _Optional[int] = ..., end_seed: _Optional[int] = ..., options: _Optional[_Union[SampleOptions, _Mapping]] = ..., page_size: _Optional[int] = ..., model_version: _Optional[str] = ...) -> None: ...
+
+class ListSeedsResponse(_message.Message):
+    __slots__ = ("first_seed", "seed_count", "delivered", "delivered_count", "next_seed", "end_seed", "model_digest")
+    FIRST_SEED_FIELD_NUMBER: _ClassVar[int]
+    SEED_COUNT_FIELD_NUMBER: _ClassVar[int]
+    DELIVERED_FIELD_NUMBER: _ClassVar[int]
+    DELIVERED_COUNT_FIELD_NUMBER: _ClassVar[int]
+    NEXT_SEED_FIELD_NUMBER: _ClassVar[int]
+    END_SEED_FIELD_NUMBER: _ClassVar[int]
+    MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    first_seed: int
+    seed_count: int
+    delivered: bytes
+    delivered_count: int
+    next_seed: int
+    end_seed: int
+    model_digest: str
+    def __init__(self, first_seed: _Optional[int] = ..., seed_count: _Optional[int] = ..., delivered: _Optional[bytes] = ..., delivered_count: _Optional[int] = ..., next_seed: _Optional[int] = ..., end_seed: _Optional[int] = ..., model_digest: _Optional[str] = ...) -> None: ...
+
+class GetModelRequest(_message.Message):
+    __slots__ = ("model", "model_version", "class_index")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    CLASS_INDEX_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    model_version: str
+    class_index: int
+    def __init__(self, model: _Optional[str] = ..., model_version: _Optional[str] = ..., class_index: _Optional[int] = ...) -> None: ...
 
 class GetModelResponse(_message.Message):
     __slots__ = ("model",)
@@ -261,7 +301,7 @@ class ListModelsResponse(_message.Message):
     def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "version", "pipeline", "task", "digest", "resolution", "z_dim", "classes", "layout", "num_heads", "score_kind", "calibration", "num_ws", "keypoint_classes", "executor")
+    __slots__ = ("name", "version", "pipeline", "task", "digest", "resolution", "z_dim", "classes", "layout", "num_heads", "score_kind", "calibration", "num_ws", "keypoint_classes", "executor", "generator_classes", "calibrated_classes")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PIPELINE_FIELD_NUMBER: _ClassVar[int]
@@ -277,6 +317,8 @@ class Model(_message.Message):
     NUM_WS_FIELD_NUMBER: _ClassVar[int]
     KEYPOINT_CLASSES_FIELD_NUMBER: _ClassVar[int]
     EXECUTOR_FIELD_NUMBER: _ClassVar[int]
+    GENERATOR_CLASSES_FIELD_NUMBER: _ClassVar[int]
+    CALIBRATED_CLASSES_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     pipeline: str
@@ -292,7 +334,9 @@ class Model(_message.Message):
     num_ws: int
     keypoint_classes: _containers.RepeatedCompositeFieldContainer[LabelClass]
     executor: str
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., pipeline: _Optional[str] = ..., task: _Optional[str] = ..., digest: _Optional[str] = ..., resolution: _Optional[int] = ..., z_dim: _Optional[int] = ..., classes: _Optional[_Iterable[_Union[LabelClass, _Mapping]]] = ..., layout: _Optional[str] = ..., num_heads: _Optional[int] = ..., score_kind: _Optional[str] = ..., calibration: _Optional[_Union[Calibration, _Mapping]] = ..., num_ws: _Optional[int] = ..., keypoint_classes: _Optional[_Iterable[_Union[LabelClass, _Mapping]]] = ..., executor: _Optional[str] = ...) -> None: ...
+    generator_classes: _containers.RepeatedScalarFieldContainer[str]
+    calibrated_classes: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., pipeline: _Optional[str] = ..., task: _Optional[str] = ..., digest: _Optional[str] = ..., resolution: _Optional[int] = ..., z_dim: _Optional[int] = ..., classes: _Optional[_Iterable[_Union[LabelClass, _Mapping]]] = ..., layout: _Optional[str] = ..., num_heads: _Optional[int] = ..., score_kind: _Optional[str] = ..., calibration: _Optional[_Union[Calibration, _Mapping]] = ..., num_ws: _Optional[int] = ..., keypoint_classes: _Optional[_Iterable[_Union[LabelClass, _Mapping]]] = ..., executor: _Optional[str] = ..., generator_classes: _Optional[_Iterable[str]] = ..., calibrated_classes: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class LabelClass(_message.Message):
     __slots__ = ("name", "rgb")

@@ -18,6 +18,7 @@ from labelmint_client.errors import (
     LimitReached,
     ModelNotFound,
     ModelVersionGone,
+    NotIndexed,
     Overloaded,
     SampleRejected,
     ServerDraining,
@@ -26,7 +27,7 @@ from labelmint_client.errors import (
     Unavailable,
     Uncalibrated,
 )
-from labelmint_client.messages import Calibration, Filtered, Model, Rejection, Sample, SampleOptions
+from labelmint_client.messages import Calibration, Filtered, ListedSeeds, Model, Rejection, Sample, SampleOptions
 
 __all__ = [
     "AsyncClient",
@@ -40,9 +41,11 @@ __all__ = [
     "InvalidRequest",
     "LabelmintError",
     "LimitReached",
+    "ListedSeeds",
     "Model",
     "ModelNotFound",
     "ModelVersionGone",
+    "NotIndexed",
     "Overloaded",
     "Rejection",
     "Sample",

@@ -19,7 +19,17 @@ import grpc.aio
 from labelmint_client import calls
 from labelmint_client.base import BaseClient, BaseStream, HealingLog
 from labelmint_client.calls import Call
-from labelmint_client.messages import SEED_END, Filtered, Model, Rejection, Sample, SampleOptions
+from labelmint_client.messages import (
+    SEED_END,
+    Filtered,
+    ListedSeeds,
+    Model,
+    Rejection,
+    Sample,
+    SampleOptions,
+    SeedPage,
+    listed,
+)
 from labelmint_client.policy import Walk
 
 T = TypeVar("T")
@@ -70,6 +80,23 @@ class AsyncClient(BaseClient):
             model, seeds, options, style_seeds=style_seeds, model_version=model_version, task=task
         )
         return await self._make(call)
+
+    async def list_seeds(
+        self,
+        model: str,
+        start_seed: int = 0,
+        end_seed: int = 0,
+        *,
+        options: SampleOptions | None = None,
+        model_version: str = "",
+    ) -> ListedSeeds:
+        task = await self._task(model, model_version)
+        pages: list[SeedPage] = []
+        while not pages or pages[-1].next_seed < pages[-1].end_seed:
+            first, end = (pages[-1].next_seed, pages[-1].end_seed) if pages else (start_seed, end_seed)
+            call = calls.list_seeds(model, first, end, options=options, model_version=model_version, task=task)
+            pages.append(await self._make(call))
+        return listed(start_seed, pages)
 
     async def stream_samples(
         self,

@@ -16,10 +16,12 @@ from labelmint_client.messages import (
     Rejection,
     Sample,
     SampleOptions,
+    SeedPage,
     checked,
     model_of,
     outcomes_of,
     sample_of,
+    seed_page_of,
 )
 from labelmint_client.v1 import sample_service_pb2 as pb
 
@@ -64,3 +66,16 @@ def batch_get_samples(
         model=model, seeds=seeds, options=message, style_seeds=style_seeds, model_version=model_version
     )
     return Call("BatchGetSamples", request, lambda answer: outcomes_of(answer, message))
+
+
+def list_seeds(
+    model: str, start_seed: int, end_seed: int, *, options: SampleOptions | None, model_version: str, task: str
+) -> Call[SeedPage]:
+    request = pb.ListSeedsRequest(
+        model=model,
+        start_seed=start_seed,
+        end_seed=end_seed,
+        options=(options or SampleOptions()).message(task),
+        model_version=model_version,
+    )
+    return Call("ListSeeds", request, seed_page_of)

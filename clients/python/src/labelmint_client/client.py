@@ -23,7 +23,17 @@ import grpc
 from labelmint_client import calls
 from labelmint_client.base import BaseClient, BaseStream, HealingLog
 from labelmint_client.calls import Call
-from labelmint_client.messages import SEED_END, Filtered, Model, Rejection, Sample, SampleOptions
+from labelmint_client.messages import (
+    SEED_END,
+    Filtered,
+    ListedSeeds,
+    Model,
+    Rejection,
+    Sample,
+    SampleOptions,
+    SeedPage,
+    listed,
+)
 from labelmint_client.policy import Walk
 
 T = TypeVar("T")
@@ -86,6 +96,28 @@ class Client(BaseClient):
             model, seeds, options, style_seeds=style_seeds, model_version=model_version, task=task
         )
         return self._make(call)
+
+    def list_seeds(
+        self,
+        model: str,
+        start_seed: int = 0,
+        end_seed: int = 0,
+        *,
+        options: SampleOptions | None = None,
+        model_version: str = "",
+    ) -> ListedSeeds:
+        """Return which seeds from start_seed up to, not including, end_seed a walk with these options delivers.
+
+        end_seed: 0 means the end of the index. Raises NotIndexed if the gateway has no index of these samples, or one
+        that lacks seeds of the range.
+        """
+        task = self._task(model, model_version)
+        pages: list[SeedPage] = []
+        while not pages or pages[-1].next_seed < pages[-1].end_seed:
+            first, end = (pages[-1].next_seed, pages[-1].end_seed) if pages else (start_seed, end_seed)
+            call = calls.list_seeds(model, first, end, options=options, model_version=model_version, task=task)
+            pages.append(self._make(call))
+        return listed(start_seed, pages)
 
     def stream_samples(
         self,

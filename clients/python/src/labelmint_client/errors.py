@@ -14,6 +14,7 @@ Rules of this file:
     |- SampleRejected             the sample exists, but its JS score is above the gate
     |- ContentMissing             the sample exists, but `where` keeps it from being delivered
     |- ContentNotFound            a long run of seeds gave a stream no sample that satisfies `where`
+    |- NotIndexed                 the gateway has no index of these seeds, so it cannot list them
     |- Unauthenticated            the token is missing or unknown
     |- Overloaded                 retryable: too many requests are in flight
     |  `- LimitReached            retryable: a limit of this token is reached
@@ -122,6 +123,13 @@ class ContentNotFound(LabelmintError):
         return int(self.metadata["seed_count"])
 
 
+class NotIndexed(LabelmintError):
+    @property
+    def indexed(self) -> list[tuple[int, int]]:
+        """The ranges of seeds that an index has under the same conditions, each with its end excluded."""
+        return [(start, end) for start, end in json.loads(self.metadata["indexed"])]
+
+
 class Unauthenticated(LabelmintError):
     pass
 
@@ -158,6 +166,7 @@ _BY_REASON: Mapping[str, type[LabelmintError]] = {
     "SAMPLE_REJECTED": SampleRejected,
     "CONTENT_MISSING": ContentMissing,
     "CONTENT_NOT_FOUND": ContentNotFound,
+    "NOT_INDEXED": NotIndexed,
     "UNAUTHENTICATED": Unauthenticated,
     "OVERLOADED": Overloaded,
     "LIMIT_REACHED": LimitReached,

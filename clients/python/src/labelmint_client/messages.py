@@ -146,6 +146,34 @@ class Rejection:
     calibration_id: str
 
 
+@dataclass(frozen=True, eq=False)
+class ListedSeeds:
+    """The seeds of a range whose samples a walk delivers.
+
+    start_seed, end_seed: the range, without its end.
+    seeds: uint32 [N], ascending.
+    model_digest: SHA-256 over the model's artifacts, hexadecimal.
+    """
+
+    start_seed: int
+    end_seed: int
+    seeds: npt.NDArray[np.uint32]
+    model_digest: str
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+
+@dataclass(frozen=True, eq=False)
+class SeedPage:
+    """A page of ListSeeds: its delivered seeds, uint32 [n] ascending, where the next one begins, and the whole end."""
+
+    seeds: npt.NDArray[np.uint32]
+    next_seed: int
+    end_seed: int
+    model_digest: str
+
+
 @dataclass(frozen=True)
 class Calibration:
     """The measured distribution of JS scores, in nats. `quantiles` has 101 values: quantiles 0, 0.01, ... 1."""
@@ -233,6 +261,20 @@ def checked(message: pb.Sample, options: pb.SampleOptions) -> pb.Sample:
                 grpc.StatusCode.UNIMPLEMENTED,
             )
     return message
+
+
+def seed_page_of(message: pb.ListSeedsResponse) -> SeedPage:
+    bits = np.unpackbits(np.frombuffer(message.delivered, np.uint8), bitorder="little")  # uint8 [8*ceil(seeds/8)]
+    seeds = np.flatnonzero(bits[: message.seed_count]) + message.first_seed
+    return SeedPage(seeds.astype(np.uint32), message.next_seed, message.end_seed, message.model_digest)
+
+
+def listed(start_seed: int, pages: Sequence[SeedPage]) -> ListedSeeds:
+    """Join all pages of a range. Raises LabelmintError if the model was replaced between two of them."""
+    digests = sorted({page.model_digest for page in pages})
+    if len(digests) > 1:
+        raise LabelmintError(f"the model was replaced while its seeds were listed: {' and '.join(digests)}; list again")
+    return ListedSeeds(start_seed, pages[-1].end_seed, np.concatenate([page.seeds for page in pages]), digests[0])
 
 
 def outcomes_of(message: pb.BatchGetSamplesResponse, options: pb.SampleOptions) -> list[Sample | Rejection | Filtered]:

@@ -41,6 +41,8 @@ class SampleServiceStub(object):
     metadata next_seed; metadata: seed_count
     FAILED_PRECONDITION  MODEL_VERSION_GONE             do not retry; metadata: model,
     model_version, model_digest
+    FAILED_PRECONDITION  NOT_INDEXED                    do not retry; metadata: model, indexed (a
+    JSON list of [start_seed, end_seed])
     UNAUTHENTICATED      UNAUTHENTICATED                do not retry; send the metadata
     "authorization: Bearer TOKEN"
     RESOURCE_EXHAUSTED   OVERLOADED                     retry after RetryInfo.retry_delay
@@ -85,6 +87,11 @@ class SampleServiceStub(object):
                 request_serializer=labelmint_dot_v1_dot_sample__service__pb2.StreamSamplesRequest.SerializeToString,
                 response_deserializer=labelmint_dot_v1_dot_sample__service__pb2.StreamSamplesResponse.FromString,
                 _registered_method=True)
+        self.ListSeeds = channel.unary_unary(
+                '/labelmint.v1.SampleService/ListSeeds',
+                request_serializer=labelmint_dot_v1_dot_sample__service__pb2.ListSeedsRequest.SerializeToString,
+                response_deserializer=labelmint_dot_v1_dot_sample__service__pb2.ListSeedsResponse.FromString,
+                _registered_method=True)
         self.GetModel = channel.unary_unary(
                 '/labelmint.v1.SampleService/GetModel',
                 request_serializer=labelmint_dot_v1_dot_sample__service__pb2.GetModelRequest.SerializeToString,
@@ -113,6 +120,8 @@ class SampleServiceServicer(object):
     metadata next_seed; metadata: seed_count
     FAILED_PRECONDITION  MODEL_VERSION_GONE             do not retry; metadata: model,
     model_version, model_digest
+    FAILED_PRECONDITION  NOT_INDEXED                    do not retry; metadata: model, indexed (a
+    JSON list of [start_seed, end_seed])
     UNAUTHENTICATED      UNAUTHENTICATED                do not retry; send the metadata
     "authorization: Bearer TOKEN"
     RESOURCE_EXHAUSTED   OVERLOADED                     retry after RetryInfo.retry_delay
@@ -180,10 +189,23 @@ class SampleServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListSeeds(self, request, context):
+        """Lists which seeds of a range StreamSamples would deliver under these options, from the index of
+        seeds that the gateway was started with (--index). It asks Triton for nothing. A response covers
+        a page of the range; to read the next page, send the request again with start_seed = next_seed.
+
+        Errors: NOT_FOUND, INVALID_ARGUMENT. FAILED_PRECONDITION (NOT_INDEXED) if the gateway has no
+        index of this model, executor, truncation_psi and class_index, or if seeds of the range are not
+        in it; also for options with style_seed, because an index has unmixed samples.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetModel(self, request, context):
         """Describes a served model: task, digest, classes or keypoints, palette, calibration.
 
-        Errors: NOT_FOUND.
+        Errors: NOT_FOUND, INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -216,6 +238,11 @@ def add_SampleServiceServicer_to_server(servicer, server):
                     servicer.StreamSamples,
                     request_deserializer=labelmint_dot_v1_dot_sample__service__pb2.StreamSamplesRequest.FromString,
                     response_serializer=labelmint_dot_v1_dot_sample__service__pb2.StreamSamplesResponse.SerializeToString,
+            ),
+            'ListSeeds': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSeeds,
+                    request_deserializer=labelmint_dot_v1_dot_sample__service__pb2.ListSeedsRequest.FromString,
+                    response_serializer=labelmint_dot_v1_dot_sample__service__pb2.ListSeedsResponse.SerializeToString,
             ),
             'GetModel': grpc.unary_unary_rpc_method_handler(
                     servicer.GetModel,
@@ -251,6 +278,8 @@ class SampleService(object):
     metadata next_seed; metadata: seed_count
     FAILED_PRECONDITION  MODEL_VERSION_GONE             do not retry; metadata: model,
     model_version, model_digest
+    FAILED_PRECONDITION  NOT_INDEXED                    do not retry; metadata: model, indexed (a
+    JSON list of [start_seed, end_seed])
     UNAUTHENTICATED      UNAUTHENTICATED                do not retry; send the metadata
     "authorization: Bearer TOKEN"
     RESOURCE_EXHAUSTED   OVERLOADED                     retry after RetryInfo.retry_delay
@@ -345,6 +374,33 @@ class SampleService(object):
             '/labelmint.v1.SampleService/StreamSamples',
             labelmint_dot_v1_dot_sample__service__pb2.StreamSamplesRequest.SerializeToString,
             labelmint_dot_v1_dot_sample__service__pb2.StreamSamplesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSeeds(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/labelmint.v1.SampleService/ListSeeds',
+            labelmint_dot_v1_dot_sample__service__pb2.ListSeedsRequest.SerializeToString,
+            labelmint_dot_v1_dot_sample__service__pb2.ListSeedsResponse.FromString,
             options,
             channel_credentials,
             insecure,
