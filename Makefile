@@ -71,6 +71,8 @@ torture: $(TEST)/.ready
 bench: $(TEST)/.ready $(RIVALS)/.ready
 	$(TEST)/bin/python benchmarks/interpreter.py
 	$(TEST)/bin/python benchmarks/dataloader.py
+	$(TEST)/bin/python benchmarks/shuffled.py
+	$(TEST)/bin/python benchmarks/seed_index.py
 	$(TEST)/bin/python benchmarks/gate.py
 	$(TEST)/bin/python benchmarks/latency.py
 	$(TEST)/bin/python benchmarks/tax.py

@@ -25,6 +25,7 @@ from interpreter import ARMS as ARMS_OF_INTERPRETER
 from labels_train_models import ARMS, by_source
 from latency import comparison
 from load import PERCENTILES
+from seed_index import BARS as BARS_OF_INDEX
 from startup import PHASES
 from train_segmenter import STEPS
 
@@ -709,11 +710,64 @@ interleaved runs of {figures["samples"]} samples; after the comma, the CPU secon
 """
 
 
+def seed_index(figures: dict[str, Any]) -> str:
+    def cells(name: str) -> str:
+        each = figures[name]
+        return f"{each['median']:.3g} | {each['least']:.3g} to {each['most']:.3g}"
+
+    rows = [f"| {title} | {bar:g} | {cells(name)} |" for name, (title, bar) in BARS_OF_INDEX.items()]
+    others = {
+        "the same list again: seconds": "list_again_seconds",
+        f"ListSeeds of all {figures['seeds']:,} seeds: seconds": "list_all_seconds",
+        "any first sample: seconds": "first_any_seconds",
+        "first sample of the class of one seed in 1,000 without an index, relative to any": "first_scarce_without",
+        "rate of an unfiltered stream: samples a second": "rate_any",
+        "rate of the class of one seed in 50 without an index, relative to an unfiltered stream": "rate_common_without",
+        f"executions for a stream of {figures['streamed']:,} samples, window {figures['window']}": "executions",
+    }
+    rows += [f"| {title} | | {cells(name)} |" for title, name in others.items()]
+    return f"""## What does an index of seeds cost, and what does it spare?
+
+`python benchmarks/seed_index.py`
+
+A gateway with an index of {figures["seeds"]:,} seeds of {figures["classes"]} classes, and one without, ask the same
+Triton. The model computes almost nothing, so times are the gateway's. Medians of {figures["rounds"]} interleaved
+rounds.
+
+| Measured | Target | Median | Least to most |
+| --- | --- | --- | --- |
+{chr(10).join(rows)}
+"""
+
+
+def shuffled(figures: dict[str, Any]) -> str:
+    rows = [
+        f"| {workers} | {figures['rates'][f'stream_{workers}']['median']:.1f} "
+        f"| {figures['rates'][f'shuffled_{workers}']['median']:.1f} "
+        f"| {ratio['median']:.3f} ({ratio['least']:.3f} to {ratio['most']:.3f}) |"
+        for workers, ratio in figures["ratios"].items()
+    ]
+    return f"""## What does shuffling cost?
+
+`python benchmarks/shuffled.py`
+
+A shuffled DataLoader over `LabeledSamples`, and one over the stream of the same seeds of the demo, 0 to
+{figures["seeds"]}, in batches of {figures["batch"]}. Medians of {figures["rounds"]} interleaved rounds; target: \
+{figures["bar"]:g} of the stream.
+
+| Workers | Stream, samples/s | Shuffled, samples/s | Ratio (least to most) |
+| --- | --- | --- | --- |
+{chr(10).join(rows)}
+"""
+
+
 SECTIONS = {
     "interpreter": interpreter,
     "labels_train_models": labels_train_models,
     "gate": gate,
     "dataloader": dataloader,
+    "shuffled": shuffled,
+    "seed_index": seed_index,
     "autoscaling": autoscaling,
     "latency": latency,
     "tax": tax,
