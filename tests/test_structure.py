@@ -38,10 +38,12 @@ ALLOWED = {
     },
     "pipeline": {"core", "triton"},
     "calibrate": {"core", "pipeline", "triton"},
+    "seed_index": {"core"},
+    "indexing": {"core", "pipeline", "seed_index", "triton"},
     "models": {"core"},
     "checkpoints": {"core", "models", "untrusted"},
     "export": {"core", "kernel", "models", "triton"},
-    "cli": {"calibrate", "checkpoints", "core", "export", "gateway.process", "models"},
+    "cli": {"calibrate", "checkpoints", "core", "export", "gateway.process", "indexing", "models", "seed_index"},
 }
 HEAVY = {"torch", "triton", "onnx", "onnxruntime", "safetensors", "pycocotools"}
 
@@ -104,8 +106,9 @@ def test_only_the_rooms_of_weights_import_what_is_heavy() -> None:
 
 
 def test_serving_loads_without_torch() -> None:
+    """Nor pyarrow, which only an index of seeds needs."""
     script = (
-        f"import sys; sys.modules.update(dict.fromkeys({sorted(HEAVY)!r}))\n"
+        f"import sys; sys.modules.update(dict.fromkeys({sorted({*HEAVY, 'pyarrow'})!r}))\n"
         "import labelmint.cli, labelmint.gateway.process.server, labelmint.calibrate"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
