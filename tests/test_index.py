@@ -30,13 +30,13 @@ from labelmint.triton.client import Latents
 from labelmint.triton.model_config import read_config, write_config
 from labelmint.triton.server import TritonServer
 from tests.support.commands import run
+from tests.support.indexing import GROUP, PART, SMALL_PARTS
 from tests.support.inference import connected, running, statistics
 from tests.support.models import files, random_interpreter, small, tiny_weights
 from tests.support.repositories import add
 
 pytestmark = [pytest.mark.triton, pytest.mark.torch]
 
-GROUP, PART = 64, 16
 SEEDS = range(100, 300)
 
 
@@ -190,35 +190,25 @@ def test_shards_share_out_whole_row_groups(length: int, count: int) -> None:
     assert max(sizes) - min(sizes) <= 1
 
 
-SMALL_PARTS = f"""
-import labelmint.seed_index.layout as layout
-layout.ROW_GROUP_SEEDS = {GROUP}
-import labelmint.seed_index.writing as writing
-writing.PART_SEEDS = {PART}
-from labelmint.cli import main
-main()
-"""
-
-
 @pytest.mark.usefixtures("small_parts")
 async def test_it_is_killed_at_any_moment_and_goes_on(triton: TritonServer, tmp_path: Path) -> None:
     seeds, killed = range(7, 2007), tmp_path / "killed"
     whole = await indexed(triton, tmp_path / "whole", seeds)
-    command = [sys.executable, "-c", SMALL_PARTS, "index", "tiny", "--seeds", "7:2007", "--out", str(killed)]
+    command = [*SMALL_PARTS, "index", "tiny", "--seeds", "7:2007", "--out", str(killed)]
     kept = 0
     async with connected(triton) as client:
         for parts in (0, 3, 20):  # more than the run before left, before it is killed
             process = subprocess.Popen([*command, "--triton-url", triton.grpc_url], stderr=subprocess.DEVNULL)
             try:
                 deadline = time.monotonic() + 60
-                while not list(killed.glob(".*/lock")) or len(list(killed.glob(".*/0*.parquet"))) < kept + parts:
+                while not list(killed.glob(".*/lock")) or len(list(killed.glob(".*/*.part"))) < kept + parts:
                     assert time.monotonic() < deadline and process.poll() is None
                     await asyncio.sleep(0.005)
             finally:
                 os.kill(process.pid, signal.SIGKILL)
                 process.wait()
             assert not list(killed.glob("*.parquet"))
-            kept = len(list(killed.glob(".*/0*.parquet")))
+            kept = len(list(killed.glob(".*/*.part")))
         assert 20 < kept < len(seeds) // PART
         (work,) = killed.iterdir()
         (work / "aside").write_bytes(b"half a part")
@@ -288,8 +278,8 @@ async def test_a_part_of_other_classes_or_a_damaged_one_is_refused(
     async with running(renamed, "tiny") as server:
         await interrupted(server, tmp_path / "index")
     said = await refused(triton, tmp_path / "index")
-    assert "0000000100.parquet is about other samples: label_names ('a', 'c'), not ('a', 'b'); remove it" in said
-    (part,) = (tmp_path / "index").glob(".*/*.parquet")
+    assert "0000000100.part is about other samples: label_names ('a', 'c'), not ('a', 'b'); remove it" in said
+    (part,) = (tmp_path / "index").glob(".*/*.part")
     for content in (b"", part.read_bytes()[:-100], b"\0" * 1000):
         part.write_bytes(content)
         assert f"{part} is damaged (" in await refused(triton, tmp_path / "index")
@@ -408,7 +398,7 @@ async def test_a_triton_that_dies_costs_at_most_a_part(triton: TritonServer, rep
     seeds = range(5000)
     async with running(repository, "tiny") as dying:
         walking = asyncio.create_task(indexed(dying, tmp_path / "index", seeds))
-        while len(list((tmp_path / "index").glob(".*/0*.parquet"))) < 5:
+        while len(list((tmp_path / "index").glob(".*/*.part"))) < 5:
             await asyncio.sleep(0.01)
         dying.kill()
         with pytest.raises(LabelmintError) as raised:
@@ -416,7 +406,7 @@ async def test_a_triton_that_dies_costs_at_most_a_part(triton: TritonServer, rep
     assert raised.value.message.endswith(
         f"(Triton at {dying.grpc_url}); what was indexed is kept, so run the same command again"
     )
-    assert len(list((tmp_path / "index").glob(".*/0*.parquet"))) >= 5
+    assert len(list((tmp_path / "index").glob(".*/*.part"))) >= 5
 
 
 @pytest.fixture(scope="module")
@@ -437,7 +427,7 @@ async def test_a_full_disk(unshare: list[str], triton: TritonServer, tmp_path: P
     whole = await indexed(triton, tmp_path / "whole", range(2000))
     out = tmp_path / "out"
     out.mkdir()
-    index = [sys.executable, "-c", SMALL_PARTS, "index", "tiny", "--seeds", "0:2000", "--out", str(out)]
+    index = [*SMALL_PARTS, "index", "tiny", "--seeds", "0:2000", "--out", str(out)]
     script = (
         f'mount -t tmpfs -o size=256k tmpfs {out}; "$@"; echo $?; ls -A {out}/.*/ >&2; '
         f'mount -o remount,size=64m {out}; "$@" && cat {out}/*.parquet > {tmp_path}/copied; ls -A {out}'

@@ -22,6 +22,7 @@ ALLOWED = {
     "gpu": set(),
     "untrusted": {"core"},
     "triton": {"conventions", "core", "kernel", "tracing", "untrusted"},
+    "seed_index": {"core"},
     "gateway.sampling": {"conventions", "core", "tracing", "triton"},
     "gateway.encoding": {"core", "gateway.sampling"},
     "gateway.grpc": {"core", "gateway.encoding", "gateway.sampling", "v1"},
@@ -38,7 +39,6 @@ ALLOWED = {
     },
     "pipeline": {"core", "triton"},
     "calibrate": {"core", "pipeline", "triton"},
-    "seed_index": {"core"},
     "indexing": {"core", "pipeline", "seed_index", "triton"},
     "models": {"core"},
     "checkpoints": {"core", "models", "untrusted"},
@@ -105,8 +105,7 @@ def test_only_the_rooms_of_weights_import_what_is_heavy() -> None:
             assert not {name.split(".")[0] for name in imports(path)}.intersection(HEAVY), path.name
 
 
-def test_serving_loads_without_torch() -> None:
-    """Nor pyarrow, which only an index of seeds needs."""
+def test_serving_loads_without_torch_and_pyarrow() -> None:
     script = (
         f"import sys; sys.modules.update(dict.fromkeys({sorted({*HEAVY, 'pyarrow'})!r}))\n"
         "import labelmint.cli, labelmint.gateway.process.server, labelmint.calibrate"
