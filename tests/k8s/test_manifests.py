@@ -81,7 +81,7 @@ def test_ports_exist(manifests: Rendered) -> None:
 
 
 def test_addresses_lead_somewhere(render: Any) -> None:
-    """Triton's address for gateways and the index job, and the gateway's for the pull job, are services with that port."""
+    """Triton's address for gateways and the index job, and the gateway's for the pull job, are services with a port."""
     base, job, indexing = render("base"), render("jobs/pull"), render("jobs/index")
     spec, gateway = deployment(base, "gateway")
     (pull, _) = next(job.workloads())[1]["spec"]["initContainers"]
