@@ -82,10 +82,10 @@ async def index_seeds(
         if class_index is not None:
             raise InvalidRequest("class_index", f"model {model!r} has no generator classes; omit the option")
         if truncation_psi is None:
-            truncation_psi = 1.0 if served.calibration is None else float(served.calibration.truncation_psi)
-        described = Described.of(served, truncation_psi=truncation_psi, class_index=class_index)
+            truncation_psi = 1.0 if served.calibration is None else served.calibration.truncation_psi
+        described = Described.of(served, truncation_psi=float(truncation_psi), class_index=class_index)
         with writing(directory, described, seeds, _score_kinds(served)) as file:
-            await _fill(file, client, served, truncation_psi=truncation_psi)
+            await _fill(file, client, served, truncation_psi=described.truncation_psi)
             file.finish()
             return file.path
 

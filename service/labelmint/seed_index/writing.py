@@ -29,6 +29,8 @@ from labelmint.seed_index.layout import ROW_GROUP_SEEDS, SEED, Described, metada
 
 # An interrupted run loses fewer rows than this. A row group has a whole number of parts.
 PART_SEEDS = 4096
+# Of a part: whoever looks for Parquet files does not take it for a file of an index.
+_SUFFIX = ".part"
 
 
 def shard_of(seeds: range, index: int, count: int) -> range:
@@ -50,7 +52,12 @@ def writing(directory: Path, described: Described, seeds: range, score_kinds: Se
     name = f"{name}-{seeds.start:010}-{seeds.stop:010}"
     parts = directory / f".{name}"
     with _locked(parts):
-        yield IndexFile(directory / f"{name}.parquet", parts, described, seeds=seeds, score_kinds=score_kinds)
+        try:
+            yield IndexFile(directory / f"{name}.parquet", parts, described, seeds=seeds, score_kinds=score_kinds)
+        finally:
+            if not any(parts.glob(f"*{_SUFFIX}")):
+                # Another process may open the lock at this moment; it then looks for parts and the file anew.
+                shutil.rmtree(parts, ignore_errors=True)
 
 
 class IndexFile:
@@ -92,8 +99,8 @@ class IndexFile:
         if not self._is_finished:
             self._write(self.path, map(self._row_group, _split(self.seeds, ROW_GROUP_SEEDS)))
             self._is_finished = True
-        # Another process may open the lock at this moment; it then finds that the file is finished.
-        shutil.rmtree(self._parts, ignore_errors=True)
+        for part in self._parts.glob(f"*{_SUFFIX}"):
+            part.unlink()
 
     def _num_in_parts(self) -> int:
         """The number of rows in the parts that follow each other from the first one on."""
@@ -106,14 +113,12 @@ class IndexFile:
         return count
 
     def _part(self, seeds: range) -> Path:
-        return (
-            self._parts / f"{seeds.start:010}.part"
-        )  # nobody who looks for Parquet files takes it for one of an index
+        return self._parts / f"{seeds.start:010}{_SUFFIX}"
 
     def _row_group(self, seeds: range) -> pa.Table:
         parts = (self._part(part) for part in _split(seeds, PART_SEEDS))
         try:
-            return pa.concat_tables([pq.ParquetFile(path).read() for path in parts]).combine_chunks()
+            return pa.concat_tables(map(_table, parts)).combine_chunks()
         except (pa.ArrowException, OSError) as error:
             raise _damaged(self._parts, error) from error
 
@@ -150,6 +155,11 @@ class IndexFile:
             aside.unlink(missing_ok=True)
             problem = f"cannot be written: {error.strerror or error}; what was indexed before is kept"
             raise UnusableFile(path, f"{problem}: make room, then run the same command again") from error
+
+
+def _table(path: Path) -> pa.Table:
+    with pq.ParquetFile(path) as file:
+        return file.read()
 
 
 def _schema(described: Described, score_kinds: Sequence[str]) -> pa.Schema:
