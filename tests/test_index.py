@@ -44,12 +44,12 @@ SEEDS = range(100, 300)
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The classes of `tiny` are a and b, the keypoints of `points` too. Its score is none that a JS map gives."""
     directory = tmp_path_factory.mktemp("indexed") / "repository"
-    export_repository(directory, "tiny", tiny_weights())
     generator, _ = small()
-    torch.manual_seed(3)
-    interpreter = random_interpreter(generator, "keypoints")
-    interpreter.score_kind = "mixture_entropy"
-    export_repository(directory, "points", (generator, interpreter))
+    for model, task, score_kind in (("tiny", "segmentation", "sum"), ("points", "keypoints", "mixture_entropy")):
+        torch.manual_seed(7)
+        interpreter = random_interpreter(generator, task)
+        interpreter.score_kind = score_kind
+        export_repository(directory, model, (generator, interpreter))
     return directory
 
 
@@ -132,7 +132,7 @@ async def test_row_groups_are_of_consecutive_seeds_with_statistics(triton: Trito
     for group, start in zip(groups, range(100, 300, 64), strict=True):
         columns = [group.column(index) for index in range(group.num_columns)]
         assert (columns[0].statistics.min, columns[0].statistics.max) == (start, min(start + 64, 300) - 1)
-        assert all(column.has_min_max_statistics is not False for column in (c.statistics for c in columns))
+        assert all(column.statistics.has_min_max for column in columns)
         assert {column.compression for column in columns} == {"ZSTD"}
 
 
@@ -285,7 +285,7 @@ async def test_a_part_of_other_classes_or_a_damaged_one_is_refused(
     await indexed(triton, tmp_path / "index")
 
 
-async def interrupted(triton: TritonServer, directory: Path) -> None:
+async def interrupted(triton: TritonServer, directory: Path, seeds: range = SEEDS) -> None:
     """A run that ends after its first part."""
     with pytest.MonkeyPatch.context() as patch:
         written = writing.IndexFile._write
@@ -296,18 +296,19 @@ async def interrupted(triton: TritonServer, directory: Path) -> None:
 
         patch.setattr(writing.IndexFile, "_write", once)
         with pytest.raises(KeyboardInterrupt):
-            await indexed(triton, directory)
+            await indexed(triton, directory, seeds)
 
 
 async def test_seeds_are_not_indexed_twice(triton: TritonServer, tmp_path: Path) -> None:
     path = await indexed(triton, tmp_path, range(10, 20))
-    for seeds in (range(15, 25), range(5), range(19), range(12, 13)):
-        if seeds.stop <= 10:
-            await indexed(triton, tmp_path, seeds)
-        else:
-            said = await refused(triton, tmp_path, seeds)
-            assert said == f"{path} has the seeds 10:20 of these samples; index others, or remove it"
+    for seeds in (range(15, 25), range(19), range(12, 13), range(5, 30)):
+        said = await refused(triton, tmp_path, seeds)
+        assert said == f"{path} has the seeds 10:20 of these samples; index others, or remove it"
+    await indexed(triton, tmp_path, range(10))
     await indexed(triton, tmp_path, range(20, 30))
+    await interrupted(triton, tmp_path, range(30, 40))
+    said = await refused(triton, tmp_path, range(39, 50))
+    assert "has, unfinished, the seeds 30:40 of these samples; index others, or remove it" in said
 
 
 @pytest.mark.parametrize(
