@@ -22,6 +22,7 @@ from pydantic_settings import (
     CliPositionalArg,
     CliSubCommand,
     CliToggleFlag,
+    PydanticBaseSettingsSource,
     SettingsConfigDict,
     get_subcommand,
 )
@@ -356,6 +357,18 @@ class Labelmint(BaseSettings):
     pull: Annotated[CliSubCommand[Pull], Field(description="write accepted samples to a directory as a data set")]
     verify: Annotated[CliSubCommand[Verify], Field(description="check such a directory, optionally against a service")]
     upload: Annotated[CliSubCommand[Upload], Field(description="send such a directory to S3, the manifest last")]
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only the command line: a container often has a variable VERSION, and an index job INDEX."""
+        return (init_settings,)
 
     def cli_cmd(self) -> None:
         if self.version:
