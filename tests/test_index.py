@@ -32,8 +32,8 @@ from labelmint.triton.server import TritonServer
 from tests.support.commands import run
 from tests.support.indexing import GROUP, PART, SMALL_PARTS
 from tests.support.inference import connected, running, statistics
-from tests.support.models import files, random_interpreter, small, tiny_weights
-from tests.support.repositories import add
+from tests.support.models import files, random_interpreter, small
+from tests.support.repositories import add, copy_model
 
 pytestmark = [pytest.mark.triton, pytest.mark.torch]
 
@@ -247,7 +247,8 @@ async def test_other_samples_share_the_directory_and_are_never_mixed_in(
 ) -> None:
     path = await indexed(triton, tmp_path)
     other = tmp_path.parent / "of_other_weights"
-    export_repository(other, "tiny", tiny_weights(5))
+    other.mkdir()
+    copy_model(repository, "points", "tiny", other)
     await indexed(triton, tmp_path, model="points")
     async with running(other, "tiny") as differing:
         second = await indexed(differing, tmp_path)
