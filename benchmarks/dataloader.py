@@ -21,9 +21,9 @@ import numpy as np
 from serving import gateway
 from torch.utils.data import DataLoader
 
-from labelmint.calibrate import measure
 from labelmint.core.served_model import ServedModel, read_served_model
 from labelmint.models.annotations import write_json
+from labelmint.pipeline import measure
 from labelmint.triton.client import TritonClient
 from labelmint.triton.model_config import ensembles
 from labelmint.triton.server import TritonServer, wait_until_ready

@@ -38,7 +38,7 @@ from load import spread
 from resuming import BUILD, ROOT, Figures, rotated
 from serving import PATIENCE_SECONDS, RAW, gateway, samples_of
 
-from labelmint.calibrate import serving
+from labelmint.pipeline import serving
 from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 

@@ -39,9 +39,9 @@ from serving import gateway, samples_of
 from simulation.clients import Caller
 from simulation.service import Gateway, Profile, Triton
 
-from labelmint.calibrate import serving
 from labelmint.gateway.process.settings import ServeSettings
 from labelmint.models.annotations import write_json
+from labelmint.pipeline import serving
 
 ROOT = Path(__file__).parent.parent
 REPOSITORY = ROOT / "model_repository"

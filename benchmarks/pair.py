@@ -43,13 +43,13 @@ from demo.committed import GENERATOR, INTERPRETER
 from direct import PHASES, STEPS, Direct, inputs_of
 from resuming import BUILD, ROOT, Figures
 
-from labelmint.calibrate import serving
 from labelmint.export.modules import GeneratorStep, Step, StyleInterpreterStep
 from labelmint.export.repository import export_repository
 from labelmint.export.torchscript_export import export_torchscript
 from labelmint.models.generator import Generator
 from labelmint.models.interpreter import StyleInterpreter
 from labelmint.models.store import load_generator, load_interpreter
+from labelmint.pipeline import serving
 
 RESULTS = ROOT / "benchmarks" / "results" / "pair.json"
 PICTURE = ROOT / "docs" / "images" / "pair.png"

@@ -26,10 +26,10 @@ import random_models
 from PIL import Image
 from resident import resident
 
-from labelmint.calibrate import serving
 from labelmint.core.policy import latent_of
 from labelmint.models.annotations import LabelClasses, write_masks
 from labelmint.models.store import save_generator, save_interpreter
+from labelmint.pipeline import serving
 from labelmint.triton.client import Latents
 
 NUM_CLASSES = 34

@@ -44,8 +44,8 @@ from resuming import ROOT, Figures, rotated
 from serving import PATIENCE_SECONDS, Served, gateway, samples_of
 from tritonclient.utils import InferenceServerException
 
-from labelmint.calibrate import serving
 from labelmint.core.served_model import ServedModel
+from labelmint.pipeline import serving
 
 RESULTS = ROOT / "benchmarks" / "results" / "tax.json"
 PICTURE = ROOT / "docs" / "images" / "tax.png"

@@ -125,6 +125,11 @@ def test_the_version_and_a_missing_command() -> None:
     assert "import_" not in done.stderr
 
 
+def test_variables_of_a_container_are_no_options() -> None:
+    done = run("index", "faces", "--seeds", "9:3", VERSION="1", INDEX="faces", SERVE="{}")
+    assert done.returncode == 2 and done.stderr.startswith("labelmint: seeds: '9:3' is not a range of seeds")
+
+
 def test_what_is_said_has_no_python_in_it() -> None:
     assert "lambda" not in run("serve", "--help").stdout
     done = run("serve", "--tls-certificate", "x")

@@ -1,6 +1,7 @@
 """The commands of the README and of the documents it leads to, run one by one against a live service, and all links."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -80,6 +81,32 @@ def test_the_webdataset_example(service: Service, tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["(128, 128, 3) (128, 128)"] * 6
+
+
+def test_the_index_commands(tmp_path: Path) -> None:
+    """Fewer seeds than the document walks. The shard that it shows has none of them."""
+    (tmp_path / "model_repository").symlink_to(ROOT / "model_repository")
+    whole, shard = [block for block in blocks("sh", "docs/indexing.md") if block.startswith("labelmint index")]
+    (query,) = blocks("python", "docs/indexing.md")
+    path = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    for command in (whole, whole, shard):
+        done = subprocess.run(
+            ["bash", "-ec", command.replace("0:1000000", "0:24")],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env=path,
+        )
+        assert done.returncode == 0, done.stderr
+    assert "shard 2 of 4 has no seeds" in done.stdout
+    (file,) = (tmp_path / "index").iterdir()
+    named = re.findall(r"`(faces-\S+\.parquet)`", (ROOT / "docs" / "indexing.md").read_text())
+    assert [re.sub(r"[0-9a-f]{12}", "D", name) for name in named] == [
+        re.sub(r"[0-9a-f]{12}", "D", file.name).replace("0000000024", "0001000000")
+    ]
+    done = subprocess.run([sys.executable, "-c", query], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "pixels_glasses" in done.stdout, done.stderr
 
 
 def test_the_tokens_line(tmp_path: Path) -> None:

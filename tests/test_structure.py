@@ -22,6 +22,7 @@ ALLOWED = {
     "gpu": set(),
     "untrusted": {"core"},
     "triton": {"conventions", "core", "kernel", "tracing", "untrusted"},
+    "seed_index": {"core"},
     "gateway.sampling": {"conventions", "core", "tracing", "triton"},
     "gateway.encoding": {"core", "gateway.sampling"},
     "gateway.grpc": {"core", "gateway.encoding", "gateway.sampling", "v1"},
@@ -36,11 +37,13 @@ ALLOWED = {
         "triton",
         "v1",
     },
-    "calibrate": {"core", "triton"},
+    "pipeline": {"core", "triton"},
+    "calibrate": {"core", "pipeline", "triton"},
+    "indexing": {"core", "pipeline", "seed_index", "triton"},
     "models": {"core"},
     "checkpoints": {"core", "models", "untrusted"},
     "export": {"core", "kernel", "models", "triton"},
-    "cli": {"calibrate", "checkpoints", "core", "export", "gateway.process", "models"},
+    "cli": {"calibrate", "checkpoints", "core", "export", "gateway.process", "indexing", "models", "seed_index"},
 }
 HEAVY = {"torch", "triton", "onnx", "onnxruntime", "safetensors", "pycocotools"}
 
@@ -102,9 +105,9 @@ def test_only_the_rooms_of_weights_import_what_is_heavy() -> None:
             assert not {name.split(".")[0] for name in imports(path)}.intersection(HEAVY), path.name
 
 
-def test_serving_loads_without_torch() -> None:
+def test_serving_loads_without_torch_and_pyarrow() -> None:
     script = (
-        f"import sys; sys.modules.update(dict.fromkeys({sorted(HEAVY)!r}))\n"
+        f"import sys; sys.modules.update(dict.fromkeys({sorted({*HEAVY, 'pyarrow'})!r}))\n"
         "import labelmint.cli, labelmint.gateway.process.server, labelmint.calibrate"
     )
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -25,12 +25,12 @@ from demo import faces, metrics
 from demo.annotate import compiled_renderer, exact_keypoints
 from demo.committed import fingerprint
 from demo.segmenter import Segmenter, segment
-from labelmint.calibrate import measure, serving
 from labelmint.core.calibration import Calibration
 from labelmint.models.annotations import write_json
 from labelmint.models.draw import draw
 from labelmint.models.generator import to_uint8
 from labelmint.models.store import load_generator, load_interpreter, read_notes
+from labelmint.pipeline import measure, serving
 from labelmint.triton.client import Array
 from labelmint.triton.model_config import read_config
 

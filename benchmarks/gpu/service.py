@@ -62,7 +62,7 @@ def put_on_gpu(repository: Path) -> None:
 async def loops(repository: Path, seconds: float) -> dict[str, Any]:
     from direct import STEPS, Direct
 
-    from labelmint.calibrate import serving
+    from labelmint.pipeline import serving
 
     found: dict[str, Any] = {}
     async with serving(repository, NAME) as (client, model):

@@ -9,7 +9,7 @@ WORKDIR /source
 COPY pyproject.toml README.md LICENSE requirements.lock ./
 COPY service service
 RUN /opt/pip/bin/pip --python /opt/labelmint/bin/python install --no-cache-dir --prefer-binary \
-    --constraint requirements.lock '.[docs,tracing]' \
+    --constraint requirements.lock '.[docs,index,tracing]' \
     && find /opt/labelmint -type d -name tests -prune -exec rm -r '{}' +
 
 FROM debian:bookworm-slim

@@ -1,8 +1,8 @@
 """Measures the JS scores of a served pipeline and writes the calibration into the repository.
 
 Rules of this file:
-- The scores come from a real Triton, through the same client, window and seed policy as in the gateway: from a child
-  Triton, or from those at `triton_url`, which must have the model with the digest that the repository has.
+- The scores come from a real Triton (`pipeline.py`): from a child Triton, or from those at `triton_url`, which must
+  have the model with the digest that the repository has.
 - Only the fused ensemble is measured, and the staged one gets the same calibration. Both compute the same function of
   the same weights; a test compares them.
 - A calibration is that of the executor that has run the interpreter, as Triton says it, and is written under its name.
@@ -11,29 +11,19 @@ Rules of this file:
 
 from __future__ import annotations
 
-import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
-from tqdm import tqdm
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from labelmint.core.calibration import MIN_SEEDS, Calibration, calibrate
-from labelmint.core.errors import InvalidRequest, LabelmintError, ModelNotFound, TritonUnavailable, UnusableFile
-from labelmint.core.executor import KERNEL, Choice, Executor, executor_at
-from labelmint.core.policy import check_seed, latent_of
+from labelmint.core.errors import InvalidRequest, LabelmintError, UnusableFile
+from labelmint.core.executor import KERNEL, Choice
+from labelmint.core.policy import check_seed
 from labelmint.core.served_model import ServedModel
-from labelmint.triton.artifacts import read_model, read_whole_model
-from labelmint.triton.client import Array, Latents, TritonClient, digest_of
-from labelmint.triton.model_config import base_name, ensembles, is_fused, version_of, write_config
-from labelmint.triton.server import TritonServer, wait_until_ready
-
-T = TypeVar("T")
+from labelmint.pipeline import measure, serving
+from labelmint.triton.model_config import ensembles, version_of, write_config
 
 
 async def calibrate_repository(
@@ -169,114 +159,3 @@ async def measure_scores(
             "its weights are damaged or too large, or overflow in the precision of this Triton; nothing was written",
         )
     return served, scores
-
-
-@asynccontextmanager
-async def serving(
-    repository: Path, model: str, version: int = 1, *, executor: Choice = KERNEL, triton_url: str = ""
-) -> AsyncIterator[tuple[TritonClient, ServedModel]]:
-    """Connect to Tritons that have the fused ensemble of a version of `model`, until the end of the block.
-
-    Without `triton_url`, run a child Triton with it, and its interpreter in `executor` if possible. The model that is
-    returned has the executor that runs it. Raises ModelNotFound if the repository has no such model, and UnusableFile
-    if it is damaged. With `triton_url`, raises TritonUnavailable if no Triton there has the same model.
-    """
-    fused = {name: config for name, config in ensembles(repository).items() if is_fused(config)}
-    name = base_name(model, version)
-    if name not in fused or fused[name].parameters["model"].string_value != model:
-        models = {known: config.parameters["model"].string_value for known, config in fused.items()}
-        versions = sorted(version_of(repository / known) for known, owner in models.items() if owner == model)
-        if versions:
-            raise ModelNotFound(model, tuple(map(str, versions)), str(version))
-        raise ModelNotFound(model, tuple(sorted(set(models.values()))))
-    if triton_url:
-        served, connection = read_model(repository, name, calibrated=False), _connected(triton_url)
-    else:
-        served, connection = read_whole_model(repository, name, calibrated=False), _child(repository, name, executor)
-    async with connection as client:
-        yield client, replace(served, executor=await _executor(client, served))
-
-
-@asynccontextmanager
-async def _child(repository: Path, name: str, executor: Choice) -> AsyncIterator[TritonClient]:
-    server = TritonServer(repository, [name], executor=executor)
-    try:
-        await server.start()
-        await wait_until_ready(server)
-        async with _connected(server.grpc_url) as client:
-            yield client
-    finally:
-        await server.stop()
-
-
-@asynccontextmanager
-async def _connected(url: str) -> AsyncIterator[TritonClient]:
-    client = TritonClient(url)
-    try:
-        yield client
-    finally:
-        await client.close()
-
-
-async def _executor(client: TritonClient, model: ServedModel) -> Executor:
-    """What runs the interpreter, as a Triton with this model and its digest says it.
-
-    Raises TritonUnavailable unless a Triton of the client has them ready.
-    """
-    configs = await client.model_configs()
-    wanted = f"{model.triton_name!r} version {model.version}"
-    by_address = configs.get((model.triton_name, model.version))
-    if by_address is None:
-        ready = ", ".join(f"{name!r} version {version}" for name, version in sorted(configs)) or "none"
-        raise TritonUnavailable(
-            f"Triton at {client.url} does not have {wanted} ready, only: {ready}; load the model there first"
-        )
-    for address, config in by_address.items():
-        if digest_of(config) == model.digest:
-            return executor_at(configs, config, address)
-    digests = sorted({digest_of(config) or "none" for config in by_address.values()})
-    raise TritonUnavailable(
-        f"Triton at {client.url} has {wanted} with the digest {', '.join(digests)}, but the repository "
-        f"has {model.digest}; give --model-repository the one that this Triton serves, or load this one there"
-    )
-
-
-async def measure(
-    client: TritonClient,
-    model: ServedModel,
-    seeds: Iterable[int],
-    *,
-    truncation_psi: float,
-    outputs: tuple[str, ...],
-    reduce: Callable[[int, dict[str, Array]], T],
-    title: str,
-) -> list[T]:
-    """Run the ensemble for every seed; return the results of `reduce` for its arrays, in the order of the seeds."""
-    ordered = list(seeds)
-    bar = tqdm(total=len(ordered), desc=title, unit="seed")
-
-    async def one(seed: int) -> T:
-        latent = latent_of(seed, model.z_dim)
-        latents = Latents(latent, latent, model.num_ws, truncation_psi)
-        arrays = await client.infer(model.triton_name, model.version, latents, outputs=outputs, digest=model.digest)
-        bar.update()
-        return reduce(seed, arrays)
-
-    tasks: list[asyncio.Task[T]] = []
-    running: set[asyncio.Task[T]] = set()
-    with bar:
-        try:
-            for seed in ordered:
-                while running and not client.room(model.triton_name, model.version, model.digest):
-                    done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                    for task in done:
-                        task.result()  # the first failure ends the measurement
-                running.add(task := asyncio.create_task(one(seed)))
-                tasks.append(task)
-                await asyncio.sleep(0)  # the sample begins, and takes its room
-            return list(await asyncio.gather(*tasks))
-        finally:
-            # Triton 2.51 may crash if a sample that it has begun is cancelled, so each one ends first.
-            for task in running:
-                task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)

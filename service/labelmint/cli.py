@@ -1,7 +1,7 @@
 """The command-line program `labelmint`: one subcommand per task, each importing only the modules that it needs.
 
 Rules of this file:
-- `serve` and `calibrate` must work without torch. The other commands report it if torch is missing.
+- `serve`, `calibrate` and `index` must work without torch. The other commands report it if torch is missing.
 - `pull`, `verify` and `upload` belong to the Python client, which has its own command line.
 - Every option is a field with its help. Every failure that a user can fix is one line on stderr and exit code 2.
 """
@@ -22,6 +22,7 @@ from pydantic_settings import (
     CliPositionalArg,
     CliSubCommand,
     CliToggleFlag,
+    PydanticBaseSettingsSource,
     SettingsConfigDict,
     get_subcommand,
 )
@@ -37,6 +38,7 @@ _EXPORT_MODULES = ("torch", "onnx", "onnxruntime", "onnxscript", "pycocotools", 
 _EXTRAS = dict.fromkeys(_EXPORT_MODULES, ("export", "this command needs torch and onnx"))
 _EXTRAS["triton"] = ("gpu", "`--format gpu` needs the compiler of the Triton language")
 _EXTRAS["tqdm"] = ("calibrate", "this command needs tqdm")
+_EXTRAS["pyarrow"] = ("index", "an index of seeds needs pyarrow")
 _EXTRAS["opentelemetry"] = ("tracing", "traces need OpenTelemetry")
 _CLIENT_COMMANDS = ("pull", "verify", "upload")
 
@@ -262,6 +264,63 @@ class Calibrate(BaseModel):
             print(f"copy {files} to the repository of the Triton at {self.triton_url} and reload the model there")
 
 
+class Index(BaseModel):
+    """Walk seeds through a served pipeline and write an index of them. The same command resumes an interrupted one."""
+
+    model: Annotated[CliPositionalArg[str], Field(description="name of the model")]
+    seeds: Annotated[str, Field(description="range of seeds, START:END, its end excluded")]
+    model_repository: Annotated[Path, Field(description="directory of the repository")] = Path("model_repository")
+    version: Annotated[int, Field(ge=1, lt=2**31, description="version of the model")] = 1
+    executor: Annotated[Choice, Field(description="what runs the interpreter of an ONNX model")] = KERNEL
+    triton_url: Annotated[
+        str,
+        Field(
+            description="gRPC target (HOST:PORT) of the Tritons that serve the model, instead of --model-repository "
+            "and --executor; empty: start one"
+        ),
+    ] = ""
+    truncation_psi: Annotated[
+        float | None, Field(ge=0, le=2, description="truncation of the samples; default: the calibrated one, or 1")
+    ] = None
+    class_index: Annotated[int | None, Field(ge=0, description="class that a conditional generator draws")] = None
+    out: Annotated[Path, Field(description="directory of the index")] = Path("index")
+    shard_index: Annotated[int, Field(ge=0, description="which shard of the seeds to walk")] = 0
+    shard_count: Annotated[int, Field(ge=1, description="number of shards; each is a file of the same index")] = 1
+
+    @model_validator(mode="after")
+    def _options_that_fit(self) -> Index:
+        if self.triton_url and self.model_fields_set & {"model_repository", "executor"}:
+            raise ValueError(
+                "--triton-url names Tritons with models, so --model-repository and --executor do not apply"
+            )
+        if self.shard_index >= self.shard_count:
+            raise ValueError(f"shard_index: {self.shard_index} is out of range; give 0 to {self.shard_count - 1}")
+        return self
+
+    async def cli_cmd(self) -> None:
+        from labelmint.indexing import index_seeds, seeds_of
+        from labelmint.seed_index.writing import shard_of
+
+        shard = shard_of(seeds_of(self.seeds), self.shard_index, self.shard_count)
+        if not shard:
+            print(
+                f"shard {self.shard_index} of {self.shard_count} has no seeds: {self.seeds} is shared out in row groups"
+            )
+            return
+        path = await index_seeds(
+            self.model,
+            shard,
+            self.out,
+            repository=self.model_repository,
+            version=self.version,
+            executor=self.executor,
+            triton_url=self.triton_url,
+            truncation_psi=self.truncation_psi,
+            class_index=self.class_index,
+        )
+        print(f"{path} has the seeds {shard.start}:{shard.stop}")
+
+
 class Pull(BaseModel):
     """Write accepted samples to a directory as a data set."""
 
@@ -293,10 +352,23 @@ class Labelmint(BaseSettings):
     fit: Annotated[CliSubCommand[Fit], Field(description="train the Style Interpreter on annotated images")]
     export: Annotated[CliSubCommand[Export], Field(description="write a model repository that Triton serves")]
     calibrate: Annotated[CliSubCommand[Calibrate], Field(description="measure JS scores and set the gate")]
+    index: Annotated[CliSubCommand[Index], Field(description="write an index of seeds, to find rare samples")]
     # Listed for the help only; `main` hands their arguments to the client.
     pull: Annotated[CliSubCommand[Pull], Field(description="write accepted samples to a directory as a data set")]
     verify: Annotated[CliSubCommand[Verify], Field(description="check such a directory, optionally against a service")]
     upload: Annotated[CliSubCommand[Upload], Field(description="send such a directory to S3, the manifest last")]
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only the command line: a container often has a variable VERSION, and an index job INDEX."""
+        return (init_settings,)
 
     def cli_cmd(self) -> None:
         if self.version:

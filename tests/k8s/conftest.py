@@ -33,8 +33,9 @@ ADDED = (
     "gpu+gpu-kernel",
 )
 # The service that each job calls.
-SERVICES = {"jobs/pull": "base", "jobs/pull-secured": "overlays/gpu"}
-JOBS = (*SERVICES, *(f"{name}+pull/s3" for name in SERVICES))
+SERVICES = {"jobs/pull": "base", "jobs/pull-secured": "overlays/gpu", "jobs/index": "base"}
+PULLS = ("jobs/pull", "jobs/pull-secured")
+JOBS = (*SERVICES, *(f"{name}+pull/s3" for name in PULLS))
 
 
 @dataclass(frozen=True)

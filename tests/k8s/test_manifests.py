@@ -8,7 +8,7 @@ import yaml
 
 from labelmint.gateway.process.settings import ServeSettings
 from labelmint.gateway.rest.middleware import ALIVE_PATH, READY_PATH
-from tests.k8s.conftest import COMPOSITIONS, JOBS, K8S, OVERLAYS, Rendered, deployment
+from tests.k8s.conftest import COMPOSITIONS, JOBS, K8S, OVERLAYS, Rendered, deployment, together
 from tests.support.kubernetes import Object, containers, quantity
 
 pytestmark = pytest.mark.unit
@@ -54,9 +54,10 @@ def test_selectors_match_labels(manifests: Rendered) -> None:
         assert selected(manifests, each["spec"]["selector"]), each["metadata"]["name"]
     for each in manifests.of_kind("PodDisruptionBudget", "PodMonitor"):
         assert selected(manifests, each["spec"]["selector"]["matchLabels"]), each["metadata"]["name"]
+    whole = Rendered(manifests.name, together(manifests))  # a job's policies are also about pods of the service
     for each in manifests.of_kind("NetworkPolicy"):
         chosen = each["spec"]["podSelector"].get("matchLabels")
-        assert chosen is None or selected(manifests, chosen), each["metadata"]["name"]
+        assert chosen is None or selected(whole, chosen), each["metadata"]["name"]
     for _, template in manifests.workloads():
         for spread in template["spec"].get("topologySpreadConstraints", []):
             assert spread["labelSelector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
@@ -72,18 +73,24 @@ def test_ports_exist(manifests: Rendered) -> None:
     for each in manifests.of_kind("PodMonitor"):
         (template,) = selected(manifests, each["spec"]["selector"]["matchLabels"])
         assert {endpoint["port"] for endpoint in each["spec"]["podMetricsEndpoints"]} <= set(ports(template))
+    whole = Rendered(manifests.name, together(manifests))
     for each in manifests.of_kind("NetworkPolicy"):
         for rule in each["spec"].get("ingress", []):
-            (template,) = selected(manifests, each["spec"]["podSelector"]["matchLabels"])
+            (template,) = selected(whole, each["spec"]["podSelector"]["matchLabels"])
             assert {port["port"] for port in rule["ports"]} <= set(ports(template)), each["metadata"]["name"]
 
 
 def test_addresses_lead_somewhere(render: Any) -> None:
-    """Triton's address in the gateway's settings, and the gateway's in the job's, are services with that port."""
-    base, job = render("base"), render("jobs/pull")
+    """Triton's address for gateways and the index job, and the gateway's for the pull job, are services with a port."""
+    base, job, indexing = render("base"), render("jobs/pull"), render("jobs/index")
     spec, gateway = deployment(base, "gateway")
     (pull, _) = next(job.workloads())[1]["spec"]["initContainers"]
-    urls = (base.environment(spec, gateway)["LABELMINT_TRITON_URL"], job.environment(job, pull)["ENDPOINT"])
+    (index,) = next(indexing.workloads())[1]["spec"]["containers"]
+    urls = (
+        base.environment(spec, gateway)["LABELMINT_TRITON_URL"],
+        job.environment(job, pull)["ENDPOINT"],
+        indexing.environment(indexing, index)["TRITON_URL"],
+    )
     for url in urls:
         name, _, port = url.partition(":")
         found = base.named("Service", name)["spec"]

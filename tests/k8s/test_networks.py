@@ -18,7 +18,7 @@ pytestmark = pytest.mark.unit
 
 
 NAME = "app.kubernetes.io/name"
-GATEWAY, TRITON, PULL = "labelmint-gateway", "labelmint-triton", "labelmint-pull"
+GATEWAY, TRITON, PULL, INDEX = "labelmint-gateway", "labelmint-triton", "labelmint-pull", "labelmint-index"
 # Where names are resolved: CoreDNS, NodeLocal DNSCache, OpenShift's DNS.
 DNS = (("kube-system", 53), ("169.254.20.10", 53), ("openshift-dns", 5353))
 IDENTITY_OF_AWS = (("169.254.170.23", 80), ("fd00:ec2::23", 80), ("169.254.169.254", 80))
@@ -132,6 +132,8 @@ def test_pods_of_the_set_reach_each_other_only_along_the_path_of_a_sample(render
     wanted = {(GATEWAY, TRITON, "grpc")}
     if PULL in found:
         wanted.add((PULL, GATEWAY, "grpc"))
+    if INDEX in found:
+        wanted.add((INDEX, TRITON, "grpc"))
     assert reached == wanted
 
 
