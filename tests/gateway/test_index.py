@@ -8,8 +8,9 @@ Rules of this file:
 from __future__ import annotations
 
 import base64
-import json
+import random
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,9 @@ from labelmint.core.served_model import ServedModel
 from labelmint.seed_index.layout import Described
 from labelmint.triton.server import TritonServer
 from labelmint.v1 import sample_service_pb2 as pb
-from tests.support.gateways import Gateway, StartGateway
+from tests.support.gateways import Gateway, StartGateway, inferences
 from tests.support.seed_index import Columns, real_columns, rows, served, write
-from tests.support.wire import info_of, problem
+from tests.support.wire import info_of
 
 pytestmark = [pytest.mark.triton, pytest.mark.torch]
 
@@ -107,3 +108,111 @@ async def test_the_list_of_seeds_is_what_a_stream_delivers(
             assert (page.first_seed, page.next_seed, page.end_seed) == (seeds.start, seeds.stop, seeds.stop)
             assert seeds_of(page) == await delivered(gateway, options, seeds)
             assert 0 < page.delivered_count < page.seed_count
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A random request for a walk."""
+
+    request: pb.StreamSamplesRequest
+
+    @classmethod
+    def drawn(cls, draw: random.Random, columns: Columns) -> Asked:
+        shares = [int(pixels) / 4096 for pixels in columns["pixels_a"]]
+        where: list[pb.Condition] = []
+        if draw.random() < 0.6:
+            low, high = sorted(draw.sample(shares, 2))
+            where = [draw.choice([area(low, high), area(low), area(0.0, high), area(max(shares))])]
+            if draw.random() < 0.2:
+                where = [pb.Condition(name="b", min_area=draw.choice(shares))]
+        gate = draw.choice([1e9, *(float(draw.choice(scores(columns))) for _ in range(3))])
+        options = pb.SampleOptions(
+            max_js=gate,
+            where=where,
+            include_rejected=draw.random() < 0.3,
+            omit_image=draw.random() < 0.5,
+            omit_label=draw.random() < 0.5,
+        )
+        shards = draw.choice([1, 1, 1, 2, 5])
+        return cls(
+            pb.StreamSamplesRequest(
+                model="light",
+                start_seed=draw.choice([0, 0, draw.randrange(200), draw.randrange(300)]),
+                shard_count=shards,
+                shard_index=draw.randrange(shards),
+                options=options,
+                count=draw.choice([0, draw.randrange(1, 6), draw.randrange(1, 40)]),
+                window=draw.choice([0, 1, 3, 16]),
+            )
+        )
+
+
+Told = tuple[list[bytes], list[tuple[int, int, int]], str]
+
+
+async def told(gateway: Gateway, request: pb.StreamSamplesRequest, end: int) -> Told:
+    """The samples of a stream, next_seed and the counts of each message with one, and how it ends at the latest at
+    `end`: the messages without a sample come when they come, except the last one of a stream that ends by itself."""
+    call = gateway.stub.StreamSamples(request)
+    samples: list[bytes] = []
+    counts: list[tuple[int, int, int]] = []
+    last: pb.StreamSamplesResponse | None = None
+    try:
+        async for message in call:
+            if message.next_seed > end:
+                call.cancel()
+                return samples, counts, "beyond"
+            last = message
+            if message.HasField("sample"):
+                samples.append(message.sample.SerializeToString(deterministic=True))
+                counts.append((message.next_seed, message.rejected_count, message.filtered_count))
+    except grpc.aio.AioRpcError as error:
+        assert last is not None
+        counts.append((last.next_seed, last.rejected_count, last.filtered_count))
+        return samples, counts, f"{error.details()} {sorted(info_of(error).metadata.items())}"
+    return samples, counts, "done"
+
+
+async def test_a_stream_is_the_same_with_and_without_an_index(
+    start_gateway: StartGateway, index: Path, columns: Columns
+) -> None:
+    draw = random.Random(20)
+    ends: list[str] = []
+    async with (
+        start_gateway("--max-empty-seeds", "60") as plain,
+        start_gateway("--max-empty-seeds", "60", "--index", str(index)) as indexed,
+    ):
+        for _ in range(60):
+            request = Asked.drawn(draw, columns).request
+            want = await told(plain, request, SEEDS - 20)
+            got = await told(indexed, request, SEEDS - 20)
+            assert got == want, request
+            ends.append(want[2])
+        skipped = await indexed.metric('labelmint_index_seeds_total{model="light"}')
+        outcomes = [
+            [
+                await each.metric(f'labelmint_samples_total{{model="light",outcome="{outcome}",version="1"}}')
+                for outcome in ("accepted", "rejected", "filtered")
+            ]
+            for each in (plain, indexed)
+        ]
+    assert ends.count("done") > 10 and ends.count("beyond") > 5
+    assert sum("60 seeds in a row" in end for end in ends) > 3
+    assert skipped > 1000
+    for one, other in zip(*outcomes, strict=True):  # what is begun ahead of an end differs
+        assert abs(one - other) < 0.1 * sum(outcomes[0]), outcomes
+
+
+async def test_triton_gets_only_what_is_delivered(
+    indexed: Gateway, small_triton: TritonServer, columns: Columns
+) -> None:
+    rare = float(np.sort(columns["pixels_a"])[-12]) / 4096
+    fits = [int(seed) for seed, pixels in enumerate(columns["pixels_a"]) if pixels / 4096 >= rare and seed < 160]
+    assert len(fits) >= 3
+    before = (await inferences(small_triton, "light_generator"))[0]
+    options = pb.SampleOptions(max_js=1e9, where=[area(rare)], omit_image=True, omit_label=True)
+    request = pb.StreamSamplesRequest(model="light", count=len(fits), options=options, window=16)
+    got = [message async for message in indexed.stub.StreamSamples(request)]
+    assert [message.sample.seed for message in got if message.HasField("sample")] == fits
+    assert (await inferences(small_triton, "light_generator"))[0] - before == len(fits)
+    assert got[-1].filtered_count == fits[-1] + 1 - len(fits)

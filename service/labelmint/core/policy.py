@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -270,6 +270,6 @@ class Walk:
         if not 0 <= self.shard_index < self.shard_count:
             raise InvalidRequest("shard_index", f"{self.shard_index} is out of range; give 0 to {self.shard_count - 1}")
 
-    def seeds(self) -> Iterator[int]:
+    def seeds(self) -> range:
         first = self.start + (self.shard_index - self.start) % self.shard_count
-        return iter(range(first, SEED_END, self.shard_count))
+        return range(first, SEED_END, self.shard_count)

@@ -1,4 +1,4 @@
-"""The routes: models, samples in several forms, batches, tar archives of samples, lists of seeds, health checks and metrics.
+"""The routes: models, samples in several forms, batches, tar archives, lists of seeds, health checks and metrics.
 
 Rules of this file:
 - Each form of a sample has its own route. All of them follow the same steps, which `Resources` has.

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from labelmint.core.errors import DeadlineExceeded, InvalidRequest, NotIndexed, UnusableFile
+from labelmint.core.errors import DeadlineExceeded, NotIndexed, UnusableFile
 from labelmint.core.policy import SEED_END, Mixing, SampleOptions, Terms, check_page, mixing_of, terms_of
 from labelmint.core.served_model import ServedModel
 from labelmint.seed_index.layout import Described
