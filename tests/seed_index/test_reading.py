@@ -30,6 +30,7 @@ def test_an_index_is_its_files_together(tmp_path: Path) -> None:
     write(tmp_path / "b" / "late.parquet", HAIR, rows(COLUMNS, range(500, 700)), group=64)
     write(tmp_path / "a.parquet", HAIR, rows(COLUMNS, range(20, 300)), group=100)
     write(tmp_path / "c.parquet", HAIR, rows(COLUMNS, range(300, 400)))
+    write(tmp_path / ".unfinished" / "part.parquet", HAIR, rows(COLUMNS, range(0, 900)))
     truncated = replace(HAIR, truncation_psi=0.5)
     write(tmp_path / "other.parquet", truncated, rows(COLUMNS, range(0, 50)))
     index = SeedIndex(tmp_path)

@@ -130,12 +130,18 @@ def _paths(directory: Path) -> list[Path]:
     try:
         if not directory.is_dir():
             raise UnusableFile(directory, "is not a directory; give that of an index which `labelmint index` wrote")
-        found = sorted(path for path in directory.rglob("*.parquet") if path.is_file())
+        below = ((path, path.relative_to(directory).parts) for path in directory.rglob("*.parquet"))
+        found = sorted(path for path, parts in below if path.is_file() and not any(map(_is_hidden, parts)))
     except OSError as error:
         raise UnusableFile(directory, f"cannot be read: {error.strerror}") from error
     if not found:
         raise UnusableFile(directory, "holds no file of an index (*.parquet); write one with `labelmint index`")
     return found
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether a file or directory is not for readers: `labelmint index` keeps unfinished files in hidden ones."""
+    return name.startswith(".")
 
 
 def _in_order(parts: list[Part]) -> list[Part]:

@@ -219,6 +219,6 @@ def _command(model: ServedModel, psi: float, seeds: tuple[int, int]) -> str:
         f" --truncation-psi {psi:g}" if model.calibration is None or psi != model.calibration.truncation_psi else ""
     )
     return (
-        f"run `labelmint index --model-repository R {model.name} --seeds {start}:{end}{truncation}`, and start the "
-        "gateway with --index and its directory"
+        f"run `labelmint index {model.name} --seeds {start}:{end}{truncation}` and start the gateway with --index and "
+        "the directory that it writes"
     )
