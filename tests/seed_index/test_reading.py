@@ -142,15 +142,10 @@ def restamp(path: Path, change: Callable[[Path], None]) -> None:
 
 
 def other_seeds(path: Path) -> None:
-    """The same footer in front of another file's pages, which differ in the seeds alone."""
-    footer, content = path.read_bytes(), bytearray(path.read_bytes())
-    column = pq.read_metadata(path).row_group(0).column(0)
-    start = column.data_page_offset
-    place = content.find(np.uint32(17).tobytes(), start, start + column.total_compressed_size)
-    assert place > 0
-    content[place] = 18
-    assert content != footer
-    path.write_bytes(content)
+    """Seed 17 becomes 18, and the footer stays as it is."""
+    before, after = (np.array([16, seed], np.uint32).tobytes() for seed in (17, 18))
+    assert path.read_bytes().count(before) == 1
+    path.write_bytes(path.read_bytes().replace(before, after))
 
 
 LATER = {
@@ -213,3 +208,44 @@ def test_ten_million_seeds_open_fast(tmp_path: Path) -> None:
     index = SeedIndex(tmp_path)
     assert time.perf_counter() - begun < 2.0
     assert index.runs(large) == [(0, 10_027_008)]
+
+
+def test_a_changed_byte_never_gives_other_values(tmp_path: Path) -> None:
+    """With the checksums that a file has; they do not cover its footer, which is what the index trusts."""
+    path = write(tmp_path / "a.parquet", HAIR, rows(COLUMNS, range(0, 300)), group=100)
+    content, draw, refused = path.read_bytes(), np.random.default_rng(5), 0
+    pages = len(content) - int.from_bytes(content[-8:-4], "little") - 8
+    for _ in range(300):
+        changed = bytearray(content)
+        place = int(draw.integers(0, pages))
+        changed[place] ^= int(draw.integers(1, 256))
+        path.write_bytes(changed)
+        index = SeedIndex(tmp_path)
+        try:
+            for first in (0, 100, 200):
+                part = index.part_at(HAIR, first)
+                assert part is not None
+                for name, column in index.columns(part, NAMES).items():
+                    assert np.array_equal(column, COLUMNS[name][first : first + 100]), place
+        except UnusableFile:
+            refused += 1
+    assert refused > 100
+
+
+def test_a_changed_footer_is_refused_or_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", HAIR, rows(COLUMNS, range(0, 300)), group=100)
+    content, draw = path.read_bytes(), np.random.default_rng(6)
+    footer = len(content) - int.from_bytes(content[-8:-4], "little") - 8
+    for _ in range(300):
+        changed = bytearray(content)
+        changed[int(draw.integers(footer, len(content)))] ^= 1 << int(draw.integers(0, 8))
+        path.write_bytes(changed)
+        try:
+            index = SeedIndex(tmp_path)
+            for described in index.described:
+                for first, _ in index.runs(described):
+                    part = index.part_at(described, first)
+                    assert part is not None
+                    index.columns(part, (described.score_column,))
+        except UnusableFile as error:
+            assert "\n" not in error.message

@@ -25,7 +25,7 @@ def write(path: Path, described: Described, columns: Columns, *, group: int = 65
     """Write one file, with row groups of `group` seeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     table = pa.table(dict(columns)).replace_schema_metadata(metadata_of(described))
-    pq.write_table(table, path, row_group_size=group)
+    pq.write_table(table, path, row_group_size=group, write_page_checksum=True)
     return path
 
 

@@ -212,7 +212,7 @@ def _decoded(part: Part, names: Sequence[str]) -> dict[str, Column]:
     def read(opened: FileIO) -> dict[str, Column]:
         if _stamp(opened) != file.stamp:
             raise UnusableFile(file.path, "has changed since the gateway started; start the gateway again to read it")
-        reader = pq.ParquetFile(opened, metadata=file.footer)
+        reader = pq.ParquetFile(opened, metadata=file.footer, page_checksum_verification=True)
         table = reader.read_row_group(part.number, columns=[SEED, *names], use_threads=False)
         columns = {name: _values(file.path, table, name) for name in (SEED, *names)}
         if not np.array_equal(columns.pop(SEED), np.arange(part.first, part.end)):

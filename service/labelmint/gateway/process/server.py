@@ -69,7 +69,9 @@ async def serve(settings: ServeSettings) -> None:
         catalog = Catalog(client, settings.pipeline)
         metrics = _metrics(catalog, security.tokens)
         if own is not None:
-            await _check_index(index, catalog)
+            if settings.index is not None:
+                await catalog.refresh_anew()
+                index.check(catalog.known())
             own.supervise(metrics, catalog)
         lifecycle = Lifecycle(catalog, settings.max_connection_age_seconds, settings.capacity_wait_seconds > 0)
         cache = SampleCache(settings.cache_bytes, metrics)
@@ -110,12 +112,6 @@ def _index(settings: ServeSettings) -> Indexed:
     from labelmint.seed_index.reading import SeedIndex  # here, because only an index needs pyarrow
 
     return Indexed(SeedIndex(settings.index), settings.index)
-
-
-async def _check_index(index: Indexed, catalog: Catalog) -> None:
-    """Raises UnusableFile if the index does not fit the models of the child Triton."""
-    await catalog.refresh_anew()
-    index.check(catalog.known())
 
 
 def _limits(settings: ServeSettings) -> Limits:
