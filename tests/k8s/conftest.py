@@ -30,6 +30,7 @@ ADDED = (
     "base+model-store/pvc",
     "base+model-store/minio",
     "base+tracing",
+    "base+index",
     "gpu+gpu-kernel",
 )
 # The service that each job calls.

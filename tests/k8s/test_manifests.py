@@ -241,6 +241,7 @@ def test_environment_variables_are_settings(render: Any, name: str) -> None:
     mounted = {mount["mountPath"] for mount in gateway["volumeMounts"]}
     for path in (settings.tokens_file, settings.tls_certificate, settings.tls_key):
         assert path is None or str(path.parent) in mounted
+    assert settings.index is None or str(settings.index) in mounted
     open_ports = {port["name"]: port["containerPort"] for port in gateway["ports"]}
     assert open_ports == {"http": settings.http_port, "grpc": settings.grpc_port}
 

@@ -21,6 +21,7 @@ GIVEN = Given(
         ("Secret", "labelmint-tls"): frozenset({"tls.crt", "tls.key", "ca.crt"}),
         ("Secret", "labelmint-pull-token"): frozenset({"token"}),
         ("Secret", "labelmint-model-store"): frozenset({"key.json"}),
+        ("PersistentVolumeClaim", "labelmint-index"): frozenset(),
         ("PersistentVolumeClaim", "labelmint-models"): frozenset(),
         ("RuntimeClass", "nvidia"): frozenset(),
         ("EC2NodeClass", "labelmint-gpu"): frozenset(),

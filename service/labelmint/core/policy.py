@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,6 +27,8 @@ SEED_END = 2**32
 MAX_BATCH = 64
 DEFAULT_WINDOW = 8
 MAX_TRUNCATION_PSI = 2.0
+DEFAULT_PAGE = 1 << 20
+MAX_PAGE = 1 << 23
 
 
 @dataclass(frozen=True)
@@ -235,6 +237,22 @@ def window_of(window: int, largest: int) -> int:
     return window or min(DEFAULT_WINDOW, largest)
 
 
+def check_page(seeds: tuple[int, int], page_size: int) -> int:
+    """The size of a page of the seeds from seeds[0] up to seeds[1], 0 for as far as they are known.
+
+    Raises InvalidRequest. A `page_size` of 0 means the default.
+    """
+    start, end = seeds
+    for field, seed in (("start_seed", start), ("end_seed", end)):
+        if not 0 <= seed <= SEED_END:
+            raise InvalidRequest(field, f"{seed} is out of range; give 0 to {SEED_END}")
+    if end and end < start:
+        raise InvalidRequest("end_seed", f"{end} is below start_seed, {start}; give the first seed after the range")
+    if not 0 <= page_size <= MAX_PAGE:
+        raise InvalidRequest("page_size", f"{page_size} is out of range; give 1 to {MAX_PAGE}, or 0 for the default")
+    return page_size or DEFAULT_PAGE
+
+
 @dataclass(frozen=True)
 class Walk:
     """The seeds of a stream: those from `start` on that are congruent to `shard_index` modulo `shard_count`."""
@@ -252,6 +270,6 @@ class Walk:
         if not 0 <= self.shard_index < self.shard_count:
             raise InvalidRequest("shard_index", f"{self.shard_index} is out of range; give 0 to {self.shard_count - 1}")
 
-    def seeds(self) -> Iterator[int]:
+    def seeds(self) -> range:
         first = self.start + (self.shard_index - self.start) % self.shard_count
-        return iter(range(first, SEED_END, self.shard_count))
+        return range(first, SEED_END, self.shard_count)

@@ -107,12 +107,18 @@ class Metrics:
         self.samples = counter(
             "labelmint_samples",
             "Samples judged by the JS gate, cached ones included, by outcome: accepted, rejected, or filtered "
-            "(accepted by the gate, but without the content that the request asked for).",
+            "(accepted by the gate, but without the content that the request asked for). Seeds that streams skip by "
+            "the index count with the outcome of their samples.",
             ["model", "version", "outcome"],
+        )
+        self.index_seeds = counter(
+            "labelmint_index_seeds",
+            "Seeds that streams skipped without asking Triton, because the index has their outcome.",
+            ["model"],
         )
         self.js_score = histogram(
             "labelmint_js_score_nats",
-            "JS score of every sample that the gate judged, accepted or not.",
+            "JS score of every sample that the gate judged, accepted or not, except those that the index chose.",
             ["model", "version"],
             buckets=_JS_SCORES,
         )
@@ -195,8 +201,19 @@ class Metrics:
         attributes[conventions.ERROR_TYPE] = conventions.rpc_server_error(code)
         self.rpc_seconds.labels(*_values(attributes, _RPC_ATTRIBUTES)).observe(seconds)
 
-    def judged(self, model: ServedModel, truncation_psi: float, mixed: bool, *, js_score: float, outcome: str) -> None:
+    def counted(self, model: ServedModel, outcome: str) -> None:
+        """Count a sample that was judged."""
         self.samples.labels(model.name, model.version, outcome).inc()
+
+    def skipped(self, model: ServedModel, *, rejected: int, filtered: int) -> None:
+        """Count seeds that the index judged, with the outcome that their samples have."""
+        self.index_seeds.labels(model.name).inc(rejected + filtered)
+        for outcome, count in (("rejected", rejected), ("filtered", filtered)):
+            if count:
+                self.samples.labels(model.name, model.version, outcome).inc(count)
+
+    def judged(self, model: ServedModel, truncation_psi: float, mixed: bool, *, js_score: float) -> None:
+        """Observe the score of a sample that was minted whatever its score is."""
         self.js_score.labels(model.name, model.version).observe(js_score)
         calibration = model.calibration
         if calibration is not None and not mixed and truncation_psi == calibration.truncation_psi:

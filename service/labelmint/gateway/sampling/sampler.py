@@ -14,14 +14,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Collection, Hashable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from labelmint.core.content import listed
 from labelmint.core.errors import ContentNotFound, InvalidRequest, Overloaded, TritonUnavailable
 from labelmint.core.policy import (
+    SEED_END,
     Mixing,
     Outcome,
     SampleOptions,
@@ -39,6 +41,8 @@ from labelmint.core.served_model import ServedModel
 from labelmint.gateway.sampling.access import current_caller
 from labelmint.gateway.sampling.cache import Arrays, SampleCache
 from labelmint.gateway.sampling.catalog import Catalog
+from labelmint.gateway.sampling.course import Course, Mint, Skipped
+from labelmint.gateway.sampling.indexed import Indexed, SeedPage
 from labelmint.gateway.sampling.inferences import Inferences
 from labelmint.gateway.sampling.lifecycle import Lifecycle
 from labelmint.gateway.sampling.metrics import Metrics
@@ -48,6 +52,7 @@ from labelmint.triton.client import Latents, TritonClient
 
 DEFAULT_TIMEOUT_SECONDS = 60.0  # of a request without a deadline
 HEARTBEAT_SECONDS = 1.0
+_FAR_SEEDS = 1 << 20  # seeds to skip: a walk looks no further ahead while their turn has not come
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,7 @@ class _Spec:
     seed: int
     mixing: Mixing | None
     terms: Terms
+    foreseen: bool = False  # only because the index says that it will be delivered, so its score is no random one
 
     @property
     def key(self) -> Hashable:
@@ -102,11 +108,15 @@ class _Spec:
 
 @dataclass(eq=False)
 class _Pipeline:
-    """The samples of one walk ahead of its reader, ordered by seed; `remaining` is None for a walk without a count."""
+    """The samples of one walk ahead of its reader, ordered by seed, with the seeds that it skips between them.
+
+    `remaining` is None for a walk without a count. `begin` starts a sample.
+    """
 
     window: int
     remaining: int | None
-    ahead: deque[asyncio.Task[Sample]] = field(default_factory=deque)
+    begin: Callable[[Mint], asyncio.Task[Sample]]
+    ahead: deque[asyncio.Task[Sample] | Skipped] = field(default_factory=deque)
 
     @property
     def wanted(self) -> int:
@@ -114,18 +124,29 @@ class _Pipeline:
         return self.window if self.remaining is None else min(self.window, self.remaining)
 
     @property
+    def tasks(self) -> list[asyncio.Task[Sample]]:
+        return [each for each in self.ahead if not isinstance(each, Skipped)]
+
+    @property
     def owed(self) -> int:
         """How many samples the reader could take but are not ready."""
-        return self.wanted - sum(self._ready(task) for task in self.ahead)
+        return self.wanted - sum(map(self._ready, self.tasks))
 
-    def fill(self, tasks: Iterator[asyncio.Task[Sample]]) -> bool:
-        """Begin samples up to the window; returns whether there is a sample to wait for."""
-        while len(self.ahead) < self.wanted and (task := next(tasks, None)) is not None:
-            self.ahead.append(task)
-        return self.wanted > 0 and bool(self.ahead)
+    def fill(self, course: Course) -> bool:
+        """Begin samples up to the window; returns whether there is something to wait for or to pass."""
+        begun = len(self.tasks)
+        skipped = sum(each.seeds for each in self.ahead if isinstance(each, Skipped))
+        while begun < self.wanted and skipped < _FAR_SEEDS and (step := course.take()) is not None:
+            if isinstance(step, Skipped):
+                skipped += step.seeds
+                self.ahead.append(step)
+            else:
+                begun += 1
+                self.ahead.append(self.begin(step))
+        return self.wanted > 0 and bool(self.ahead or course.loading)
 
     def taken(self, delivered: bool) -> None:
-        """The reader has taken the first sample, or it was rejected or filtered."""
+        """The reader has taken the first sample, or it was rejected or filtered, or skipped."""
         self.ahead.popleft()
         if delivered and self.remaining is not None:
             self.remaining -= 1
@@ -152,6 +173,13 @@ class _Progress:
         self.unpaid += 1
         self.empty = 0 if delivered else self.empty + 1
 
+    def skip(self, run: Skipped) -> None:
+        """Pass seeds that were not minted, and are therefore not charged."""
+        self.next_seed = run.next_seed
+        self.rejected += run.rejected
+        self.filtered += run.filtered
+        self.empty += run.seeds
+
     def delivery(self, sample: Sample | None) -> Delivery:
         self.told, self.unpaid = self.next_seed, 0
         return Delivery(sample, self.next_seed, self.rejected, self.filtered)
@@ -159,9 +187,17 @@ class _Progress:
 
 class Sampler:
     def __init__(
-        self, catalog: Catalog, triton: TritonClient, metrics: Metrics, *, cache: SampleCache, limits: Limits
+        self,
+        catalog: Catalog,
+        triton: TritonClient,
+        metrics: Metrics,
+        *,
+        cache: SampleCache,
+        limits: Limits,
+        index: Indexed | None = None,
     ) -> None:
         self.catalog = catalog
+        self.index = index or Indexed()
         self._triton = triton
         self._metrics = metrics
         self._limits = limits
@@ -244,6 +280,20 @@ class Sampler:
                 await _cancel(tasks)
                 raise
 
+    async def list_seeds(
+        self,
+        model: ServedModel,
+        seeds: tuple[int, int],
+        options: SampleOptions,
+        *,
+        page_size: int = 0,
+        timeout_seconds: float | None = None,
+    ) -> SeedPage:
+        """A page of the seeds that a walk with these options delivers, as `Indexed.list`; nothing is charged for it."""
+        timeout = DEFAULT_TIMEOUT_SECONDS if timeout_seconds is None else timeout_seconds
+        self.index.report(self.catalog.known())
+        return await self.index.list(model, seeds, options, page_size=page_size, timeout_seconds=timeout)
+
     async def walk(
         self,
         model: ServedModel,
@@ -263,48 +313,57 @@ class Sampler:
         """
         if count < 0:
             raise InvalidRequest("count", f"{count} is negative; give 0 for no limit")
-        pipeline = _Pipeline(window_of(window, self._limits.max_window), count or None)
-        tasks = self._begin(model, walk, options, timeout_seconds=timeout_seconds)
+        window = window_of(window, self._limits.max_window)
+        course, begin = self._begin(model, walk, options, timeout_seconds=timeout_seconds)
+        most_empty = self._limits.max_empty_seeds if options.where else SEED_END + 1
+        pipeline = _Pipeline(window, count or None, begin)
         now = asyncio.get_running_loop().time
         progress = _Progress(walk.start, walk.start)
         with self._registered(pipeline):
             try:
                 delivered_at = now()
-                while pipeline.fill(tasks):
-                    first = pipeline.ahead[0]
-                    if not first.done():
-                        await asyncio.wait([first], timeout=max(0.0, delivered_at + HEARTBEAT_SECONDS - now()))
-                    done = first.done()
-                    sample = first.result() if done else None
+                while pipeline.fill(course):
+                    first = pipeline.ahead[0] if pipeline.ahead else None
+                    await _settled(first, course, timeout=delivered_at + HEARTBEAT_SECONDS - now())
+                    sample = first.result() if isinstance(first, asyncio.Task) and first.done() else None
                     delivers = sample is not None and sample.delivered
                     if sample is not None:
                         progress.pass_(sample.seed, sample.outcome, delivers)
-                    given_up = bool(options.where) and progress.empty >= self._limits.max_empty_seeds
+                    elif isinstance(first, Skipped):
+                        self._skip(model, first.cut(most_empty - progress.empty), progress)
+                    given_up = progress.empty >= most_empty
                     if delivers or given_up or now() - delivered_at >= HEARTBEAT_SECONDS:
                         await _pace(progress.unpaid)
                         yield progress.delivery(sample if delivers else None)
                         delivered_at = now()
                     if given_up:
                         raise ContentNotFound(progress.empty, listed(options.where))
-                    if done:  # the sample counts as ahead until the reader has taken it
+                    if sample is not None or isinstance(first, Skipped):  # a sample is ahead until the reader has it
                         pipeline.taken(delivers)
                 if progress.next_seed != progress.told:
                     await _pace(progress.unpaid)
                     yield progress.delivery(None)
             finally:
-                await _cancel(pipeline.ahead)
+                await _cancel([*pipeline.tasks, *course.loading])
 
     def _begin(
         self, model: ServedModel, walk: Walk, options: SampleOptions, *, timeout_seconds: float | None
-    ) -> Iterator[asyncio.Task[Sample]]:
-        """The tasks of a walk, each created when the iterator reaches it; raises InvalidRequest at once."""
+    ) -> tuple[Course, Callable[[Mint], asyncio.Task[Sample]]]:
+        """The course of a walk, and what starts a sample of it; raises InvalidRequest."""
         mixing, terms = mixing_of(model, options), terms_of(model, options)
         deadline = None if timeout_seconds is None else asyncio.get_running_loop().time() + timeout_seconds
         requester = Requester("stream", _in_triton(model))
-        return (
-            asyncio.create_task(self._make(_Spec(model, seed, mixing, terms), requester, deadline))
-            for seed in walk.seeds()
-        )
+        self.index.report(self.catalog.known())
+
+        def begin(step: Mint) -> asyncio.Task[Sample]:
+            spec = _Spec(model, step.seed, mixing, terms, step.foreseen)
+            return asyncio.create_task(self._make(spec, requester, deadline))
+
+        return Course(walk, self.index.foresight(model, mixing, terms)), begin
+
+    def _skip(self, model: ServedModel, run: Skipped, progress: _Progress) -> None:
+        progress.skip(run)
+        self._metrics.skipped(model, rejected=run.rejected, filtered=run.filtered)
 
     async def _make(self, spec: _Spec, requester: Requester, deadline: float | None) -> Sample:
         infer = partial(self._infer, spec)
@@ -312,8 +371,10 @@ class Sampler:
             spec.key, spec.terms.outputs, infer, model=spec.model.name, requester=requester, deadline=deadline
         )
         sample = spec.sample(arrays)
-        mixed, psi = spec.mixing is not None, spec.terms.gate.truncation_psi
-        self._metrics.judged(spec.model, psi, mixed, js_score=sample.js_score, outcome=sample.outcome)
+        self._metrics.counted(spec.model, sample.outcome)
+        if not spec.foreseen:
+            mixed, psi = spec.mixing is not None, spec.terms.gate.truncation_psi
+            self._metrics.judged(spec.model, psi, mixed, js_score=sample.js_score)
         return sample
 
     async def _infer(self, spec: _Spec, timeout_seconds: float | None) -> Arrays:
@@ -388,7 +449,15 @@ async def _pace(samples: int) -> None:
         await caller.pace(samples)
 
 
-async def _cancel(tasks: Collection[asyncio.Task[Sample]]) -> None:
+async def _settled(first: asyncio.Task[Sample] | Skipped | None, course: Course, *, timeout: float) -> None:
+    """Wait until the first of what is ahead is ready, or until the course can go on, but no longer than `timeout`."""
+    if isinstance(first, Skipped) or (first is not None and first.done()):
+        return
+    waiting: set[asyncio.Task[Any]] = {*course.loading} if first is None else {first, *course.loading}
+    await asyncio.wait(waiting, timeout=max(0.0, timeout), return_when=asyncio.FIRST_COMPLETED)
+
+
+async def _cancel(tasks: Collection[asyncio.Task[Any]]) -> None:
     for task in tasks:
         task.cancel()
     # Wait for the tasks to end, and ignore the outcomes of the abandoned samples.
