@@ -7,11 +7,12 @@ Rules of this file:
   the place of the backend that the repository names, that backend too.
 - A calibration belongs to an executor. The parameter `calibration` of an ensemble is that of the backend which the
   repository names, so that every Triton can serve the repository. `calibration.kernel` is that of the kernel in its
-  place.
+  place. The calibrations of a generator class have the suffix `.class_N`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -29,6 +30,7 @@ KERNEL_BACKEND = "labelmint"
 STANDS_IN_FOR = "stands_in_for"  # the parameter of a step that names the backend in whose place the kernel runs
 KERNEL_CALIBRATION = f"{CALIBRATION}.{KERNEL}"
 CALIBRATIONS = (CALIBRATION, KERNEL_CALIBRATION)
+_CALIBRATIONS = re.compile(rf"{CALIBRATION}(?:\.{KERNEL})?(?:\.class_([0-9]+))?")
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,22 @@ def last_step(config: pb.ModelConfig) -> str:
     return steps[-1].model_name if steps else ""
 
 
-def calibrations(executor: Executor, parameters: Mapping[str, str]) -> dict[str, str]:
-    """The calibrations of an ensemble as JSON, by the name of the executor that each was measured with."""
-    found = {executor.home: parameters[CALIBRATION]} if CALIBRATION in parameters else {}
-    if KERNEL_CALIBRATION in parameters:
-        found[KERNEL] = parameters[KERNEL_CALIBRATION]
-    return found
+def is_calibration(parameter: str) -> bool:
+    """Whether a parameter of an ensemble is a calibration, of any executor and class."""
+    return _CALIBRATIONS.fullmatch(parameter) is not None
+
+
+def calibrated_classes(parameters: Mapping[str, str]) -> set[int | None]:
+    """The classes of all calibrations of an ensemble; None for a calibration without a class."""
+    found = (_CALIBRATIONS.fullmatch(name) for name in parameters)
+    return {int(match[1]) if match[1] else None for match in found if match is not None}
+
+
+def calibrations(executor: Executor, parameters: Mapping[str, str], class_index: int | None = None) -> dict[str, str]:
+    """The calibrations of an ensemble as JSON, by the name of the executor that each was measured with.
+
+    Those of a generator class if `class_index` is given.
+    """
+    suffix = "" if class_index is None else f".class_{class_index}"
+    named = ((executor.home, CALIBRATION + suffix), (KERNEL, KERNEL_CALIBRATION + suffix))
+    return {name: parameters[key] for name, key in named if key in parameters}
