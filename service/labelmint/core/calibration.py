@@ -102,7 +102,13 @@ class Calibration:
 
 
 def calibrate(
-    scores: Sequence[float], *, model_digest: str, score_kind: str, truncation_psi: float, first_seed: int
+    scores: Sequence[float],
+    *,
+    model_digest: str,
+    score_kind: str,
+    truncation_psi: float,
+    first_seed: int,
+    class_index: int | None = None,
 ) -> Calibration:
     """Compute the calibration of measured scores; raises ValueError for fewer than `MIN_SEEDS` scores."""
     if len(scores) < MIN_SEEDS:
@@ -117,4 +123,5 @@ def calibrate(
         quantiles=tuple(float(score) for score in quantiles),
         first_seed=first_seed,
         seed_count=len(scores),
+        class_index=class_index,
     )

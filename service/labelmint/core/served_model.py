@@ -19,15 +19,12 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from labelmint.core.calibration import Calibration
 from labelmint.core.executor import ONNXRUNTIME, Executor, calibrated_classes, calibrations, is_calibration
+from labelmint.core.generator_classes import CLASS_INDEX, GENERATOR_CLASSES, check_class_names
 from labelmint.core.task import IMAGE, UNCERTAINTY, Task, task_of
-
-CLASS_INPUT = "class_index"  # the input of an ensemble with the class to draw
-CLASSES = "generator_classes"  # the parameter of an ensemble with the names of the classes, as JSON
 
 _TYPES = {"uint8": pb.TYPE_UINT8, "float32": pb.TYPE_FP32}
 _DIGEST = re.compile("[0-9a-f]{64}")
 _MAX_LABELS = 255  # classes: a label is one byte; export applies the same limit to keypoints
-_MAX_CLASSES = 1 << 15  # of a generator; ImageNet-21k has 21,841
 _MAX_COUNT = 1024  # for the generator's layers that take a style, and for the classifiers
 
 
@@ -116,7 +113,7 @@ def _read(config: pb.ModelConfig, version: str, parameters: Mapping[str, str], *
     outputs = {tensor.name: list(tensor.dims) for tensor in config.output}
     types = {tensor.name: tensor.data_type for tensor in config.output}
     task = task_of(parameters["task"])
-    names = _names(task.names_parameter, parameters, most=_MAX_LABELS)
+    names = _names(task.names_parameter, parameters)
     palette = tuple(_colour(entry) for entry in _list("palette", parameters["palette"]))
     if len(names) != len(palette):
         raise ValueError(f"{len(names)} names of classes or keypoints but {len(palette)} colours")
@@ -133,13 +130,7 @@ def _read(config: pb.ModelConfig, version: str, parameters: Mapping[str, str], *
             raise ValueError(f"output {name} is not {pb.DataType.Name(data_type)}")
     if not _DIGEST.fullmatch(parameters["model_digest"]):
         raise ValueError("model_digest is not a SHA-256 in hexadecimal digits")
-    measured: dict[int | None, dict[str, Calibration]] = {
-        index: {
-            name: _calibration(text, parameters, index)
-            for name, text in calibrations(executor, parameters, index).items()
-        }
-        for index in calibrated_classes(parameters)
-    }
+    measured = _measured(parameters, executor)
     return ServedModel(
         name=parameters["model"],
         triton_name=config.name,
@@ -172,14 +163,16 @@ def _list(name: str, text: str) -> list[Any]:
 
 def _generator_classes(config: pb.ModelConfig, parameters: Mapping[str, str]) -> tuple[str, ...]:
     """The names of the generator's classes, which it has if and only if the ensemble has the input for them."""
-    inputs = [(tensor.data_type, list(tensor.dims)) for tensor in config.input if tensor.name == CLASS_INPUT]
-    if (CLASSES in parameters) != bool(inputs):
-        has, lacks = ("parameter", "input") if CLASSES in parameters else ("input", "parameter")
-        names = {"parameter": CLASSES, "input": CLASS_INPUT}
-        raise ValueError(f"it has the {has} {names[has]} and not the {lacks} {names[lacks]}")
-    if inputs and inputs != [(pb.TYPE_INT32, [1])]:
-        raise ValueError(f"input {CLASS_INPUT} is not one TYPE_INT32")
-    classes = _names(CLASSES, parameters, most=_MAX_CLASSES) if inputs else ()
+    inputs = [(tensor.data_type, list(tensor.dims)) for tensor in config.input if tensor.name == CLASS_INDEX]
+    if bool(inputs) != (GENERATOR_CLASSES in parameters):
+        has, lacks = f"the input {CLASS_INDEX}", f"the parameter {GENERATOR_CLASSES}"
+        has, lacks = (has, lacks) if inputs else (lacks, has)
+        raise ValueError(f"it has {has} and lacks {lacks}")
+    if inputs not in ([], [(pb.TYPE_INT32, [1])]):
+        raise ValueError(f"input {CLASS_INDEX} is not one TYPE_INT32")
+    classes = check_class_names(_list(GENERATOR_CLASSES, parameters[GENERATOR_CLASSES])) if inputs else ()
+    if inputs and not classes:
+        raise ValueError(f"{GENERATOR_CLASSES} has no names")
     for index in calibrated_classes(parameters):
         if index is None and classes:
             raise ValueError("it has generator classes and a calibration without a class")
@@ -188,7 +181,7 @@ def _generator_classes(config: pb.ModelConfig, parameters: Mapping[str, str]) ->
     return classes
 
 
-def _names(name: str, parameters: Mapping[str, str], most: int) -> tuple[str, ...]:
+def _names(name: str, parameters: Mapping[str, str]) -> tuple[str, ...]:
     names = _list(name, parameters[name])
     for entry in names:
         # JSON can escape a lone surrogate, but neither gRPC nor REST can encode it.
@@ -196,8 +189,8 @@ def _names(name: str, parameters: Mapping[str, str], most: int) -> tuple[str, ..
             raise ValueError(f"{name} has {entry!r}, which is not a printable name")
     if len(set(names)) < len(names):
         raise ValueError(f"{name} has {next(entry for entry in names if names.count(entry) > 1)!r} twice")
-    if not 1 <= len(names) <= most:
-        raise ValueError(f"{name} has {len(names)} names, not 1 to {most}")
+    if not 1 <= len(names) <= _MAX_LABELS:
+        raise ValueError(f"{name} has {len(names)} names, not 1 to {_MAX_LABELS}")
     return tuple(names)
 
 
@@ -215,6 +208,17 @@ def _count(name: str, parameters: Mapping[str, str]) -> int:
     if not 1 <= count <= _MAX_COUNT:
         raise ValueError(f"{name} is {count}, not between 1 and {_MAX_COUNT}")
     return count
+
+
+def _measured(parameters: Mapping[str, str], executor: Executor) -> dict[int | None, dict[str, Calibration]]:
+    """All calibrations, by generator class and then by the name of the executor that each was measured with."""
+    return {
+        index: {
+            name: _calibration(text, parameters, index)
+            for name, text in calibrations(executor, parameters, index).items()
+        }
+        for index in calibrated_classes(parameters)
+    }
 
 
 def _calibration(text: str, parameters: Mapping[str, str], class_index: int | None) -> Calibration:
