@@ -118,7 +118,8 @@ class Metrics:
         )
         self.js_score_quantile = histogram(
             "labelmint_js_score_calibration_quantile_ratio",
-            "Quantile of the calibration at each sample's JS score, for unmixed samples at the calibrated truncation. "
+            "Quantile of the calibration (each generator class has its own) at each sample's JS score, for unmixed "
+            "samples at the calibrated truncation. "
             "The share of samples up to q stays q as long as their distribution is the calibrated one.",
             ["model", "version"],
             buckets=_QUANTILES,
@@ -195,10 +196,19 @@ class Metrics:
         attributes[conventions.ERROR_TYPE] = conventions.rpc_server_error(code)
         self.rpc_seconds.labels(*_values(attributes, _RPC_ATTRIBUTES)).observe(seconds)
 
-    def judged(self, model: ServedModel, truncation_psi: float, mixed: bool, *, js_score: float, outcome: str) -> None:
+    def judged(
+        self,
+        model: ServedModel,
+        truncation_psi: float,
+        mixed: bool,
+        *,
+        class_index: int | None,
+        js_score: float,
+        outcome: str,
+    ) -> None:
         self.samples.labels(model.name, model.version, outcome).inc()
         self.js_score.labels(model.name, model.version).observe(js_score)
-        calibration = model.calibration
+        calibration = model.calibration_of(class_index)
         if calibration is not None and not mixed and truncation_psi == calibration.truncation_psi:
             quantile = _quantile_of(calibration, js_score)
             self.js_score_quantile.labels(model.name, model.version).observe(quantile)
