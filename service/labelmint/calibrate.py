@@ -7,17 +7,19 @@ Rules of this file:
   the same weights; a test compares them.
 - A calibration is that of the executor that has run the interpreter, as Triton says it, and is written under its name.
 - It has the score kind of the export, because the exported step computes the score. Another one needs another export.
+- Each class of a conditional generator is calibrated alone, and its calibration is written before the next class is
+  measured. So an interruption loses the measurement of one class.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeAlias, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -25,8 +27,8 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from labelmint.core.calibration import MIN_SEEDS, Calibration, calibrate
 from labelmint.core.errors import InvalidRequest, LabelmintError, ModelNotFound, TritonUnavailable, UnusableFile
-from labelmint.core.executor import KERNEL, Choice, Executor, executor_at
-from labelmint.core.policy import check_seed, latent_of
+from labelmint.core.executor import KERNEL, Choice, Executor, calibration_of_class, executor_at
+from labelmint.core.policy import check_class, check_seed, latent_of
 from labelmint.core.served_model import ServedModel
 from labelmint.triton.artifacts import read_model, read_whole_model
 from labelmint.triton.client import Array, Latents, TritonClient, digest_of
@@ -34,6 +36,9 @@ from labelmint.triton.model_config import base_name, ensembles, is_fused, versio
 from labelmint.triton.server import TritonServer, wait_until_ready
 
 T = TypeVar("T")
+ALL_CLASSES: Literal["all"] = "all"
+# The generator classes to calibrate; empty for a model without any.
+ClassIndices: TypeAlias = Sequence[int] | Literal["all"]
 
 
 async def calibrate_repository(
@@ -46,37 +51,47 @@ async def calibrate_repository(
     version: int = 1,
     executor: Choice = KERNEL,
     triton_url: str = "",
-) -> Calibration:
+    class_indices: ClassIndices = (),
+) -> list[Calibration]:
     """Measure `count` seeds from `first_seed` on with a version of `model`, write and return the calibration.
 
-    Raises InvalidRequest for fewer than `MIN_SEEDS` seeds, UnusableFile for a model whose scores are not finite, and
-    the errors of `serving`.
+    Those of several generator classes are in the order of `class_indices`.
+
+    Raises InvalidRequest for fewer than `MIN_SEEDS` seeds and for classes that the model does not have, UnusableFile
+    for a model whose scores are not finite, and the errors of `serving`.
     """
     if count < MIN_SEEDS:
         raise InvalidRequest(
             "count", f"a calibration needs at least {MIN_SEEDS} seeds; --preview measures fewer and writes nothing"
         )
     seeds = _seeds(first_seed, count)
-    served, scores = await measure_scores(
+
+    def write(served: ServedModel, class_index: int | None, scores: list[float]) -> Calibration:
+        calibration = calibrate(
+            scores,
+            model_digest=served.digest,
+            score_kind=served.score_kind,
+            truncation_psi=truncation_psi,
+            first_seed=first_seed,
+            class_index=class_index,
+        )
+        parameter = calibration_of_class(served.executor.calibration, class_index)
+        for path, config in calibrated(repository, model, version).items():
+            config.parameters[parameter].string_value = calibration.to_json()
+            write_config(path, config)
+        return calibration
+
+    return await measure_scores(
         repository,
         model,
         seeds,
+        write,
         truncation_psi=truncation_psi,
         version=version,
         executor=executor,
         triton_url=triton_url,
+        class_indices=class_indices,
     )
-    calibration = calibrate(
-        scores,
-        model_digest=served.digest,
-        score_kind=served.score_kind,
-        truncation_psi=truncation_psi,
-        first_seed=first_seed,
-    )
-    for path, config in calibrated(repository, model, version).items():
-        config.parameters[served.executor.calibration].string_value = calibration.to_json()
-        write_config(path, config)
-    return calibration
 
 
 def calibrated(repository: Path, model: str, version: int) -> dict[Path, ModelConfig]:
@@ -112,23 +127,31 @@ async def preview(
     version: int,
     executor: Choice = KERNEL,
     triton_url: str = "",
+    class_indices: ClassIndices = (),
 ) -> str:
-    """Measure scores and return their quantiles as two lines of text; set no gate and write nothing."""
-    seeds = _seeds(first_seed, count)
-    served, scores = await measure_scores(
+    """Measure scores and return their quantiles as lines of text; set no gate and write nothing."""
+    levels = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
+
+    def say(served: ServedModel, class_index: int | None, scores: list[float]) -> str:
+        found = zip(levels, np.quantile(scores, levels), strict=True)
+        quantiles = ", ".join(f"{level:g}: {score:.6g}" for level, score in found)
+        of_class = "" if class_index is None else f" of class {class_index}"
+        return (
+            f"preview of {count} seeds{of_class}, JS in nats (score kind {served.score_kind}) by quantile: {quantiles}"
+        )
+
+    lines = await measure_scores(
         repository,
         model,
-        seeds,
+        _seeds(first_seed, count),
+        say,
         truncation_psi=truncation_psi,
         version=version,
         executor=executor,
         triton_url=triton_url,
+        class_indices=class_indices,
     )
-    levels = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
-    found = zip(levels, np.quantile(scores, levels), strict=True)
-    quantiles = ", ".join(f"{level:g}: {score:.6g}" for level, score in found)
-    said = f"preview of {count} seeds, JS in nats (score kind {served.score_kind}) by quantile: {quantiles}"
-    return f"{said}\nno gate was set, nothing was written"
+    return "\n".join([*lines, "no gate was set, nothing was written"])
 
 
 def _seeds(first: int, count: int) -> range:
@@ -141,45 +164,100 @@ async def measure_scores(
     repository: Path,
     model: str,
     seeds: range,
+    use: Callable[[ServedModel, int | None, list[float]], T],
     *,
     truncation_psi: float,
     version: int,
-    executor: Choice = KERNEL,
-    triton_url: str = "",
-) -> tuple[ServedModel, list[float]]:
-    """Return a version of `model` and its scores, in nats, in the order of the seeds; write nothing."""
-    async with serving(repository, model, version, executor=executor, triton_url=triton_url) as (client, served):
-        try:
-            scores = await measure(
-                client,
-                served,
-                seeds,
-                truncation_psi=truncation_psi,
-                outputs=("js_score",),
-                reduce=lambda seed, arrays: float(arrays["js_score"][0]),
-                title="calibrate",
-            )
-        except LabelmintError as error:
-            error.message += f" (Triton at {client.url}); nothing was written"
-            raise
-    if wrong := [seed for seed, score in zip(seeds, scores, strict=True) if not math.isfinite(score)]:
-        raise UnusableFile(
-            repository / served.triton_name,
-            f"returns JS scores that are not finite, for {len(wrong)} of {len(seeds)} seeds, the first one {wrong[0]}: "
-            "its weights are damaged or too large, or overflow in the precision of this Triton; nothing was written",
+    executor: Choice,
+    triton_url: str,
+    class_indices: ClassIndices,
+) -> list[T]:
+    """Measure a version of `model`, class by class if it has generator classes; return the results of `use`.
+
+    `use` gets the model, the class and its scores, in nats, in the order of the seeds, before the next class begins.
+    """
+    used: list[T] = []
+    async with serving(
+        repository,
+        model,
+        version,
+        executor=executor,
+        triton_url=triton_url,
+        check=lambda served: _chosen(served, class_indices),
+    ) as (client, served):
+        for class_index in _chosen(served, class_indices):
+            try:
+                scores = await _scores(client, served, seeds, truncation_psi=truncation_psi, class_index=class_index)
+            except LabelmintError as error:
+                error.message += f" (Triton at {client.url}); {_unwritten(class_index, len(used))}"
+                raise
+            if wrong := [seed for seed, score in zip(seeds, scores, strict=True) if not math.isfinite(score)]:
+                raise UnusableFile(
+                    repository / served.triton_name,
+                    f"returns JS scores that are not finite, for {len(wrong)} of {len(seeds)} seeds, the first one "
+                    f"{wrong[0]}: its weights are damaged or too large, or overflow in the precision of this Triton; "
+                    f"{_unwritten(class_index, len(used))}",
+                )
+            used.append(use(served, class_index, scores))
+    return used
+
+
+def _chosen(served: ServedModel, class_indices: ClassIndices) -> Sequence[int | None]:
+    """Return the classes to measure; (None,) for a model without generator classes. Raises InvalidRequest."""
+    count = len(served.generator_classes)
+    if class_indices == ALL_CLASSES:
+        if not count:
+            raise InvalidRequest("all_classes", f"model {served.name!r} has no generator classes; omit the option")
+        return range(count)
+    if count and not class_indices:
+        raise InvalidRequest(
+            "class_index",
+            f"each of the {count} generator classes of model {served.name!r} has a gate of its own; name those to "
+            f"calibrate (0 to {count - 1}), or give --all-classes",
         )
-    return served, scores
+    for class_index in class_indices:
+        check_class(served, int(class_index))
+    return [int(class_index) for class_index in class_indices] or [None]
+
+
+async def _scores(
+    client: TritonClient, served: ServedModel, seeds: range, *, truncation_psi: float, class_index: int | None
+) -> list[float]:
+    return await measure(
+        client,
+        served,
+        seeds,
+        truncation_psi=truncation_psi,
+        outputs=("js_score",),
+        reduce=lambda seed, arrays: float(arrays["js_score"][0]),
+        title="calibrate" if class_index is None else f"calibrate class {class_index}",
+        class_index=class_index,
+    )
+
+
+def _unwritten(class_index: int | None, written: int) -> str:
+    """What a failure left unwritten."""
+    if class_index is None or not written:
+        return "nothing was written"
+    return f"nothing was written of class {class_index}, only of the classes before it"
 
 
 @asynccontextmanager
 async def serving(
-    repository: Path, model: str, version: int = 1, *, executor: Choice = KERNEL, triton_url: str = ""
+    repository: Path,
+    model: str,
+    version: int = 1,
+    *,
+    executor: Choice = KERNEL,
+    triton_url: str = "",
+    check: Callable[[ServedModel], object] = lambda served: None,
 ) -> AsyncIterator[tuple[TritonClient, ServedModel]]:
     """Connect to Tritons that have the fused ensemble of a version of `model`, until the end of the block.
 
     Without `triton_url`, run a child Triton with it, and its interpreter in `executor` if possible. The model that is
-    returned has the executor that runs it. Raises ModelNotFound if the repository has no such model, and UnusableFile
-    if it is damaged. With `triton_url`, raises TritonUnavailable if no Triton there has the same model.
+    returned has the executor that runs it. Before any Triton is asked, `check` is called with the model, and may raise.
+    Raises ModelNotFound if the repository has no such model, and UnusableFile if it is damaged. With `triton_url`,
+    raises TritonUnavailable if no Triton there has the same model.
     """
     fused = {name: config for name, config in ensembles(repository).items() if is_fused(config)}
     name = base_name(model, version)
@@ -193,6 +271,7 @@ async def serving(
         served, connection = read_model(repository, name, calibrated=False), _connected(triton_url)
     else:
         served, connection = read_whole_model(repository, name, calibrated=False), _child(repository, name, executor)
+    check(served)
     async with connection as client:
         yield client, replace(served, executor=await _executor(client, served))
 
@@ -250,14 +329,18 @@ async def measure(
     outputs: tuple[str, ...],
     reduce: Callable[[int, dict[str, Array]], T],
     title: str,
+    class_index: int | None = None,
 ) -> list[T]:
-    """Run the ensemble for every seed; return the results of `reduce` for its arrays, in the order of the seeds."""
+    """Run the ensemble for every seed; return the results of `reduce` for its arrays, in the order of the seeds.
+
+    A model with generator classes needs a `class_index`.
+    """
     ordered = list(seeds)
     bar = tqdm(total=len(ordered), desc=title, unit="seed")
 
     async def one(seed: int) -> T:
         latent = latent_of(seed, model.z_dim)
-        latents = Latents(latent, latent, model.num_ws, truncation_psi)
+        latents = Latents(latent, latent, model.num_ws, truncation_psi, class_index)
         arrays = await client.infer(model.triton_name, model.version, latents, outputs=outputs, digest=model.digest)
         bar.update()
         return reduce(seed, arrays)

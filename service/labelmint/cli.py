@@ -253,9 +253,20 @@ class Calibrate(BaseModel):
     triton_url: Annotated[
         str, Field(description="gRPC target (HOST:PORT) of the Tritons that serve the model; empty: start one")
     ] = ""
+    class_index: Annotated[
+        list[Annotated[int, Field(ge=0)]] | None,
+        Field(min_length=1, description="for a conditional generator: the classes to calibrate: 0,3,5"),
+    ] = None
+    all_classes: Annotated[bool, Field(description="for a conditional generator: calibrate all classes")] = False
+
+    @model_validator(mode="after")
+    def _classes_once(self) -> Calibrate:
+        if self.all_classes and self.class_index is not None:
+            raise ValueError("--all-classes calibrates every class, so --class-index does not apply")
+        return self
 
     async def cli_cmd(self) -> None:
-        from labelmint.calibrate import calibrate_repository, calibrated, check_score_kind, preview
+        from labelmint.calibrate import ALL_CLASSES, calibrate_repository, calibrated, check_score_kind, preview
 
         if self.score_kind is not None:
             check_score_kind(self.model_repository, self.model, self.version, self.score_kind)
@@ -269,11 +280,15 @@ class Calibrate(BaseModel):
             version=self.version,
             executor=self.executor,
             triton_url=self.triton_url,
+            class_indices=ALL_CLASSES if self.all_classes else self.class_index or (),
         )
         if isinstance(found, str):
             print(found)
             return
-        print(f"calibration {found.id}: gate at JS {found.threshold:.6g} nats (score kind {found.score_kind})")
+        for each in found:
+            of_class = "" if each.class_index is None else f" of class {each.class_index}"
+            gate = f"gate at JS {each.threshold:.6g} nats (score kind {each.score_kind})"
+            print(f"calibration {each.id}{of_class}: {gate}")
         if self.triton_url:
             files = " and ".join(map(str, calibrated(self.model_repository, self.model, self.version)))
             print(f"copy {files} to the repository of the Triton at {self.triton_url} and reload the model there")
