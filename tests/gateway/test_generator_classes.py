@@ -152,12 +152,13 @@ async def test_caches_keep_the_classes_apart(gateway: Gateway, model: Kinds) -> 
 
 
 async def test_classes_share_a_batch_and_do_not_change_each_other(gateway: Gateway, model: Kinds, start: Start) -> None:
-    """`held` is a copy of `kinds` that waits for a batch of 16, behind a gateway that remembers nothing."""
+    """`held` is a copy of `kinds` that waits a second for a full batch, behind a gateway that remembers nothing."""
     asked = [(seed, seed % 3) for seed in range(15)] + [(0, DOG)]
     alone = [await get(gateway, seed, raw(index)) for seed, index in asked]
     async with start() as forgetful:
         together = await asyncio.gather(*(get(forgetful, seed, raw(index), "held") for seed, index in asked))
-    assert await inferences(model.triton, "held_generator") == (16, 1)
+    samples, executions = await inferences(model.triton, "held_generator")
+    assert samples == len(asked) and executions <= len(asked) / 3, "classes did not share batches"
     for one, other in zip(alone, together, strict=True):
         other.model = one.model
         assert other == one

@@ -39,7 +39,7 @@ class Kinds:
 
 @asynccontextmanager
 async def kinds(directory: Path, tiny_repository: Path, *, held: bool = False) -> AsyncIterator[Kinds]:
-    """A Triton with `kinds`, `tiny` and, if `held`, a copy that holds samples until a batch of 16 is full."""
+    """A Triton with `kinds`, `tiny` and, if `held`, a copy of it, `held`, that waits a second for others."""
     repository = Path(shutil.copytree(tiny_repository, directory / "repository"))
     export_conditional(repository, "kinds")
     async with running(repository, "kinds") as server, connected(server) as client:
@@ -56,7 +56,7 @@ async def kinds(directory: Path, tiny_repository: Path, *, held: bool = False) -
     models = ["kinds", "tiny"]
     if held:
         copy_model(repository, "kinds", "held")
-        hold(repository, "held_generator", seconds=60.0)
+        hold(repository, "held_generator", seconds=1.0)
         models.append("held")
     async with running(repository, *models) as server:
         yield Kinds(server, scores, thresholds, {index: gate.id for index, gate in gates.items()})
