@@ -66,6 +66,10 @@ class Synth(BaseModel):
         Field(min_length=1, description="the seeds of all images, instead of --count and --first-seed: 7,19,23"),
     ] = None
     truncation_psi: Annotated[float, Field(ge=0, le=2, description="truncation of the latents")] = 1.0
+    class_index: Annotated[
+        list[Annotated[int, Field(ge=0)]] | None,
+        Field(min_length=1, description="for a conditional generator: the classes that the images have in turn: 0,3,5"),
+    ] = None
 
     @model_validator(mode="after")
     def _seeds_once(self) -> Synth:
@@ -80,7 +84,7 @@ class Synth(BaseModel):
         from labelmint.models.draw import synthesize
 
         seeds = self.seeds or range(self.first_seed, self.first_seed + self.count)
-        synthesize(self.generator, self.out, seeds, truncation_psi=self.truncation_psi)
+        synthesize(self.generator, self.out, seeds, truncation_psi=self.truncation_psi, class_indices=self.class_index)
 
 
 class Fit(BaseModel):
@@ -198,7 +202,13 @@ class Import(BaseModel):
         Literal["auto", "nvlabs-stylegan2", "rosinality-stylegan2", "stylegan1", "datasetgan-classifiers"],
         Field(description="format of the source; auto: detected from the content"),
     ] = "auto"
-    class_index: Annotated[int | None, Field(description="class to generate with a conditional generator")] = None
+    class_index: Annotated[
+        int | None, Field(description="of a conditional generator, import only this class; default: all classes")
+    ] = None
+    class_names: Annotated[
+        Path | None,
+        Field(description="names of all classes of a conditional generator (JSON); default: class 0, class 1, ..."),
+    ] = None
     average_latent: Annotated[Path | None, Field(description="average latent of a StyleGAN1 (npy)")] = None
     generator: Annotated[Path | None, Field(description="imported generator whose features the classifiers read")] = (
         None
@@ -212,7 +222,14 @@ class Import(BaseModel):
     def cli_cmd(self) -> None:
         from labelmint.checkpoints.importing import ImportOptions, import_file
 
-        options = ImportOptions(self.class_index, self.average_latent, self.generator, self.layout, self.classes)
+        options = ImportOptions(
+            class_index=self.class_index,
+            class_names=self.class_names,
+            average_latent=self.average_latent,
+            generator=self.generator,
+            layout=self.layout,
+            classes=self.classes,
+        )
         print(import_file(self.source, self.out, None if self.format == "auto" else self.format, options=options))
 
 
