@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -61,8 +61,9 @@ class ServedModel:
     executor: Executor
     calibration: Calibration | None
     calibrated_for: tuple[str, ...]
-    generator_classes: tuple[str, ...] = ()
-    class_calibrations: tuple[Calibration | None, ...] = ()
+    # Thousands of them would make each hash slow.
+    generator_classes: tuple[str, ...] = field(default=(), hash=False)
+    class_calibrations: tuple[Calibration | None, ...] = field(default=(), hash=False)
 
     @property
     def calibrated_classes(self) -> tuple[int, ...]:
