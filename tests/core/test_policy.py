@@ -286,3 +286,4 @@ def test_the_group_of_a_model_without_classes_is_what_it_was() -> None:
     assert group_id(MODEL, 7, Mixing(1, 6), truncation_psi=1.0) == "d594548e87d66a90"
     groups = {group_id(MODEL, 7, Mixing(1, 6), truncation_psi=1.0, class_index=index) for index in (None, 0, 1)}
     assert len(groups) == 3
+    assert group_id(MODEL, 7, Mixing(1, 6), truncation_psi=1.01) not in groups, "1.0 and class 1"
