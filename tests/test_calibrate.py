@@ -12,14 +12,15 @@ import pytest
 import pytest_asyncio
 
 from labelmint import calibrate
-from labelmint.core.errors import InvalidRequest, LabelmintError, UnusableFile
+from labelmint.core.errors import InferenceFailed, InvalidRequest, LabelmintError, UnusableFile
 from labelmint.export.repository import export_repository
-from labelmint.triton.client import TritonClient
+from labelmint.triton.artifacts import read_whole_model
+from labelmint.triton.client import Latents, TritonClient
 from labelmint.triton.model_config import read_config, write_config
 from labelmint.triton.server import TritonServer
 from tests.support.commands import run
 from tests.support.inference import running, statistics
-from tests.support.models import files, tiny_weights
+from tests.support.models import export_conditional, files, tiny_weights
 from tests.support.repositories import accept
 from tests.support.waiting import until
 
@@ -42,7 +43,7 @@ def copy(tmp_path: Path, second: Path) -> Path:
 
 async def measured(repository: Path, url: str, *, version: int = 1, model: str = "tiny") -> str:
     """Calibrate with the Triton at `url`, or with one of our own that runs what that one runs."""
-    found = await calibrate.calibrate_repository(
+    (found,) = await calibrate.calibrate_repository(
         repository,
         model,
         0,
@@ -186,3 +187,105 @@ async def test_a_damaged_repository_is_not_calibrated(copy: Path, triton: Triton
     with pytest.raises(UnusableFile, match="digest that does not match"):
         await measured(copy, triton.grpc_url)
     assert files(copy) == before
+
+
+@pytest.fixture(scope="module")
+def conditional(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Copy it before changing it."""
+    directory = tmp_path_factory.mktemp("conditional")
+    export_conditional(directory)
+    return directory
+
+
+async def calibrated_by(repository: Path, *options: str) -> tuple[int, str, str]:
+    arguments = ("calibrate", "kinds", "--model-repository", str(repository), "--first-seed", "0", "--count", "1000")
+    done = await asyncio.to_thread(run, *arguments, *options)
+    return done.returncode, done.stdout, done.stderr
+
+
+async def test_each_class_has_its_own_gate(conditional: Path, tmp_path: Path) -> None:
+    """Whether it is measured alone, with all others, or in a Triton that runs already."""
+    all_classes, some = (Path(shutil.copytree(conditional, tmp_path / name)) for name in ("all", "some"))
+    code, said, complaint = await calibrated_by(all_classes, "--all-classes", "--executor", "onnxruntime")
+    assert code == 0, complaint
+    model = read_whole_model(all_classes, "kinds")
+    assert model.calibration is None and model.calibrated_classes == (0, 1, 2)
+    gates = [calibration for calibration in model.class_calibrations if calibration is not None]
+    assert [gate.class_index for gate in gates] == [0, 1, 2]
+    assert len({gate.threshold for gate in gates}) == len({gate.id for gate in gates}) == 3
+    for gate, line in zip(gates, said.splitlines(), strict=True):
+        assert line.startswith(f"calibration {gate.id} of class {gate.class_index}: gate at JS {gate.threshold:.6g} ")
+    async with running(some, "kinds") as server:
+        code, said, complaint = await calibrated_by(some, "--class-index", "2,0", "--triton-url", server.grpc_url)
+    assert code == 0, complaint
+    assert [line.split(":")[0] for line in said.splitlines()[:2]] == [
+        f"calibration {gates[index].id} of class {index}" for index in (2, 0)
+    ]
+    assert read_whole_model(some, "kinds").class_calibrations == (gates[0], None, gates[2])
+    assert read_whole_model(some, "kinds_staged").class_calibrations == (gates[0], None, gates[2])
+
+
+async def test_the_kernel_calibrates_a_class_under_its_own_name(conditional: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(conditional, tmp_path / "repository"))
+    code, _, complaint = await calibrated_by(copied, "--class-index", "1")
+    assert code == 0, complaint
+    parameters = read_config(copied / "kinds" / "config.pbtxt").parameters
+    assert {name for name in parameters if name.startswith("calibration")} == {"calibration.kernel.class_1"}
+
+
+async def test_a_preview_of_classes(conditional: Path) -> None:
+    before = files(conditional)
+    code, said, complaint = await calibrated_by(conditional, "--class-index", "2,0", "--preview", "--count", "3")
+    assert code == 0, complaint
+    two, zero, rest = said.splitlines()
+    assert two.startswith("preview of 3 seeds of class 2, JS") and zero.startswith("preview of 3 seeds of class 0, JS")
+    assert two.split("quantile")[1] != zero.split("quantile")[1] and rest == "no gate was set, nothing was written"
+    assert files(conditional) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ((), "class_index: each of the 3 generator classes of model 'kinds' has a gate of its own; name those to "),
+        (("--class-index", "0,3"), "class_index: 3 is out of range"),
+        (("--class-index", "1", "--all-classes"), "--all-classes calibrates every class, so --class-index does not"),
+    ],
+)
+async def test_classes_that_cannot_be_calibrated(conditional: Path, options: tuple[str, ...], said: str) -> None:
+    before = files(conditional)
+    code, _, complaint = await calibrated_by(conditional, *options)
+    assert code == 2 and complaint.startswith(f"labelmint: {said}") and complaint.count("\n") == 1, complaint
+    assert files(conditional) == before
+
+
+@pytest.mark.parametrize(
+    ("class_indices", "said"),
+    [((0,), "class_index: model 'tiny' has no generator classes"), ("all", "all_classes: model 'tiny' has no gen")],
+)
+async def test_classes_of_a_model_without_any(second: Path, class_indices: calibrate.ClassIndices, said: str) -> None:
+    with pytest.raises(InvalidRequest, match=said):
+        await calibrate.calibrate_repository(
+            second, "tiny", 0, count=SEEDS, truncation_psi=1.0, class_indices=class_indices
+        )
+
+
+async def test_a_failure_leaves_the_classes_before_it_written(
+    conditional: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied = Path(shutil.copytree(conditional, tmp_path / "repository"))
+    infer = TritonClient.infer
+
+    async def failing(client: TritonClient, *arguments: object, **options: object) -> dict[str, np.ndarray]:
+        latents = arguments[2]
+        assert isinstance(latents, Latents)
+        if latents.class_index == 2:
+            raise InferenceFailed("it fails")
+        return await infer(client, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(TritonClient, "infer", failing)
+    with pytest.raises(InferenceFailed) as raised:
+        await calibrate.calibrate_repository(
+            copied, "kinds", 0, count=SEEDS, truncation_psi=1.0, executor="onnxruntime", class_indices="all"
+        )
+    assert raised.value.message.endswith("; nothing was written of class 2, only of the classes before it")
+    assert read_whole_model(copied, "kinds").calibrated_classes == (0, 1)

@@ -101,10 +101,11 @@ export async function* streamSamples(client, request, { patienceMs = PATIENCE_MS
 
 // Throws if a sample shows that the gateway does not know an option. A gateway of an earlier version ignores such options
 // and would deliver samples that nobody asked for.
-function checkKnown({ where = [], ignoreJsQuantile }, sample) {
+function checkKnown({ where = [], ignoreJsQuantile, classIndex }, sample) {
   const unknown = [];
   if (where.length > sample.content.length) unknown.push("where");
   if (ignoreJsQuantile !== undefined && !sample._ignoreJsQuantile) unknown.push("ignoreJsQuantile");
+  if (classIndex !== undefined && !sample._classIndex) unknown.push("classIndex");
   if (unknown.length > 0) throw new Error(`the gateway is older than this client and does not know: ${unknown.join(", ")}`);
 }
 

@@ -7,23 +7,33 @@ Rules of this file:
   the same weights; a test compares them.
 - A calibration is that of the executor that has run the interpreter, as Triton says it, and is written under its name.
 - It has the score kind of the export, because the exported step computes the score. Another one needs another export.
+- Each class of a conditional generator is calibrated alone, and its calibration is written before the next class is
+  measured. So an interruption loses the measurement of one class.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal, TypeAlias, TypeVar
 
 import numpy as np
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from labelmint.core.calibration import MIN_SEEDS, Calibration, calibrate
 from labelmint.core.errors import InvalidRequest, LabelmintError, UnusableFile
-from labelmint.core.executor import KERNEL, Choice
-from labelmint.core.policy import check_seed
+from labelmint.core.executor import KERNEL, Choice, calibration_of_class
+from labelmint.core.policy import check_class, check_seed
 from labelmint.core.served_model import ServedModel
 from labelmint.pipeline import measure, serving
+from labelmint.triton.client import TritonClient
 from labelmint.triton.model_config import ensembles, version_of, write_config
+
+T = TypeVar("T")
+ALL_CLASSES: Literal["all"] = "all"
+# The generator classes to calibrate; empty for a model without any.
+ClassIndices: TypeAlias = Sequence[int] | Literal["all"]
 
 
 async def calibrate_repository(
@@ -36,37 +46,47 @@ async def calibrate_repository(
     version: int = 1,
     executor: Choice = KERNEL,
     triton_url: str = "",
-) -> Calibration:
+    class_indices: ClassIndices = (),
+) -> list[Calibration]:
     """Measure `count` seeds from `first_seed` on with a version of `model`, write and return the calibration.
 
-    Raises InvalidRequest for fewer than `MIN_SEEDS` seeds, UnusableFile for a model whose scores are not finite, and
-    the errors of `serving`.
+    Those of several generator classes are in the order of `class_indices`.
+
+    Raises InvalidRequest for fewer than `MIN_SEEDS` seeds and for classes that the model does not have, UnusableFile
+    for a model whose scores are not finite, and the errors of `serving`.
     """
     if count < MIN_SEEDS:
         raise InvalidRequest(
             "count", f"a calibration needs at least {MIN_SEEDS} seeds; --preview measures fewer and writes nothing"
         )
     seeds = _seeds(first_seed, count)
-    served, scores = await measure_scores(
+
+    def write(served: ServedModel, class_index: int | None, scores: list[float]) -> Calibration:
+        calibration = calibrate(
+            scores,
+            model_digest=served.digest,
+            score_kind=served.score_kind,
+            truncation_psi=truncation_psi,
+            first_seed=first_seed,
+            class_index=class_index,
+        )
+        parameter = calibration_of_class(served.executor.calibration, class_index)
+        for path, config in calibrated(repository, model, version).items():
+            config.parameters[parameter].string_value = calibration.to_json()
+            write_config(path, config)
+        return calibration
+
+    return await measure_scores(
         repository,
         model,
         seeds,
+        write,
         truncation_psi=truncation_psi,
         version=version,
         executor=executor,
         triton_url=triton_url,
+        class_indices=class_indices,
     )
-    calibration = calibrate(
-        scores,
-        model_digest=served.digest,
-        score_kind=served.score_kind,
-        truncation_psi=truncation_psi,
-        first_seed=first_seed,
-    )
-    for path, config in calibrated(repository, model, version).items():
-        config.parameters[served.executor.calibration].string_value = calibration.to_json()
-        write_config(path, config)
-    return calibration
 
 
 def calibrated(repository: Path, model: str, version: int) -> dict[Path, ModelConfig]:
@@ -102,23 +122,31 @@ async def preview(
     version: int,
     executor: Choice = KERNEL,
     triton_url: str = "",
+    class_indices: ClassIndices = (),
 ) -> str:
-    """Measure scores and return their quantiles as two lines of text; set no gate and write nothing."""
-    seeds = _seeds(first_seed, count)
-    served, scores = await measure_scores(
+    """Measure scores and return their quantiles as lines of text; set no gate and write nothing."""
+    levels = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
+
+    def say(served: ServedModel, class_index: int | None, scores: list[float]) -> str:
+        found = zip(levels, np.quantile(scores, levels), strict=True)
+        quantiles = ", ".join(f"{level:g}: {score:.6g}" for level, score in found)
+        of_class = "" if class_index is None else f" of class {class_index}"
+        return (
+            f"preview of {count} seeds{of_class}, JS in nats (score kind {served.score_kind}) by quantile: {quantiles}"
+        )
+
+    lines = await measure_scores(
         repository,
         model,
-        seeds,
+        _seeds(first_seed, count),
+        say,
         truncation_psi=truncation_psi,
         version=version,
         executor=executor,
         triton_url=triton_url,
+        class_indices=class_indices,
     )
-    levels = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
-    found = zip(levels, np.quantile(scores, levels), strict=True)
-    quantiles = ", ".join(f"{level:g}: {score:.6g}" for level, score in found)
-    said = f"preview of {count} seeds, JS in nats (score kind {served.score_kind}) by quantile: {quantiles}"
-    return f"{said}\nno gate was set, nothing was written"
+    return "\n".join([*lines, "no gate was set, nothing was written"])
 
 
 def _seeds(first: int, count: int) -> range:
@@ -131,31 +159,79 @@ async def measure_scores(
     repository: Path,
     model: str,
     seeds: range,
+    use: Callable[[ServedModel, int | None, list[float]], T],
     *,
     truncation_psi: float,
     version: int,
-    executor: Choice = KERNEL,
-    triton_url: str = "",
-) -> tuple[ServedModel, list[float]]:
-    """Return a version of `model` and its scores, in nats, in the order of the seeds; write nothing."""
-    async with serving(repository, model, version, executor=executor, triton_url=triton_url) as (client, served):
-        try:
-            scores = await measure(
-                client,
-                served,
-                seeds,
-                truncation_psi=truncation_psi,
-                outputs=("js_score",),
-                reduce=lambda seed, arrays: float(arrays["js_score"][0]),
-                title="calibrate",
-            )
-        except LabelmintError as error:
-            error.message += f" (Triton at {client.url}); nothing was written"
-            raise
-    if wrong := [seed for seed, score in zip(seeds, scores, strict=True) if not math.isfinite(score)]:
-        raise UnusableFile(
-            repository / served.triton_name,
-            f"returns JS scores that are not finite, for {len(wrong)} of {len(seeds)} seeds, the first one {wrong[0]}: "
-            "its weights are damaged or too large, or overflow in the precision of this Triton; nothing was written",
+    executor: Choice,
+    triton_url: str,
+    class_indices: ClassIndices,
+) -> list[T]:
+    """Measure a version of `model`, class by class if it has generator classes; return the results of `use`.
+
+    `use` gets the model, the class and its scores, in nats, in the order of the seeds, before the next class begins.
+    """
+    used: list[T] = []
+    async with serving(
+        repository,
+        model,
+        version,
+        executor=executor,
+        triton_url=triton_url,
+        check=lambda served: _chosen(served, class_indices),
+    ) as (client, served):
+        for class_index in _chosen(served, class_indices):
+            try:
+                scores = await _scores(client, served, seeds, truncation_psi=truncation_psi, class_index=class_index)
+            except LabelmintError as error:
+                error.message += f" (Triton at {client.url}); {_unwritten(class_index, len(used))}"
+                raise
+            if wrong := [seed for seed, score in zip(seeds, scores, strict=True) if not math.isfinite(score)]:
+                raise UnusableFile(
+                    repository / served.triton_name,
+                    f"returns JS scores that are not finite, for {len(wrong)} of {len(seeds)} seeds, the first one "
+                    f"{wrong[0]}: its weights are damaged or too large, or overflow in the precision of this Triton; "
+                    f"{_unwritten(class_index, len(used))}",
+                )
+            used.append(use(served, class_index, scores))
+    return used
+
+
+def _chosen(served: ServedModel, class_indices: ClassIndices) -> Sequence[int | None]:
+    """Return the classes to measure; (None,) for a model without generator classes. Raises InvalidRequest."""
+    count = len(served.generator_classes)
+    if class_indices == ALL_CLASSES:
+        if not count:
+            raise InvalidRequest("all_classes", f"model {served.name!r} has no generator classes; omit the option")
+        return range(count)
+    if count and not class_indices:
+        raise InvalidRequest(
+            "class_index",
+            f"each of the {count} generator classes of model {served.name!r} has a gate of its own; name those to "
+            f"calibrate (0 to {count - 1}), or give --all-classes",
         )
-    return served, scores
+    for class_index in class_indices:
+        check_class(served, int(class_index))
+    return [int(class_index) for class_index in class_indices] or [None]
+
+
+async def _scores(
+    client: TritonClient, served: ServedModel, seeds: range, *, truncation_psi: float, class_index: int | None
+) -> list[float]:
+    return await measure(
+        client,
+        served,
+        seeds,
+        truncation_psi=truncation_psi,
+        outputs=("js_score",),
+        reduce=lambda seed, arrays: float(arrays["js_score"][0]),
+        title="calibrate" if class_index is None else f"calibrate class {class_index}",
+        class_index=class_index,
+    )
+
+
+def _unwritten(class_index: int | None, written: int) -> str:
+    """What a failure left unwritten."""
+    if class_index is None or not written:
+        return "nothing was written"
+    return f"nothing was written of class {class_index}, only of the classes before it"

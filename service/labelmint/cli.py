@@ -68,6 +68,10 @@ class Synth(BaseModel):
         Field(min_length=1, description="the seeds of all images, instead of --count and --first-seed: 7,19,23"),
     ] = None
     truncation_psi: Annotated[float, Field(ge=0, le=2, description="truncation of the latents")] = 1.0
+    class_index: Annotated[
+        list[Annotated[int, Field(ge=0)]] | None,
+        Field(min_length=1, description="for a conditional generator: the classes that the images have in turn: 0,3,5"),
+    ] = None
 
     @model_validator(mode="after")
     def _seeds_once(self) -> Synth:
@@ -82,7 +86,7 @@ class Synth(BaseModel):
         from labelmint.models.draw import synthesize
 
         seeds = self.seeds or range(self.first_seed, self.first_seed + self.count)
-        synthesize(self.generator, self.out, seeds, truncation_psi=self.truncation_psi)
+        synthesize(self.generator, self.out, seeds, truncation_psi=self.truncation_psi, class_indices=self.class_index)
 
 
 class Fit(BaseModel):
@@ -200,7 +204,13 @@ class Import(BaseModel):
         Literal["auto", "nvlabs-stylegan2", "rosinality-stylegan2", "stylegan1", "datasetgan-classifiers"],
         Field(description="format of the source; auto: detected from the content"),
     ] = "auto"
-    class_index: Annotated[int | None, Field(description="class to generate with a conditional generator")] = None
+    class_index: Annotated[
+        int | None, Field(description="of a conditional generator, import only this class; default: all classes")
+    ] = None
+    class_names: Annotated[
+        Path | None,
+        Field(description="names of all classes of a conditional generator (JSON); default: class 0, class 1, ..."),
+    ] = None
     average_latent: Annotated[Path | None, Field(description="average latent of a StyleGAN1 (npy)")] = None
     generator: Annotated[Path | None, Field(description="imported generator whose features the classifiers read")] = (
         None
@@ -214,7 +224,14 @@ class Import(BaseModel):
     def cli_cmd(self) -> None:
         from labelmint.checkpoints.importing import ImportOptions, import_file
 
-        options = ImportOptions(self.class_index, self.average_latent, self.generator, self.layout, self.classes)
+        options = ImportOptions(
+            class_index=self.class_index,
+            class_names=self.class_names,
+            average_latent=self.average_latent,
+            generator=self.generator,
+            layout=self.layout,
+            classes=self.classes,
+        )
         print(import_file(self.source, self.out, None if self.format == "auto" else self.format, options=options))
 
 
@@ -238,9 +255,20 @@ class Calibrate(BaseModel):
     triton_url: Annotated[
         str, Field(description="gRPC target (HOST:PORT) of the Tritons that serve the model; empty: start one")
     ] = ""
+    class_index: Annotated[
+        list[Annotated[int, Field(ge=0)]] | None,
+        Field(min_length=1, description="for a conditional generator: the classes to calibrate: 0,3,5"),
+    ] = None
+    all_classes: Annotated[bool, Field(description="for a conditional generator: calibrate all classes")] = False
+
+    @model_validator(mode="after")
+    def _classes_once(self) -> Calibrate:
+        if self.all_classes and self.class_index is not None:
+            raise ValueError("--all-classes calibrates every class, so --class-index does not apply")
+        return self
 
     async def cli_cmd(self) -> None:
-        from labelmint.calibrate import calibrate_repository, calibrated, check_score_kind, preview
+        from labelmint.calibrate import ALL_CLASSES, calibrate_repository, calibrated, check_score_kind, preview
 
         if self.score_kind is not None:
             check_score_kind(self.model_repository, self.model, self.version, self.score_kind)
@@ -254,11 +282,15 @@ class Calibrate(BaseModel):
             version=self.version,
             executor=self.executor,
             triton_url=self.triton_url,
+            class_indices=ALL_CLASSES if self.all_classes else self.class_index or (),
         )
         if isinstance(found, str):
             print(found)
             return
-        print(f"calibration {found.id}: gate at JS {found.threshold:.6g} nats (score kind {found.score_kind})")
+        for each in found:
+            of_class = "" if each.class_index is None else f" of class {each.class_index}"
+            gate = f"gate at JS {each.threshold:.6g} nats (score kind {each.score_kind})"
+            print(f"calibration {each.id}{of_class}: {gate}")
         if self.triton_url:
             files = " and ".join(map(str, calibrated(self.model_repository, self.model, self.version)))
             print(f"copy {files} to the repository of the Triton at {self.triton_url} and reload the model there")

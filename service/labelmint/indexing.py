@@ -22,7 +22,7 @@ from tqdm import tqdm
 from labelmint.core.calibration import SCORE_KINDS
 from labelmint.core.errors import DeadlineExceeded, InferenceFailed, InvalidRequest, Overloaded, TritonUnavailable
 from labelmint.core.executor import KERNEL, Choice
-from labelmint.core.policy import SEED_END
+from labelmint.core.policy import SEED_END, check_class
 from labelmint.core.served_model import ServedModel
 from labelmint.pipeline import serving, serving_at, walk
 from labelmint.seed_index.layout import Described
@@ -79,13 +79,13 @@ async def index_seeds(
     else:
         connection = serving(repository, model, version, executor=executor, calibrated=True)
     async with connection as (client, served):
-        if class_index is not None:
-            raise InvalidRequest("class_index", f"model {model!r} has no generator classes; omit the option")
+        check_class(served, class_index)
         if truncation_psi is None:
-            truncation_psi = 1.0 if served.calibration is None else served.calibration.truncation_psi
+            calibration = served.calibration_of(class_index)
+            truncation_psi = 1.0 if calibration is None else calibration.truncation_psi
         described = Described.of(served, truncation_psi=float(truncation_psi), class_index=class_index)
         with writing(directory, described, seeds, _score_kinds(served)) as file:
-            await _fill(file, client, served, truncation_psi=described.truncation_psi)
+            await _fill(file, client, served, described)
             file.finish()
             return file.path
 
@@ -94,14 +94,15 @@ def _score_kinds(model: ServedModel) -> tuple[str, ...]:
     return tuple(kind for kind in SCORE_KINDS if kind == model.score_kind or kind in _OF_JS_MAP)
 
 
-async def _fill(file: IndexFile, client: TritonClient, model: ServedModel, *, truncation_psi: float) -> None:
+async def _fill(file: IndexFile, client: TritonClient, model: ServedModel, described: Described) -> None:
     """Add the rows of all seeds that the file lacks."""
     labels = tuple(name for name in model.task.label_outputs if name != "keypoints")
     rows = walk(
         client,
         model,
         file.missing,
-        truncation_psi=truncation_psi,
+        truncation_psi=described.truncation_psi,
+        class_index=described.class_index,
         outputs=(*labels, "js_map", "js_score"),
         reduce=lambda seed, arrays: (_scores(model, arrays), _content(model, seed, arrays)),
     )

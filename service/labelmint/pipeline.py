@@ -42,19 +42,21 @@ async def serving(
     executor: Choice = KERNEL,
     triton_url: str = "",
     calibrated: bool = False,
+    check: Callable[[ServedModel], object] = lambda served: None,
 ) -> AsyncIterator[tuple[TritonClient, ServedModel]]:
     """Connect to Tritons that have the fused ensemble of a version of `model`, until the end of the block.
 
     Without `triton_url`, run a child Triton with it, and its interpreter in `executor` if possible. The model that is
-    returned has the executor that runs it and, with `calibrated`, its calibration. Raises ModelNotFound if the
-    repository has no such model, and UnusableFile if it is damaged. With `triton_url`, raises TritonUnavailable if no
-    Triton there has the same model.
+    returned has the executor that runs it and, with `calibrated`, its calibration. Before any Triton is asked, `check`
+    is called with the model, and may raise. Raises ModelNotFound if the repository has no such model, and UnusableFile
+    if it is damaged. With `triton_url`, raises TritonUnavailable if no Triton there has the same model.
     """
     name = _stored(repository, model, version)
     if triton_url:
         stored, connection = read_model(repository, name, calibrated), _connected(triton_url)
     else:
         stored, connection = read_whole_model(repository, name, calibrated), _child(repository, name, executor)
+    check(stored)
     async with connection as client:
         found = await _served(client, model, version, calibrated=calibrated)
         same = next((served for served in found if served.digest == stored.digest), None)
@@ -154,10 +156,19 @@ async def measure(
     outputs: tuple[str, ...],
     reduce: Callable[[int, dict[str, Array]], T],
     title: str,
+    class_index: int | None = None,
 ) -> list[T]:
     """The results of `walk`, with a progress bar."""
     ordered, results = list(seeds), list[T]()
-    walking = walk(client, model, ordered, truncation_psi=truncation_psi, outputs=outputs, reduce=reduce)
+    walking = walk(
+        client,
+        model,
+        ordered,
+        truncation_psi=truncation_psi,
+        outputs=outputs,
+        reduce=reduce,
+        class_index=class_index,
+    )
     with tqdm(total=len(ordered), desc=title, unit="seed") as bar:
         async with aclosing(walking):
             async for result in walking:
@@ -174,15 +185,17 @@ async def walk(
     truncation_psi: float,
     outputs: tuple[str, ...],
     reduce: Callable[[int, dict[str, Array]], T],
+    class_index: int | None = None,
 ) -> AsyncGenerator[T, None]:
     """Run the ensemble for every seed; yield the results of `reduce` for its arrays, in the order of the seeds.
 
-    The first failure ends the walk. The caller closes it (`contextlib.aclosing`).
+    A model with generator classes needs a `class_index`. The first failure ends the walk. The caller closes it
+    (`contextlib.aclosing`).
     """
 
     async def one(seed: int) -> T:
         latent = latent_of(seed, model.z_dim)
-        latents = Latents(latent, latent, model.num_ws, truncation_psi)
+        latents = Latents(latent, latent, model.num_ws, truncation_psi, class_index)
         arrays = await client.infer(model.triton_name, model.version, latents, outputs=outputs, digest=model.digest)
         return reduce(seed, arrays)
 

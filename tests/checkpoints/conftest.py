@@ -13,12 +13,12 @@ from labelmint.models.store import load_generator, read_notes
 
 
 def draw(
-    generator: Generator, z: torch.Tensor, psi: float, layout: str
+    generator: Generator, z: torch.Tensor, psi: float, layout: str, class_index: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
-    """Image and features of latents [B,z_dim]."""
+    """Image and features of latents [B,z_dim], of a conditional generator with class_index [B,1]."""
     crossover = torch.full((len(z), 1), generator.spec.num_ws, dtype=torch.int32)
     with torch.no_grad():
-        image, features = generator(z, z, crossover, torch.full((len(z), 1), psi), layout)
+        image, features = generator(z, z, crossover, torch.full((len(z), 1), psi), layout, class_index)
     return image, features
 
 

@@ -62,10 +62,15 @@ def test_official_vectors(
 
 
 def compare(
-    generator: Generator, network: reference.Generator, psi: float, classes: torch.Tensor | None = None
+    generator: Generator,
+    network: reference.Generator,
+    psi: float,
+    classes: torch.Tensor | None = None,
+    class_index: torch.Tensor | None = None,
 ) -> None:
+    """Compare with what the network draws of `classes`; a generator that was imported whole needs the `class_index`."""
     z = torch.randn(2, network.z_dim, generator=torch.Generator().manual_seed(5))
-    image, features = draw(generator, z, psi, "paper")
+    image, features = draw(generator, z, psi, "paper", class_index)
     with torch.no_grad():
         want, want_features = network.double()(z.double(), classes, psi)
         network.float()
@@ -133,10 +138,62 @@ def test_each_class_of_a_conditional_generator(imported: Import, tmp_path: Path,
             compare(generator, network, 0.5, classes)
 
 
-def test_a_class_is_chosen_where_there_are_classes(imported: Import, tmp_path: Path) -> None:
+@pytest.mark.parametrize("mapping", [{}, {"embed_features": 7}, {"num_layers": 1}, {"w_avg_beta": None}])
+def test_a_conditional_generator_is_imported_whole(
+    imported: Import, notes: Callable[[], dict], tmp_path: Path, mapping: dict
+) -> None:
+    torch.manual_seed(4)
+    network = reference.Generator(c_dim=5, mapping=mapping)
+    network.mapping.embed.weight_gain *= 2
+    generator = imported(write_nvlabs(tmp_path / "network.pkl", network))
+    assert generator.spec.generator_classes == ("class 0", "class 1", "class 2", "class 3", "class 4")
+    assert "class_index" not in notes()
+    for class_index in range(5):
+        classes = torch.eye(5, dtype=torch.float64)[[class_index] * 2]
+        drawn = torch.full((2, 1), class_index, dtype=torch.int32)
+        compare(generator, network, 1.0, classes, drawn)
+        if "w_avg_beta" not in mapping:
+            compare(generator, network, 0.5, classes, drawn)
+    if "w_avg_beta" in mapping:  # the measured average is that of other latents of all classes, too
+        z = torch.randn(20_000, network.z_dim, generator=torch.Generator().manual_seed(9))
+        with torch.no_grad():
+            w = network.mapping(z, torch.eye(5)[torch.arange(20_000) % 5])
+        assert distance(generator.mapping.w_avg, w.mean(dim=0)) < 0.05 * float(w.std())
+
+
+@pytest.mark.parametrize("content", ['["a", "b", "ö"]', '{"1": "b", "0": "a", "2": "ö"}'])
+def test_names_of_classes(imported: Import, tmp_path: Path, content: str) -> None:
+    path = write_nvlabs(tmp_path / "network.pkl", reference.Generator(c_dim=3))
+    (tmp_path / "names.json").write_text(content)
+    assert imported(path, class_names=tmp_path / "names.json").spec.generator_classes == ("a", "b", "ö")
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ('["a", "b"]', "class_names: the file names 2 classes; this generator has 3"),
+        ('["a", "b", "a"]', r"names.json cannot be used: two generator classes have the name 'a'"),
+        ('["a", "b", ""]', "names.json cannot be used: the name '' of a generator class is not a text"),
+        ('["a", "b", 3]', "names.json cannot be read: .*name all classes in order"),
+        ('{"0": "a", "1": "b", "3": "c"}', "names.json has 3 names, but none for class 2; name all classes in order"),
+        ('"a"', "names.json cannot be read: .*name all classes in order"),
+    ],
+)
+def test_names_that_do_not_fit(imported: Import, tmp_path: Path, content: str, problem: str) -> None:
+    path = write_nvlabs(tmp_path / "network.pkl", reference.Generator(c_dim=3))
+    (tmp_path / "names.json").write_text(content)
+    with pytest.raises((InvalidRequest, UnusableFile), match=problem):
+        imported(path, class_names=tmp_path / "names.json")
+    assert not (tmp_path / "imported.safetensors").exists()
+
+
+def test_options_of_classes_where_they_do_not_apply(imported: Import, tmp_path: Path) -> None:
     conditional = write_nvlabs(tmp_path / "conditional.pkl", reference.Generator(c_dim=5))
-    with pytest.raises(InvalidRequest, match="class_index: .* from 0 to 4, none was given"):
-        imported(conditional)
+    (tmp_path / "names.json").write_text('["a"]')
+    with pytest.raises(InvalidRequest, match="class_names: does not apply with --class-index"):
+        imported(conditional, class_index=1, class_names=tmp_path / "names.json")
+    with pytest.raises(InvalidRequest, match="class_names: this generator has no classes"):
+        imported(write_nvlabs(tmp_path / "plain.pkl", reference.Generator()), class_names=tmp_path / "names.json")
     for index in (5, -1):
         with pytest.raises(InvalidRequest, match=f"class_index: .* from 0 to 4, not {index}"):
             imported(conditional, class_index=index)

@@ -133,6 +133,7 @@ def test_conditions_and_ignored_pixels(example: Path, service: Service) -> None:
     [
         ({"where": [{"name": "hair", "minArea": 0}]}, "where"),
         ({"ignoreJsQuantile": 0}, "ignoreJsQuantile"),
+        ({"classIndex": 0}, "classIndex"),
     ],
 )
 def test_a_gateway_that_ignores_an_option_is_noticed(example: Path, options: object, named: str) -> None:

@@ -50,7 +50,7 @@ def test_the_step_says_what_runs_it(backend: str, stands_in_for: str, name: str,
 )
 def test_one_sentence_says_what_to_do(executor: Executor, others: tuple[str, ...], said: str) -> None:
     model = replace(MODEL, executor=executor, calibration=None, calibrated_for=others)
-    assert model.uncalibrated == f"model 'faces' {said}"
+    assert model.uncalibrated() == f"model 'faces' {said}"
 
 
 def test_a_model_without_its_calibrations_is_not_spoilt_by_them() -> None:

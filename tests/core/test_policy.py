@@ -17,6 +17,7 @@ from labelmint.core.policy import (
     SampleOptions,
     Walk,
     check_batch,
+    check_class,
     check_has_label,
     check_seed,
     gate_of,
@@ -24,10 +25,11 @@ from labelmint.core.policy import (
     latent_of,
     mixing_of,
     mixings_of,
+    terms_of,
     window_of,
 )
 from labelmint.core.task import KEYPOINTS
-from tests.support.served import CALIBRATION, MODEL
+from tests.support.served import CALIBRATION, CATS, CONDITIONAL, DOGS, MODEL
 
 pytestmark = pytest.mark.unit
 
@@ -237,3 +239,51 @@ def test_a_label_image_is_asked_only_of_a_model_that_has_one() -> None:
     with pytest.raises(InvalidRequest, match="'faces' has task 'keypoints' and no label image; request the") as caught:
         check_has_label(replace(MODEL, task=KEYPOINTS), "model", "request the JSON")
     assert caught.value.metadata == {"field": "model"}
+
+
+def test_each_class_has_the_gate_that_was_measured_on_it() -> None:
+    for index, calibration in ((0, CATS), (1, DOGS)):
+        gate = gate_of(CONDITIONAL, SampleOptions(class_index=index))
+        assert gate == Gate(calibration.truncation_psi, calibration.threshold, calibration.id)
+        tight = gate_of(CONDITIONAL, SampleOptions(class_index=index, max_quantile=0.5))
+        assert tight == Gate(calibration.truncation_psi, calibration.score_at(0.5), calibration.id)
+    with pytest.raises(Uncalibrated, match=r"truncation_psi: 1 was not calibrated, only 0\.75"):
+        gate_of(CONDITIONAL, SampleOptions(class_index=1, truncation_psi=1.0))
+    for options in (SampleOptions(class_index=2), SampleOptions(class_index=2, max_quantile=0.5)):
+        with pytest.raises(Uncalibrated) as caught:
+            gate_of(CONDITIONAL, options)
+        assert str(caught.value) == (
+            "max_js: class 2 (fox) of model 'kinds' is not calibrated; give max_js or run "
+            "`labelmint calibrate kinds --class-index 2 --executor onnxruntime`"
+        )
+    assert gate_of(CONDITIONAL, SampleOptions(class_index=2, max_js=3.0)) == Gate(1.0, 3.0, "")
+
+
+@pytest.mark.parametrize("options", [SampleOptions(), SampleOptions(max_js=3.0)])
+def test_a_class_is_required_of_a_model_that_has_classes_and_refused_for_others(options: SampleOptions) -> None:
+    classes = "model 'kinds' has 3 generator classes, give 0 (cat) to 2 (fox) (see GetModel)"
+    for model, class_index, problem in (
+        (CONDITIONAL, None, f"missing; {classes}"),
+        (CONDITIONAL, 3, f"3 is out of range; {classes}"),
+        (CONDITIONAL, -1, f"-1 is out of range; {classes}"),
+        (MODEL, 0, "model 'faces' has no generator classes; leave it unset"),
+    ):
+        with pytest.raises(InvalidRequest) as caught:
+            terms_of(model, replace(options, class_index=class_index))
+        assert str(caught.value) == f"class_index: {problem}"
+        assert caught.value.metadata == {"field": "class_index"}
+
+
+def test_a_description_may_be_asked_for_without_a_class() -> None:
+    for model, class_index in ((MODEL, None), (CONDITIONAL, None), (CONDITIONAL, 0), (CONDITIONAL, 2)):
+        check_class(model, class_index, required=False)
+    for model, class_index in ((MODEL, 0), (CONDITIONAL, 3)):
+        with pytest.raises(InvalidRequest, match="class_index: "):
+            check_class(model, class_index, required=False)
+
+
+def test_the_group_of_a_model_without_classes_is_what_it_was() -> None:
+    assert group_id(MODEL, 7, Mixing(1, 6), truncation_psi=1.0) == "d594548e87d66a90"
+    groups = {group_id(MODEL, 7, Mixing(1, 6), truncation_psi=1.0, class_index=index) for index in (None, 0, 1)}
+    assert len(groups) == 3
+    assert group_id(MODEL, 7, Mixing(1, 6), truncation_psi=1.01) not in groups, "1.0 and class 1"

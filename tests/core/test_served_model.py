@@ -1,6 +1,7 @@
 """The description of a model is what its configuration says, or an error that names what is wrong with it."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from tritonclient.grpc import model_config_pb2 as triton
@@ -8,7 +9,7 @@ from tritonclient.grpc import model_config_pb2 as triton
 from labelmint.core.executor import Executor
 from labelmint.core.served_model import MalformedModel, ServedModel, is_labelmint, read_served_model
 from labelmint.core.task import KEYPOINTS, SEGMENTATION
-from tests.support.served import CALIBRATION
+from tests.support.served import CALIBRATION, CATS, DOGS
 
 pytestmark = pytest.mark.unit
 
@@ -180,3 +181,64 @@ def test_a_models_own_ensembles_are_told_from_others() -> None:
     step = configuration({})
     step.platform = "onnxruntime_onnx"
     assert not is_labelmint(step)
+
+
+CLASSES = '["cat", "dog", "fox"]'
+
+
+def conditional(parameters: dict[str, str], *, data_type: "triton.DataType" = triton.TYPE_INT32) -> triton.ModelConfig:
+    """A model whose generator draws classes, without calibrations but those in `parameters`."""
+    config = configuration({"generator_classes": CLASSES, **parameters})
+    if "calibration" not in parameters:
+        del config.parameters["calibration"]
+    config.input.add(name="class_index", data_type=data_type, dims=[1])
+    return config
+
+
+def test_a_conditional_model_has_its_classes_and_a_calibration_for_each() -> None:
+    kernel = replace(DOGS, threshold=1.0)
+    config = conditional({"calibration.class_1": DOGS.to_json(), "calibration.kernel.class_1": kernel.to_json()})
+    model = read_served_model(config, "1")
+    assert model.generator_classes == ("cat", "dog", "fox") and model.calibration is None
+    assert model.class_calibrations == (None, DOGS, None) and model.calibrated_classes == (1,)
+    assert [model.calibration_of(index) for index in (None, 0, 1, 2)] == [None, None, DOGS, None]
+    assert read_served_model(config, "1", Executor("kernel", "onnxruntime")).class_calibrations == (None, kernel, None)
+    assert read_served_model(config, "1", calibrated=False).calibrated_classes == ()
+    assert hash(model) == hash(read_served_model(config, "1"))
+    plain = read_served_model(configuration({}), "1")
+    assert (plain.generator_classes, plain.class_calibrations, plain.calibrated_classes) == ((), (), ())
+    assert plain.calibration_of(None) == CALIBRATION
+
+
+@pytest.mark.parametrize(
+    ("parameters", "problem"),
+    [
+        ({"generator_classes": "[]"}, "generator_classes has no names"),
+        ({"generator_classes": '"ab"'}, "generator_classes is not a list"),
+        ({"generator_classes": '["cat", "cat"]'}, "two generator classes have the name 'cat'"),
+        ({"calibration.class_3": CATS.to_json()}, "it has a calibration of class 3 and 3 generator classes"),
+        ({"calibration.class_1": CATS.to_json()}, "its calibration of class 1 was measured on class 0"),
+        ({"calibration.class_1": CALIBRATION.to_json()}, "its calibration of class 1 was measured on class None"),
+        ({"calibration": CALIBRATION.to_json()}, "it has generator classes and a calibration without a class"),
+        (
+            {"calibration.kernel.class_0": replace(CATS, model_digest="e" * 64).to_json()},
+            "its calibration was measured on a model with a different digest; calibrate this one too",
+        ),
+    ],
+)
+def test_contradictions_about_classes_are_named(parameters: dict[str, str], problem: str) -> None:
+    assert problem_of(conditional(parameters)) == problem
+
+
+def test_the_names_of_the_classes_and_their_input_belong_together() -> None:
+    nameless = conditional({})
+    del nameless.parameters["generator_classes"]
+    assert problem_of(nameless) == "it has the input class_index and lacks the parameter generator_classes"
+    deaf = configuration({"generator_classes": CLASSES})
+    assert problem_of(deaf) == "it has the parameter generator_classes and lacks the input class_index"
+    assert problem_of(conditional({}, data_type=FLOAT32)) == "input class_index is not one TYPE_INT32"
+    wide = conditional({})
+    wide.input[-1].dims[0] = 2
+    assert problem_of(wide) == "input class_index is not one TYPE_INT32"
+    unconditional = configuration({"calibration.class_0": CATS.to_json()})
+    assert problem_of(unconditional) == "it has a calibration of class 0 and 0 generator classes"

@@ -88,7 +88,7 @@ def test_the_largest_score_of_every_kind_has_a_bucket() -> None:
 def test_served_acceptance_is_the_calibrated_one(tmp_path: Path, tiny_repository: Path) -> None:
     """The samples of the calibration's own seeds: the share in the bucket of the gate is what it accepted then."""
     repository = Path(shutil.copytree(tiny_repository, tmp_path / "repository"))
-    calibration = asyncio.run(calibrate_repository(repository, "tiny", 0, count=1000, truncation_psi=1.0))
+    (calibration,) = asyncio.run(calibrate_repository(repository, "tiny", 0, count=1000, truncation_psi=1.0))
     service = start_service(tmp_path / "serve.log", repository=repository)
     try:
         with httpx.Client(base_url=service.http, timeout=60.0) as http:

@@ -69,7 +69,7 @@ def test_a_model_cannot_take_the_name_of_another_ones_version(second: Path) -> N
 
 async def test_a_version_is_calibrated_by_its_number(tmp_path: Path, second: Path) -> None:
     repository = Path(shutil.copytree(second, tmp_path / "repository"))
-    calibration = await calibrate_repository(repository, "tiny", 0, count=1000, truncation_psi=1.0, version=2)
+    (calibration,) = await calibrate_repository(repository, "tiny", 0, count=1000, truncation_psi=1.0, version=2)
     for name in ensembles(repository):
         held = read_config(repository / name / "config.pbtxt").parameters["calibration.kernel"].string_value
         assert held == (calibration.to_json() if name.startswith("tiny_v2") else "")
@@ -181,7 +181,7 @@ async def test_a_version_exchanged_in_place_is_never_mistaken(running: Running, 
 async def test_a_new_calibration_is_taken_over_without_a_pause(running: Running) -> None:
     stream = running.stream(0)
     await read(stream, 1)
-    calibration = await calibrate_repository(running.repository, "tiny", 0, count=1000, truncation_psi=1.0)
+    (calibration,) = await calibrate_repository(running.repository, "tiny", 0, count=1000, truncation_psi=1.0)
     running.service.process.send_signal(signal.SIGHUP)
 
     async def taken_over() -> bool:

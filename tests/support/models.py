@@ -61,3 +61,27 @@ def tiny_weights(version: int = 1) -> tuple[Generator, StyleInterpreter]:
     generator, interpreter = small()
     next(iter(interpreter.parameters())).add_(0.25 * (version - 1))
     return generator, interpreter
+
+
+@torch.no_grad()
+def conditional_weights(names: tuple[str, ...] = ("cat", "dog", "fox")) -> tuple[Generator, StyleInterpreter]:
+    """A generator of classes at 16x16, and the interpreter of `small`."""
+    _, interpreter = small()
+    spec = StyleGAN2Spec(
+        z_dim=16,
+        w_dim=8,
+        mapping_layers=2,
+        resolution=16,
+        channels={4: 4, 8: 4, 16: 4},
+        generator_classes=names,
+        embedding_width=8,
+    )
+    torch.manual_seed(1)
+    generator = Generator(spec).eval()
+    generator.mapping.w_avg.normal_()
+    return generator, interpreter
+
+
+def export_conditional(repository: Path, model: str = "kinds", file_format: str = "onnx") -> None:
+    """Write a model of `conditional_weights`, not calibrated, into a repository."""
+    export_repository(repository, model, conditional_weights(), file_format=file_format)

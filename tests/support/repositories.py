@@ -4,6 +4,8 @@ import hashlib
 import shutil
 from pathlib import Path
 
+from labelmint.core.calibration import NUM_QUANTILES, Calibration
+from labelmint.core.executor import calibration_of_class
 from labelmint.triton.model_config import digest_of_steps, ensembles, read_config, write_config
 
 HOLD_SECONDS = 2.0
@@ -25,6 +27,27 @@ def accept(repository: Path, model: str) -> None:
     digest = digest_of_steps((step, hashlib.sha256(path.read_bytes()).hexdigest()) for step, path in files.items())
     config.parameters["model_digest"].string_value = digest
     write_config(repository / model / "config.pbtxt", config)
+
+
+def gate_class(
+    repository: Path, model: str, class_index: int | None, *, threshold: float, parameter: str = "calibration"
+) -> Calibration:
+    """Give a generator class of a fused ensemble a calibration that nobody measured, with this gate."""
+    config = read_config(repository / model / "config.pbtxt")
+    calibration = Calibration(
+        model_digest=config.parameters["model_digest"].string_value,
+        score_kind=config.parameters["score_kind"].string_value,
+        truncation_psi=1.0,
+        threshold=threshold,
+        threshold_quantile=0.9,
+        quantiles=tuple(threshold * level / 90 for level in range(NUM_QUANTILES)),
+        first_seed=0,
+        seed_count=1000,
+        class_index=class_index,
+    )
+    config.parameters[calibration_of_class(parameter, class_index)].string_value = calibration.to_json()
+    write_config(repository / model / "config.pbtxt", config)
+    return calibration
 
 
 def hold(repository: Path, step: str, max_queue_size: int | None = None, *, seconds: float = HOLD_SECONDS) -> None:

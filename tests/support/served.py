@@ -1,5 +1,7 @@
 """A served model as a plain value, for tests of decisions about models."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from labelmint.core.calibration import calibrate
@@ -28,4 +30,17 @@ MODEL = ServedModel(
     executor=Executor(),
     calibration=CALIBRATION,
     calibrated_for=("onnxruntime",),
+)
+# Of three classes, cat and dog have calibrations, and fox has none.
+CATS, DOGS = (
+    replace(CALIBRATION, class_index=index, threshold=CALIBRATION.threshold - index, truncation_psi=1.0 - index / 4)
+    for index in (0, 1)
+)
+CONDITIONAL = replace(
+    MODEL,
+    name="kinds",
+    triton_name="kinds",
+    calibration=None,
+    generator_classes=("cat", "dog", "fox"),
+    class_calibrations=(CATS, DOGS, None),
 )

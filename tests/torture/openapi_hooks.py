@@ -38,7 +38,8 @@ def short(query: dict[str, Any]) -> dict[str, Any]:
 
 
 def coherent(options: dict[str, Any]) -> dict[str, Any]:
-    options = {key: value for key, value in options.items() if key not in ("revision", "model_version", "style_seeds")}
+    left_out = ("revision", "model_version", "style_seeds", "class_index")
+    options = {key: value for key, value in options.items() if key not in left_out}
     style_seed, crossover = number(options.pop("style_seed", None)), number(options.pop("crossover", None))
     if style_seed is not None and crossover is not None:
         options |= {"style_seed": style_seed, "crossover": 1 + crossover % (NUM_WS - 1), "max_js": 1.0}

@@ -146,7 +146,7 @@ async def pending(server: TritonServer, step: str, count: int) -> bool:
 
 
 async def test_calibrate_writes_both_ensembles(repository: Path, client: TritonClient) -> None:
-    calibration = await calibrate_repository(
+    (calibration,) = await calibrate_repository(
         repository, "tiny", first_seed=0, count=1000, truncation_psi=0.9, executor="onnxruntime"
     )
     scores = sorted(

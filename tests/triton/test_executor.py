@@ -139,7 +139,7 @@ async def test_a_calibration_is_that_of_the_executor_that_ran(
     before = read_config(path)
     before.parameters["calibration" if model == "tiny" else "calibration.kernel"].string_value = "another executor's"
     path.write_text(config_text(before))
-    calibration = await calibrate_repository(copy, model, 0, count=1000, truncation_psi=0.9)
+    (calibration,) = await calibrate_repository(copy, model, 0, count=1000, truncation_psi=0.9)
     written = {key: value.string_value for key, value in read_config(path).parameters.items() if "calibration" in key}
     mine, other = ("calibration.kernel", "calibration") if model == "tiny" else ("calibration", "calibration.kernel")
     assert written == {mine: calibration.to_json(), other: "another executor's"}

@@ -77,13 +77,15 @@ def drawn_noise(resolutions: list[int]) -> list[Floats]:
 
 
 @torch.no_grad()
-def measured_average(mapping: nn.Module, z_dim: int) -> torch.Tensor:
+def measured_average(mapping: nn.Module, z_dim: int, classes: int) -> torch.Tensor:
     """The mean of w [w_dim] over AVERAGE_COUNT latents from `RandomState(AVERAGE_SEED)`, in float64.
 
+    With `classes`, their number, each latent has the next class in turn.
     rosinality's scripts measure it in the same way when they truncate, but without a fixed seed.
     """
     latents = torch.from_numpy(np.random.RandomState(AVERAGE_SEED).randn(AVERAGE_COUNT, z_dim))  # [N,z_dim]
-    return copy.deepcopy(mapping).double()(latents).mean(dim=0).float()
+    class_index = torch.arange(AVERAGE_COUNT, dtype=torch.int32)[:, None] % classes if classes else None  # [N,1]
+    return copy.deepcopy(mapping).double()(latents, class_index).mean(dim=0).float()
 
 
 def build(path: Path, kind: type[GeneratorSpec], tensors: Mapping[str, Floats], **dimensions: Any) -> Generator:
@@ -98,7 +100,7 @@ def build(path: Path, kind: type[GeneratorSpec], tensors: Mapping[str, Floats], 
     state = {name: torch.from_numpy(np.asarray(array, order="C")) for name, array in tensors.items()}
     _check_finite(path, state)
     is_measured = "mapping.w_avg" not in state
-    widest = max(spec.z_dim, spec.w_dim, spec.mapping_width or 0)
+    widest = max(spec.z_dim + spec.embedding_width, spec.w_dim, spec.mapping_width or 0)
     if is_measured and widest > MAX_MEASURED_WIDTH:
         raise UnusableFile(
             path,
@@ -108,7 +110,7 @@ def build(path: Path, kind: type[GeneratorSpec], tensors: Mapping[str, Floats], 
     state.setdefault("mapping.w_avg", torch.zeros(spec.w_dim))
     generator = build_module(path, lambda: Generator(spec), state).eval()
     if is_measured:
-        average = measured_average(generator.mapping, spec.z_dim)
+        average = measured_average(generator.mapping, spec.z_dim, len(spec.generator_classes))
         _check_finite(path, {"mapping.w_avg": average})
         generator.mapping.w_avg.copy_(average)
     return generator

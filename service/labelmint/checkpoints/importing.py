@@ -14,16 +14,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import TypeAdapter
+
 from labelmint.checkpoints.classifiers import import_classifiers, is_classifier
 from labelmint.checkpoints.container import Checkpoint, open_checkpoint
 from labelmint.checkpoints.generators import Imported
 from labelmint.checkpoints.name_table import holds
-from labelmint.checkpoints.nvlabs import import_nvlabs, is_nvlabs
+from labelmint.checkpoints.nvlabs import Classes, import_nvlabs, is_nvlabs
 from labelmint.checkpoints.rosinality import import_rosinality, is_rosinality
 from labelmint.checkpoints.stylegan1 import import_stylegan1, is_stylegan1
 from labelmint.core.errors import InvalidRequest, UnusableFile
+from labelmint.core.generator_classes import check_class_names
 from labelmint.models.annotations import LabelClasses, sha256_of
 from labelmint.models.annotations.directory import read_names
+from labelmint.models.annotations.files import read_json
 from labelmint.models.store import load_generator, save_generator, save_interpreter
 
 FormatName = Literal["nvlabs-stylegan2", "rosinality-stylegan2", "stylegan1", "datasetgan-classifiers"]
@@ -35,6 +39,7 @@ _TESTS: Mapping[FormatName, Callable[[object], bool]] = {
     "datasetgan-classifiers": is_classifier,
 }
 FORMATS = tuple(_TESTS)
+_CLASS_NAMES: TypeAdapter[list[str] | dict[str, str]] = TypeAdapter(list[str] | dict[str, str])
 _KNOWN = f"known formats: {', '.join(FORMATS)}"
 
 
@@ -42,7 +47,8 @@ _KNOWN = f"known formats: {', '.join(FORMATS)}"
 class ImportOptions:
     """Options that only some formats need; None means not given."""
 
-    class_index: int | None = None  # conditional NVlabs generators
+    class_index: int | None = None  # conditional NVlabs generators: only this class
+    class_names: Path | None = None  # conditional NVlabs generators: a JSON file with the names of all classes
     average_latent: Path | None = None  # StyleGAN1
     generator: Path | None = None  # classifiers: the imported generator that they read
     layout: str | None = None  # classifiers
@@ -94,8 +100,8 @@ def _is_nvlabs_state(value: object) -> bool:
 
 def _import_generator(checkpoint: Checkpoint, told: FormatName, out: Path, *, options: ImportOptions) -> str:
     if told == "nvlabs-stylegan2":
-        options.allow_only(told, "class_index")
-        imported: Imported = import_nvlabs(checkpoint, options.class_index)
+        options.allow_only(told, "class_index", "class_names")
+        imported: Imported = import_nvlabs(checkpoint, _classes(options))
     elif told == "rosinality-stylegan2":
         options.allow_only(told)
         imported = import_rosinality(checkpoint)
@@ -110,9 +116,32 @@ def _import_generator(checkpoint: Checkpoint, told: FormatName, out: Path, *, op
     }
     save_generator(out, imported.generator, notes)
     spec = imported.generator.spec
-    return (
-        f"{out}: generator of {told}, {spec.resolution}x{spec.resolution}, z_dim {spec.z_dim}, sha256 {sha256_of(out)}"
-    )
+    classes = f"{len(spec.generator_classes)} classes, " if spec.generator_classes else ""
+    size = f"{spec.resolution}x{spec.resolution}"
+    return f"{out}: generator of {told}, {size}, z_dim {spec.z_dim}, {classes}sha256 {sha256_of(out)}"
+
+
+def _classes(options: ImportOptions) -> Classes:
+    if options.class_names is None:
+        return Classes(options.class_index)
+    if options.class_index is not None:
+        raise InvalidRequest("class_names", "does not apply with --class-index, which imports one class without a name")
+    return Classes(names=_read_class_names(options.class_names))
+
+
+def _read_class_names(path: Path) -> tuple[str, ...]:
+    """Read a JSON list of names, or an object from the index of each class, as text, to its name."""
+    mend = 'name all classes in order, as ["cat", "dog", ...] or {"0": "cat", "1": "dog", ...}'
+    given = read_json(path, _CLASS_NAMES, mend)
+    if isinstance(given, dict):
+        indices = [str(index) for index in range(len(given))]
+        if missing := next((index for index in indices if index not in given), None):
+            raise UnusableFile(path, f"has {len(given)} names, but none for class {missing}; {mend}")
+        given = [given[index] for index in indices]
+    try:
+        return check_class_names(given)
+    except ValueError as error:
+        raise UnusableFile(path, f"cannot be used: {error}") from error
 
 
 def _import_classifiers(directory: Path, out: Path, options: ImportOptions) -> str:

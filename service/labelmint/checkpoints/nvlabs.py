@@ -4,8 +4,9 @@ Rules of this file:
 - The importer reads the attributes that the modules recorded (`conv_clamp`, `architecture`, gains, ...). It ignores the
   constructor arguments, because the defaults of the two repositories differ.
 - Every module is read completely. A missing tensor or submodule is an error, and so is an unexpected one.
-- A conditional generator is imported as an unconditional generator of one class. The class is a constant part of the
-  first layer's input. So its contribution is added to that layer's bias, computed in float64.
+- A conditional generator is imported with all its classes, or as an unconditional generator of one class. That class is
+  then a constant part of the first layer's input. So its contribution is added to that layer's bias, computed in
+  float64.
 - Layers that ran in float16 run in float32. A layer without noise gets zero noise. If the file has no average latent
   (its `w_avg_beta` is None), the importer measures one, and the notes record that.
 """
@@ -14,11 +15,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from labelmint.checkpoints.container import Checkpoint
 from labelmint.checkpoints.generators import Imported, build, filter_taps, scaled
@@ -45,10 +46,21 @@ def _generator_of(value: object) -> object:
     return value if isinstance(modules, dict) and {"mapping", "synthesis"} <= modules.keys() else None
 
 
-def import_nvlabs(checkpoint: Checkpoint, class_index: int | None) -> Imported:
-    """Import the file's `G_ema`; `class_index` chooses the class of a conditional generator."""
+@dataclass(frozen=True)
+class Classes:
+    """What to import of a conditional generator: the class `only`, or all classes with these `names`.
+
+    Without names, they are "class 0", "class 1" and so on. For any other generator, both are None.
+    """
+
+    only: int | None = None
+    names: tuple[str, ...] | None = None
+
+
+def import_nvlabs(checkpoint: Checkpoint, classes: Classes) -> Imported:
+    """Import the file's `G_ema`; raises InvalidRequest for classes that it does not have."""
     root = _Module(TensorTaker(checkpoint.path), "G_ema", _generator_of(checkpoint.value))
-    return _GeneratorReader(checkpoint.path, root).read(class_index)
+    return _GeneratorReader(checkpoint.path, root, classes).read()
 
 
 class _Module:
@@ -162,9 +174,10 @@ def _is_plain(value: object) -> bool:
 class _GeneratorReader:
     """Reads one generator. Collects the tensors, and the values that must be the same in all layers."""
 
-    def __init__(self, path: Path, root: _Module) -> None:
+    def __init__(self, path: Path, root: _Module, classes: Classes) -> None:
         self._path = path
         self._root = root
+        self._classes = classes
         self._tensors: dict[str, Floats] = {}
         self._architectures: dict[str, str] = {}  # these three: a value to a module that has it
         self._clamps: dict[float | None, str] = {}
@@ -172,7 +185,7 @@ class _GeneratorReader:
         self._without_noise: list[str] = []
         self._half_precision: list[int] = []
 
-    def read(self, class_index: int | None) -> Imported:
+    def read(self) -> Imported:
         mapping, synthesis = self._root.child("mapping"), self._root.child("synthesis")
         if synthesis.has("input"):
             kind = "StyleGAN-XL" if mapping.has("embed_proj") else "StyleGAN3"
@@ -191,7 +204,7 @@ class _GeneratorReader:
             block.expect(resolution=r, w_dim=w_dim, img_channels=image_channels, is_last=r == resolution)
             block.expect(in_channels=channels.get(r // 2, 0))
             self._block(block, r, channels)
-        mapping_spec = self._mapping(mapping, w_dim, class_index)
+        mapping_spec = self._mapping(mapping, w_dim)
         generator = build(
             self._path,
             StyleGAN2Spec,
@@ -206,8 +219,8 @@ class _GeneratorReader:
             resample_filter=one_value(self._path, self._filters, "resample_filter"),
         )
         remarks: dict[str, object] = {"average_latent": "file" if "mapping.w_avg" in self._tensors else "measured"}
-        if class_index is not None:
-            remarks["class_index"] = class_index
+        if self._classes.only is not None:
+            remarks["class_index"] = self._classes.only
         if self._half_precision:
             remarks["float16_resolutions_in_float32"] = self._half_precision
         if self._without_noise:
@@ -296,7 +309,7 @@ class _GeneratorReader:
         if used and taps is not None:
             self._filters.setdefault(taps, layer.name)
 
-    def _mapping(self, mapping: _Module, w_dim: int, class_index: int | None) -> dict[str, Any]:
+    def _mapping(self, mapping: _Module, w_dim: int) -> dict[str, Any]:
         """Take the mapping network and return its part of the spec."""
         mapping.expect(w_dim=w_dim)
         z_dim, classes, count = mapping.integer("z_dim"), mapping.integer("c_dim"), mapping.integer("num_layers")
@@ -304,48 +317,58 @@ class _GeneratorReader:
             raise mapping.problem(
                 f"has a mapping of {count} layers from {z_dim} latent dimensions; both must be positive"
             )
+        if classes < 0:
+            raise mapping.problem(f"has a mapping of {classes} classes")
         if mapping.has("w_avg"):
             self._tensors["mapping.w_avg"] = mapping.take("w_avg", (w_dim,))
-        condition = self._condition(mapping, classes, class_index)
+        self._check_classes(classes)
+        embedded = self._embedding(mapping.child("embed"), classes) if classes else 0
         first = mapping.child("fc0")
         lr_multiplier, width = first.gain("bias_gain"), first.length("bias")
         # `count` may be false, so nothing is allocated from it. The first layer that the file lacks ends the loop.
         for index in range(count):
             layer = first if index == 0 else mapping.child(f"fc{index}")
-            size = (w_dim if index == count - 1 else width, width if index else z_dim + len(condition))
+            size = (w_dim if index == count - 1 else width, width if index else z_dim + embedded)
             self._linear(layer, f"mapping.layers.{index}", size, activation="lrelu", lr_multiplier=lr_multiplier)
         mapping.finish()
-        if len(condition):
-            self._fold(condition, z_dim, lr_multiplier)
-        return {
+        spec: dict[str, Any] = {
             "z_dim": z_dim,
             "mapping_layers": count,
             "mapping_lr_multiplier": lr_multiplier,
             "mapping_width": None if width == w_dim else width,
         }
+        if self._classes.only is not None:
+            self._fold(self._classes.only, z_dim, lr_multiplier)
+        elif classes:
+            names = self._classes.names or tuple(f"class {index}" for index in range(classes))
+            spec |= {"generator_classes": names, "embedding_width": embedded}
+        return spec
 
-    def _condition(self, mapping: _Module, classes: int, class_index: int | None) -> npt.NDArray[np.float64]:
-        """The class's part of the first layer's input: its normalised embedding [E]; empty if unconditional."""
+    def _check_classes(self, classes: int) -> None:
+        """Refuse options that do not fit the number of classes in the file."""
+        only, names = self._classes.only, self._classes.names
         if classes == 0:
-            if class_index is not None:
-                raise InvalidRequest("class_index", "this generator has no classes; omit the option")
-            return np.zeros(0)
-        if class_index is None or not 0 <= class_index < classes:
-            asked = "none was given" if class_index is None else f"not {class_index}"
+            for name, value in (("class_index", only), ("class_names", names)):
+                if value is not None:
+                    raise InvalidRequest(name, "this generator has no classes; omit the option")
+        elif only is not None and not 0 <= only < classes:
             raise InvalidRequest(
-                "class_index", f"this generator is conditional; choose a class from 0 to {classes - 1}, {asked}"
+                "class_index", f"this generator is conditional; choose a class from 0 to {classes - 1}, not {only}"
             )
-        layer = mapping.child("embed")
-        layer.expect(activation="linear")
-        width = layer.length("bias")
-        column = layer.take("weight", (width, classes))[:, class_index].astype(np.float64)
-        bias = layer.take("bias", (width,)).astype(np.float64)
-        layer.finish()
-        embedded = column * layer.gain("weight_gain") + bias * layer.gain("bias_gain")  # [E]
-        return embedded / np.sqrt(np.square(embedded).mean() + 1e-8)
+        elif names is not None and len(names) != classes:
+            raise InvalidRequest("class_names", f"the file names {len(names)} classes; this generator has {classes}")
 
-    def _fold(self, condition: npt.NDArray[np.float64], z_dim: int, lr_multiplier: float) -> None:
+    def _embedding(self, layer: _Module, classes: int) -> int:
+        """Take the layer that embeds a class, and return the width of the embedding."""
+        width = layer.length("bias")
+        self._linear(layer, "mapping.embed", (width, classes), activation="linear", lr_multiplier=1.0)
+        return width
+
+    def _fold(self, class_index: int, z_dim: int, lr_multiplier: float) -> None:
         """Add the class's share of the first layer to its bias, and keep the latent's share as its weight."""
+        embed = self._tensors.pop("mapping.embed.weight").astype(np.float64)  # [E,C]
+        embedded = embed[:, class_index] / math.sqrt(embed.shape[1]) + self._tensors.pop("mapping.embed.bias")  # [E]
+        condition = embedded / np.sqrt(np.square(embedded).mean() + 1e-8)
         name = "mapping.layers.0"
         weight, bias = self._tensors[f"{name}.weight"], self._tensors[f"{name}.bias"]  # [H,z+E], [H]
         gain, our_gain = lr_multiplier / math.sqrt(weight.shape[1]), lr_multiplier / math.sqrt(z_dim)

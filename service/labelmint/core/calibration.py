@@ -39,7 +39,10 @@ SCORE_KINDS: tuple[str, ...] = get_args(ScoreKind)
 
 @dataclass(frozen=True)
 class Calibration:
-    """Scores are in nats; `quantiles` holds the scores at 0, 0.01, ... 1."""
+    """Scores are in nats; `quantiles` holds the scores at 0, 0.01, ... 1.
+
+    `class_index` is the class that a conditional generator drew; None for a generator without classes.
+    """
 
     model_digest: str
     score_kind: str
@@ -49,6 +52,7 @@ class Calibration:
     quantiles: tuple[float, ...]
     first_seed: int
     seed_count: int
+    class_index: int | None = None
 
     def __post_init__(self) -> None:
         """Validate the fields, which may come from a file; raises ValueError or TypeError."""
@@ -60,6 +64,8 @@ class Calibration:
         for name, lowest in (("first_seed", 0), ("seed_count", MIN_SEEDS)):
             if type(getattr(self, name)) is not int or not lowest <= getattr(self, name) <= 1 << 32:
                 raise ValueError(f"a calibration's {name} must be an integer >= {lowest}, not {getattr(self, name)!r}")
+        if self.class_index is not None and (type(self.class_index) is not int or self.class_index < 0):
+            raise ValueError(f"a calibration's class_index must be an integer >= 0, not {self.class_index!r}")
         if len(self.quantiles) != NUM_QUANTILES:
             raise ValueError(f"a calibration must have {NUM_QUANTILES} quantiles, not {len(self.quantiles)}")
         if not np.all(np.isfinite(self.quantiles)) or np.any(np.diff(self.quantiles) < 0):
@@ -79,11 +85,15 @@ class Calibration:
     def described(self) -> dict[str, Any]:
         """The fields that gRPC and REST return for a calibration, under the names of the proto."""
         data = asdict(self)
-        del data["model_digest"], data["score_kind"]  # fields of the model's own description
+        for name in ("model_digest", "score_kind", "class_index"):  # the model or the request says it
+            del data[name]
         return {"id": self.id, **data}
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True)
+        data = asdict(self)
+        if self.class_index is None:  # left out, so that ids stay what they were before there were classes
+            del data["class_index"]
+        return json.dumps(data, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> Calibration:
@@ -92,7 +102,13 @@ class Calibration:
 
 
 def calibrate(
-    scores: Sequence[float], *, model_digest: str, score_kind: str, truncation_psi: float, first_seed: int
+    scores: Sequence[float],
+    *,
+    model_digest: str,
+    score_kind: str,
+    truncation_psi: float,
+    first_seed: int,
+    class_index: int | None = None,
 ) -> Calibration:
     """Compute the calibration of measured scores; raises ValueError for fewer than `MIN_SEEDS` scores."""
     if len(scores) < MIN_SEEDS:
@@ -107,4 +123,5 @@ def calibrate(
         quantiles=tuple(float(score) for score in quantiles),
         first_seed=first_seed,
         seed_count=len(scores),
+        class_index=class_index,
     )

@@ -7,11 +7,12 @@ Rules of this file:
   the place of the backend that the repository names, that backend too.
 - A calibration belongs to an executor. The parameter `calibration` of an ensemble is that of the backend which the
   repository names, so that every Triton can serve the repository. `calibration.kernel` is that of the kernel in its
-  place.
+  place. A conditional generator has them for each class, under these names with the suffix `.class_N`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -29,6 +30,7 @@ KERNEL_BACKEND = "labelmint"
 STANDS_IN_FOR = "stands_in_for"  # the parameter of a step that names the backend in whose place the kernel runs
 KERNEL_CALIBRATION = f"{CALIBRATION}.{KERNEL}"
 CALIBRATIONS = (CALIBRATION, KERNEL_CALIBRATION)
+_OF_CLASS = re.compile(r"(.+)\.class_(0|[1-9][0-9]{0,8})")
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,30 @@ def last_step(config: pb.ModelConfig) -> str:
     return steps[-1].model_name if steps else ""
 
 
-def calibrations(executor: Executor, parameters: Mapping[str, str]) -> dict[str, str]:
-    """The calibrations of an ensemble as JSON, by the name of the executor that each was measured with."""
-    found = {executor.home: parameters[CALIBRATION]} if CALIBRATION in parameters else {}
-    if KERNEL_CALIBRATION in parameters:
-        found[KERNEL] = parameters[KERNEL_CALIBRATION]
+def calibration_of_class(parameter: str, class_index: int | None) -> str:
+    """The parameter with the calibration of a generator class; None: of a model without classes, `parameter` itself."""
+    return parameter if class_index is None else f"{parameter}.class_{class_index}"
+
+
+def is_calibration(parameter: str) -> bool:
+    """Whether a parameter of an ensemble holds a calibration: of the model, or of one of its generator classes."""
+    of_class = _OF_CLASS.fullmatch(parameter)
+    return (of_class[1] if of_class else parameter) in CALIBRATIONS
+
+
+def calibrated_classes(parameters: Mapping[str, str]) -> set[int | None]:
+    """The classes of all calibrations of an ensemble, of any executor; None for a calibration without a class."""
+    classes = (_OF_CLASS.fullmatch(parameter) for parameter in parameters if is_calibration(parameter))
+    return {None if of_class is None else int(of_class[2]) for of_class in classes}
+
+
+def calibrations(executor: Executor, parameters: Mapping[str, str], class_index: int | None = None) -> dict[str, str]:
+    """The calibrations of an ensemble as JSON, by the name of the executor that each was measured with.
+
+    `class_index` chooses those of a generator class; None: those of a model without classes.
+    """
+    home, kernel = (calibration_of_class(name, class_index) for name in CALIBRATIONS)
+    found = {executor.home: parameters[home]} if home in parameters else {}
+    if kernel in parameters:
+        found[KERNEL] = parameters[kernel]
     return found

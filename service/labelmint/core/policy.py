@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from labelmint.core.content import Condition, Conditions, conditions_of
-from labelmint.core.errors import InvalidRequest, Uncalibrated
+from labelmint.core.errors import InvalidRequest, Uncalibrated, shortened
 from labelmint.core.served_model import ServedModel
 
 SEED_END = 2**32
@@ -46,6 +46,7 @@ class SampleOptions:
     omit_label: bool = False  # or the keypoints
     where: tuple[Condition, ...] = ()
     ignore_js_quantile: float | None = None
+    class_index: int | None = None
 
     def outputs(self, model: ServedModel) -> tuple[str, ...]:
         """The ensemble outputs to request; the score is always among them."""
@@ -133,6 +134,25 @@ class _Reseeded(threading.local):
 _reseeded = _Reseeded()
 
 
+def check_class(model: ServedModel, class_index: int | None, *, required: bool = True) -> None:
+    """Raises InvalidRequest unless the generator has this class. None is right where it has no classes.
+
+    With `required` False, None is right for every model.
+    """
+    classes = model.generator_classes
+    if not classes:
+        if class_index is not None:
+            raise InvalidRequest("class_index", f"model {model.name!r} has no generator classes; leave it unset")
+        return
+    last = len(classes) - 1
+    given = f"give 0 ({shortened(classes[0])}) to {last} ({shortened(classes[-1])})"
+    allowed = f"model {model.name!r} has {len(classes)} generator classes, {given} (see GetModel)"
+    if class_index is None and required:
+        raise InvalidRequest("class_index", f"missing; {allowed}")
+    if class_index is not None and not 0 <= class_index <= last:
+        raise InvalidRequest("class_index", f"{class_index} is out of range; {allowed}")
+
+
 def mixing_of(model: ServedModel, options: SampleOptions) -> Mixing | None:
     """The style mixing of one sample, None for an unmixed one; raises InvalidRequest."""
     if options.style_seed is None and options.crossover is None:
@@ -168,19 +188,23 @@ def _check_crossover(model: ServedModel, crossover: int | None) -> int:
     return crossover
 
 
-def group_id(model: ServedModel, seed: int, mixing: Mixing, *, truncation_psi: float) -> str:
+def group_id(
+    model: ServedModel, seed: int, mixing: Mixing, *, truncation_psi: float, class_index: int | None = None
+) -> str:
     """The id that all mixed samples of one shape share, whatever their style: 16 hexadecimal digits.
 
-    They are the first 16 of the SHA-256 over the model's digest, the seed, the crossover and the truncation. Numbers
-    are in decimal, and colons separate the parts.
+    They are the first 16 of the SHA-256 over the model's digest, the seed, the crossover, the truncation and, if the
+    generator has classes, the class. Numbers are in decimal, and colons separate the parts.
     """
-    content = f"{model.digest}:{seed}:{mixing.crossover}:{truncation_psi!r}"
+    drawn = "" if class_index is None else f":{class_index}"
+    content = f"{model.digest}:{seed}:{mixing.crossover}:{truncation_psi!r}{drawn}"
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def gate_of(model: ServedModel, options: SampleOptions) -> Gate:
     """The gate for these options; raises InvalidRequest or Uncalibrated."""
-    calibration = model.calibration
+    check_class(model, options.class_index)
+    calibration = model.calibration_of(options.class_index)
     psi = options.truncation_psi
     if psi is None:
         psi = calibration.truncation_psi if calibration is not None else 1.0
@@ -195,7 +219,7 @@ def gate_of(model: ServedModel, options: SampleOptions) -> Gate:
     if options.max_quantile is not None and not 0.0 < options.max_quantile <= 1.0:
         raise InvalidRequest("max_quantile", f"{options.max_quantile} is out of range; give above 0 and at most 1")
     if calibration is None:
-        raise Uncalibrated("max_js", model.uncalibrated)
+        raise Uncalibrated("max_js", model.uncalibrated(options.class_index))
     if options.crossover is not None:
         raise Uncalibrated(
             "crossover",

@@ -11,13 +11,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from tritonclient.grpc import model_config_pb2 as pb
 
 from labelmint.core.calibration import Calibration
-from labelmint.core.executor import CALIBRATIONS, ONNXRUNTIME, Executor, calibrations
+from labelmint.core.executor import ONNXRUNTIME, Executor, calibrated_classes, calibrations, is_calibration
+from labelmint.core.generator_classes import CLASS_INDEX, GENERATOR_CLASSES, check_class_names
 from labelmint.core.task import IMAGE, UNCERTAINTY, Task, task_of
 
 _TYPES = {"uint8": pb.TYPE_UINT8, "float32": pb.TYPE_FP32}
@@ -36,6 +38,10 @@ class ServedModel:
 
     `label_names` are the names of its classes or keypoints; `palette` has one colour for each. `calibration` is that of
     the `executor`; `calibrated_for` are the names of all executors that the model was calibrated for.
+
+    `generator_classes` are the names of the classes that a conditional generator draws; the index is class_index.
+    `class_calibrations` has one entry for each, None where the class was not calibrated; such a model has no
+    `calibration`. Both are empty for a generator without classes.
     """
 
     name: str
@@ -55,15 +61,28 @@ class ServedModel:
     executor: Executor
     calibration: Calibration | None
     calibrated_for: tuple[str, ...]
+    # Thousands of them would make each hash slow.
+    generator_classes: tuple[str, ...] = field(default=(), hash=False)
+    class_calibrations: tuple[Calibration | None, ...] = field(default=(), hash=False)
 
     @property
-    def uncalibrated(self) -> str:
-        """What is missing and what to do, for a model without a calibration of its executor."""
+    def calibrated_classes(self) -> tuple[int, ...]:
+        """The index of each generator class that was calibrated, ascending."""
+        return tuple(index for index, each in enumerate(self.class_calibrations) if each is not None)
+
+    def calibration_of(self, class_index: int | None) -> Calibration | None:
+        """The calibration that applies to samples of a generator class, or to all samples if the class is None."""
+        return self.calibration if class_index is None else self.class_calibrations[class_index]
+
+    def uncalibrated(self, class_index: int | None = None) -> str:
+        """What is missing and what to do, where `calibration_of` has no calibration of the executor."""
+        what, option = f"model {self.name!r}", f" --executor {ONNXRUNTIME}" if self.executor.name == ONNXRUNTIME else ""
         others = [name for name in self.calibrated_for if name != self.executor.name]
         but = f" for the executor {self.executor.name!r}, only for {others[0]!r}" if others else ""
-        option = f" --executor {ONNXRUNTIME}" if self.executor.name == ONNXRUNTIME else ""
-        command = f"labelmint calibrate {self.name}{option}"
-        return f"model {self.name!r} is not calibrated{but}; give max_js or run `{command}`"
+        if class_index is not None:
+            what, but = f"class {class_index} ({self.generator_classes[class_index]}) of {what}", ""
+            option = f" --class-index {class_index}{option}"
+        return f"{what} is not calibrated{but}; give max_js or run `labelmint calibrate {self.name}{option}`"
 
 
 def is_labelmint(config: pb.ModelConfig) -> bool:
@@ -80,7 +99,7 @@ def read_served_model(
     """
     parameters = {key: value.string_value for key, value in config.parameters.items()}
     if not calibrated:
-        parameters = {key: text for key, text in parameters.items() if key not in CALIBRATIONS}
+        parameters = {key: text for key, text in parameters.items() if not is_calibration(key)}
     try:
         return _read(config, version, parameters, executor=executor or Executor())
     except KeyError as error:
@@ -91,6 +110,7 @@ def read_served_model(
 
 def _read(config: pb.ModelConfig, version: str, parameters: Mapping[str, str], *, executor: Executor) -> ServedModel:
     inputs = {tensor.name: list(tensor.dims) for tensor in config.input}
+    classes = _generator_classes(config, parameters)
     outputs = {tensor.name: list(tensor.dims) for tensor in config.output}
     types = {tensor.name: tensor.data_type for tensor in config.output}
     task = task_of(parameters["task"])
@@ -111,7 +131,7 @@ def _read(config: pb.ModelConfig, version: str, parameters: Mapping[str, str], *
             raise ValueError(f"output {name} is not {pb.DataType.Name(data_type)}")
     if not _DIGEST.fullmatch(parameters["model_digest"]):
         raise ValueError("model_digest is not a SHA-256 in hexadecimal digits")
-    measured = {name: _calibration(text, parameters) for name, text in calibrations(executor, parameters).items()}
+    measured = _measured(parameters, executor)
     return ServedModel(
         name=parameters["model"],
         triton_name=config.name,
@@ -128,8 +148,10 @@ def _read(config: pb.ModelConfig, version: str, parameters: Mapping[str, str], *
         label_names=names,
         palette=palette,
         executor=executor,
-        calibration=measured.get(executor.name),
-        calibrated_for=tuple(sorted(measured)),
+        calibration=measured.get(None, {}).get(executor.name),
+        calibrated_for=tuple(sorted({name for found in measured.values() for name in found})),
+        generator_classes=classes,
+        class_calibrations=tuple(measured.get(index, {}).get(executor.name) for index in range(len(classes))),
     )
 
 
@@ -138,6 +160,26 @@ def _list(name: str, text: str) -> list[Any]:
     if not isinstance(value, list):
         raise ValueError(f"{name} is not a list")
     return value
+
+
+def _generator_classes(config: pb.ModelConfig, parameters: Mapping[str, str]) -> tuple[str, ...]:
+    """The names of the generator's classes, which it has if and only if the ensemble has the input for them."""
+    inputs = [(tensor.data_type, list(tensor.dims)) for tensor in config.input if tensor.name == CLASS_INDEX]
+    if bool(inputs) != (GENERATOR_CLASSES in parameters):
+        has, lacks = f"the input {CLASS_INDEX}", f"the parameter {GENERATOR_CLASSES}"
+        has, lacks = (has, lacks) if inputs else (lacks, has)
+        raise ValueError(f"it has {has} and lacks {lacks}")
+    if inputs not in ([], [(pb.TYPE_INT32, [1])]):
+        raise ValueError(f"input {CLASS_INDEX} is not one TYPE_INT32")
+    classes = check_class_names(_list(GENERATOR_CLASSES, parameters[GENERATOR_CLASSES])) if inputs else ()
+    if inputs and not classes:
+        raise ValueError(f"{GENERATOR_CLASSES} has no names")
+    for index in calibrated_classes(parameters):
+        if index is None and classes:
+            raise ValueError("it has generator classes and a calibration without a class")
+        if index is not None and index >= len(classes):
+            raise ValueError(f"it has a calibration of class {index} and {len(classes)} generator classes")
+    return classes
 
 
 def _names(name: str, parameters: Mapping[str, str]) -> tuple[str, ...]:
@@ -169,8 +211,21 @@ def _count(name: str, parameters: Mapping[str, str]) -> int:
     return count
 
 
-def _calibration(text: str, parameters: Mapping[str, str]) -> Calibration:
-    calibration = Calibration.from_json(text)
+def _measured(parameters: Mapping[str, str], executor: Executor) -> dict[int | None, dict[str, Calibration]]:
+    """All calibrations, by generator class and then by the name of the executor that each was measured with."""
+    return {
+        index: {
+            name: _calibration(text, parameters, index)
+            for name, text in calibrations(executor, parameters, index).items()
+        }
+        for index in calibrated_classes(parameters)
+    }
+
+
+def _calibration(text: str, parameters: Mapping[str, str], class_index: int | None) -> Calibration:
+    calibration = _parsed(text)
+    if calibration.class_index != class_index:
+        raise ValueError(f"its calibration of class {class_index} was measured on class {calibration.class_index}")
     if calibration.score_kind != parameters["score_kind"]:
         raise ValueError(
             f"calibrated for score kind {calibration.score_kind!r}, the model is {parameters['score_kind']!r}"
@@ -180,3 +235,9 @@ def _calibration(text: str, parameters: Mapping[str, str]) -> Calibration:
     if fused and calibration.model_digest != parameters["model_digest"]:
         raise ValueError("its calibration was measured on a model with a different digest; calibrate this one too")
     return calibration
+
+
+# Triton's models are read again and again, and a model may have a calibration for each of a thousand classes.
+@lru_cache(maxsize=4096)
+def _parsed(text: str) -> Calibration:
+    return Calibration.from_json(text)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from labelmint.core.generator_classes import CLASS_INDEX
 from labelmint.core.task import UNCERTAINTY, DType, task_of
 from labelmint.models.generator import Generator, to_uint8
 from labelmint.models.interpreter import StyleInterpreter
@@ -50,13 +51,15 @@ class Step(nn.Module):
         return max(1, min(MAX_BATCH_SIZE, MAX_BATCH_BYTES // heaviest))
 
 
-def latent_inputs(z_dim: int) -> tuple[TensorSpec, ...]:
-    return (
+def latent_inputs(z_dim: int, *, conditional: bool = False) -> tuple[TensorSpec, ...]:
+    """The inputs of the generator step and of the ensembles; those of a conditional generator end with the class."""
+    inputs = (
         TensorSpec("latent", torch.float32, (z_dim,)),
         TensorSpec("style_latent", torch.float32, (z_dim,)),
         TensorSpec("crossover", torch.int32, (1,)),
         TensorSpec("truncation_psi", torch.float32, (1,)),
     )
+    return (*inputs, TensorSpec(CLASS_INDEX, torch.int32, (1,))) if conditional else inputs
 
 
 def feature_tensors(interpreter: StyleInterpreter) -> tuple[TensorSpec, ...]:
@@ -87,13 +90,18 @@ class GeneratorStep(Step):
         self.generator = generator
         self.layout = interpreter.spec.layout
         r = generator.spec.resolution
-        self.inputs = latent_inputs(generator.spec.z_dim)
+        self.inputs = latent_inputs(generator.spec.z_dim, conditional=bool(generator.spec.generator_classes))
         self.outputs = (TensorSpec("image", torch.uint8, (r, r, 3)), *feature_tensors(interpreter))
 
     def forward(
-        self, latent: Tensor, style_latent: Tensor, crossover: Tensor, truncation_psi: Tensor
+        self,
+        latent: Tensor,
+        style_latent: Tensor,
+        crossover: Tensor,
+        truncation_psi: Tensor,
+        class_index: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
-        image, features = self.generator(latent, style_latent, crossover, truncation_psi, self.layout)
+        image, features = self.generator(latent, style_latent, crossover, truncation_psi, self.layout, class_index)
         return (to_uint8(image), *features.values())
 
 
@@ -161,6 +169,10 @@ def example_inputs(step: Step, batch: int, seed: int = 0) -> tuple[Tensor, ...]:
             tensors.append(torch.arange(batch, dtype=torch.int32)[:, None] % 5 + 3)
         elif spec.name == "truncation_psi":
             tensors.append(torch.linspace(0.5, 1.0, batch)[:, None])
+        elif spec.name == CLASS_INDEX:
+            assert isinstance(step, GeneratorStep)
+            classes = len(step.generator.spec.generator_classes)
+            tensors.append(torch.randint(classes, (batch, 1), generator=rng, dtype=torch.int32))
         elif spec.name == "mean_probability":
             tensors.append(torch.randn(batch, *spec.shape, generator=rng).softmax(dim=1))
         elif spec.name == "mean_heat":

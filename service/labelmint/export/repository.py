@@ -22,7 +22,8 @@ from tqdm import tqdm
 from tritonclient.grpc import model_config_pb2 as pb
 
 from labelmint.core.errors import IncompatibleWeights, UnusableFile
-from labelmint.core.executor import CALIBRATIONS
+from labelmint.core.executor import is_calibration
+from labelmint.core.generator_classes import GENERATOR_CLASSES
 from labelmint.core.task import task_of
 from labelmint.export import gpu_export, memory, modules, native_export, torchscript_export
 from labelmint.export.comparison import ExportedStep
@@ -200,7 +201,8 @@ def _ensemble_config(
     config = pb.ModelConfig(name=name, platform="ensemble", max_batch_size=batch)
     resolution = generator.spec.resolution
     image = TensorSpec("image", torch.uint8, (resolution, resolution, 3))
-    _add_tensors(config, modules.latent_inputs(generator.spec.z_dim), (image, *modules.label_outputs(interpreter)))
+    inputs = modules.latent_inputs(generator.spec.z_dim, conditional=bool(generator.spec.generator_classes))
+    _add_tensors(config, inputs, (image, *modules.label_outputs(interpreter)))
     config.version_policy.latest.num_versions = 1
     for step_config, step in steps:
         # Every tensor has the same name inside the ensemble as in its step.
@@ -241,6 +243,8 @@ def _describe(
         task_of(spec.task).names_parameter: json.dumps(spec.class_names),
         "palette": json.dumps(spec.palette),
     }
+    if generator.spec.generator_classes:
+        described[GENERATOR_CLASSES] = json.dumps(generator.spec.generator_classes)
     for key, value in described.items():
         config.parameters[key].string_value = value
 
@@ -249,10 +253,11 @@ def _keep_calibration(path: Path, config: pb.ModelConfig) -> None:
     if not path.exists():
         return
     old = read_config(path)
-    unchanged = old.parameters["model_digest"] == config.parameters["model_digest"]
-    for parameter in CALIBRATIONS:
-        if unchanged and parameter in old.parameters:
-            config.parameters[parameter].CopyFrom(old.parameters[parameter])
+    if old.parameters["model_digest"] != config.parameters["model_digest"]:
+        return
+    for parameter, value in old.parameters.items():
+        if is_calibration(parameter):
+            config.parameters[parameter].CopyFrom(value)
 
 
 def write_model(repository: Path, config: pb.ModelConfig, version: int, *, files: Mapping[str, bytes]) -> None:

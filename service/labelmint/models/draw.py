@@ -6,7 +6,8 @@ Rules of this file:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from labelmint.core.errors import InvalidRequest
+from labelmint.core.generator_classes import check_class_index
 from labelmint.core.policy import check_seed, latent_of
 from labelmint.models.annotations import check_new, sha256_of, write_dataset
 from labelmint.models.generator import Generator, to_uint8
@@ -22,27 +25,57 @@ from labelmint.models.store import load_generator
 
 
 @torch.no_grad()
-def draw(generator: Generator, seed: int, truncation_psi: float, *, layout: str) -> tuple[Tensor, dict[int, Tensor]]:
-    """Return the image float32 [1,3,R,R] and the features {r: [1,C_r,r,r]} of a seed."""
+def draw(
+    generator: Generator, seed: int, truncation_psi: float, *, layout: str, class_index: int | None = None
+) -> tuple[Tensor, dict[int, Tensor]]:
+    """Return the image float32 [1,3,R,R] and the features {r: [1,C_r,r,r]} of a seed.
+
+    Raises InvalidRequest unless the generator has the class; None is for a generator without classes.
+    """
+    check_class_index(class_index, len(generator.spec.generator_classes))
+    drawn = None if class_index is None else torch.tensor([[class_index]], dtype=torch.int32)
     latent = torch.from_numpy(latent_of(check_seed(seed), generator.spec.z_dim))
     crossover = torch.tensor([[generator.spec.num_ws]], dtype=torch.int32)
-    image, features = generator(latent, latent, crossover, torch.tensor([[truncation_psi]]), layout)
+    image, features = generator(latent, latent, crossover, torch.tensor([[truncation_psi]]), layout, drawn)
     return image, features
 
 
 def drawn_images(
-    generator: Generator, seeds: Iterable[int], truncation_psi: float
+    generator: Generator, seeds: Iterable[int], truncation_psi: float, class_indices: Mapping[int, int] | None = None
 ) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
-    """Yield (seed, image uint8 [R,R,3]) in the order of the seeds."""
+    """Yield (seed, image uint8 [R,R,3]) in the order of the seeds; `class_indices` by seed, if there are classes."""
     for seed in seeds:
-        yield seed, to_uint8(draw(generator, seed, truncation_psi, layout="paper")[0])[0].numpy()
+        class_index = class_indices[seed] if class_indices else None
+        image, _ = draw(generator, seed, truncation_psi, layout="paper", class_index=class_index)
+        yield seed, to_uint8(image)[0].numpy()
 
 
-def synthesize(generator_path: Path, out: Path, seeds: Sequence[int], *, truncation_psi: float) -> None:
-    """`labelmint synth`: write the images that a person will annotate."""
+def synthesize(
+    generator_path: Path,
+    out: Path,
+    seeds: Sequence[int],
+    *,
+    truncation_psi: float,
+    class_indices: Sequence[int] | None = None,
+) -> None:
+    """`labelmint synth`: write the images that a person will annotate.
+
+    A conditional generator needs `class_indices`, which the images have in turn. Raises InvalidRequest for a class that
+    the generator does not have.
+    """
     check_new(out)
     generator = load_generator(generator_path)
-    images = dict(tqdm(drawn_images(generator, seeds, truncation_psi), total=len(seeds), desc="synth", unit="img"))
-    write_dataset(out, sha256_of(generator_path), truncation_psi, images=images)
+    asked: Sequence[int | None] = class_indices or (None,)
+    for class_index in asked:
+        check_class_index(class_index, len(generator.spec.generator_classes))
+    if len(asked) > len(seeds):
+        raise InvalidRequest(
+            "class_index", f"{len(asked)} classes need more than {len(seeds)} images; raise the count, or name fewer"
+        )
+    classes = dict(zip(seeds, itertools.cycle(class_indices), strict=False)) if class_indices else None
+    drawn = drawn_images(generator, seeds, truncation_psi, classes)
+    images = dict(tqdm(drawn, total=len(seeds), desc="synth", unit="img"))
+    write_dataset(out, sha256_of(generator_path), truncation_psi, images=images, class_indices=classes)
     named = f"{seeds[0]} to {seeds[-1]}" if isinstance(seeds, range) else ", ".join(map(str, seeds))
-    print(f"{out}: {len(seeds)} images of seeds {named}, ready to be annotated")
+    each = f" of class {', '.join(map(str, class_indices))} in turn" if class_indices else ""
+    print(f"{out}: {len(seeds)} images of seeds {named}{each}, ready to be annotated")

@@ -29,7 +29,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from labelmint.core.errors import UnusableFile
+from labelmint.core.errors import InvalidRequest, UnusableFile
+from labelmint.core.generator_classes import check_class_index
 from labelmint.core.task import TaskName
 from labelmint.models.annotations import AnnotatedDataset, image_path, sha256_of
 from labelmint.models.draw import draw
@@ -88,15 +89,18 @@ def fit_files(
     generator = load_generator(generator_path)
     learning = learning_of(task)
     dataset = learning.read(annotations, annotation_format)
+    _check_classes(generator, dataset, annotations / "dataset.json")
     settings = FitSettings(**learning.settings(generator.spec.resolution), steps=steps)
 
     def check(seed: int, drawn: Bytes) -> None:
         """Refuse annotations that were made on other images than those of the generator."""
         image = dataset.images[seed]
         if drawn.shape != image.shape or int(np.abs(drawn.astype(int) - image).max()) > 1:
+            of_class = f" and class {dataset.class_indices[seed]}" if dataset.class_indices else ""
             raise UnusableFile(
                 image_path(annotations, seed),
-                f"is not the image that {generator_path} makes for seed {seed}; annotate images of this generator",
+                f"is not the image that {generator_path} makes for seed {seed}{of_class}; annotate images of this "
+                "generator",
             )
 
     generator_sha256 = sha256_of(generator_path)
@@ -112,15 +116,37 @@ def fit_files(
         "truncation_psi": dataset.truncation_psi,
         "training_error": error,
     }
+    if dataset.class_indices:
+        notes["class_indices"] = list(dataset.class_indices.values())
     save_interpreter(out, interpreter, notes)
     checkpoint.remove()
     outputs = interpreter.spec.num_classes
     print(f"{out}: {heads} heads, {outputs} outputs, {learning.describe(error)} on the drawn pixels")
 
 
+def _check_classes(generator: Generator, dataset: AnnotatedDataset, path: Path) -> None:
+    """Refuse images without a class for a conditional generator, and of classes that the generator lacks."""
+    drawn: list[int | None] = [*dataset.class_indices.values()]
+    for class_index in drawn or [None]:
+        try:
+            check_class_index(class_index, len(generator.spec.generator_classes))
+        except InvalidRequest as error:
+            raise UnusableFile(
+                path, f"does not fit the generator ({error.message}); write it with `labelmint synth` of this generator"
+            ) from error
+
+
 def _digest_of(dataset: AnnotatedDataset) -> str:
     """SHA-256 of the whole content of an annotated dataset."""
-    about = (dataset.task, dataset.truncation_psi, dataset.names, dataset.palette, list(dataset.labels))
+    about: tuple[object, ...] = (
+        dataset.task,
+        dataset.truncation_psi,
+        dataset.names,
+        dataset.palette,
+        list(dataset.labels),
+    )
+    if dataset.class_indices:
+        about = (*about, dataset.class_indices)
     digest = hashlib.sha256(repr(about).encode())
     for seed, label in dataset.labels.items():
         digest.update(dataset.images[seed].tobytes())
@@ -186,7 +212,8 @@ def draw_pool(
     features = torch.empty(per_image * len(seeds), sum(channels.values()))  # [P,D]
     targets = []
     for index, seed in enumerate(tqdm(seeds, desc="draw pixels", unit="img")):
-        image, maps = draw(generator, seed, dataset.truncation_psi, layout=layout)
+        class_index = dataset.class_indices.get(seed)
+        image, maps = draw(generator, seed, dataset.truncation_psi, layout=layout, class_index=class_index)
         check(seed, to_uint8(image)[0].numpy())
         label = dataset.labels[seed]
         region = learning.regions(label, resolution)  # [R*R]

@@ -22,7 +22,8 @@ from typing import Any
 from tritonclient.grpc import model_config_pb2 as pb
 
 from labelmint.core.errors import UnusableFile
-from labelmint.core.executor import CALIBRATIONS, executor_of, last_step
+from labelmint.core.executor import executor_of, is_calibration, last_step
+from labelmint.core.generator_classes import GENERATOR_CLASSES
 from labelmint.core.served_model import MalformedModel, ServedModel, read_served_model
 from labelmint.core.task import TASKS
 from labelmint.triton.model_config import PYTHON, check_artifacts, model_file, read_config, version_of
@@ -72,12 +73,12 @@ _BACKENDS: Mapping[str, tuple[str, int, Callable[[RegularFile], None], Mapping[s
     ),
     "labelmint": (".npz", MAX_ZIP_BYTES, check_native, {"intra_op_thread_count": _THREADS}),
 }
-# Parameters that describe an ensemble; the gateway reads them, Triton does not.
+# Parameters that describe an ensemble, beside its calibrations; the gateway reads them, Triton does not.
 _DESCRIBED = dict.fromkeys(
     (
         *("model", "pipeline", "task", "model_digest", "layout", "num_heads", "num_ws", "score_kind"),
         *(task.names_parameter for task in TASKS.values()),
-        *("palette", *CALIBRATIONS),
+        *("palette", GENERATOR_CLASSES),
     ),
     _TEXT,
 )
@@ -295,6 +296,8 @@ def _check_config(
             raise _refused(directory, f"has {path} {value}, which is not within {low} and {high}")
     for key, parameter in config.parameters.items():
         text = parameter.string_value
+        if parameters is _DESCRIBED and is_calibration(key):
+            continue
         if key not in parameters:
             raise _unsupported(directory, f"the parameter {quoted(key)}")
         if not parameters[key].fullmatch(text):

@@ -83,12 +83,16 @@ LOAD_TIMEOUT_SECONDS = 180.0
 
 @dataclass(frozen=True)
 class Latents:
-    """The inputs of an ensemble for one sample: float32 [1,z_dim] twice, then two numbers."""
+    """The inputs of an ensemble for one sample: float32 [1,z_dim] twice, then two numbers.
+
+    `class_index` is the class of a conditional generator; the ensembles of other generators have no such input.
+    """
 
     latent: npt.NDArray[np.float32]
     style_latent: npt.NDArray[np.float32]
     crossover: int
     truncation_psi: float
+    class_index: int | None = None
 
 
 class _Triton:
@@ -316,13 +320,17 @@ class TritonClient:
         until Triton responds, even if its task is cancelled. A caller that cannot wait must leave the task running.
         """
         request = pb.ModelInferRequest()
-        request.CopyFrom(_template(model, version, tuple(outputs), z_dim=latents.latent.shape[1]))
+        conditional = latents.class_index is not None
+        z_dim = latents.latent.shape[1]
+        request.CopyFrom(_template(model, version, tuple(outputs), z_dim=z_dim, conditional=conditional))
         request.id = tracing.request_id()  # Triton's messages about the request carry the id
         if timeout_seconds is not None:
             request.parameters["timeout"].int64_param = max(1, int(timeout_seconds * 1e6))  # microseconds
         numbers = np.array(latents.crossover, "<i4"), np.array(latents.truncation_psi, "<f4")
         tensors = (latents.latent, latents.style_latent, *numbers)
         request.raw_input_contents.extend([tensor.tobytes() for tensor in tensors])
+        if conditional:
+            request.raw_input_contents.append(np.array(latents.class_index, "<i4").tobytes())
         answer = await self._infer(request, digest)
         arrays = {
             tensor.name: np.frombuffer(raw, triton_to_np_dtype(tensor.datatype)).reshape(tuple(tensor.shape)[1:])
@@ -436,13 +444,16 @@ async def _to_its_end(call: Awaitable[T]) -> T:
 
 
 @lru_cache(maxsize=256)
-def _template(model: str, version: str, outputs: tuple[str, ...], *, z_dim: int) -> pb.ModelInferRequest:
+def _template(
+    model: str, version: str, outputs: tuple[str, ...], *, z_dim: int, conditional: bool
+) -> pb.ModelInferRequest:
     """Return the common part of a model's requests: all but the tensors' contents, the id and the timeout."""
     inputs = {
         "latent": ("FP32", z_dim),
         "style_latent": ("FP32", z_dim),
         "crossover": ("INT32", 1),
         "truncation_psi": ("FP32", 1),
+        **({"class_index": ("INT32", 1)} if conditional else {}),
     }
     return pb.ModelInferRequest(
         model_name=model,

@@ -25,8 +25,8 @@ from tritonclient.grpc import model_config_pb2 as pb
 from labelmint.core.errors import UnusableFile
 from labelmint.untrusted.content import Malformed, RegularFile
 
-# A configuration with 255 classes and a calibration is a tenth of this.
-MAX_CONFIG_BYTES = 256 << 10
+# With a calibration of 1,000 generator classes for each of two executors, a configuration has 4.7 MB.
+MAX_CONFIG_BYTES = 16 << 20
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _HASHED_BYTES = 1 << 20  # at a time
 
@@ -56,7 +56,14 @@ def config_text(config: pb.ModelConfig) -> str:
 
 
 def write_config(path: Path, config: pb.ModelConfig) -> None:
+    """Write a config.pbtxt. Raises UnusableFile for one that `read_config` would refuse for its size."""
     text = config_text(config)
+    if len(text.encode()) > MAX_CONFIG_BYTES:
+        raise UnusableFile(
+            path,
+            f"would be larger than {MAX_CONFIG_BYTES >> 20} MiB; it was left as it is. Calibrate fewer generator "
+            "classes of this model",
+        )
     aside = path.with_name(f".{path.name}.part")
     aside.write_text(text, encoding="utf-8")
     os.replace(aside, path)

@@ -243,8 +243,8 @@ def test_the_digest_is_kept_to(client: Client, options: SampleOptions, tmp_path:
     real = Client.get_model
 
     class Replaced(Client):
-        def get_model(self, model: str, model_version: str = "") -> Model:
-            described = real(self, model, model_version)
+        def get_model(self, model: str, model_version: str = "", *, class_index: int | None = None) -> Model:
+            described = real(self, model, model_version, class_index=class_index)
             return replace(described, digest=next(asked) or described.digest)
 
     with Replaced(client._connection.endpoints) as replicas, pytest.raises(ModelVersionGone, match="000000000000"):

@@ -85,8 +85,8 @@ def test_other_weights_behind_one_of_several_gateways(client: Client, out: Path)
     pulled = json.loads((out / "manifest.json").read_text())["model"]["digest"]
 
     class Described(Client):
-        def get_model(self, model: str, model_version: str = "") -> Model:
-            return replace(super().get_model(model, model_version), digest=pulled)
+        def get_model(self, model: str, model_version: str = "", *, class_index: int | None = None) -> Model:
+            return replace(super().get_model(model, model_version, class_index=class_index), digest=pulled)
 
     with Described(client._connection.endpoints) as gateways:
         report = verify(out, gateways)

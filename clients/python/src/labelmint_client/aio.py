@@ -57,8 +57,8 @@ class AsyncClient(BaseClient):
     async def list_models(self) -> list[Model]:
         return await self._make(calls.list_models())
 
-    async def get_model(self, model: str, model_version: str = "") -> Model:
-        return await self._make(calls.get_model(model, model_version))
+    async def get_model(self, model: str, model_version: str = "", *, class_index: int | None = None) -> Model:
+        return await self._make(calls.get_model(model, model_version, class_index))
 
     async def get_sample(
         self, model: str, seed: int, options: SampleOptions | None = None, *, model_version: str = ""
@@ -112,7 +112,8 @@ class AsyncClient(BaseClient):
         model_version: str = "",
         model_digest: str = "",
     ) -> AsyncSampleStream:
-        described = await self.get_model(model, model_version)
+        options = options or SampleOptions()
+        described = await self.get_model(model, model_version, class_index=options.class_index)
         walk = Walk(
             described,
             start_seed,

@@ -19,6 +19,7 @@ from labelmint_client.messages import (
     SeedPage,
     checked,
     model_of,
+    model_of_class,
     outcomes_of,
     sample_of,
     seed_page_of,
@@ -41,9 +42,9 @@ def list_models() -> Call[list[Model]]:
     return Call("ListModels", pb.ListModelsRequest(), lambda answer: [model_of(model) for model in answer.models])
 
 
-def get_model(model: str, model_version: str) -> Call[Model]:
-    request = pb.GetModelRequest(model=model, model_version=model_version)
-    return Call("GetModel", request, lambda answer: model_of(answer.model))
+def get_model(model: str, model_version: str, class_index: int | None) -> Call[Model]:
+    request = pb.GetModelRequest(model=model, model_version=model_version, class_index=class_index)
+    return Call("GetModel", request, lambda answer: model_of_class(answer.model, class_index))
 
 
 def get_sample(model: str, seed: int, options: SampleOptions | None, *, model_version: str, task: str) -> Call[Sample]:

@@ -124,6 +124,7 @@ def _add_pull(parser: argparse.ArgumentParser) -> None:
     gate.add_argument("--truncation-psi", type=float, help="truncation of the latents, 0 to 2")
     gate.add_argument("--style-seed", type=int, help="style mixing: give all samples the appearance of this seed")
     gate.add_argument("--crossover", type=int, help="style mixing: the first layer that takes that appearance")
+    gate.add_argument("--class-index", type=int, help="the class that a conditional generator draws")
     gate.add_argument(
         "--where",
         action="append",
@@ -187,7 +188,7 @@ def _add_connection(parser: argparse.ArgumentParser, endpoint: str | None) -> No
 class _PatientClient(Client):
     """A client that prints which endpoints it is waiting for if the first answer takes longer than a second."""
 
-    def get_model(self, model: str, model_version: str = "") -> Model:
+    def get_model(self, model: str, model_version: str = "", *, class_index: int | None = None) -> Model:
         waited = (
             f"labelmint: waiting for {', '.join(self._connection.endpoints)} for up to {self._deadline_seconds:.0f} s"
         )
@@ -195,7 +196,7 @@ class _PatientClient(Client):
         timer.daemon = True
         timer.start()
         try:
-            return super().get_model(model, model_version)
+            return super().get_model(model, model_version, class_index=class_index)
         finally:
             timer.cancel()
 
@@ -232,6 +233,7 @@ def _pull(parsed: argparse.Namespace) -> int:
             style_seed=parsed.style_seed,
             crossover=parsed.crossover,
             where=tuple(parsed.where),
+            class_index=parsed.class_index,
         ),
     )
     with _client(parsed) as client, _Bar(options.count) as bar:

@@ -62,9 +62,12 @@ class Client(BaseClient):
         """Return all versions of all served models, ordered by name and version."""
         return self._make(calls.list_models())
 
-    def get_model(self, model: str, model_version: str = "") -> Model:
-        """Return the description of a model; without `model_version`, of its highest version. Raises ModelNotFound."""
-        return self._make(calls.get_model(model, model_version))
+    def get_model(self, model: str, model_version: str = "", *, class_index: int | None = None) -> Model:
+        """Return the description of a model; without `model_version`, of its highest version. Raises ModelNotFound.
+
+        class_index: the generator class whose calibration to describe, for a model with generator classes.
+        """
+        return self._make(calls.get_model(model, model_version, class_index))
 
     def get_sample(
         self, model: str, seed: int, options: SampleOptions | None = None, *, model_version: str = ""
@@ -146,7 +149,8 @@ class Client(BaseClient):
         `options.where`, the stream delivers the samples that satisfy it, and raises ContentNotFound after a long run of
         seeds without one.
         """
-        described = self.get_model(model, model_version)
+        options = options or SampleOptions()
+        described = self.get_model(model, model_version, class_index=options.class_index)
         walk = Walk(
             described,
             start_seed,

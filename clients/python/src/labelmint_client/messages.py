@@ -45,6 +45,8 @@ class SampleOptions:
     bounds are shares of the image's pixels; or a keypoint, and the bounds are confidences. All are 0 to 1, inclusive.
     ignore_js_quantile: 0 to 1; pixels whose JS divergence is above this quantile of their own image become 255 in the
     label.
+    class_index: the class that a conditional generator draws, an index of Model.generator_classes. Required for a model
+    that has them, refused for any other.
     """
 
     truncation_psi: float | None = None
@@ -59,6 +61,7 @@ class SampleOptions:
     crossover: int | None = None
     where: tuple[str, ...] = ()
     ignore_js_quantile: float | None = None
+    class_index: int | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.where, str):
@@ -88,6 +91,7 @@ class SampleOptions:
             omit_label=self.omit_label,
             where=[_condition(text, task) for text in self.where],
             ignore_js_quantile=self.ignore_js_quantile,
+            class_index=self.class_index,
         )
 
 
@@ -107,6 +111,7 @@ class Sample:
     or the keypoint's confidence.
     style_seed, crossover, group_id: None, None and empty without style mixing. Mixed samples with the same shape share
     a group_id.
+    class_index: the class that a conditional generator drew; None for a model without generator classes.
     """
 
     seed: int
@@ -126,6 +131,7 @@ class Sample:
     crossover: int | None
     group_id: str
     content: Mapping[str, float] = field(default_factory=dict)
+    class_index: int | None = None
 
 
 @dataclass(frozen=True)
@@ -198,7 +204,11 @@ class Model:
     palette: uint8 [K,3], the RGB colour of each class or keypoint.
     executor: what runs the interpreter, such as "kernel" or "onnxruntime"; empty with an older gateway. Samples of one
     digest may differ between executors.
-    calibration: None if none was measured. Requests for samples then need max_js.
+    calibration: None if none was measured. Requests for samples then need max_js. A model with generator classes has
+    one for each class; this is that of the class that the caller named.
+    generator_classes: the names of the classes that a conditional generator draws; the index is class_index. Empty for
+    a model whose generator has no classes.
+    calibrated_classes: the class_index of each class that was calibrated, ascending.
     """
 
     name: str
@@ -217,6 +227,8 @@ class Model:
     score_kind: str
     executor: str
     calibration: Calibration | None
+    generator_classes: tuple[str, ...] = ()
+    calibrated_classes: tuple[int, ...] = ()
 
 
 def sample_of(message: pb.Sample) -> Sample:
@@ -238,6 +250,7 @@ def sample_of(message: pb.Sample) -> Sample:
         crossover=message.crossover if message.HasField("crossover") else None,
         group_id=message.group_id,
         content=_content(message),
+        class_index=message.class_index if message.HasField("class_index") else None,
     )
 
 
@@ -254,13 +267,18 @@ def checked(message: pb.Sample, options: pb.SampleOptions) -> pb.Sample:
             "ignore_js_quantile",
             options.HasField("ignore_js_quantile") and not message.HasField("ignore_js_quantile"),
         ),
+        ("class_index", options.HasField("class_index") and not message.HasField("class_index")),
     ):
         if ignored:
-            raise LabelmintError(
-                f"the gateway is older than this client and does not know the option {name}: update the gateway",
-                grpc.StatusCode.UNIMPLEMENTED,
-            )
+            raise _older_gateway(name)
     return message
+
+
+def _older_gateway(option: str) -> LabelmintError:
+    return LabelmintError(
+        f"the gateway is older than this client and does not know the option {option}: update the gateway",
+        grpc.StatusCode.UNIMPLEMENTED,
+    )
 
 
 def seed_page_of(message: pb.ListSeedsResponse) -> SeedPage:
@@ -312,7 +330,16 @@ def model_of(message: pb.Model) -> Model:
         )
         if message.HasField("calibration")
         else None,
+        generator_classes=tuple(message.generator_classes),
+        calibrated_classes=tuple(message.calibrated_classes),
     )
+
+
+def model_of_class(message: pb.Model, class_index: int | None) -> Model:
+    """Return a model that was asked for with a class. Raises LabelmintError if the gateway knows no classes."""
+    if class_index is not None and not message.generator_classes:
+        raise _older_gateway("class_index")
+    return model_of(message)
 
 
 def _outcome(message: pb.SampleOutcome, options: pb.SampleOptions) -> Sample | Rejection | Filtered:

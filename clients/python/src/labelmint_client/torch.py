@@ -94,8 +94,8 @@ class LabeledSampleDataset(IterableDataset[Item]):
             "epoch": 0,
             **(resume or {}),
         }
-        if resume and self._begin.get("where", []) != list(options.where):
-            raise ValueError(_other_conditions(self._begin.get("where", []), options.where))
+        if resume:
+            _check_content(self._begin, options)
         self._begin["model_version"] = model_version or self._begin["model_version"]
         self._loaded: Mapping[str, Any] | None = None
         self._state: dict[str, Any] = {}
@@ -123,7 +123,7 @@ class LabeledSampleDataset(IterableDataset[Item]):
     def __iter__(self) -> Iterator[Item]:
         epoch = int(self._epoch)
         start, end = (seed + epoch * (self._range[1] - self._range[0]) for seed in self._range)
-        state = {**self._begin, **self._shard(), "epoch": epoch, "where": list(self._options.where)}
+        state = {**self._begin, **self._shard(), "epoch": epoch, **_content_of(self._options)}
         if self._begin["epoch"] != epoch:
             state["done"] = []
         state["next_seed"] = max([start, *(min(layer) for layer in state["done"])])
@@ -131,7 +131,7 @@ class LabeledSampleDataset(IterableDataset[Item]):
         loaded, self._loaded = self._loaded, None
         if loaded is not None and loaded["epoch"] >= epoch:
             state |= loaded
-            state |= {"epoch": epoch, "where": list(self._options.where)}
+            state |= {"epoch": epoch, **_content_of(self._options)}
         else:
             loaded = None
         self._state = state
@@ -176,6 +176,7 @@ class LabeledSampleDataset(IterableDataset[Item]):
         state |= self._shard()
         if loaded is not None:
             _check_fits(loaded, state)
+            _check_content(loaded, self._options)
         start_seed = min(state["next_seed"], end_seed)
         with (
             Client(self._endpoints, **self._settings) as client,
@@ -208,8 +209,9 @@ def merge_states(states: Iterable[Any]) -> dict[str, Any]:
     found = sorted((state for each in states for state in _worker_states(each)), key=lambda state: state["shard_index"])
     if not found:
         raise ValueError("found no state of a LabeledSampleDataset in the given states")
-    found = [{"where": [], **state} for state in found]  # the version that saved it may have known no conditions
-    run = {key: found[0][key] for key in ("shard_count", "epoch", "done", "where")}
+    # The version that saved it may have known neither conditions nor classes.
+    found = [{**_content_of(SampleOptions()), **state} for state in found]
+    run = {key: found[0][key] for key in ("shard_count", "epoch", "done", *_content_of(SampleOptions()))}
     if any({key: state[key] for key in run} != run for state in found):
         raise ValueError("the states come from different runs or epochs: give states that were saved together")
     digests = {state["model_digest"] for state in found} - {""}  # empty before a worker's first sample
@@ -224,13 +226,14 @@ def merge_states(states: Iterable[Any]) -> dict[str, Any]:
         "done": [layer for layer in layers if max(layer) > reached] or [[reached]],
         "epoch": run["epoch"],
         "where": run["where"],
+        "class_index": run["class_index"],
         "model_version": max(state["model_version"] for state in found),
         "model_digest": max(digests, default=""),
     }
 
 
 def _check_fits(state: Mapping[str, Any], run: Mapping[str, Any]) -> None:
-    """Raises ValueError if a loaded state comes from another epoch, division into shards or `where` than this run."""
+    """Raises ValueError if a loaded state comes from another epoch or division into shards than this run."""
     if state["epoch"] != run["epoch"]:
         raise ValueError(f"the state is of epoch {state['epoch']}: call set_epoch({state['epoch']}) before you load it")
     for key in ("shard_index", "shard_count"):
@@ -239,16 +242,26 @@ def _check_fits(state: Mapping[str, Any], run: Mapping[str, Any]) -> None:
                 f"the state has {key} {state[key]}, this run has {run[key]}: if the number of ranks or workers has "
                 "changed, give the states of all ranks to merge_states, and the result to the dataset as `resume`"
             )
-    if state.get("where", []) != run["where"]:
-        raise ValueError(_other_conditions(state.get("where", []), run["where"]))
 
 
-def _other_conditions(before: Sequence[str], now: Sequence[str]) -> str:
-    """Say that a state does not fit: with other conditions, a resumed pass would be a mixture."""
-    return (
-        f"the state has the conditions {', '.join(before) or 'none'}, this run has {', '.join(now) or 'none'}: give "
-        "the same `where`, or begin anew"
-    )
+def _content_of(options: SampleOptions) -> dict[str, Any]:
+    """Return the options that decide what the samples show. A state has them, because a resumed pass keeps to them."""
+    return {"where": list(options.where), "class_index": options.class_index}
+
+
+def _check_content(state: Mapping[str, Any], options: SampleOptions) -> None:
+    """Raises ValueError if a state has other conditions or another class: a resumed pass would be a mixture."""
+    before, now = state.get("where", []), options.where
+    if before != list(now):
+        raise ValueError(
+            f"the state has the conditions {', '.join(before) or 'none'}, this run has {', '.join(now) or 'none'}: "
+            "give the same `where`, or begin anew"
+        )
+    if state.get("class_index") != options.class_index:
+        raise ValueError(
+            f"the state has the class_index {state.get('class_index')}, this run has {options.class_index}: give the "
+            "same class_index, or begin anew"
+        )
 
 
 def _worker_states(state: Any) -> Iterator[Mapping[str, Any]]:

@@ -35,7 +35,7 @@ def npz(sample: Sample) -> bytes:
     """Write `image`, `js_map`, `js_score`, `threshold`, `seed` and the arrays of the task's labels.
 
     Segmentation adds `label`. Keypoints add `keypoints` [K,2], `confidence` [K] and `keypoint_names` [K]. A mixed
-    sample also has `style_seed`, `crossover` and `group_id`.
+    sample also has `style_seed`, `crossover` and `group_id`, and that of a conditional generator `class_index`.
     """
     arrays: dict[str, npt.NDArray[Any]] = {
         "image": image_of(sample),
@@ -51,6 +51,8 @@ def npz(sample: Sample) -> bytes:
         arrays["style_seed"] = np.array(sample.mixing.style_seed)
         arrays["crossover"] = np.array(sample.mixing.crossover)
         arrays["group_id"] = np.array(sample.group_id)
+    if sample.class_index is not None:
+        arrays["class_index"] = np.array(sample.class_index)
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, array in arrays.items():

@@ -34,6 +34,7 @@ def sample_fields(sample: Sample) -> dict[str, Any]:
         **(labels_of(sample).fields(sample) if sample.labels else {}),
         **({"content": dict(sample.content)} if sample.content else {}),
         **({"ignore_js_quantile": sample.ignored.quantile} if sample.ignored is not None else {}),
+        **({"class_index": sample.class_index} if sample.class_index is not None else {}),
     }
 
 
@@ -80,6 +81,8 @@ def model_fields(model: ServedModel) -> dict[str, Any]:
         "num_heads": model.num_heads,
         "score_kind": model.score_kind,
         "executor": model.executor.name,
+        "generator_classes": list(model.generator_classes),
+        "calibrated_classes": list(model.calibrated_classes),
     }
 
 

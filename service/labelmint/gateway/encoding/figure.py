@@ -38,6 +38,8 @@ def figure(sample: Sample, panels: Sequence[Bytes], legend: Legend) -> bytes:
     verdict = "accepted" if sample.accepted else "rejected"
     colour = _ACCEPTED if sample.accepted else _REJECTED
     title = f"{sample.model.name} · seed {sample.seed}"
+    if sample.class_index is not None:
+        title += f" · class {sample.class_index}"
     if sample.mixing is not None:
         title += f" · style {sample.mixing.style_seed} from layer {sample.mixing.crossover}"
     draw.text((_MARGIN, 11), title, INK, own_font(16))

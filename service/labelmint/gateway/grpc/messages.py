@@ -66,6 +66,7 @@ def options_of(model: ServedModel, options: pb.SampleOptions) -> SampleOptions:
         omit_label=options.omit_label,
         where=tuple(_condition(model, condition) for condition in options.where),
         ignore_js_quantile=options.ignore_js_quantile if options.HasField("ignore_js_quantile") else None,
+        class_index=options.class_index if options.HasField("class_index") else None,
     )
 
 
@@ -117,14 +118,16 @@ def _content(sample: Sample) -> list[Fields]:
     return [{"name": name, "value": value} for name, value in sample.content.items()]
 
 
-def model_message(model: ServedModel) -> pb.Model:
+def model_message(model: ServedModel, class_index: int | None = None) -> pb.Model:
+    """The description of a model, with the calibration of a generator class if `class_index` is given."""
     labels = [
         pb.LabelClass(name=name, rgb=red << 16 | green << 8 | blue)
         for name, (red, green, blue) in zip(model.label_names, model.palette, strict=True)
     ]
     message = pb.Model(**model_fields(model), **label_name_fields(model, labels))
-    if model.calibration is not None:
-        message.calibration.CopyFrom(pb.Calibration(**model.calibration.described()))
+    calibration = model.calibration_of(class_index)
+    if calibration is not None:
+        message.calibration.CopyFrom(pb.Calibration(**calibration.described()))
     return message
 
 

@@ -21,7 +21,7 @@ from google.protobuf import duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 
 from labelmint.core.errors import LabelmintError
-from labelmint.core.policy import MAX_BATCH, Walk
+from labelmint.core.policy import MAX_BATCH, Walk, check_class
 from labelmint.core.served_model import ServedModel
 from labelmint.gateway.encoding.fields import page_fields
 from labelmint.gateway.grpc.messages import copies_only, model_message, options_of, outcome_messages, sample_message
@@ -138,7 +138,9 @@ class SampleService(pb_grpc.SampleServiceServicer):
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
         async with self._call("GetModel", context) as call:
             model = await call.find(self._sampler, request)
-            return pb.GetModelResponse(model=model_message(model))
+            class_index = request.class_index if request.HasField("class_index") else None
+            check_class(model, class_index, required=False)
+            return pb.GetModelResponse(model=model_message(model, class_index))
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
         async with self._call("ListModels", context):

@@ -54,13 +54,9 @@ class Announcer:
 
     def _ready(self, models: list[ServedModel], ports: tuple[int, int], tls: bool) -> None:
         for model in models:
-            calibration = model.calibration
-            gate = f"gate at JS {calibration.threshold:.4g}" if calibration is not None else "not calibrated"
-            if calibration is None and model.calibrated_for:
-                gate = f"no gate: {model.uncalibrated}"
             labels = f"{len(model.label_names)} {model.task.names}"
             name = model.name if model.version == "1" else f"{model.name} version {model.version}"
-            self.say(f"{name}, {model.resolution}x{model.resolution}, {labels}, {gate}")
+            self.say(f"{name}, {model.resolution}x{model.resolution}, {labels}, {_gate(model)}")
         http, grpc_address = (bracketed(self._host, port) for port in ports)
         url = f"{'https' if tls else 'http'}://{http}"
         self.say(
@@ -68,4 +64,14 @@ class Announcer:
             f"gRPC {grpc_address}. Ctrl-C stops everything."
         )
         if self._text:
-            print(f"  try: curl -so pair.png {url}/v1/models/{models[0].name}/samples/7/overlay.png", flush=True)
+            example = f"{url}/v1/models/{models[0].name}/samples/7/overlay.png"
+            example = f"'{example}?class_index=0'" if models[0].generator_classes else example
+            print(f"  try: curl -so pair.png {example}", flush=True)
+
+
+def _gate(model: ServedModel) -> str:
+    if model.generator_classes:
+        return f"{len(model.generator_classes)} generator classes, {len(model.calibrated_classes)} of them with a gate"
+    if model.calibration is not None:
+        return f"gate at JS {model.calibration.threshold:.4g}"
+    return f"no gate: {model.uncalibrated()}" if model.calibrated_for else "not calibrated"

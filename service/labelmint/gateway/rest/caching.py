@@ -34,7 +34,15 @@ def revision(model: ServedModel) -> str:
 
     It is the first 16 hexadecimal digits of the SHA-256 over everything that the gateway knows about the model.
     """
-    return hashlib.sha256(json.dumps(asdict(model), sort_keys=True).encode()).hexdigest()[:16]
+    known = asdict(replace(model, calibration=None, generator_classes=(), class_calibrations=()))
+    # What only generators with classes have is left out elsewhere, so that the revisions of other models stay the same.
+    del known["generator_classes"], known["class_calibrations"]
+    if model.calibration is not None:
+        known["calibration"] = json.loads(model.calibration.to_json())
+    if model.generator_classes:
+        known["generator_classes"] = model.generator_classes
+        known["class_calibrations"] = [None if each is None else each.id for each in model.class_calibrations]
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

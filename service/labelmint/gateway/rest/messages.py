@@ -42,6 +42,11 @@ class VersionModel(BaseModel):
     """Version, as /v1/models lists it. Empty: the highest."""
 
 
+class ModelQuery(VersionModel):
+    class_index: Annotated[int | None, Field(ge=0)] = None
+    """The class whose calibration to describe, for a model with generator classes."""
+
+
 # The pattern is for readers of the OpenAPI document; `condition_of` checks the text, with an error that says more.
 ConditionText = Annotated[str, WithJsonSchema({"type": "string", "pattern": r"^.+:[0-9.eE-]*\.\.[0-9.eE-]*$"})]
 
@@ -66,6 +71,9 @@ class OptionsModel(VersionModel):
     are shares of the image's pixels; or a keypoint, and the bounds are confidences. All are 0 to 1 and inclusive."""
     ignore_js_quantile: Annotated[float | None, Field(ge=0, le=1)] = None
     """Write 255, the ignore label, where the JS divergence of a pixel is above this quantile of its own image."""
+    class_index: Annotated[int | None, Field(ge=0)] = None
+    """The class that a conditional generator draws: 0 to the number of the model's generator_classes - 1. Required for
+    a model that has generator classes, refused for any other."""
 
     def to_sample_options(self, include_js_map: bool = False) -> SampleOptions:
         return SampleOptions(
@@ -78,6 +86,7 @@ class OptionsModel(VersionModel):
             include_js_map=include_js_map,
             where=tuple(condition_of(text) for text in self.where),
             ignore_js_quantile=self.ignore_js_quantile,
+            class_index=self.class_index,
         )
 
 
@@ -186,6 +195,7 @@ class SampleModel(EvidenceModel):
     ignore_js_quantile: Annotated[
         float | None, Field(description="The quantile above which pixels of the label are ignored.")
     ] = None
+    class_index: Annotated[int | None, Field(description="The class that a conditional generator drew.")] = None
     image: PixelsModel
     label: Annotated[PixelsModel | None, Field(description="null for a model without a label image")]
     js_map: Annotated[
@@ -275,7 +285,22 @@ class ModelModel(BaseModel):
     ]
     classes: Annotated[list[LabelClassModel], Field(description="empty for a model of another task")]
     keypoint_classes: Annotated[list[LabelClassModel], Field(description="empty for a model of another task")]
-    calibration: CalibrationModel | None
+    generator_classes: Annotated[
+        list[str],
+        Field(
+            description="Names of the classes that a conditional generator draws; the index is class_index. Empty for "
+            "a model whose generator has no classes."
+        ),
+    ]
+    calibrated_classes: Annotated[
+        list[int], Field(description="The class_index of each generator class that was calibrated, ascending.")
+    ]
+    calibration: Annotated[
+        CalibrationModel | None,
+        Field(
+            description="null if the model was not calibrated. With generator classes: that of class_index, if given."
+        ),
+    ]
 
 
 class ModelsModel(BaseModel):
@@ -323,14 +348,16 @@ def seed_page_model(page: SeedPage) -> SeedPageModel:
     return SeedPageModel(**{**fields, "delivered": base64.b64encode(page.delivered).decode()})
 
 
-def model_model(model: ServedModel) -> ModelModel:
+def model_model(model: ServedModel, class_index: int | None = None) -> ModelModel:
+    """The description of a model, with the calibration of a generator class if `class_index` is given."""
     labels = [
         LabelClassModel(id=index, name=name, rgb="#{:02x}{:02x}{:02x}".format(*colour))
         for index, (name, colour) in enumerate(zip(model.label_names, model.palette, strict=True))
     ]
+    calibration = model.calibration_of(class_index)
     return ModelModel(
         **model_fields(model),
         **label_name_fields(model, labels),
         revision=revision(model),
-        calibration=None if model.calibration is None else CalibrationModel(**model.calibration.described()),
+        calibration=None if calibration is None else CalibrationModel(**calibration.described()),
     )

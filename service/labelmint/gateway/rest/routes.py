@@ -20,7 +20,7 @@ from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from labelmint.core.policy import Walk, check_has_label, mixing_of, terms_of
+from labelmint.core.policy import Walk, check_class, check_has_label, mixing_of, terms_of
 from labelmint.gateway.encoding.archives import archive, members, npz
 from labelmint.gateway.encoding.people import overlay_png, uncertainty_png
 from labelmint.gateway.encoding.pixels import Encoder, image_png, label_png
@@ -94,9 +94,11 @@ def add_models(app: FastAPI, resources: Resources) -> None:
         summary="Describe a model: task, digest, label names, palette, calibration",
     )
     async def get_model(
-        request: Request, model: ModelName, query: Annotated[messages.VersionModel, Query()]
+        request: Request, model: ModelName, query: Annotated[messages.ModelQuery, Query()]
     ) -> messages.ModelModel:
-        return messages.model_model(await resources.find(request, model, query))
+        found = await resources.find(request, model, query)
+        check_class(found, query.class_index, required=False)
+        return messages.model_model(found, query.class_index)
 
 
 def add_samples(app: FastAPI, resources: Resources) -> None:

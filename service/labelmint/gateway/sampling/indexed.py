@@ -106,7 +106,8 @@ class Indexed:
         """What the index knows of the samples of a request; None if it does not hold for them."""
         if self._index is None or mixing is not None:
             return None
-        described = Described.of(model, truncation_psi=terms.gate.truncation_psi, class_index=None)
+        psi, class_index = terms.gate.truncation_psi, terms.options.class_index
+        described = Described.of(model, truncation_psi=psi, class_index=class_index)
         return Foresight(self._index, described, terms) if described in self._index.described else None
 
     async def list(

@@ -124,7 +124,8 @@ class Metrics:
         )
         self.js_score_quantile = histogram(
             "labelmint_js_score_calibration_quantile_ratio",
-            "Quantile of the calibration at each sample's JS score, for unmixed samples at the calibrated truncation. "
+            "Quantile of the calibration (each generator class has its own) at each sample's JS score, for unmixed "
+            "samples at the calibrated truncation. "
             "The share of samples up to q stays q as long as their distribution is the calibrated one.",
             ["model", "version"],
             buckets=_QUANTILES,
@@ -212,10 +213,12 @@ class Metrics:
             if count:
                 self.samples.labels(model.name, model.version, outcome).inc(count)
 
-    def judged(self, model: ServedModel, truncation_psi: float, mixed: bool, *, js_score: float) -> None:
+    def judged(
+        self, model: ServedModel, truncation_psi: float, mixed: bool, *, class_index: int | None, js_score: float
+    ) -> None:
         """Observe the score of a sample that was minted whatever its score is."""
         self.js_score.labels(model.name, model.version).observe(js_score)
-        calibration = model.calibration
+        calibration = model.calibration_of(class_index)
         if calibration is not None and not mixed and truncation_psi == calibration.truncation_psi:
             quantile = _quantile_of(calibration, js_score)
             self.js_score_quantile.labels(model.name, model.version).observe(quantile)

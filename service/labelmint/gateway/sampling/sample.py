@@ -67,11 +67,17 @@ class Sample:
         return self.terms.delivers(self.js_score, self.content)
 
     @property
+    def class_index(self) -> int | None:
+        """The class that the generator drew; None for a generator without classes."""
+        return self.terms.options.class_index
+
+    @property
     def group_id(self) -> str:
         """The id of the shape that this sample shares with other mixed samples; empty for an unmixed one."""
         if self.mixing is None:
             return ""
-        return group_id(self.model, self.seed, self.mixing, truncation_psi=self.gate.truncation_psi)
+        psi = self.gate.truncation_psi
+        return group_id(self.model, self.seed, self.mixing, truncation_psi=psi, class_index=self.class_index)
 
     def refusal(self) -> SampleRejected | ContentMissing | None:
         """Why the sample is not delivered, as the error of a request for it alone; None if it is delivered."""

@@ -80,14 +80,15 @@ class _Spec:
     @property
     def key(self) -> Hashable:
         """The cache key, which identifies the arrays of the sample."""
-        return self.model.digest, self.model.executor, self.seed, self.mixing, self.terms.gate.truncation_psi
+        options, psi = self.terms.options, self.terms.gate.truncation_psi
+        return self.model.digest, self.model.executor, self.seed, self.mixing, options.class_index, psi
 
     def latents(self) -> Latents:
         z_dim, num_ws, psi = self.model.z_dim, self.model.num_ws, self.terms.gate.truncation_psi
-        latent = latent_of(self.seed, z_dim)
+        latent, class_index = latent_of(self.seed, z_dim), self.terms.options.class_index
         if self.mixing is None:
-            return Latents(latent, latent, num_ws, psi)
-        return Latents(latent, latent_of(self.mixing.style_seed, z_dim), self.mixing.crossover, psi)
+            return Latents(latent, latent, num_ws, psi, class_index)
+        return Latents(latent, latent_of(self.mixing.style_seed, z_dim), self.mixing.crossover, psi, class_index)
 
     def sample(self, arrays: Arrays) -> Sample:
         terms, options = self.terms, self.terms.options
@@ -374,7 +375,8 @@ class Sampler:
         self._metrics.counted(spec.model, sample.outcome)
         if not spec.foreseen:
             mixed, psi = spec.mixing is not None, spec.terms.gate.truncation_psi
-            self._metrics.judged(spec.model, psi, mixed, js_score=sample.js_score)
+            index, score = sample.class_index, sample.js_score
+            self._metrics.judged(spec.model, psi, mixed, class_index=index, js_score=score)
         return sample
 
     async def _infer(self, spec: _Spec, timeout_seconds: float | None) -> Arrays:

@@ -1,6 +1,7 @@
 """Annotated images on disk: `synth` writes the images, a person annotates them with any tool, `fit` reads them.
 
-DIRECTORY/dataset.json     seeds, truncation_psi, and the digest of the generator that generated the images
+DIRECTORY/dataset.json     seeds, truncation_psi, and the digest of the generator that generated the images; for a
+                           conditional generator the class_index of each seed, too
 DIRECTORY/images/SEED.png  the images; `fit` generates them again and compares, so labels and features match
 
 Masks (`read_masks`) come from the annotator, in the one format that the user names:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,10 +36,14 @@ Size = tuple[int, int]  # height, width in pixels
 
 @dataclass(frozen=True)
 class Drawn:
-    """The content of a `synth` directory: seeds with their images uint8 [R,R,3]."""
+    """The content of a `synth` directory: seeds with their images uint8 [R,R,3].
+
+    `class_indices` has the class that a conditional generator drew for each seed; it is empty for any other generator.
+    """
 
     truncation_psi: float
     images: Mapping[int, Bytes]
+    class_indices: Mapping[int, int] = field(default_factory=dict)
 
     def size(self, seed: int) -> Size:
         height, width, _ = self.images[seed].shape
@@ -51,7 +55,7 @@ class AnnotatedDataset:
     """Images uint8 [R,R,3] by seed, and the label of each image.
 
     A label is a mask uint8 [R,R] of class ids (segmentation), or float32 [K,3] (keypoints): x and y in pixels, and 1
-    if the keypoint is present, else 0.
+    if the keypoint is present, else 0. `class_indices` are those of `Drawn`.
     """
 
     task: TaskName
@@ -60,11 +64,13 @@ class AnnotatedDataset:
     palette: Palette
     images: Mapping[int, Bytes]
     labels: Mapping[int, npt.NDArray[Any]]
+    class_indices: Mapping[int, int] = field(default_factory=dict)
 
 
 class _Dataset(Strict):
     truncation_psi: Annotated[float, Field(ge=0, le=2)]
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1)]
+    class_indices: tuple[Annotated[int, Field(ge=0)], ...] = ()
 
 
 _Channel = Annotated[int, Field(ge=0, le=255)]
@@ -93,14 +99,26 @@ def image_path(directory: Path, seed: int) -> Path:
 
 
 def write_dataset(
-    directory: Path, generator_sha256: str, truncation_psi: float, *, images: Mapping[int, Bytes]
+    directory: Path,
+    generator_sha256: str,
+    truncation_psi: float,
+    *,
+    images: Mapping[int, Bytes],
+    class_indices: Mapping[int, int] | None = None,
 ) -> None:
+    """Write what `read_drawn` reads; `class_indices` by seed, for a conditional generator."""
     check_new(directory)
     (directory / "images").mkdir(parents=True)
     (directory / "masks").mkdir()
     for seed, image in images.items():
         write_png(image_path(directory, seed), Image.fromarray(image))
-    content = {"generator_sha256": generator_sha256, "truncation_psi": truncation_psi, "seeds": list(images)}
+    content: dict[str, Any] = {
+        "generator_sha256": generator_sha256,
+        "truncation_psi": truncation_psi,
+        "seeds": list(images),
+    }
+    if class_indices:
+        content["class_indices"] = [class_indices[seed] for seed in images]
     write_json(directory / "dataset.json", content)
 
 
@@ -112,12 +130,18 @@ def check_new(directory: Path) -> None:
 
 def read_drawn(directory: Path) -> Drawn:
     """Read the seeds and images. Raises UnusableFile that names dataset.json or the first missing or damaged image."""
-    dataset = read_json(directory / "dataset.json", _DATASET, "write the directory with `labelmint synth`")
+    path = directory / "dataset.json"
+    dataset = read_json(path, _DATASET, "write the directory with `labelmint synth`")
+    if dataset.class_indices and len(dataset.class_indices) != len(dataset.seeds):
+        raise UnusableFile(
+            path, f"has {len(dataset.seeds)} seeds but {len(dataset.class_indices)} class_indices; each seed has one"
+        )
     images = {}
     for seed in dataset.seeds:
         picture = open_picture(image_path(directory, seed), "dataset.json lists it; write it with `labelmint synth`")
         images[seed] = np.asarray(picture.convert("RGB"))
-    return Drawn(dataset.truncation_psi, images)
+    classes = zip(dataset.seeds, dataset.class_indices, strict=True) if dataset.class_indices else ()
+    return Drawn(dataset.truncation_psi, images, dict(classes))
 
 
 def read_names(path: Path, mend: str) -> tuple[tuple[str, ...], Palette]:

@@ -52,7 +52,9 @@ def read_keypoints(directory: Path, keypoint_format: str = "csv") -> AnnotatedDa
     names, palette = read_names(directory / "keypoints.json", mend)
     entries = _read_csv(csv_path(directory)) if keypoint_format == "csv" else coco.read_keypoints(directory, drawn)
     keypoints = gather(entries, names, drawn, directory=directory)
-    return AnnotatedDataset("keypoints", drawn.truncation_psi, names, palette, drawn.images, keypoints)
+    return AnnotatedDataset(
+        "keypoints", drawn.truncation_psi, names, palette, drawn.images, keypoints, drawn.class_indices
+    )
 
 
 def _read_csv(path: Path) -> Iterator[Keypoint]:

@@ -66,7 +66,15 @@ def read_masks(directory: Path, mask_format: str = "png") -> AnnotatedDataset:
         masks = paint(labelme.read_shapes(directory, drawn), classes.names, drawn, directory=directory)
     else:
         masks = paint(coco.read_shapes(directory, drawn), classes.names, drawn, directory=directory)
-    return AnnotatedDataset("segmentation", drawn.truncation_psi, classes.names, classes.palette, drawn.images, masks)
+    return AnnotatedDataset(
+        "segmentation",
+        drawn.truncation_psi,
+        classes.names,
+        classes.palette,
+        drawn.images,
+        masks,
+        drawn.class_indices,
+    )
 
 
 def _read_pngs(directory: Path, drawn: Drawn, num_classes: int) -> dict[int, Bytes]:

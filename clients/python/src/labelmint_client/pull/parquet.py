@@ -4,6 +4,7 @@ Rules of this file:
 - `image` and `label` are structs of `bytes` (PNG) and `path`, declared as the feature Image. So `datasets` returns PIL
   images. The label is a palette or gray PNG; as an array, it holds the class ids.
 - `classes` has the ids of the classes that a label contains, declared as the feature ClassLabel, which has the names.
+- `class_index` is the class that a conditional generator drew, a ClassLabel too; other models have no such column.
 - Row groups are small, because a reader must load a whole row group to get one image.
 """
 
@@ -30,6 +31,7 @@ print(table[["seed", "js_score"]])"""
 
 _ROW_GROUP = 100
 _CLASSES = "classes"
+_CLASS = "class_index"
 
 _TEXT, _INTEGER, _REAL, _TRUTH = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 _IMAGE = pa.struct([("bytes", pa.binary()), ("path", _TEXT)])
@@ -61,6 +63,9 @@ class Writer:
         if self._labels.HAS_LABEL_IMAGE and _has_classes(directory):
             types[_CLASSES] = pa.list_(_INTEGER)
             features[_CLASSES] = [{"_type": "ClassLabel", "names": list(model.class_names)}]
+        if model.generator_classes:
+            types[_CLASS] = _INTEGER
+            features[_CLASS] = {"_type": "ClassLabel", "names": list(model.generator_classes)}
         told = json.dumps({"info": {"features": features}}, sort_keys=True)
         self._schema = pa.schema(types.items(), metadata={"huggingface": told})
         self._rows: list[dict[str, Any]] = []

@@ -41,7 +41,7 @@ class PullOptions:
     samples_per_shard: samples per tar, Parquet or MDS file. A killed pull repeats at most this many samples.
     label_mode: the kind of label PNGs in `folder` and `parquet`: coloured ("palette") or gray ("ids").
     ignore_js_quantile: 0 to 1; pixels whose JS divergence is above this quantile of their own image become 255.
-    sample: gate, conditions, truncation and style mixing. The pull itself chooses the other options.
+    sample: gate, conditions, truncation, style mixing and class. The pull itself chooses the other options.
     """
 
     model: str
@@ -91,7 +91,16 @@ class PullOptions:
         return cls(**{**value, "sample": SampleOptions(**value["sample"])})
 
 
-_GATE = ("truncation_psi", "max_js", "max_quantile", "include_rejected", "style_seed", "crossover", "where")
+_GATE = (
+    "truncation_psi",
+    "max_js",
+    "max_quantile",
+    "include_rejected",
+    "style_seed",
+    "crossover",
+    "where",
+    "class_index",
+)
 
 
 @dataclass(frozen=True)
@@ -184,7 +193,7 @@ class _Pull:
         if header is not None:
             _check_same(out, header, options)
         version = options.model_version if header is None else header["model"]["version"]
-        model = self._client.get_model(options.model, version)
+        model = self._client.get_model(options.model, version, class_index=options.sample.class_index)
         if options.ignore_js_quantile is not None and not labels_of(model).HAS_LABEL_IMAGE:
             raise PullError(f"model {model.name!r} has task {model.task!r}: there are no label pixels to ignore")
         if options.label_mode == "ids" and not labels_of(model).HAS_LABEL_IMAGE:

@@ -39,6 +39,7 @@ def evidence(sample: Sample, model: Model) -> dict[str, Any]:
         **NO_FIELDS,
         **labels_of(model).fields(sample, model),
         **({"content": dict(sample.content)} if sample.content else {}),
+        **({"class_index": sample.class_index} if sample.class_index is not None else {}),
     }
 
 
@@ -81,5 +82,6 @@ def model_json(model: Model, calibrated: bool) -> dict[str, Any]:
         "score_kind": model.score_kind,
         "executor": model.executor,
         **{**NO_NAMES, task.names_field: labels},
+        **({"generator_classes": list(model.generator_classes)} if model.generator_classes else {}),
         "calibration": None if measured is None else {"id": measured.id, "threshold": measured.threshold},
     }
