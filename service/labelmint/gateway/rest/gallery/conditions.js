@@ -10,10 +10,12 @@ import { labels, state } from "./state.js";
 /** Show the conditions of the state, and the names that another one can be about. */
 export function showConditions(whenChanged) {
   const areas = state.model.task !== "keypoints";
-  const unit = areas ? "% of the image" : "confidence";
-  $("content").replaceChildren(...labels().map(({ name }) => new Option(name, name)));
-  $("least-unit").textContent = $("most-unit").textContent = unit;
-  $("least").max = $("most").max = areas ? 100 : 1;
+    $("content").replaceChildren(...labels().map(({ name }) => new Option(name, name)));
+  for (const bound of ["least", "most"]) {
+    $(`${bound}-unit`).textContent = areas ? "%" : "0 to 1";
+    $(bound).title = areas ? "Percent of the image" : "Confidence of the keypoint";
+    $(bound).max = areas ? 100 : 1;
+  }
   $("chips").replaceChildren(...state.where.map((condition) => chip(condition, whenChanged)));
   $("chips").hidden = state.where.length === 0;
 }
@@ -62,7 +64,8 @@ function share(text) {
 /** A condition for people. One that is not in the API's form stays as it is. */
 function inWords(condition) {
   const [, name, low, high] = /^(.+):([\d.eE-]*?)\.\.([\d.eE-]*)$/.exec(condition) ?? [];
-  if (name === undefined || (low === "" && high === "") || ![low, high].every((bound) => Number.isFinite(Number(bound)))) return condition;
+  const numbers = [low, high].every((bound) => Number.isFinite(Number(bound)));
+  if (name === undefined || !numbers || low + high === "") return condition;
   const shown = (bound) => (state.model.task === "keypoints" ? bound : percent(Number(bound)));
   if (high === "") return `${name} ≥ ${shown(low)}`;
   return low === "" ? `${name} ≤ ${shown(high)}` : `${name} ${shown(low)} to ${shown(high)}`;

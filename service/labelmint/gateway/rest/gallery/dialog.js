@@ -110,7 +110,7 @@ function showFacts(sample) {
   dialog.dataset.verdict = verdict;
   $("open-verdict").textContent = verdict;
   const quantile = state.gate?.max_quantile;
-  const asked = quantile === undefined ? "" : `, the ${quantile} quantile of the calibration`;
+  const asked = quantile === undefined ? "" : ` (quantile ${quantile})`;
   const facts = {
     "JS score": `${number(sample.js_score)} nats`,
     Gate: limit === null ? "none: not calibrated" : `${number(limit)} nats${asked}`,
@@ -123,6 +123,7 @@ function showFacts(sample) {
   $("facts").replaceChildren(...rows(facts));
   const content = picture.content().map((value, index) => [labels()[index], value]).filter(([, value]) => value > 0);
   content.sort(([, left], [, right]) => right - left);
+  $("holds").classList.toggle("long", labels().some(({ name }) => name.length > 12));
   $("holds").replaceChildren(...content.map(([{ name, rgb }, value]) => {
     const swatch = element("i");
     swatch.style.backgroundColor = rgb;
@@ -178,8 +179,8 @@ function showMixing() {
   $("style-seed").value = state.mixing?.style_seed ?? "";
   $("crossover").value = state.mixing?.crossover ?? Math.ceil(state.model.num_ws / 2);
   $("unmix").disabled = state.mixing === null;
-  const gated = limit === null ? "" : `, so the page sends the gate as max_js=${number(limit)}`;
-  $("mixing-gate").textContent = `Layers 1 to ${last}. The calibration was measured without mixing${gated}.`;
+  const gated = limit === null ? "." : `, so the page gives its threshold explicitly: max_js=${number(limit)}.`;
+  $("mixing-gate").textContent = `Layers 1 to ${last}. The gate was measured without mixing${gated}`;
 }
 
 $("mixing").addEventListener("submit", (event) => {
