@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from labelmint.gateway.rest.pages import GALLERY
 from labelmint.kernel.interpreter import SHIPPED, shipped_file
 from tests.conftest import ROOT, need_program
 
@@ -58,6 +59,8 @@ def test_the_same_commit_gives_the_same_packages(clone: Path, packages: Path) ->
             assert any(name.endswith("py.typed") for name in names)
             if wheel.name.startswith("labelmint-"):
                 assert {f"labelmint/kernel/{shipped_file(level).name}" for level in SHIPPED} <= set(names)
+                scripts = {path for path in GALLERY if path.endswith(".js")}
+                assert {f"labelmint/gateway/rest{path}" for path in scripts} <= set(names)
     for path in packages.glob("*.tar.gz"):
         with tarfile.open(path) as archive:
             assert {name.partition("/")[0] for name in archive.getnames()} == {path.name.removesuffix(".tar.gz")}

@@ -24,7 +24,7 @@ from labelmint.triton.client import Array
 ROOT = Path(__file__).parent.parent.parent
 OUT = ROOT / "docs" / "images"
 FIRST_SEED = 39  # glasses and beards, and one sample that the gate rejects
-GALLERY = f"?model=faces&seed={FIRST_SEED}&count=24&view=overlay&max_quantile=0.9"
+GALLERY = "?model=faces&seed=0&count=24&view=overlay&max_quantile=0.9&where=glasses:0.01.."
 COLUMNS, SIZE, MARGIN, CAPTION = 6, 176, 8, 24
 
 

@@ -183,7 +183,7 @@ async def test_no_route_is_forgotten(locked: Locked) -> None:
 
 async def test_health_and_the_pages_are_open(locked: Locked) -> None:
     async with locked.http() as nobody:
-        for path in ("/healthz", "/readyz", "/openapi.json", "/docs", "/docs/swagger-ui.css", "/", "/gallery.js"):
+        for path in ("/healthz", "/readyz", "/openapi.json", "/docs", "/docs/swagger-ui.css", "/", "/gallery/page.js"):
             assert (await nobody.get(path)).status_code == 200, path
 
 

@@ -35,7 +35,7 @@ class Task:
 
     labels: the label outputs of the task; the image and the uncertainty are separate.
     names_parameter: the parameter of a model's configuration with the label names, as a JSON list.
-    names_field: the field of a Model message with the label names. It ends in `classes`; the gallery finds it by that.
+    names_field: the field of a Model message with the label names. The gallery finds it by the colours of its entries.
     names: what the label names denote, in the plural.
     min_names: the smallest useful number of label names.
     measure: what conditions on the content of a sample (`content.py`) measure of a label name.

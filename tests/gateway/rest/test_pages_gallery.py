@@ -2,45 +2,30 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import re
 import shutil
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
 import pytest
-import pytest_asyncio
 from axe_playwright_python.async_playwright import Axe
-from PIL import Image
-from playwright.async_api import Browser, ConsoleMessage, Locator, Page, Request, Route, async_playwright, expect
+from playwright.async_api import Browser, Page, Request, Route, expect
 
 from labelmint.core.executor import CALIBRATIONS
 from labelmint.gateway.encoding.people import heat_colours
 from labelmint.gateway.rest.pages import CONTENT_SECURITY_POLICY, GALLERY
 from labelmint.triton.model_config import read_config, write_config
-from tests.conftest import REPOSITORY, Service, need_program, start_service
+from tests.conftest import REPOSITORY, Service, start_service
+from tests.support.browser import READY, drawn, having, opened, seeds_of, verdicts
 
 pytestmark = [pytest.mark.triton, pytest.mark.torch, pytest.mark.browser]
 
 
 KEYPOINTS = "faces_keypoints"
-MILLISECONDS = 60_000  # machines that test are busy
-READY = ".pair[data-verdict]"
-expect.set_options(timeout=MILLISECONDS)
-
-
-@pytest_asyncio.fixture(scope="module")
-async def chromium() -> AsyncIterator[Browser]:
-    program = need_program("chromium", "chromium")
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=program)
-        yield browser
-        await browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -56,54 +41,6 @@ def uncalibrated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     running = start_service(directory / "serve.log", repository=repository)
     yield running
     assert running.stop() == 0, running.log.read_text()
-
-
-@asynccontextmanager
-async def opened(
-    chromium: Browser, address: str, *, width: int = 1280, height: int = 900, scheme: str = "light"
-) -> AsyncIterator[Page]:
-    """A page of its own, with nothing remembered. That the console said nothing wrong is asserted at the end."""
-    context = await chromium.new_context(
-        viewport={"width": width, "height": height},
-        color_scheme="dark" if scheme == "dark" else "light",
-        reduced_motion="reduce",
-    )
-    context.set_default_timeout(MILLISECONDS)
-    page = await context.new_page()
-    wrong: list[str] = []
-
-    def hear(message: ConsoleMessage) -> None:
-        # Chromium itself reports each answer with an error status; the tests of those look at the page.
-        if message.type in ("error", "warning") and not message.text.startswith("Failed to load resource"):
-            wrong.append(message.text)
-
-    page.on("console", hear)
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    await page.goto(address)
-    try:
-        yield page
-    finally:
-        await context.close()
-    assert not wrong
-
-
-def seeds_of(page: Page) -> Locator:
-    return page.locator(".pair .seed")
-
-
-def having(text: str) -> re.Pattern[str]:
-    """An address with this in its query. The browser tells of a new one in its own time."""
-    return re.compile(rf"[?&]{re.escape(text)}(&|$)")
-
-
-async def verdicts(page: Page) -> list[str | None]:
-    return [await card.get_attribute("data-verdict") for card in await page.locator(".pair").all()]
-
-
-async def drawn(page: Page, card: int = 0) -> np.ndarray:
-    """What the right picture of a pair shows, uint8 [side,side,3]."""
-    data = await page.locator(".pair canvas").nth(card).evaluate("canvas => canvas.toDataURL('image/png')")
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data.partition(",")[2]))).convert("RGB"))
 
 
 async def press_until(page: Page, key: str, focused: str) -> None:
@@ -298,10 +235,30 @@ async def test_accessibility_audit(chromium: Browser, service: Service, scheme: 
         assert len(found.response["passes"]) > 20
 
 
-async def test_a_narrow_window_has_no_sideways_scroll(chromium: Browser, service: Service) -> None:
-    async with opened(chromium, f"{service.http}/?count=2", width=320, height=640) as page:
-        await expect(page.locator(READY)).to_have_count(2)
+@pytest.mark.parametrize("pair", ["", "&pair=0&view=uncertainty"])
+async def test_a_narrow_window_has_no_sideways_scroll(chromium: Browser, service: Service, pair: str) -> None:
+    async with opened(chromium, f"{service.http}/?count=1&where=hair:0.01..{pair}", width=320, height=640) as page:
+        await expect(page.locator(READY)).to_have_count(1)
+        await expect(page.locator("dialog[open]")).to_have_count(1 if pair else 0)
         assert await page.evaluate("() => document.documentElement.scrollWidth") == 320
+        body = "document.querySelector('.open-body')"
+        assert await page.evaluate(f"() => {body}.scrollWidth <= {body}.clientWidth")
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+async def test_nothing_moves_while_the_page_fills(chromium: Browser, service: Service, width: int) -> None:
+    context = await chromium.new_context(viewport={"width": width, "height": 900})
+    page = await context.new_page()
+    await page.add_init_script(
+        """window.moved = 0;
+        new PerformanceObserver((list) => list.getEntries().forEach((entry) => { moved += entry.value; }))
+            .observe({type: "layout-shift", buffered: true});"""
+    )
+    await page.goto(f"{service.http}/?count=4")
+    await expect(page.locator(READY).first).to_be_visible(timeout=60_000)
+    await page.wait_for_load_state("networkidle")
+    assert await page.evaluate("moved") < 0.02, "the layout shift, of which 0.1 counts as good"
+    await context.close()
 
 
 async def test_keypoints_and_the_choice_of_a_model(chromium: Browser, service: Service, http: httpx.Client) -> None:

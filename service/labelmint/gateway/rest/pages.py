@@ -49,11 +49,16 @@ def _gallery_file(name: str, media_type: str) -> Response:
     return Response((files(__package__) / name).read_bytes(), headers=headers, media_type=media_type)
 
 
+def _modules() -> list[str]:
+    """The names of the gallery's scripts: ES modules, of which page.js imports the others."""
+    return sorted(file.name for file in (files(__package__) / "gallery").iterdir())
+
+
 GALLERY: Mapping[str, Response] = {
     "/": _gallery_file("gallery.html", "text/html"),
     "/gallery.css": _gallery_file("gallery.css", "text/css"),
-    "/gallery.js": _gallery_file("gallery.js", "text/javascript"),
     "/favicon.ico": _gallery_file("gallery.ico", "image/x-icon"),
+    **{f"/gallery/{name}": _gallery_file(f"gallery/{name}", "text/javascript") for name in _modules()},
 }
 
 
