@@ -8,6 +8,7 @@ Rules of this file:
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import multiprocessing
 import operator
@@ -27,6 +28,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from torch.utils.data import DataLoader, WeightedRandomSampler, random_split
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 from labelmint_client import (
     Client,
@@ -44,7 +46,7 @@ from tests.conftest import Service
 pytestmark = [pytest.mark.triton, pytest.mark.torch]
 
 Samples = LabeledSamples[Any]
-multiprocessing.set_forkserver_preload(["labelmint_client.torch"])
+multiprocessing.set_forkserver_preload(["labelmint_client.torch", "torchdata.stateful_dataloader"])
 
 seed_of = operator.attrgetter("seed")
 
@@ -239,6 +241,23 @@ def test_a_shuffled_pass_has_every_sample_once_and_lists_nothing_again(
     assert [sorted(each) for each in passes] == [accepted] * 2
     assert passes[0] != passes[1] and passes[0] != accepted
     assert rpcs(indexed, "ListSeeds") == before + 1
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_shuffled_pass_goes_on_where_it_was_interrupted(
+    seeds: Callable[..., Samples], accepted: list[int], workers: int
+) -> None:
+    def loader() -> Any:
+        context = "forkserver" if workers else None
+        generator = torch.Generator().manual_seed(0)
+        return StatefulDataLoader(
+            seeds(), 16, shuffle=True, num_workers=workers, multiprocessing_context=context, generator=generator
+        )
+
+    whole, interrupted, resumed = flat(loader()), loader(), loader()
+    first = flat(itertools.islice(interrupted, 3))
+    resumed.load_state_dict(pickle.loads(pickle.dumps(interrupted.state_dict())))
+    assert first + flat(resumed) == whole and sorted(whole) == accepted
 
 
 FORKING = """
