@@ -1,7 +1,8 @@
-"""Gateways before one real Triton with a tiny model, for the clients.
+"""Gateways before real Tritons with one small model each, for the clients.
 
 Rules of this file:
 - `tiny` has 16x16 pixels and is not calibrated: `options` has a gate that half of its samples pass.
+- `light` has 64x64 pixels of the classes a and b, whose areas vary. `indexed` has an index of its first 256 seeds.
 - A gateway that is to come back is started on the port that it had.
 """
 
@@ -16,12 +17,14 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
+from labelmint.seed_index.layout import Described
 from labelmint.triton.server import TritonServer
 from labelmint.v1 import sample_service_pb2 as pb
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
 from labelmint_client import Client, Sample, SampleOptions
 from tests.conftest import Service, start_service
 from tests.support.inference import running
+from tests.support.seed_index import real_columns, served, write
 
 StartGateway = Callable[..., Service]
 
@@ -62,6 +65,60 @@ def gateways_before(triton: TritonServer, tmp_path_factory: pytest.TempPathFacto
 def gateway(start_gateway: StartGateway) -> Service:
     """One that stays up."""
     return start_gateway()
+
+
+INDEXED = range(256)
+
+
+@pytest_asyncio.fixture(scope="session")
+async def light_triton(light_repository: Path) -> AsyncIterator[TritonServer]:
+    async with running(light_repository, "light") as server:
+        yield server
+
+
+@pytest_asyncio.fixture(scope="session")
+async def light_index(light_triton: TritonServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An index of seeds, written from what the Triton gives for each."""
+    model = await served(light_triton.grpc_url, "light")
+    columns = await real_columns(light_triton.grpc_url, model, INDEXED, 1.0)
+    directory = tmp_path_factory.mktemp("index")
+    write(directory / "seeds.parquet", Described.of(model, truncation_psi=1.0, class_index=None), columns)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def start_light(light_triton: TritonServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartGateway]:
+    """Start a gateway before the Triton of `light`."""
+    with gateways_before(light_triton, tmp_path_factory) as start:
+        yield start
+
+
+@pytest.fixture(scope="session")
+def indexed(start_light: StartGateway, light_index: Path) -> Service:
+    """A gateway of `light` with an index, which stays up."""
+    return start_light("--index", str(light_index))
+
+
+@pytest.fixture(scope="session")
+def light_samples(indexed: Service) -> list[Sample]:
+    """The samples of the indexed seeds, without a gate."""
+    with Client(indexed.grpc) as client:
+        batches = [range(first, first + 64) for first in range(0, len(INDEXED), 64)]
+        outcomes = [client.batch_get_samples("light", batch, SampleOptions(max_js=1e9)) for batch in batches]
+    return [outcome for batch in outcomes for outcome in batch if isinstance(outcome, Sample)]
+
+
+@pytest.fixture(scope="session")
+def light_options(light_samples: list[Sample]) -> SampleOptions:
+    """A gate at the median of the scores."""
+    return SampleOptions(max_js=float(np.median([sample.js_score for sample in light_samples])))
+
+
+@pytest.fixture(scope="session")
+def light_accepted(light_samples: list[Sample], light_options: SampleOptions) -> list[Sample]:
+    """The samples that this gate accepts, in the order of their seeds."""
+    assert light_options.max_js is not None
+    return [sample for sample in light_samples if sample.js_score <= light_options.max_js]
 
 
 @pytest.fixture

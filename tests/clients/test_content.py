@@ -12,7 +12,7 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-import pytest_asyncio
 
 from labelmint.triton.server import TritonServer
 from labelmint_client import (
@@ -44,19 +43,12 @@ from labelmint_client.v1 import sample_service_pb2 as pb
 from tests.clients.conftest import StartGateway, gateways_before
 from tests.conftest import ROOT, Service
 from tests.support.files import contents, forge
-from tests.support.inference import running
 
 pytestmark = [pytest.mark.triton, pytest.mark.torch]
 
 
 SEEDS = 256
 ALL = SampleOptions(max_js=1e9)
-
-
-@pytest_asyncio.fixture(scope="module")
-async def light_triton(light_repository: Path) -> AsyncIterator[TritonServer]:
-    async with running(light_repository, "light") as server:
-        yield server
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ import grpc.aio
 from labelmint_client import calls
 from labelmint_client.base import BaseClient, BaseStream, HealingLog
 from labelmint_client.calls import Call
+from labelmint_client.errors import LabelmintError
 from labelmint_client.messages import (
     SEED_END,
     Filtered,
@@ -31,6 +32,7 @@ from labelmint_client.messages import (
     listed,
 )
 from labelmint_client.policy import Walk
+from labelmint_client.progress import Bar, cannot_list, total_of
 
 T = TypeVar("T")
 
@@ -111,6 +113,7 @@ class AsyncClient(BaseClient):
         window: int = 0,
         model_version: str = "",
         model_digest: str = "",
+        progress: bool = False,
     ) -> AsyncSampleStream:
         options = options or SampleOptions()
         described = await self.get_model(model, model_version, class_index=options.class_index)
@@ -125,7 +128,22 @@ class AsyncClient(BaseClient):
             window=window,
             model_digest=model_digest,
         )
-        return AsyncSampleStream(self, described, walk)
+        bar = Bar(await self._total(walk, described, count=count, options=options)) if progress else None
+        return AsyncSampleStream(self, described, walk, bar)
+
+    async def _total(self, walk: Walk, model: Model, *, count: int, options: SampleOptions | None) -> int | None:
+        """Return how many samples a walk delivers; None if neither `count` nor an index of the gateway says so."""
+        if walk.finished:
+            return 0
+        try:
+            listed = await self.list_seeds(
+                model.name, walk.next_seed, walk.end_seed, options=options, model_version=model.version
+            )
+        except LabelmintError as error:
+            if cannot_list(error):
+                return count or None
+            raise
+        return total_of(listed, count, walk.shard_index, walk.shard_count)
 
     async def _task(self, model: str, model_version: str) -> str:
         key = (model, model_version)
@@ -155,8 +173,8 @@ class AsyncClient(BaseClient):
 class AsyncSampleStream(BaseStream, AsyncIterator[Sample]):
     """Iterator over the accepted samples of a walk, in order. Also an asynchronous context manager."""
 
-    def __init__(self, client: AsyncClient, model: Model, walk: Walk) -> None:
-        super().__init__(model, walk)
+    def __init__(self, client: AsyncClient, model: Model, walk: Walk, bar: Bar | None) -> None:
+        super().__init__(model, walk, bar)
         self._client = client
         self._call: Any = None
         self._events = self._read()
@@ -185,26 +203,28 @@ class AsyncSampleStream(BaseStream, AsyncIterator[Sample]):
     async def _read(self) -> AsyncGenerator[Sample | None, None]:
         client, walk = self._client, self._walk
         attempts = client._stream_attempts(walk)
-        while not walk.finished:
-            index, pause = attempts.next(time.monotonic())
-            try:
-                await asyncio.sleep(pause)
-                stub = client._stubs[index]
-                self._call = stub.StreamSamples(walk.request(), metadata=client._connection.metadata)
-                async for message in self._call:
-                    sample = walk.take(message)
-                    client._endpoints.worked(index)
-                    self._tell_healed()
-                    attempts = client._stream_attempts(walk)
-                    yield sample
-                    client._check_process()
-                    if walk.finished:
-                        return
-                walk.ended()
-            except grpc.RpcError as error:
-                self._tell_cut(attempts.failed(index, error, time.monotonic()))
-            finally:
-                if not client._forked:
-                    if self._call is not None:
-                        self._call.cancel()
-                    client._endpoints.give_back(index)
+        with self._shown():
+            while not walk.finished:
+                index, pause = attempts.next(time.monotonic())
+                try:
+                    await asyncio.sleep(pause)
+                    stub = client._stubs[index]
+                    self._call = stub.StreamSamples(walk.request(), metadata=client._connection.metadata)
+                    async for message in self._call:
+                        sample = walk.take(message)
+                        client._endpoints.worked(index)
+                        self._tell_healed()
+                        self._show(sample)
+                        attempts = client._stream_attempts(walk)
+                        yield sample
+                        client._check_process()
+                        if walk.finished:
+                            return
+                    walk.ended()
+                except grpc.RpcError as error:
+                    self._tell_cut(attempts.failed(index, error, time.monotonic()))
+                finally:
+                    if not client._forked:
+                        if self._call is not None:
+                            self._call.cancel()
+                        client._endpoints.give_back(index)

@@ -10,12 +10,14 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from labelmint_client.connection import Connection, Tls
 from labelmint_client.errors import LabelmintError, StreamExpired
-from labelmint_client.messages import Model
+from labelmint_client.messages import Model, Sample
 from labelmint_client.policy import Attempts, Endpoints, Healing, Walk
+from labelmint_client.progress import Bar, Progress
 from labelmint_client.v1 import sample_service_pb2_grpc as pb_grpc
 
 logger = logging.getLogger(__name__)
@@ -106,10 +108,12 @@ class HealingLog:
 class BaseStream:
     """The progress of a walk. `model`: the model of the walk; its version and digest stay the same throughout."""
 
-    def __init__(self, model: Model, walk: Walk) -> None:
+    def __init__(self, model: Model, walk: Walk, bar: Bar | None) -> None:
         self.model = model
         self._walk = walk
         self._log = HealingLog(logging.WARNING)
+        self._bar = bar
+        self._delivered = self._accepted = 0
 
     @property
     def model_digest(self) -> str:
@@ -133,6 +137,20 @@ class BaseStream:
 
     def _tell_cut(self, failure: LabelmintError) -> None:
         self._log.cut(f"the stream of {self.model.name} resumes at seed {self._walk.next_seed}", failure)
+
+    def _shown(self) -> AbstractContextManager[object]:
+        """Begin to show the progress, until the end of the context."""
+        self._show(None)
+        return self._bar or nullcontext()
+
+    def _show(self, sample: Sample | None) -> None:
+        if self._bar is None:
+            return
+        if sample is not None:
+            self._delivered += 1
+            self._accepted += sample.accepted
+        seeds = self._accepted + self.filtered_count + self.rejected_count
+        self._bar.show(Progress(self._delivered, self._accepted, self.filtered_count, seeds))
 
     def _tell_healed(self) -> None:
         self._log.healed(f"the stream of {self.model.name} recovered")

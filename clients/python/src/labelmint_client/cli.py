@@ -16,26 +16,20 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from labelmint_client.client import Client
 from labelmint_client.connection import Tls
 from labelmint_client.errors import LabelmintError
 from labelmint_client.messages import Model, SampleOptions
+from labelmint_client.progress import Bar
 from labelmint_client.pull_formats import PULL_FORMATS
-
-if TYPE_CHECKING:
-    from tqdm import tqdm
-
-    from labelmint_client.pull import Progress
 
 _SILENT_SECONDS = 1.0  # how long to wait for the service before printing that the command is waiting
 _SAMPLES = 100  # how many samples `verify` requests from a service by default
 _OF_THE_SERVICE = ("sample", "token_file", "tls", "tls_ca", "tls_certificate", "tls_key", "insecure")
 _PULL_OPTIONS = "LABELMINT_PULL_OPTIONS"
-_LOG_SECONDS = 30.0  # between two progress lines if stderr is not a terminal
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -236,7 +230,7 @@ def _pull(parsed: argparse.Namespace) -> int:
             class_index=parsed.class_index,
         ),
     )
-    with _client(parsed) as client, _Bar(options.count) as bar:
+    with _client(parsed) as client, Bar(options.count) as bar:
         manifest = pull(client, options, parsed.out, on_progress=bar.show)
     filtered = manifest.get("filtered_count", 0)  # earlier versions had no conditions
     accepted, rejected = manifest["accepted_count"] + filtered, manifest["rejected_count"]
@@ -275,32 +269,3 @@ def _upload(parsed: argparse.Namespace) -> int:
     else:
         print(f"{parsed.url} has {parsed.part}: {counts}; whoever sends the last part completes it")
     return 0
-
-
-class _Bar(AbstractContextManager["_Bar"]):
-    """A progress bar on stderr: rate, acceptance and time left. The first report, before any sample, only starts it."""
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-        self._initial: int | None = None
-        self._bar: tqdm[NoReturn] | None = None
-
-    def show(self, progress: Progress) -> None:
-        from tqdm import tqdm
-
-        if self._initial is None:
-            self._initial = progress.done
-            return
-        if self._bar is None:
-            seconds = 0.1 if sys.stderr.isatty() else _LOG_SECONDS
-            self._bar = tqdm(
-                total=self._count, initial=self._initial, unit="sample", mininterval=seconds, maxinterval=seconds
-            )
-        shares = f"{(progress.accepted + progress.filtered) / max(1, progress.seeds):.1%} accepted"
-        shares += f", {progress.filtered} filtered" if progress.filtered else ""
-        self._bar.set_postfix_str(shares, refresh=False)
-        self._bar.update(progress.done - self._bar.n)
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()

@@ -23,6 +23,7 @@ import grpc
 from labelmint_client import calls
 from labelmint_client.base import BaseClient, BaseStream, HealingLog
 from labelmint_client.calls import Call
+from labelmint_client.errors import LabelmintError
 from labelmint_client.messages import (
     SEED_END,
     Filtered,
@@ -35,6 +36,7 @@ from labelmint_client.messages import (
     listed,
 )
 from labelmint_client.policy import Walk
+from labelmint_client.progress import Bar, cannot_list, total_of
 
 T = TypeVar("T")
 
@@ -135,6 +137,7 @@ class Client(BaseClient):
         window: int = 0,
         model_version: str = "",
         model_digest: str = "",
+        progress: bool = False,
     ) -> SampleStream:
         """Walk the seeds from start_seed up to, not including, end_seed. Each accepted sample comes once, in order.
 
@@ -142,6 +145,8 @@ class Client(BaseClient):
         shard_index, shard_count: take only the seeds congruent to shard_index modulo shard_count.
         window: how many samples the gateway generates ahead of the caller; 0: 8, or the gateway's limit if lower.
         model_digest: the digest of an earlier walk. Raises ModelVersionGone if the model has another digest now.
+        progress: show a bar on stderr: rate, acceptance and, with `count` or if the gateway has an index of the range,
+        what remains. It needs tqdm.
 
         The stream survives restarts of the gateway and of its Triton: it resumes at `next_seed`, at another endpoint if
         there is one. It stays with the version and digest that the model has when the walk begins. If these are no
@@ -162,7 +167,22 @@ class Client(BaseClient):
             window=window,
             model_digest=model_digest,
         )
-        return SampleStream(self, described, walk)
+        bar = Bar(self._total(walk, described, count=count, options=options)) if progress else None
+        return SampleStream(self, described, walk, bar)
+
+    def _total(self, walk: Walk, model: Model, *, count: int, options: SampleOptions | None) -> int | None:
+        """Return how many samples a walk delivers; None if neither `count` nor an index of the gateway says so."""
+        if walk.finished:
+            return 0
+        try:
+            listed = self.list_seeds(
+                model.name, walk.next_seed, walk.end_seed, options=options, model_version=model.version
+            )
+        except LabelmintError as error:
+            if cannot_list(error):
+                return count or None
+            raise
+        return total_of(listed, count, walk.shard_index, walk.shard_count)
 
     def _task(self, model: str, model_version: str) -> str:
         key = (model, model_version)
@@ -192,8 +212,8 @@ class Client(BaseClient):
 class SampleStream(BaseStream, Iterator[Sample]):
     """Iterator over the accepted samples of a walk, in order. Also a context manager."""
 
-    def __init__(self, client: Client, model: Model, walk: Walk) -> None:
-        super().__init__(model, walk)
+    def __init__(self, client: Client, model: Model, walk: Walk, bar: Bar | None) -> None:
+        super().__init__(model, walk, bar)
         self._client = client
         self._closed = threading.Event()
         self._call: Any = None
@@ -227,32 +247,34 @@ class SampleStream(BaseStream, Iterator[Sample]):
     def _read(self) -> Generator[Sample | None, None, None]:
         client, walk = self._client, self._walk
         attempts = client._stream_attempts(walk)
-        while not walk.finished:
-            index, pause = attempts.next(time.monotonic())
-            try:
-                if self._closed.wait(pause):
-                    return
-                stub = client._stubs[index]
-                self._call = stub.StreamSamples(walk.request(), metadata=client._connection.metadata)
-                for message in self._call:
-                    sample = walk.take(message)
-                    client._endpoints.worked(index)
-                    self._tell_healed()
-                    attempts = client._stream_attempts(walk)
-                    yield sample
-                    client._check_process()
-                    if walk.finished or self._closed.is_set():
+        with self._shown():
+            while not walk.finished:
+                index, pause = attempts.next(time.monotonic())
+                try:
+                    if self._closed.wait(pause):
                         return
-                walk.ended()
-            except grpc.RpcError as error:
-                if self._closed.is_set():
-                    return
-                self._tell_cut(attempts.failed(index, error, time.monotonic()))
-            finally:
-                if not client._forked:
-                    if self._call is not None:
-                        self._call.cancel()
-                    client._endpoints.give_back(index)
+                    stub = client._stubs[index]
+                    self._call = stub.StreamSamples(walk.request(), metadata=client._connection.metadata)
+                    for message in self._call:
+                        sample = walk.take(message)
+                        client._endpoints.worked(index)
+                        self._tell_healed()
+                        self._show(sample)
+                        attempts = client._stream_attempts(walk)
+                        yield sample
+                        client._check_process()
+                        if walk.finished or self._closed.is_set():
+                            return
+                    walk.ended()
+                except grpc.RpcError as error:
+                    if self._closed.is_set():
+                        return
+                    self._tell_cut(attempts.failed(index, error, time.monotonic()))
+                finally:
+                    if not client._forked:
+                        if self._call is not None:
+                            self._call.cancel()
+                        client._endpoints.give_back(index)
 
 
 def _close(channels: Sequence[grpc.Channel], process: int) -> None:

@@ -174,7 +174,7 @@ class Walk:
         self._model = model
         self._digest = model_digest or model.digest
         self._check_digest(model.digest)
-        self._end_seed = end_seed
+        self.end_seed = end_seed
         self._undelivered = count or None  # None: no limit
         self._options = (options or SampleOptions()).message(model.task)
         self._window = window
@@ -215,10 +215,10 @@ class Walk:
         if sample is not None:
             self._check_digest(sample.model_digest)
             checked(sample, self._options)
-        self.next_seed = min(message.next_seed, self._end_seed)
+        self.next_seed = min(message.next_seed, self.end_seed)
         self.rejected_count = self._rejected_before + message.rejected_count
         self.filtered_count = self._filtered_before + message.filtered_count
-        if sample is None or sample.seed >= self._end_seed:
+        if sample is None or sample.seed >= self.end_seed:
             return None
         if self._undelivered is not None:
             self._undelivered -= 1
@@ -227,20 +227,24 @@ class Walk:
     def ended(self) -> None:
         """Record that the gateway ended the stream normally: there are no more samples."""
         if not self.finished:
-            self.next_seed = self._end_seed
+            self.next_seed = self.end_seed
 
     def _seeds_left(self) -> int:
         first = self.next_seed + (self.shard_index - self.next_seed) % self.shard_count
-        return len(range(first, self._end_seed, self.shard_count))
+        return len(range(first, self.end_seed, self.shard_count))
 
     def _check_digest(self, digest: str) -> None:
-        if digest == self._digest:
-            return
-        model = self._model
-        raise ModelVersionGone(
-            f"version {model.version} of model {model.name!r} now has digest {digest[:12]}..., this walk began with "
-            f"{self._digest[:12]}...; other weights give other samples: start a new walk",
-            grpc.StatusCode.FAILED_PRECONDITION,
-            "MODEL_VERSION_GONE",
-            {"model": model.name, "model_version": model.version, "model_digest": self._digest},
-        )
+        check_digest(self._model, digest, self._digest, "walk")
+
+
+def check_digest(model: Model, digest: str, began_with: str, what: str) -> None:
+    """Raises ModelVersionGone if the version of a model now has another digest than a walk or dataset began with."""
+    if digest == began_with:
+        return
+    raise ModelVersionGone(
+        f"version {model.version} of model {model.name!r} now has digest {digest[:12]}..., this {what} began with "
+        f"{began_with[:12]}...; other weights give other samples: start a new {what}",
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "MODEL_VERSION_GONE",
+        {"model": model.name, "model_version": model.version, "model_digest": began_with},
+    )

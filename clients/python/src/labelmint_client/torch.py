@@ -13,24 +13,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from labelmint_client.client import Client
+from labelmint_client.items import check_parts, image_and_label
+from labelmint_client.map_style import LabeledSamples
 from labelmint_client.messages import SEED_END, Sample, SampleOptions
 from labelmint_client.ranks import Place, is_dispatched, place_of
-from labelmint_client.tasks import target_of
+
+__all__ = ["LabeledSampleDataset", "LabeledSamples", "image_and_label", "merge_states"]
 
 Item = TypeVar("Item")
-
-
-def image_and_label(sample: Sample) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return image uint8 [3,H,W], and label int64 [H,W] as cross_entropy needs it, or keypoints float32 [K,3]."""
-    assert sample.image is not None
-    image = torch.from_numpy(sample.image.transpose(2, 0, 1).copy())
-    target = target_of(sample)
-    return image, torch.from_numpy(target.astype(np.int64) if target.dtype == np.uint8 else target)
 
 
 class LabeledSampleDataset(IterableDataset[Item]):
@@ -68,8 +62,7 @@ class LabeledSampleDataset(IterableDataset[Item]):
         if not 0 <= start_seed < end_seed <= SEED_END:
             raise ValueError(f"start_seed {start_seed}, end_seed {end_seed}: they are 0 to {SEED_END}, in this order")
         options = options or SampleOptions()
-        if transform is image_and_label and (options.omit_image or options.omit_label):
-            raise ValueError("options leave out the image or the label: give a transform that does not need it")
+        check_parts(transform, options)
         if (rank is None) != (world_size is None):
             raise ValueError("rank and world_size belong together; give both")
         if rank is not None and world_size is not None and not 0 <= rank < world_size:

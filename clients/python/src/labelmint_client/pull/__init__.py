@@ -6,8 +6,9 @@ Rules of this package:
 - The package needs the extra `pull`. `uploading` also needs the extra `s3`, so it is imported by its own name.
 """
 
+from labelmint_client.progress import Progress
 from labelmint_client.pull.errors import PullError
-from labelmint_client.pull.pulling import Progress, PullOptions, pull
+from labelmint_client.pull.pulling import PullOptions, pull
 from labelmint_client.pull.verifying import Report, verify
 
 __all__ = ["Progress", "PullError", "PullOptions", "Report", "pull", "verify"]

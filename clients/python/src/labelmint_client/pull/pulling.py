@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from labelmint_client import Client, Model, Sample, SampleOptions
+from labelmint_client.progress import Progress
 from labelmint_client.pull.directory import Json, PullDirectory, completed, extensible, to_json
 from labelmint_client.pull.errors import PullError
 from labelmint_client.pull.formats import FORMATS, LabelMode, Written, open_format
@@ -101,20 +102,6 @@ _GATE = (
     "where",
     "class_index",
 )
-
-
-@dataclass(frozen=True)
-class Progress:
-    """The progress of a pull, including earlier runs.
-
-    done: samples taken. accepted: those of them that the gate accepted.
-    seeds: seeds passed. filtered: those of them that the gate accepted and that do not satisfy the conditions.
-    """
-
-    done: int
-    accepted: int
-    filtered: int
-    seeds: int
 
 
 def pull(
