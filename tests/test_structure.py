@@ -22,7 +22,8 @@ ALLOWED = {
     "gpu": set(),
     "untrusted": {"core"},
     "triton": {"conventions", "core", "kernel", "tracing", "untrusted"},
-    "gateway.sampling": {"conventions", "core", "tracing", "triton"},
+    "seed_index": {"core"},
+    "gateway.sampling": {"conventions", "core", "seed_index", "tracing", "triton"},
     "gateway.encoding": {"core", "gateway.sampling"},
     "gateway.grpc": {"core", "gateway.encoding", "gateway.sampling", "v1"},
     "gateway.rest": {"conventions", "core", "gateway.encoding", "gateway.sampling"},
@@ -32,6 +33,7 @@ ALLOWED = {
         "gateway.grpc",
         "gateway.rest",
         "gateway.sampling",
+        "seed_index",
         "tracing",
         "triton",
         "v1",
@@ -102,9 +104,9 @@ def test_only_the_rooms_of_weights_import_what_is_heavy() -> None:
             assert not {name.split(".")[0] for name in imports(path)}.intersection(HEAVY), path.name
 
 
-def test_serving_loads_without_torch() -> None:
+def test_serving_loads_without_torch_and_pyarrow() -> None:
     script = (
-        f"import sys; sys.modules.update(dict.fromkeys({sorted(HEAVY)!r}))\n"
+        f"import sys; sys.modules.update(dict.fromkeys({sorted({*HEAVY, 'pyarrow'})!r}))\n"
         "import labelmint.cli, labelmint.gateway.process.server, labelmint.calibrate"
     )
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -37,6 +37,7 @@ _EXPORT_MODULES = ("torch", "onnx", "onnxruntime", "onnxscript", "pycocotools", 
 _EXTRAS = dict.fromkeys(_EXPORT_MODULES, ("export", "this command needs torch and onnx"))
 _EXTRAS["triton"] = ("gpu", "`--format gpu` needs the compiler of the Triton language")
 _EXTRAS["tqdm"] = ("calibrate", "this command needs tqdm")
+_EXTRAS["pyarrow"] = ("index", "an index of seeds needs pyarrow")
 _EXTRAS["opentelemetry"] = ("tracing", "traces need OpenTelemetry")
 _CLIENT_COMMANDS = ("pull", "verify", "upload")
 

@@ -27,6 +27,8 @@ SEED_END = 2**32
 MAX_BATCH = 64
 DEFAULT_WINDOW = 8
 MAX_TRUNCATION_PSI = 2.0
+DEFAULT_PAGE = 1 << 20
+MAX_PAGE = 1 << 23
 
 
 @dataclass(frozen=True)
@@ -233,6 +235,22 @@ def window_of(window: int, largest: int) -> int:
     if not 0 <= window <= largest:
         raise InvalidRequest("window", f"{window} is out of range; give 1 to {largest}, or 0 for the default")
     return window or min(DEFAULT_WINDOW, largest)
+
+
+def check_page(seeds: tuple[int, int], page_size: int) -> int:
+    """The size of a page of the seeds from seeds[0] up to seeds[1], 0 for as far as they are known.
+
+    Raises InvalidRequest. A `page_size` of 0 means the default.
+    """
+    start, end = seeds
+    for field, seed in (("start_seed", start), ("end_seed", end)):
+        if not 0 <= seed <= SEED_END:
+            raise InvalidRequest(field, f"{seed} is out of range; give 0 to {SEED_END}")
+    if end and end < start:
+        raise InvalidRequest("end_seed", f"{end} is below start_seed, {start}; give the first seed after the range")
+    if not 0 <= page_size <= MAX_PAGE:
+        raise InvalidRequest("page_size", f"{page_size} is out of range; give 1 to {MAX_PAGE}, or 0 for the default")
+    return page_size or DEFAULT_PAGE
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,14 @@ from typing import Any
 
 from labelmint.core.errors import UnusableFile
 from labelmint.core.served_model import ServedModel
+from labelmint.core.task import Measure, task_of
 
 METADATA_KEY = b"labelmint_index"
 SEED = "seed"
 ROW_GROUP_SEEDS = 65_536
 _FORMAT = 1
+# What a column of labels holds: not the area itself, a share, which would be rounded.
+_COLUMNS: Mapping[Measure, str] = {"area": "pixels", "confidence": "confidence"}
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class Described:
 
     def label_column(self, name: str) -> str:
         """The column of a class or keypoint."""
-        return f"{'pixels' if self.task == 'segmentation' else 'confidence'}_{name}"
+        return f"{_COLUMNS[task_of(self.task).measure]}_{name}"
 
 
 def score_column(kind: str) -> str:
@@ -100,6 +103,7 @@ def _check(described: Described) -> None:
     for name in ("model", "digest", "executor", "task", "score_kind"):
         if not isinstance(getattr(described, name), str):
             raise ValueError(f"{name} is not text")
+    task_of(described.task)
     if not re.fullmatch("[0-9a-f]{64}", described.digest):
         raise ValueError("digest is not a SHA-256")
     if not 0.0 <= described.truncation_psi <= 2.0:

@@ -11,6 +11,7 @@ from typing import Any
 from labelmint.core.served_model import ServedModel
 from labelmint.core.task import TASKS
 from labelmint.gateway.encoding.labels import NO_FIELDS, labels_of
+from labelmint.gateway.sampling.indexed import SeedPage
 from labelmint.gateway.sampling.sample import Sample
 
 
@@ -49,6 +50,19 @@ def rejection_fields(sample: Sample) -> dict[str, Any]:
 def filtered_fields(sample: Sample) -> dict[str, Any]:
     """The fields of a batch outcome that only the conditions of the request keep from being delivered."""
     return {"seed": sample.seed, "content": dict(sample.content)}
+
+
+def page_fields(page: SeedPage) -> dict[str, Any]:
+    """The fields of a page of seeds; `delivered` is bytes."""
+    return {
+        "first_seed": page.first,
+        "seed_count": page.count,
+        "delivered": page.delivered,
+        "delivered_count": page.delivered_count,
+        "next_seed": page.next,
+        "end_seed": page.end,
+        "model_digest": page.model.digest,
+    }
 
 
 def model_fields(model: ServedModel) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from google.rpc import error_details_pb2, status_pb2
 from labelmint.core.errors import LabelmintError
 from labelmint.core.policy import MAX_BATCH, Walk
 from labelmint.core.served_model import ServedModel
+from labelmint.gateway.encoding.fields import page_fields
 from labelmint.gateway.grpc.messages import copies_only, model_message, options_of, outcome_messages, sample_message
 from labelmint.gateway.sampling.metrics import UNKNOWN_MODEL, Metrics
 from labelmint.gateway.sampling.sample import Delivery
@@ -35,7 +36,9 @@ logger = logging.getLogger(__name__)
 S = TypeVar("S")
 T = TypeVar("T")
 
-Request: TypeAlias = pb.GetSampleRequest | pb.BatchGetSamplesRequest | pb.StreamSamplesRequest | pb.GetModelRequest
+Request: TypeAlias = (
+    pb.GetSampleRequest | pb.BatchGetSamplesRequest | pb.StreamSamplesRequest | pb.ListSeedsRequest | pb.GetModelRequest
+)
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["SampleService"].full_name
 ERROR_DOMAIN = "labelmint"
@@ -119,6 +122,18 @@ class SampleService(pb_grpc.SampleServiceServicer):
         async with aclosing(samples):
             async for delivery in samples:
                 yield delivery
+
+    async def ListSeeds(self, request: pb.ListSeedsRequest, context: Context) -> pb.ListSeedsResponse:
+        async with self._call("ListSeeds", context) as call:
+            model = await call.find(self._sampler, request)
+            page = await self._sampler.list_seeds(
+                model,
+                (request.start_seed, request.end_seed),
+                options_of(model, request.options),
+                page_size=request.page_size,
+                timeout_seconds=context.time_remaining(),
+            )
+            return pb.ListSeedsResponse(**page_fields(page))
 
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
         async with self._call("GetModel", context) as call:

@@ -35,6 +35,7 @@ from labelmint.gateway.rest.app import Exposure, create_app
 from labelmint.gateway.sampling.access import Tokens
 from labelmint.gateway.sampling.cache import SampleCache
 from labelmint.gateway.sampling.catalog import Catalog
+from labelmint.gateway.sampling.indexed import Indexed
 from labelmint.gateway.sampling.lifecycle import Lifecycle
 from labelmint.gateway.sampling.metrics import CallerSamples, Metrics, ServedModels
 from labelmint.gateway.sampling.sampler import Limits, Sampler, SamplingCore
@@ -56,6 +57,7 @@ async def serve(settings: ServeSettings) -> None:
     announcer, signals = Announcer(settings), Signals()
     for line in unknown_variables():
         logger.warning("%s", line)
+    index = _index(settings)
     async with contextlib.AsyncExitStack() as stack:
         listening = stack.enter_context(take_ports(settings.host, settings.http_port, settings.grpc_port))
         stack.callback(start_tracing(settings.otlp_endpoint))
@@ -67,16 +69,18 @@ async def serve(settings: ServeSettings) -> None:
         catalog = Catalog(client, settings.pipeline)
         metrics = _metrics(catalog, security.tokens)
         if own is not None:
+            await _check_index(index, catalog)
             own.supervise(metrics, catalog)
         lifecycle = Lifecycle(catalog, settings.max_connection_age_seconds, settings.capacity_wait_seconds > 0)
         cache = SampleCache(settings.cache_bytes, metrics)
-        sampler = Sampler(catalog, client, metrics, cache=cache, limits=_limits(settings))
+        sampler = Sampler(catalog, client, metrics, cache=cache, limits=_limits(settings), index=index)
         core = SamplingCore(sampler, metrics, lifecycle)
         health = await stack.enter_async_context(health_service(lifecycle))
         await stack.enter_async_context(running(asyncio.create_task(give_back())))
         async with _servers(settings, security, listening, core=core, health=health):
             await stack.enter_async_context(_following(signals.reload, own, client, catalog=catalog))
             await announcer.announce(catalog, signals.stop, ports=listening.ports, tls=security.tls is not None)
+            index.report(catalog.known())
             await signals.stop.wait()
             announcer.say("stopping")
             lifecycle.drain()
@@ -97,6 +101,21 @@ async def _own_triton(
     announcer.say(f"starting Triton on {settings.model_repository} ({', '.join(own.server.models)})")
     await own.start(signals.stop)
     return own
+
+
+def _index(settings: ServeSettings) -> Indexed:
+    """The index of the settings; raises UnusableFile."""
+    if settings.index is None:
+        return Indexed()
+    from labelmint.seed_index.reading import SeedIndex  # here, because only an index needs pyarrow
+
+    return Indexed(SeedIndex(settings.index), settings.index)
+
+
+async def _check_index(index: Indexed, catalog: Catalog) -> None:
+    """Raises UnusableFile if the index does not fit the models of the child Triton."""
+    await catalog.refresh_anew()
+    index.check(catalog.known())
 
 
 def _limits(settings: ServeSettings) -> Limits:

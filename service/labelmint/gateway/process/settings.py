@@ -69,6 +69,8 @@ class ServeSettings(BaseSettings):
     """largest window of a stream: samples that are generated ahead of its reader"""
     max_empty_seeds: Positive = 100_000
     """a stream with conditions (where) ends after so many seeds in a row without a sample"""
+    index: Path | None = None
+    """directory of an index of seeds, which `labelmint index` wrote: streams then skip what they would not deliver"""
     max_connections: Positive = 400
     """most connections at once at each of the two servers; more are closed"""
     http_keep_alive_seconds: Positive = 75

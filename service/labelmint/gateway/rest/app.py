@@ -51,6 +51,7 @@ def create_app(core: SamplingCore, *, version: str, exposure: Exposure) -> ASGIA
     routes.add_models(app, resources)
     routes.add_samples(app, resources)
     routes.add_archives(app, resources, core.lifecycle)
+    routes.add_seeds(app, resources)
     routes.add_batch(app, resources)
     routes.add_operations(app, core.lifecycle, core.metrics)
     add_pages(app)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from importlib.metadata import version
 
@@ -47,6 +47,10 @@ class Caching:
     @property
     def headers(self) -> dict[str, str]:
         return {"ETag": self.etag, "Cache-Control": self.cache_control, "Accept-Ranges": "none"}
+
+    def revalidated(self) -> Caching:
+        """The caching of a response that more than the URL determines, so that no cache may keep it unasked."""
+        return replace(self, cache_control=f"{self.cache_control.partition(',')[0]}, no-cache")
 
     def held(self, if_none_match: str | None, exists: bool = False) -> bool:
         """Whether If-None-Match names this response, or is `*` when a response is known to exist (`exists`)."""

@@ -23,6 +23,7 @@ VALIDATORS = {
     "Cache-Control": {"description": "Immutable if `revision` is given.", "schema": {"type": "string"}},
 }
 SAMPLE_ERRORS = (400, 404, 409, 410, 422, 429, 502, 503, 504)
+SEEDS_ERRORS = (400, 404, 409, 410, 422, 429, 503, 504)
 BATCH_ERRORS = (400, 404, 410, 413, 429, 502, 503, 504)
 
 

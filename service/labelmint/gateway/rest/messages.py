@@ -15,17 +15,19 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 
 from labelmint.core.content import MAX_CONDITIONS, condition_of
 from labelmint.core.errors import SampleRejected
-from labelmint.core.policy import MAX_BATCH, MAX_TRUNCATION_PSI, SEED_END, SampleOptions
+from labelmint.core.policy import DEFAULT_PAGE, MAX_BATCH, MAX_PAGE, MAX_TRUNCATION_PSI, SEED_END, SampleOptions
 from labelmint.core.served_model import ServedModel
 from labelmint.gateway.encoding.fields import (
     filtered_fields,
     label_name_fields,
     model_fields,
+    page_fields,
     rejection_fields,
     sample_fields,
 )
 from labelmint.gateway.encoding.pixels import IMAGE_ENCODERS, LABEL_ENCODERS, Encoder
 from labelmint.gateway.rest.caching import revision
+from labelmint.gateway.sampling.indexed import SeedPage
 from labelmint.gateway.sampling.sample import Sample
 
 MAX_TAR_COUNT = 100_000
@@ -119,6 +121,16 @@ class TarQuery(PinnedQuery):
     """Number of disjoint archives."""
 
 
+class SeedsQuery(PinnedQuery):
+    start_seed: Annotated[int, Field(ge=0, le=SEED_END)] = 0
+    """First seed of the range."""
+    end_seed: Annotated[int, Field(ge=0, le=SEED_END)] = 0
+    """First seed after the range. 0: the end of the run of indexed seeds that start_seed is in."""
+    page_size: Annotated[
+        int, Field(ge=0, le=MAX_PAGE, description=f"Most seeds of a page, 1 to {MAX_PAGE}; 0: {DEFAULT_PAGE}.")
+    ] = 0
+
+
 class BatchBody(OptionsModel):
     encoding: Encoding = "png"
     include_js_map: IncludeJsMap = False
@@ -200,6 +212,24 @@ class FilteredModel(BaseModel):
 
 class BatchModel(BaseModel):
     outcomes: list[SampleModel | RejectionModel | FilteredModel]
+
+
+class SeedPageModel(BaseModel):
+    """Which seeds of a page a walk delivers."""
+
+    first_seed: Annotated[int, Field(description="First seed of the page.")]
+    seed_count: Annotated[int, Field(description="Number of seeds of the page, delivered or not.")]
+    delivered: Annotated[
+        str,
+        Field(
+            description="base64 of one bit for each seed of the page, set if a walk delivers its sample. Seed "
+            "first_seed + i is bit i % 8 of byte i / 8, counted from the least significant bit."
+        ),
+    ]
+    delivered_count: Annotated[int, Field(description="How many bits are set.")]
+    next_seed: Annotated[int, Field(description="First seed after the page: the start_seed of the next page.")]
+    end_seed: Annotated[int, Field(description="End of the range. The page is the last one if next_seed is equal.")]
+    model_digest: str
 
 
 class LabelClassModel(BaseModel):
@@ -286,6 +316,11 @@ def _outcome_model(sample: Sample, body: BatchBody) -> SampleModel | RejectionMo
     if isinstance(refusal, SampleRejected):
         return RejectionModel(accepted=False, **rejection_fields(sample))
     return FilteredModel(filtered=True, **filtered_fields(sample))
+
+
+def seed_page_model(page: SeedPage) -> SeedPageModel:
+    fields = page_fields(page)
+    return SeedPageModel(**{**fields, "delivered": base64.b64encode(page.delivered).decode()})
 
 
 def model_model(model: ServedModel) -> ModelModel:

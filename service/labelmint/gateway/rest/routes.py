@@ -1,4 +1,4 @@
-"""The routes: models, samples in several forms, batches, tar archives of samples, health checks and metrics.
+"""The routes: models, samples in several forms, batches, tar archives of samples, lists of seeds, health checks and metrics.
 
 Rules of this file:
 - Each form of a sample has its own route. All of them follow the same steps, which `Resources` has.
@@ -25,7 +25,14 @@ from labelmint.gateway.encoding.archives import archive, members, npz
 from labelmint.gateway.encoding.people import overlay_png, uncertainty_png
 from labelmint.gateway.encoding.pixels import Encoder, image_png, label_png
 from labelmint.gateway.rest import messages
-from labelmint.gateway.rest.documented import BATCH_ERRORS, NOT_MODIFIED, SAMPLE_ERRORS, VALIDATORS, documented_bytes
+from labelmint.gateway.rest.documented import (
+    BATCH_ERRORS,
+    NOT_MODIFIED,
+    SAMPLE_ERRORS,
+    SEEDS_ERRORS,
+    VALIDATORS,
+    documented_bytes,
+)
 from labelmint.gateway.rest.middleware import ALIVE_PATH, READY_PATH
 from labelmint.gateway.rest.problems import documented
 from labelmint.gateway.rest.resources import IfNoneMatch, ModelName, Resources, Seed, not_modified
@@ -183,6 +190,37 @@ def add_archives(app: FastAPI, resources: Resources, lifecycle: Lifecycle) -> No
         samples = resources.sampler.walk(found, walk, options, count=query.count)
         encode = partial(resources.encoded, found, members)
         return Streamed(archive(lifecycle.guard(samples, walk.start), encode), _TAR, caching.headers)
+
+
+def add_seeds(app: FastAPI, resources: Resources) -> None:
+    @app.get(
+        "/v1/models/{model}/seeds",
+        response_model=messages.SeedPageModel,
+        responses={**documented(*SEEDS_ERRORS), **NOT_MODIFIED, 200: {"headers": VALIDATORS}},
+        summary="Which seeds of a range a walk delivers, from the index of the gateway",
+        description=(
+            "One bit for each seed, for a page of the range; to read the next page, send the request again with "
+            "`start_seed` = `next_seed`. Only with an index of these samples (`labelmint serve --index`). Options that "
+            "only change the form of samples are checked and have no effect."
+        ),
+    )
+    async def list_seeds(
+        request: Request,
+        response: Response,
+        model: ModelName,
+        query: Annotated[messages.SeedsQuery, Query()],
+        if_none_match: IfNoneMatch = None,
+    ) -> Any:
+        found = await resources.find(request, model, query)
+        seeds, options = (query.start_seed, query.end_seed), query.to_sample_options()
+        page = await resources.sampler.list_seeds(found, seeds, options, page_size=query.page_size)
+        caching = resources.caching(request, found, f"seeds to {page.end}", query=query)
+        if not query.end_seed:
+            caching = caching.revalidated()
+        if caching.held(if_none_match, exists=True):
+            return not_modified(caching)
+        response.headers.update(caching.headers)
+        return messages.seed_page_model(page)
 
 
 def add_batch(app: FastAPI, resources: Resources) -> None:

@@ -39,6 +39,7 @@ from labelmint.core.served_model import ServedModel
 from labelmint.gateway.sampling.access import current_caller
 from labelmint.gateway.sampling.cache import Arrays, SampleCache
 from labelmint.gateway.sampling.catalog import Catalog
+from labelmint.gateway.sampling.indexed import Indexed, SeedPage
 from labelmint.gateway.sampling.inferences import Inferences
 from labelmint.gateway.sampling.lifecycle import Lifecycle
 from labelmint.gateway.sampling.metrics import Metrics
@@ -159,9 +160,17 @@ class _Progress:
 
 class Sampler:
     def __init__(
-        self, catalog: Catalog, triton: TritonClient, metrics: Metrics, *, cache: SampleCache, limits: Limits
+        self,
+        catalog: Catalog,
+        triton: TritonClient,
+        metrics: Metrics,
+        *,
+        cache: SampleCache,
+        limits: Limits,
+        index: Indexed | None = None,
     ) -> None:
         self.catalog = catalog
+        self.index = index or Indexed()
         self._triton = triton
         self._metrics = metrics
         self._limits = limits
@@ -243,6 +252,20 @@ class Sampler:
             except BaseException:
                 await _cancel(tasks)
                 raise
+
+    async def list_seeds(
+        self,
+        model: ServedModel,
+        seeds: tuple[int, int],
+        options: SampleOptions,
+        *,
+        page_size: int = 0,
+        timeout_seconds: float | None = None,
+    ) -> SeedPage:
+        """A page of the seeds that a walk with these options delivers, as `Indexed.list`; nothing is charged for it."""
+        timeout = DEFAULT_TIMEOUT_SECONDS if timeout_seconds is None else timeout_seconds
+        self.index.report(self.catalog.known())
+        return await self.index.list(model, seeds, options, page_size=page_size, timeout_seconds=timeout)
 
     async def walk(
         self,
