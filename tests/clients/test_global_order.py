@@ -8,6 +8,7 @@ Rules of this file:
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import multiprocessing
@@ -33,10 +34,8 @@ from labelmint.triton.server import TritonServer
 from labelmint_client import (
     Client,
     LabelmintError,
-    ListedSeeds,
     ModelVersionGone,
     NotIndexed,
-    Rejection,
     Sample,
     SampleOptions,
 )
@@ -44,7 +43,7 @@ from labelmint_client.ahead import samples_ahead
 from labelmint_client.global_order import shuffled
 from labelmint_client.torch import LabeledSampleDataset, merge_states
 from tests.clients.conftest import StartGateway, gateways_before
-from tests.conftest import ROOT, Service
+from tests.conftest import Service
 from tests.support.inference import running
 from tests.support.seed_index import real_columns, served, write
 
@@ -92,7 +91,9 @@ def options(indexed: Service) -> SampleOptions:
     """A gate at the upper quartile of the scores, and a condition that leaves out a quarter."""
     with Client(indexed.grpc) as client:
         samples = client.batch_get_samples("light", range(64), SampleOptions(max_js=1e9, where=("a:0..",)))
-    scores, areas = zip(*((each.js_score, each.content["a"]) for each in samples if isinstance(each, Sample)), strict=True)
+    scores, areas = zip(
+        *((each.js_score, each.content["a"]) for each in samples if isinstance(each, Sample)), strict=True
+    )
     where = (f"a:{np.quantile(areas, 0.25):.4f}..",)
     return SampleOptions(max_js=float(np.quantile(scores, 0.75)), where=where, omit_image=True, omit_label=True)
 
@@ -164,3 +165,266 @@ def test_batches_are_the_same_when_ranks_and_workers_change_in_the_middle(
     got += joined(second, 5)
     got += joined(loaders(seeds, *shapes[1], resume=merge_states([second[-1].state_dict()])))
     assert got == wanted and sorted(itertools.chain(*got)) == accepted, shapes
+
+
+@pytest.mark.parametrize(("ranks", "workers"), SHAPES)
+def test_without_a_shuffle_the_seeds_ascend(seeds: MakeDataset, accepted: list[int], ranks: int, workers: int) -> None:
+    """A plain DataLoader."""
+    of_ranks = [
+        loader_of(seeds(rank=rank, world_size=ranks, shuffle_seed=None), ranks, workers, DataLoader)
+        for rank in range(ranks)
+    ]
+    got = joined(of_ranks)
+    assert got == reference(accepted, shuffle_seed=None) and list(itertools.chain(*got)) == accepted
+
+
+def test_the_shuffle_is_what_is_documented(accepted: list[int]) -> None:
+    """Numbers that no version may change: a run that is resumed elsewhere needs the same order."""
+    some = np.arange(1000, 1010, dtype=np.uint32)
+    assert shuffled(some, 5, 7).tolist() == [1003, 1000, 1009, 1005, 1007, 1004, 1001, 1006, 1002, 1008]
+    assert shuffled(some, 7, 5).tolist() != shuffled(some, 5, 7).tolist() != shuffled(some, 5, 8).tolist()
+    assert sorted(shuffled(some, 2**64 - 1, 0)) == some.tolist()
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_epochs_are_shuffled_anew(seeds: MakeDataset, accepted: list[int], workers: int) -> None:
+    dataset = seeds()
+    loader = loader_of(dataset, 1, workers, persistent_workers=workers > 0)
+    for epoch in (0, 1, 1, 5):
+        dataset.set_epoch(epoch)
+        assert joined([loader]) == reference(accepted, epoch)
+    dataset.set_epoch(2)
+    got = joined([loader], 3)
+    state = loader.state_dict()
+    resumed = seeds()
+    again = loader_of(resumed, 1, workers)
+    again.load_state_dict(state)
+    with pytest.raises(ValueError, match=r"call set_epoch\(2\)"):
+        list(again)
+    resumed.set_epoch(2)
+    again.load_state_dict(state)
+    assert got + joined([again]) == reference(accepted, 2)
+    # The pass that was resumed is over: the next one is whole.
+    resumed.set_epoch(3)
+    assert joined([again]) == reference(accepted, 3)
+    # `resume` begins with the epoch of the state.
+    merged = seeds(resume=merge_states([state]))
+    assert joined([loader_of(merged, 1, workers)]) == reference(accepted, 2)[3:]
+    merged.set_epoch(3)
+    assert joined([loader_of(merged, 1, workers)]) == reference(accepted, 3)
+    merged.set_epoch(1)
+    with pytest.raises(ValueError, match=r"call set_epoch\(2\)"):
+        list(merged)
+    fixed = seeds(fixed=True)
+    fixed.set_epoch(4)
+    assert joined([loader_of(fixed, 1, 0)]) == reference(accepted)
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_a_state_goes_on_with_other_ranks_as_it_is(seeds: MakeDataset, accepted: list[int], workers: int) -> None:
+    first = loaders(seeds, 2, workers)
+    got = joined(first, 4)
+    rest = loaders(seeds, 4, workers)
+    for loader in rest:
+        loader.load_state_dict(first[0].state_dict())
+    assert got + joined(rest) == reference(accepted)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_only_what_is_left_over_is_dropped(seeds: MakeDataset, accepted: list[int], workers: int) -> None:
+    *whole, last = reference(accepted)
+    assert 4 <= len(last) < GLOBAL, "the range must leave a part of a batch, and no rank without a sample"
+    assert joined(loaders(seeds, 2, workers, drop_last=True)) == whole
+    assert joined([loader_of(seeds(), 1, workers, DataLoader, drop_last=True)]) == whole
+    sizes = [len(list(loader)[-1]) for loader in loaders(seeds, 4, workers)]
+    assert sum(sizes) == len(last) and max(sizes) - min(sizes) <= 1
+
+
+KILLED = """
+import json, operator, pickle, sys
+from pathlib import Path
+from labelmint_client import SampleOptions
+from labelmint_client.torch import LabeledSampleDataset, merge_states
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+endpoint, max_js, where, checkpoint, workers = sys.argv[1:]
+checkpoint = Path(checkpoint)
+dataset = LabeledSampleDataset(
+    endpoint, "light", end_seed=256, options=SampleOptions(max_js=float(max_js), where=(where,)), order="global",
+    global_batch_size=12, shuffle_seed=7, transform=operator.attrgetter("seed"),
+    resume=merge_states([pickle.loads(checkpoint.read_bytes())]) if checkpoint.exists() else None,
+)
+loader = StatefulDataLoader(dataset, 12, num_workers=int(workers))
+for batch in loader:
+    checkpoint.with_suffix(".new").write_bytes(pickle.dumps(loader.state_dict()))
+    checkpoint.with_suffix(".new").replace(checkpoint)
+    print(json.dumps(batch.tolist()), flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_a_run_that_is_killed_goes_on(
+    indexed: Service, options: SampleOptions, accepted: list[int], tmp_path: Path
+) -> None:
+    """Each run but the last is killed while it waits, with other batches already fetched by its workers."""
+    got: Batches = []
+    for workers, steps in ((2, 3), (0, 2), (1, END)):
+        arguments = [indexed.grpc, repr(options.max_js), options.where[0], str(tmp_path / "state"), str(workers)]
+        with subprocess.Popen(
+            [sys.executable, "-c", KILLED, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdin is not None and process.stdout is not None
+            for line in itertools.islice(process.stdout, steps):
+                got.append(json.loads(line))
+                if steps == END or len(got) not in (3, 5):
+                    process.stdin.write("\n")
+                    process.stdin.flush()
+            process.send_signal(signal.SIGKILL)
+    assert got == reference(accepted)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("batch_size", [None, 5, 24])
+@pytest.mark.parametrize("kind", [DataLoader, StatefulDataLoader])
+def test_a_loader_of_another_batch_size_is_refused(
+    seeds: MakeDataset, kind: Any, batch_size: int | None, workers: int
+) -> None:
+    context = WORKERS if workers else None
+    loader = kind(seeds(), batch_size, num_workers=workers, multiprocessing_context=context)
+    with pytest.raises(ValueError, match=f"has batch_size={batch_size or 1}, and .* give it batch_size=12"):
+        next(iter(loader))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ({"global_batch_size": None}, "belong together"),
+        ({"order": "seeds"}, "belong together"),
+        ({"order": "seeds", "global_batch_size": None}, "shuffle_seed and drop_last belong"),
+        ({"order": "random"}, "give seeds or global"),
+        ({"global_batch_size": 0}, "give 1 or more"),
+        ({"shuffle_seed": 2**64}, "0 to 2\\^64 - 1"),
+        ({"end_seed": 2**32}, "needs end_seed"),
+    ],
+)
+def test_what_cannot_be_is_refused_at_once(seeds: MakeDataset, arguments: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        seeds(**arguments)
+
+
+def test_what_does_not_divide_is_refused(seeds: MakeDataset, accepted: list[int]) -> None:
+    with pytest.raises(ValueError, match="12 is not divisible by 5 ranks"):
+        next(iter(seeds(rank=0, world_size=5)))
+    with pytest.raises(ValueError, match="and no global batch of 1000"):
+        next(iter(seeds(global_batch_size=1000, drop_last=True)))
+    size = next(size for size in range(4, len(accepted), 4) if 0 < len(accepted) % size < 4)
+    with pytest.raises(ValueError, match=r"last global batch has \d samples for 4 ranks.*drop_last=True"):
+        next(iter(seeds(global_batch_size=size, rank=0, world_size=4)))
+    with pytest.raises(ValueError, match="negative"):
+        seeds().set_epoch(-1)
+
+
+def test_states_that_do_not_fit_are_refused(seeds: MakeDataset, indexed: Service, options: SampleOptions) -> None:
+    def state(steps: int = 1, **arguments: Any) -> dict[str, Any]:
+        dataset = seeds(**arguments)
+        for _ in zip(range(steps * GLOBAL), dataset, strict=False):
+            pass
+        return dataset.state_dict()
+
+    whole = state()
+    with pytest.raises(ValueError, match="counts whole batches"):
+        dataset = seeds()
+        next(iter(dataset))
+        dataset.state_dict()
+    merged = merge_states([whole])
+    for name, value in (("global_batch_size", 24), ("shuffle_seed", None), ("start_seed", 1), ("end_seed", 255)):
+        with pytest.raises(ValueError, match=f"the state has {name} .*, this run has {value}"):
+            seeds(**{name: value}, resume=merged)
+        other = seeds(**{name: value})
+        other.load_state_dict(whole)
+        with pytest.raises(ValueError, match=f"the state has {name} .*, this run has {value}"):
+            next(iter(other))
+    with pytest.raises(ValueError, match="the state has where"):
+        seeds(options=SampleOptions(max_js=options.max_js, omit_image=True), resume=merged)
+    with pytest.raises(ValueError, match="order='seeds', the dataset has order='global'"):
+        seeds().load_state_dict({"next_seed": 0})
+    with pytest.raises(ValueError, match="order='global', the dataset has order='seeds'"):
+        seeds(order="seeds", global_batch_size=None, shuffle_seed=None, resume=merged)
+    for changed, problem in (
+        ({"epoch": 1}, "different runs"),
+        ({"batches": 2}, "different numbers of batches"),
+        ({"seeds_sha256": "0" * 64}, "different models or lists"),
+        ({"order": "seeds", "next_seed": 0, "shard_index": 0}, "different runs"),
+    ):
+        with pytest.raises(ValueError, match=problem):
+            merge_states([whole, {**whole, **changed}])
+    with pytest.raises(ValueError, match=r"workers 0 to 1, and states of \[0\]"):
+        merge_states([{**whole, "workers": 2}])
+    with pytest.raises(ValueError, match="in turn"):
+        merge_states([{**whole, "workers": 2, "batches": 0}, {**whole, "workers": 2, "worker": 1}])
+    loaded = seeds()
+    loaded.load_state_dict({**whole, "workers": 2})
+    with pytest.raises(ValueError, match="merge_states"):
+        next(iter(loaded))
+
+
+def test_other_samples_are_refused(
+    seeds: MakeDataset, indexed: Service, options: SampleOptions, accepted: list[int]
+) -> None:
+    """Another gate than that of the state, another model, and a seed that is listed and has no sample."""
+    resume = {**merge_states([loader_state(seeds)])}
+    with pytest.raises(ModelVersionGone, match="now has seeds_sha256"):
+        looser = SampleOptions(max_js=1e9, where=options.where, omit_image=True, omit_label=True)
+        next(iter(seeds(options=looser, resume=resume)))
+    with pytest.raises(ModelVersionGone, match="now has model_digest"):
+        next(iter(seeds(resume={**resume, "model_digest": "0" * 64})))
+    rejected = min(set(range(END)) - set(accepted))
+    with Client(indexed.grpc) as client:
+        model = client.get_model("light")
+        with pytest.raises(
+            LabelmintError, match=f"listed seed {rejected} .* its index or its calibration was replaced"
+        ):
+            list(samples_ahead(client, model, [*accepted[:3], rejected], options=options))
+        with pytest.raises(ModelVersionGone, match="now has digest"):
+            next(samples_ahead(client, dataclasses.replace(model, digest="0" * 64), accepted, options=options))
+
+
+def loader_state(seeds: MakeDataset) -> dict[str, Any]:
+    loader = loader_of(seeds(), 1, 0)
+    next(iter(loader))
+    return loader.state_dict()
+
+
+def test_a_gateway_without_an_index_is_refused(start_gateway: StartGateway, seeds: MakeDataset) -> None:
+    without = start_gateway()
+    dataset = LabeledSampleDataset(without.grpc, "light", end_seed=END, order="global", global_batch_size=GLOBAL,
+                                   options=SampleOptions(max_js=1e9))  # fmt: skip
+    with pytest.raises(NotIndexed, match="labelmint index"):
+        next(iter(dataset))
+
+
+@pytest.mark.parametrize("window", [1, 8, 100, 300])
+def test_the_window_bounds_what_is_asked_for_ahead(
+    indexed: Service, options: SampleOptions, accepted: list[int], window: int
+) -> None:
+    asked: list[int] = []
+
+    def wanted() -> Iterator[int]:
+        for seed in itertools.chain(accepted, accepted, accepted):
+            asked.append(seed)
+            yield seed
+
+    with Client(indexed.grpc) as client:
+        samples = samples_ahead(client, client.get_model("light"), wanted(), options=options, window=window)
+        got = []
+        for sample in samples:
+            got.append(sample.seed)
+            assert window // 2 - len(got) <= len(asked) - len(got) < window
+            if len(got) > 40:
+                break
+        assert got == asked[: len(got)]
+        samples.close()  # type: ignore[attr-defined]
+    with Client(indexed.grpc) as client:
+        assert [each.seed for each in samples_ahead(client, client.get_model("light"), accepted, options=options)] == (
+            accepted
+        )

@@ -24,7 +24,7 @@ from labelmint_client.messages import Filtered, Model, Rejection, Sample, Sample
 
 WINDOW = 8  # that of streams
 MAX_BATCH = 64
-_CALLS = 4  # in flight, unless the window needs more: one call is never all that the gateway has to do
+_CALLS = 4  # in flight, or more for a window above 4 * MAX_BATCH
 
 
 def samples_ahead(
@@ -37,7 +37,7 @@ def samples_ahead(
     """
     window = window or WINDOW
     per_call = min(MAX_BATCH, -(-window // _CALLS))
-    calls = -(-window // per_call)
+    calls = window // per_call
     left = iter(seeds)
     pending: deque[Future[list[Sample]]] = deque()
     pool = ThreadPoolExecutor(calls, "labelmint-ahead")

@@ -212,12 +212,12 @@ def merge_global_states(states: Sequence[Mapping[str, Any]]) -> State:
 
     Raises ValueError if a worker's state is missing, or if they were not saved at the same batch of the same run.
     """
-    run = {key: states[0][key] for key in (*_SETTINGS, "epoch", "first_batch", "workers")}
+    run = {key: states[0].get(key) for key in ("order", *_SETTINGS, "epoch", "first_batch", "workers")}
+    if any({key: state.get(key) for key in run} != run for state in states):
+        raise ValueError("the states come from different runs or epochs: give states that were saved together")
     pinned = {key: max(state[key] for state in states) for key in _PINNED}  # empty before a worker's first sample
     done: dict[int, int] = {}
     for state in states:
-        if {key: state.get(key) for key in run} != run:
-            raise ValueError("the states come from different runs or epochs: give states that were saved together")
         if any(state[key] not in ("", value) for key, value in pinned.items()):
             raise ValueError("the states come from different models or lists of seeds: give states of one run")
         done.setdefault(state["worker"], state["batches"])
@@ -231,4 +231,4 @@ def merge_global_states(states: Sequence[Mapping[str, Any]]) -> State:
         raise ValueError(
             "the workers have not taken their batches in turn: save the state of a loader with in_order=True"
         )
-    return {"order": "global", **run, **pinned, "first_batch": run["first_batch"] + total, "batches": 0}
+    return {**run, **pinned, "first_batch": run["first_batch"] + total, "batches": 0}
