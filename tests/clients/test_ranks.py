@@ -26,7 +26,7 @@ REFUSALS = ("Accelerate divides this loader", "loses samples where the last batc
 WANTED = 2 * 3 * STEPS  # accepted samples of a pass: two ranks' batches of three, so that no library pads the last one
 
 
-def run(library: str, arguments: list[str], out: Path, ranks: int = 2) -> list[dict[str, Any]]:
+def run(library: str, arguments: list[str], out: Path, ranks: int = 2, script: Path = SCRIPT) -> list[dict[str, Any]]:
     """What the first `ranks` of two processes got; torchrun's variables, but Lightning starts its own processes."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
@@ -34,7 +34,7 @@ def run(library: str, arguments: list[str], out: Path, ranks: int = 2) -> list[d
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(names)}
     inherited |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "STEPS": str(STEPS), "OMP_NUM_THREADS": "1"}
     inherited |= {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(SCRIPT), library, *arguments, str(out)]
+    command = [sys.executable, str(script), library, *arguments, str(out)]
     places = [{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"} for rank in range(2)]
     processes = [
         subprocess.Popen(command, env=inherited | place, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
