@@ -22,13 +22,12 @@ from typing import Any
 import floor
 import resuming
 import torch
-from labelmint_client.samples import LabeledSamples
 from load import spread
 from resuming import BUILD, ROOT, Figures
 from serving import gateway
 from torch.utils.data import DataLoader
 
-from labelmint_client.torch import LabeledSampleDataset
+from labelmint_client.torch import LabeledSampleDataset, LabeledSamples
 
 RESULTS = ROOT / "benchmarks" / "results" / "shuffled.json"
 REPOSITORY = ROOT / "model_repository"

@@ -12,28 +12,26 @@ import copy
 import operator
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from typing import Any, SupportsIndex, TypeVar, overload
 
-import grpc
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
+from labelmint_client.ahead import MAX_BATCH, Calls, samples_ahead
 from labelmint_client.client import Client
-from labelmint_client.errors import LabelmintError
 from labelmint_client.items import check_parts, image_and_label
-from labelmint_client.messages import SEED_END, Filtered, Model, Rejection, Sample, SampleOptions
+from labelmint_client.messages import SEED_END, Model, Sample, SampleOptions
 from labelmint_client.policy import check_digest
 
 Item = TypeVar("Item")
 Seeds = npt.NDArray[np.uint32]
 
-_CALL_SEEDS = 64  # the most that a gateway takes in one call
-_CALLS_AHEAD = 2  # while the answer of one is decoded, the samples of the other are generated
+# A batch is one call if the gateway takes it. While the answer of one is decoded, the samples of another are generated.
+_CALLS = Calls(2, MAX_BATCH)
 
 
 class LabeledSamples(Dataset[Item]):
@@ -191,40 +189,12 @@ class _Source:
 
     def samples(self, seeds: Sequence[int]) -> Iterator[Sample]:
         """Yield the samples of the seeds, in their order, while the next call is under way."""
-        client = self._client()
-        calls = [seeds[first : first + _CALL_SEEDS] for first in range(0, len(seeds), _CALL_SEEDS)]
-
-        def ask(seeds: Sequence[int]) -> list[Sample | Rejection | Filtered]:
-            return client.batch_get_samples(self.model.name, seeds, self._options, model_version=self.model.version)
-
-        if len(calls) == 1:
-            yield from map(self._delivered, ask(calls[0]))
-            return
-        with ThreadPoolExecutor(_CALLS_AHEAD, "labelmint") as pool:
-            for outcomes in pool.map(ask, calls):
-                yield from map(self._delivered, outcomes)
+        return samples_ahead(self._client(), self.model, seeds, options=self._options, calls=_CALLS)
 
     def _client(self) -> Client:
         if os.getpid() not in self._clients:
             self._clients[os.getpid()] = self._connect()
         return self._clients[os.getpid()]
-
-    def _delivered(self, outcome: Sample | Rejection | Filtered) -> Sample:
-        """Return the sample. Raises ModelVersionGone, or LabelmintError for a seed whose sample is not delivered."""
-        if isinstance(outcome, Sample):
-            self._check(outcome.model_digest)
-            return outcome
-        why = (
-            f"rejected: its JS score {outcome.js_score:.6g} is above the gate {outcome.threshold:.6g}"
-            if isinstance(outcome, Rejection)
-            else f"filtered: it does not satisfy {', '.join(self._options.where)}"
-        )
-        raise LabelmintError(
-            f"the gateway listed seed {outcome.seed} of model {self.model.name!r}, and now it is {why}. The gate has "
-            "changed since the seeds were listed, or the gateway's index is of other samples: make the dataset anew, "
-            "and if that does not help, the index",
-            grpc.StatusCode.FAILED_PRECONDITION,
-        )
 
     def _check(self, digest: str) -> None:
         check_digest(self.model, digest, self.model.digest, "dataset")

@@ -8,6 +8,7 @@ Rules of this file:
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from typing import Any
@@ -16,17 +17,25 @@ import torch.distributed
 from torch.utils.data import IterableDataset
 
 Place = tuple[int, int]  # rank, world_size
+_BATCH = "possibly_batched_index"  # in `fetch` of torch.utils.data._utils.fetch
 
 
-def place_of(dataset: Any, given: Place | None, *, in_worker: bool, ends: bool) -> Place:
+def place_of(dataset: Any, given: Place | None, *, in_worker: bool, ends: bool, ordered: bool = False) -> Place:
     """Return the rank and the number of ranks by which a dataset divides itself. Raises ValueError if they are unknown.
 
     given: the caller's rank and world_size; None if not given.
     in_worker: whether a DataLoader worker calls this function or is about to be started.
     ends: whether a pass over the dataset ends.
+    ordered: whether batches of several ranks belong together.
     """
     loader = _loader_of_accelerate(dataset, given, in_worker)
     if loader is not None:
+        if ordered and _dispatches(loader) and loader.num_workers > 1:
+            raise ValueError(
+                "Accelerate's first process reads for all processes, and joins batches of several workers, so that "
+                "they are not the global batches: give the DataLoader at most one worker, or give Accelerate "
+                "dispatch_batches=False"
+            )
         if ends and _loses_samples(loader):
             raise ValueError(
                 "Accelerate's first process reads for all processes, and loses samples where the last batches of "
@@ -93,6 +102,38 @@ def _loader_of_accelerate(dataset: Any, given: Place | None, in_worker: bool) ->
 def is_dispatched(dataset: Any) -> bool:
     """Whether one process of Accelerate reads this dataset for all processes, ahead of delivery."""
     return _dispatches(_loader_of_accelerate(dataset, (0, 1), in_worker=False))
+
+
+def parts_of(dataset: Any) -> int:
+    """Return among how many processes Accelerate divides the samples of this dataset, in batches of its loader."""
+    loader = _loader_of_accelerate(dataset, (0, 1), in_worker=False)
+    if loader is None or (_dispatches(loader) and loader.split_batches):
+        return 1
+    processes: int = sys.modules["accelerate.state"].PartialState().num_processes
+    return processes
+
+
+def check_batch_size(size: int, parts: int) -> None:
+    """Raises ValueError if a DataLoader that asks for the next sample has another batch size than size / parts.
+
+    A loader does not tell its dataset the batch size. What fetches its batches has one item for each sample of a batch
+    in a local variable. If another version of torch has not, nothing is checked.
+    """
+    wanted, rest = divmod(size, parts)
+    if rest:
+        raise ValueError(f"global_batch_size {size} is not divisible by {parts} processes of Accelerate")
+    frame = inspect.currentframe()
+    while frame is not None and not (frame.f_code.co_name == "fetch" and _BATCH in frame.f_locals):
+        frame = frame.f_back
+    if frame is None:
+        return
+    batch = frame.f_locals[_BATCH]
+    found = 1 if batch is None else len(batch)
+    if found != wanted:
+        raise ValueError(
+            f"the DataLoader has batch_size={found}, and each process takes {wanted} samples of a global batch: give "
+            f"it batch_size={wanted}"
+        )
 
 
 def _dispatches(loader: Any) -> bool:
