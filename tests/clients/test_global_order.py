@@ -386,16 +386,12 @@ def test_other_samples_are_refused(
     rejected = min(set(range(END)) - set(accepted))
     with Client(indexed.grpc) as client:
         model = client.get_model("light")
-        with pytest.raises(
-            LabelmintError, match=f"listed seed {rejected} .* its index or its calibration was replaced"
-        ):
-            list(samples_ahead(client, model, [*accepted[:3], rejected], options=options, calls=calls_of(0)))
+        first = calls_of(0)
+        with pytest.raises(LabelmintError, match=f"listed seed {rejected} .* now it is rejected"):
+            list(samples_ahead(client, model, [*accepted[:3], rejected], options=options, calls=first))
+        other = dataclasses.replace(model, digest="0" * 64)
         with pytest.raises(ModelVersionGone, match="now has digest"):
-            next(
-                samples_ahead(
-                    client, dataclasses.replace(model, digest="0" * 64), accepted, options=options, calls=calls_of(0)
-                )
-            )
+            next(samples_ahead(client, other, accepted, options=options, calls=first))
 
 
 def loader_state(seeds: MakeDataset) -> dict[str, Any]:

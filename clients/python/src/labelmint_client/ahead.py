@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import grpc
 
@@ -29,7 +29,8 @@ MAX_BATCH = 64
 _CALLS = 4  # in flight, or more for a window above 4 * MAX_BATCH
 
 
-class Calls(NamedTuple):
+@dataclass(frozen=True)
+class Calls:
     """How many calls are in flight, and the most seeds of each, 1 to MAX_BATCH."""
 
     count: int
