@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from labelmint.core.errors import UnusableFile
+from labelmint.core.task import task_of
 from labelmint.seed_index.layout import ROW_GROUP_SEEDS, SEED, Described, metadata_of, read_metadata, score_column
 
 # An interrupted run loses fewer rows than this. A row group has a whole number of parts.
@@ -163,7 +164,7 @@ def _table(path: Path) -> pa.Table:
 
 
 def _schema(described: Described, score_kinds: Sequence[str]) -> pa.Schema:
-    label = pa.uint32() if described.task == "segmentation" else pa.float32()
+    label = pa.uint32() if task_of(described.task).measure == "area" else pa.float32()
     scores = [(score_column(kind), pa.float32()) for kind in score_kinds]
     labels = [(described.label_column(name), label) for name in described.label_names]
     return pa.schema([(SEED, pa.uint32()), *scores, *labels], metadata_of(described))
