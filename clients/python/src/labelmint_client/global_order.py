@@ -212,7 +212,7 @@ def merge_global_states(states: Sequence[Mapping[str, Any]]) -> State:
 
     Raises ValueError if a worker's state is missing, or if they were not saved at the same batch of the same run.
     """
-    run = {key: states[0].get(key) for key in ("order", *_SETTINGS, "epoch", "first_batch", "workers")}
+    run: State = {key: states[0].get(key) for key in ("order", *_SETTINGS, "epoch", "first_batch", "workers")}
     if any({key: state.get(key) for key in run} != run for state in states):
         raise ValueError("the states come from different runs or epochs: give states that were saved together")
     pinned = {key: max(state[key] for state in states) for key in _PINNED}  # empty before a worker's first sample
