@@ -7,6 +7,7 @@ Rules of this file:
 - The time of a start is from the command to the first answer of REST, and what the index adds is the difference of the
   two gateways. Memory is the resident set of the gateway at the end, after every list and stream, and the difference is
   between the two gateways, which served the same streams.
+- The first list decodes what it needs from the files; the second one finds it in memory.
 - Executions are what Triton counts between the start and the end of one stream of `common`.
 
 Run it as `python benchmarks/seed_index.py` on an idle machine (8 minutes, 2 of them for the index, which is kept in
@@ -123,6 +124,7 @@ def measure_round(triton: TritonServer, index: Path, places: np.random.Generator
         begun = time.perf_counter()
         with gateway("--triton-url", triton.grpc_url, *arguments) as served, Client(served.grpc) as client:
             figures: Figures = {"start": time.perf_counter() - begun}
+            client.get_model(MODEL)  # connects, and has the gateway read Triton's models
             if name == "with":
                 figures["list"] = [
                     timed(lambda start=start: client.list_seeds(MODEL, start, start + LISTED, options=WITH_COMMON))  # type: ignore[misc]
