@@ -6,10 +6,11 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from labelmint.seed_index.layout import Described
 from labelmint.triton.server import TritonServer
@@ -35,18 +36,15 @@ async def index_of(server: TritonServer, directory: Path) -> None:
     write(directory / "faces.parquet", Described.of(model, truncation_psi=psi, class_index=None), columns)
 
 
-@pytest.fixture(scope="module")
-def indexed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+@pytest_asyncio.fixture(scope="module")
+async def indexed(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Service]:
     directory = tmp_path_factory.mktemp("rare")
-
-    async def make() -> None:
-        async with running(ROOT / "model_repository", "faces") as server:
-            await index_of(server, directory / "index")
-
-    asyncio.run(make())
-    service = start_service(directory / "serve.log", "--index", str(directory / "index"))
-    yield service
-    assert service.stop() == 0, service.log.read_text()
+    async with running(ROOT / "model_repository", "faces") as server:
+        await index_of(server, directory / "index")
+        arguments = ("--triton-url", server.grpc_url, "--index", str(directory / "index"))
+        service = await asyncio.to_thread(start_service, directory / "serve.log", *arguments)
+        yield service
+        assert await asyncio.to_thread(service.stop) == 0, service.log.read_text()
 
 
 def run(command: list[str], service: Service, directory: Path) -> str:

