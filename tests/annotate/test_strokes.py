@@ -30,7 +30,7 @@ def test_a_line_is_whole_however_few_points_it_has() -> None:
 
 def test_a_click_is_a_disc_and_the_image_bounds_it() -> None:
     assert (drawn({"tool": "brush", "class": 0, "radius": 0.5, "points": [[4, 4]]}) == 0).sum() == 1
-    assert (drawn({"tool": "brush", "class": 0, "radius": 2, "points": [[-1, -1]]}) == 0).sum() == 3
+    assert (drawn({"tool": "brush", "class": 0, "radius": 2.3, "points": [[-1, -1]]}) == 0).sum() == 3
     assert (drawn({"tool": "brush", "class": 0, "radius": 2, "points": [[40, 40]]}) == 0).sum() == 0
 
 

@@ -250,7 +250,8 @@ class Workspace:
     def _write_derived(self, changed: Mapping[int, Sheet]) -> None:
         """Write what `fit` reads: the masks of the changed images, or all keypoints, and the list of images."""
         if self.bound.task == "segmentation":
-            write_masks(self.directory, self.classes, {seed: sheet.mask for seed, sheet in changed.items()})
+            masks = {seed: sheet.mask for seed, sheet in changed.items() if sheet.touched}
+            write_masks(self.directory, self.classes, masks)
         else:
             write_keypoints(
                 self.directory,
@@ -264,6 +265,8 @@ class Workspace:
             "seeds": list(self.drawn),
         }
         write_json(self.directory / "dataset.json", content)
+        for seed in changed.keys() - self.drawn.keys():  # `fit` refuses a mask of an image that is not listed
+            mask_path(self.directory, seed).unlink(missing_ok=True)
 
     def _array(self, sheet: Sheet) -> npt.NDArray[np.float32]:
         """The keypoints of an image as `write_keypoints` takes them, float32 [K,3]."""
