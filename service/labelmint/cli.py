@@ -95,6 +95,13 @@ class Fit(BaseModel):
     heads: Annotated[int, Field(ge=2, description="number of classifiers in the ensemble")] = 10
     task: Annotated[TaskName, Field(description="what to learn")] = "segmentation"
     mask_format: Annotated[Literal["png", "labelme", "coco"], Field(description="format of the masks")] = "png"
+    unlabelled: Annotated[
+        Literal["ignore", "background"],
+        Field(
+            description="what a pixel is that no shape of labelme or CVAT covers: not drawn, or of the first class "
+            "(in a PNG, id 255 is not drawn)"
+        ),
+    ] = "background"
     keypoint_format: Annotated[Literal["csv", "coco"], Field(description="format of the keypoints")] = "csv"
     steps: Annotated[int, Field(ge=1, description="training steps; a few hundred are enough for a trial")] = 4000
 
@@ -105,6 +112,10 @@ class Fit(BaseModel):
         for option in (task.annotation_option for task in TASKS.values()):
             if option != own and option in self.model_fields_set:
                 raise ValueError(f"{option} does not apply to --task {self.task}")
+        if "unlabelled" in self.model_fields_set and not TASKS[self.task].has_label_image:
+            raise ValueError(f"unlabelled does not apply to --task {self.task}")
+        if "unlabelled" in self.model_fields_set and self.mask_format == "png":
+            raise ValueError("unlabelled does not apply to --mask-format png; there, id 255 is a pixel not drawn")
         return self
 
     def cli_cmd(self) -> None:
@@ -119,6 +130,7 @@ class Fit(BaseModel):
             heads=self.heads,
             task=self.task,
             annotation_format=formats[TASKS[self.task].annotation_option],
+            unlabelled=self.unlabelled,
             steps=self.steps,
         )
 

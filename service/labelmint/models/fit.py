@@ -2,7 +2,8 @@
 
 Rules of this file:
 - The generator is frozen. Pixels are sampled at random from each image: rare classes more often than in proportion to
-  their area, and at least one pixel of every class in the image. Only the features of these pixels are kept.
+  their area, and at least one pixel of every class in the image. Only the features of these pixels are kept. A pixel
+  that nobody drew is never sampled.
 - Each image is generated once, both to check that the annotation was made on it and to get its features.
 - An interrupted run resumes from its checkpoint, which lies next to the output file. It samples its pixels again and
   takes weights, optimizer, schedule and random state from the checkpoint. With the same number of threads, the result
@@ -31,7 +32,7 @@ from tqdm import tqdm
 
 from labelmint.core.errors import UnusableFile
 from labelmint.core.task import TaskName
-from labelmint.models.annotations import AnnotatedDataset, image_path, sha256_of
+from labelmint.models.annotations import AnnotatedDataset, Unlabelled, image_path, sha256_of
 from labelmint.models.draw import draw
 from labelmint.models.generator import Generator, to_uint8
 from labelmint.models.interpreter import (
@@ -79,6 +80,7 @@ def fit_files(
     heads: int,
     task: TaskName = "segmentation",
     annotation_format: str = "png",
+    unlabelled: Unlabelled = "background",
     steps: int = FitSettings.steps,
 ) -> None:
     """`labelmint fit`: read, check that this generator made the images, train, and write the interpreter.
@@ -87,7 +89,7 @@ def fit_files(
     """
     generator = load_generator(generator_path)
     learning = learning_of(task)
-    dataset = learning.read(annotations, annotation_format)
+    dataset = learning.read(annotations, annotation_format, unlabelled)
     settings = FitSettings(**learning.settings(generator.spec.resolution), steps=steps)
 
     def check(seed: int, drawn: Bytes) -> None:
@@ -184,24 +186,27 @@ def draw_pool(
     affordable = POOL_BYTES // (4 * sum(channels.values()) * len(seeds))
     per_image = min(settings.pixels_per_image, affordable, resolution**2)
     features = torch.empty(per_image * len(seeds), sum(channels.values()))  # [P,D]
-    targets = []
-    for index, seed in enumerate(tqdm(seeds, desc="draw pixels", unit="img")):
+    targets, filled = list[Tensor](), 0
+    for seed in tqdm(seeds, desc="draw pixels", unit="img"):
         image, maps = draw(generator, seed, dataset.truncation_psi, layout=layout)
         check(seed, to_uint8(image)[0].numpy())
         label = dataset.labels[seed]
         region = learning.regions(label, resolution)  # [R*R]
-        chosen = choose_pixels(region, per_image, settings.class_power, rng=rng)  # [P]
+        drawn = (region >= 0).nonzero().flatten()  # [P]
+        count = min(per_image, len(drawn))
+        chosen = drawn[choose_pixels(region[drawn], count, settings.class_power, rng=rng)]  # [P]
         rows, columns = chosen // resolution, chosen % resolution
         sampled = sample_features({r: x[0] for r, x in maps.items()}, rows, columns, resolution=resolution)
-        features[index * per_image : (index + 1) * per_image] = sampled
+        features[filled : filled + count] = sampled
         targets.append(learning.targets(label, chosen, resolution))
-    return Pool(features, torch.cat(targets)), channels
+        filled += count
+    return Pool(features[:filled], torch.cat(targets)), channels
 
 
 def choose_pixels(label: Tensor, count: int, class_power: float, *, rng: torch.Generator) -> Tensor:
-    """Sample `count` pixels of one image without replacement: class ids int64 [R*R] to indices int64 [P]."""
+    """Sample `count` pixels of one image without replacement: the regions int64 [P] of all to indices int64 [count]."""
     area = torch.bincount(label).double()  # [K]
-    weight = area.clamp(min=1).pow(class_power - 1.0)[label]  # [R*R]
+    weight = area.clamp(min=1).pow(class_power - 1.0)[label]  # [P]
     # Weighted sampling as an exponential race: the largest keys win. One pixel of every class gets the maximum key.
     key = torch.rand(label.shape, generator=rng, dtype=torch.float64).clamp(min=1e-300).log() / weight
     for present in area.nonzero().flatten().tolist():

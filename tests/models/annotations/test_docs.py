@@ -22,7 +22,7 @@ from labelmint.models.generator import Generator
 from labelmint.models.store import load_interpreter, save_generator
 from labelmint.models.stylegan2 import StyleGAN2Spec
 from tests.conftest import ROOT
-from tests.models.annotations.conftest import label_path
+from tests.models.annotations.conftest import edit, label_path
 
 pytestmark = pytest.mark.torch
 
@@ -30,6 +30,8 @@ pytestmark = pytest.mark.torch
 DOCUMENT = (ROOT / "docs" / "annotating.md").read_text()
 SPEC = StyleGAN2Spec(z_dim=8, w_dim=8, mapping_layers=2, resolution=32, channels={4: 8, 8: 8, 16: 8, 32: 8})
 SKIN, EYE = [[2, 2], [30, 3], [28, 30], [4, 27]], [[8, 8], [14, 8], [14, 12], [8, 12]]
+
+BACKGROUND = {"label": "background", "points": [[0, 0], [1, 1]], "shape_type": "rectangle"}
 
 
 def blocks(language: str) -> list[str]:
@@ -82,7 +84,7 @@ def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_commands(parts: Path) -> None:
-    synth, choose, labelme, fit_labelme, cvat, _ = (block.strip() for block in blocks("sh"))
+    synth, choose, labelme, fit_labelme, cvat, fit_sparse, _ = (block.strip() for block in blocks("sh"))
     labelmint(synth)
     many, remove, chosen = choose.splitlines()
     labelmint(many.replace("--count 200", "--count 2"))
@@ -109,6 +111,11 @@ def test_the_commands(parts: Path) -> None:
     subprocess.run([sys.executable, *shlex.split(unpack)[1:]], check=True)
     labelmint(fit_coco)
     assert load_interpreter(Path("interpreter.safetensors")).spec.class_names == tuple(names)
+
+    edit(label_path(parts, seeds[0]), lambda file: file["shapes"].append(BACKGROUND))
+    labelmint(fit_sparse)
+    assert load_interpreter(Path("sparse.safetensors")).spec.class_names == tuple(names)
+    edit(label_path(parts, seeds[0]), lambda file: file["shapes"].pop())
 
     # Two tools, the same polygons: the two converters differ in the outlines alone.
     one, other = read_masks(parts, "labelme").labels, read_masks(parts, "coco").labels

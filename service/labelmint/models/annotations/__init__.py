@@ -5,7 +5,7 @@ DIRECTORY/images/SEED.png  the images; `fit` generates them again and compares, 
 
 Masks (`read_masks`) come from the annotator, in the one format that the user names:
 DIRECTORY/classes.json     [{"name": ..., "rgb": [r, g, b]}, ...], the index is the class id
-  png                      DIRECTORY/masks/SEED.png: one channel or a palette, pixel values are class ids
+  png                      DIRECTORY/masks/SEED.png: one channel or a palette, pixel values are class ids, 255 not drawn
   labelme                  DIRECTORY/images/SEED.json: labelme saves it next to the image
   coco                     DIRECTORY/annotations/instances_default.json: CVAT's export "COCO 1.0"
 
@@ -15,16 +15,19 @@ DIRECTORY/keypoints.json   [{"name": ..., "rgb": [r, g, b]}, ...], in the order 
   coco                     DIRECTORY/annotations/person_keypoints_default.json: CVAT's "COCO Keypoints 1.0"
 """
 
-from labelmint.models.annotations.directory import AnnotatedDataset, check_new, image_path, write_dataset
+from labelmint.models.annotations.directory import UNDRAWN, AnnotatedDataset, check_new, image_path, write_dataset
 from labelmint.models.annotations.files import sha256_of, write_json
 from labelmint.models.annotations.keypoints import KeypointFormat, read_keypoints, write_keypoints
+from labelmint.models.annotations.marks import Unlabelled
 from labelmint.models.annotations.masks import LabelClasses, MaskFormat, mask_path, read_masks, write_masks
 
 __all__ = [
+    "UNDRAWN",
     "AnnotatedDataset",
     "KeypointFormat",
     "LabelClasses",
     "MaskFormat",
+    "Unlabelled",
     "check_new",
     "image_path",
     "mask_path",

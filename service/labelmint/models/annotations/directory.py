@@ -33,6 +33,9 @@ from labelmint.models.annotations.files import Bytes, Strict, open_picture, read
 Palette = tuple[tuple[int, int, int], ...]
 Size = tuple[int, int]  # height, width in pixels
 
+# The value of a mask's pixel that nobody drew. It is never a class id.
+UNDRAWN = 255
+
 
 @dataclass(frozen=True)
 class Drawn:
@@ -50,8 +53,8 @@ class Drawn:
 class AnnotatedDataset:
     """Images uint8 [R,R,3] by seed, and the label of each image.
 
-    A label is a mask uint8 [R,R] of class ids (segmentation), or float32 [K,3] (keypoints): x and y in pixels, and 1
-    if the keypoint is present, else 0.
+    A label is a mask uint8 [R,R] of class ids, with UNDRAWN where nobody drew (segmentation), or float32 [K,3]
+    (keypoints): x and y in pixels, and 1 if the keypoint is present, else 0.
     """
 
     task: TaskName
@@ -80,8 +83,8 @@ class _Entry(Strict):
 
 
 _DATASET = TypeAdapter(_Dataset)
-# Class ids and keypoint numbers are stored in one byte.
-_ENTRIES = TypeAdapter(Annotated[list[_Entry], Field(min_length=1, max_length=256)])
+# Class ids and keypoint numbers are stored in one byte, of which UNDRAWN takes one value.
+_ENTRIES = TypeAdapter(Annotated[list[_Entry], Field(min_length=1, max_length=UNDRAWN)])
 
 
 def image_name(seed: int) -> str:
