@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from labelmint.annotate.strokes import NOT_DRAWN, STROKES, area_of, mask_of, region_at, runs_of
+from labelmint.annotate.strokes import STROKES, area_of, mask_of, region_at, runs_of
 from labelmint.core.errors import InvalidRequest
+from labelmint.models.annotations import UNDRAWN
 
 pytestmark = pytest.mark.torch
 
@@ -19,7 +20,7 @@ def test_a_brush_covers_the_pixels_within_its_radius_of_its_line() -> None:
     y, x = np.mgrid[:16, :16]
     nearest = np.clip(x, 3, 10)
     assert np.array_equal(mask == 3, np.hypot(x - nearest, y - 5) <= 2)
-    assert set(np.unique(mask)) == {3, NOT_DRAWN}
+    assert set(np.unique(mask)) == {3, UNDRAWN}
 
 
 def test_a_line_is_whole_however_few_points_it_has() -> None:
@@ -40,7 +41,7 @@ def test_later_strokes_cover_earlier_ones_and_the_eraser_undraws() -> None:
     mask = drawn(first, second)
     assert mask[8, 8] == 2 and mask[8, 10] == 1
     mask = drawn(first, {"tool": "erase", "radius": 1, "points": [[8, 8]]})
-    assert mask[8, 8] == NOT_DRAWN and mask[8, 10] == 1
+    assert mask[8, 8] == UNDRAWN and mask[8, 10] == 1
 
 
 def test_a_polygon_has_its_outline() -> None:

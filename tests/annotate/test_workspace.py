@@ -16,10 +16,18 @@ import pytest
 
 from labelmint.annotate import workspace as module
 from labelmint.annotate.elsewhere import write_elsewhere
-from labelmint.annotate.strokes import NOT_DRAWN, STROKES, Stroke
+from labelmint.annotate.strokes import STROKES, Stroke
 from labelmint.annotate.workspace import Bound, Place, Workspace, opened
 from labelmint.core.errors import CannotSave, ChangedElsewhere, InvalidRequest, UnusableFile
-from labelmint.models.annotations import LabelClasses, read_keypoints, read_masks, write_dataset, write_masks
+from labelmint.models.annotations import (
+    UNDRAWN,
+    LabelClasses,
+    Unlabelled,
+    read_keypoints,
+    read_masks,
+    write_dataset,
+    write_masks,
+)
 
 pytestmark = pytest.mark.torch
 
@@ -36,8 +44,13 @@ def brush(class_id: int, x: float, y: float, radius: float = 2) -> Stroke:
 
 
 @contextmanager
-def desk(directory: Path, bound: Bound = BOUND, annotation_format: str | None = None) -> Iterator[Workspace]:
-    with opened(directory, bound, image_of, annotation_format=annotation_format) as found:
+def desk(
+    directory: Path,
+    bound: Bound = BOUND,
+    annotation_format: str | None = None,
+    unlabelled: Unlabelled = "background",
+) -> Iterator[Workspace]:
+    with opened(directory, bound, image_of, annotation_format=annotation_format, unlabelled=unlabelled) as found:
         yield found
 
 
@@ -55,7 +68,7 @@ def test_what_is_drawn_is_there_after_a_restart_and_fit_reads_it(tmp_path: Path)
         found.skip(11)
     dataset = read_masks(directory)
     assert list(dataset.labels) == [7, 5] and dataset.names == CLASSES.names
-    assert np.array_equal(dataset.labels[5], second.mask) and (dataset.labels[5] == NOT_DRAWN).any()
+    assert np.array_equal(dataset.labels[5], second.mask) and (dataset.labels[5] == UNDRAWN).any()
     assert np.array_equal(dataset.images[7], image_of(7))
     with desk(directory) as found:
         assert list(found.sheets) == [7, 5] and found.skipped == [9, 11]
@@ -161,7 +174,7 @@ def test_classes_are_added_and_renamed_and_ids_stay(tmp_path: Path) -> None:
     with desk(tmp_path / "work") as found:
         found.save_classes(CLASSES)
         found.add(5)
-        found.save_strokes(5, [brush(1, 4, 4)], 0)
+        found.save_strokes(5, [brush(1, 4, 4), brush(0, 9, 9)], 0)
         found.save_classes(LabelClasses(("background", "Auge"), CLASSES.palette[:2]))
         for names, said in (
             (("background",), "'Auge' is drawn on seed 5"),
@@ -208,8 +221,11 @@ def sketch(directory: Path) -> dict[int, np.ndarray]:
         return {seed: sheet.mask for seed, sheet in found.sheets.items()}
 
 
+@pytest.mark.parametrize("unlabelled", ["ignore", "background"])
 @pytest.mark.parametrize("file_format", ["labelme", "coco"])
-def test_other_tools_open_what_was_drawn_and_it_comes_back(tmp_path: Path, file_format: str) -> None:
+def test_other_tools_open_what_was_drawn_and_it_comes_back(
+    tmp_path: Path, file_format: str, unlabelled: Unlabelled
+) -> None:
     directory = tmp_path / "work"
     masks = sketch(directory)
     written = write_elsewhere(directory, CLASSES.names, masks, file_format=file_format)  # type: ignore[arg-type]
@@ -217,11 +233,11 @@ def test_other_tools_open_what_was_drawn_and_it_comes_back(tmp_path: Path, file_
     # A directory of `synth` in which that tool has drawn:
     shutil.rmtree(directory / "strokes")
     (directory / "annotate.json").unlink()
-    with desk(directory, annotation_format=file_format) as found:
+    ground = UNDRAWN if unlabelled == "ignore" else 0
+    with desk(directory, annotation_format=file_format, unlabelled=unlabelled) as found:
         assert list(found.sheets) == [5, 7]
         for seed, mask in masks.items():
-            # In these formats, what no shape covers is the background.
-            assert np.array_equal(found.sheets[seed].mask, np.where(mask == NOT_DRAWN, 0, mask))
+            assert np.array_equal(found.sheets[seed].mask, np.where(mask == UNDRAWN, ground, mask))
 
 
 def test_a_file_of_another_tool_is_not_replaced(tmp_path: Path) -> None:

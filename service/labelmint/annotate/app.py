@@ -22,11 +22,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from labelmint.annotate.elsewhere import write_elsewhere
 from labelmint.annotate.job import Job, Plan
-from labelmint.annotate.strokes import NOT_DRAWN, Mask, Strokes, region_at, runs_of
+from labelmint.annotate.strokes import Mask, Strokes, region_at, runs_of
 from labelmint.annotate.studio import Studio
 from labelmint.annotate.workspace import Place, Sheet, Workspace
 from labelmint.core.errors import InvalidRequest, LabelmintError
 from labelmint.core.policy import SEED_END
+from labelmint.models.annotations import UNDRAWN
 from labelmint.models.annotations.masks import LabelClasses
 
 POLICY = (
@@ -268,7 +269,7 @@ def _described(workspace: Workspace) -> dict[str, Any]:
 
 
 def _sheet(sheet: Sheet) -> dict[str, Any]:
-    drawn = sheet.mask != NOT_DRAWN
+    drawn = sheet.mask != UNDRAWN
     return {
         "seed": sheet.seed,
         "revision": sheet.revision,

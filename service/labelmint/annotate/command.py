@@ -59,9 +59,10 @@ async def annotate(
             task_options=("--task", task) if task == "keypoints" else (),
         )
 
-    with _listening(port) as taken, opened(
-        directory, bound, studio.image, annotation_format=annotation_format
-    ) as workspace:
+    with (
+        _listening(port) as taken,
+        opened(directory, bound, studio.image, annotation_format=annotation_format) as workspace,
+    ):
         studio.attach(workspace)
         secret, job = secrets.token_urlsafe(16), Job()
         app = create_app(workspace, studio, job, plan=lambda body: plan_of(workspace, body), secret=secret)

@@ -19,9 +19,9 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from labelmint.annotate.strokes import NOT_DRAWN, Area, Mask, runs_of
+from labelmint.annotate.strokes import Area, Mask, runs_of
 from labelmint.core.errors import UnusableFile
-from labelmint.models.annotations import image_path
+from labelmint.models.annotations import UNDRAWN, image_path
 from labelmint.models.annotations.directory import image_name
 from labelmint.models.annotations.files import write_json
 
@@ -114,7 +114,7 @@ def _annotation(number: int, image: int, category: int, *, area: Area) -> dict[s
 
 
 def _drawn(mask: Mask) -> list[int]:
-    return [int(each) for each in np.unique(mask) if each != NOT_DRAWN]
+    return [int(each) for each in np.unique(mask) if each != UNDRAWN]
 
 
 def _ends(line: Area) -> tuple[int, int]:

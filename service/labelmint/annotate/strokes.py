@@ -21,15 +21,15 @@ from PIL import Image, ImageDraw
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from labelmint.core.errors import InvalidRequest
+from labelmint.models.annotations import UNDRAWN
 
-NOT_DRAWN = 255
 MAX_STROKES = 10_000
 MAX_POINTS = 20_000  # of one stroke
 
 Mask = npt.NDArray[np.uint8]
 Area = npt.NDArray[np.bool_]
 
-ClassId = Annotated[int, Field(ge=0, lt=NOT_DRAWN)]
+ClassId = Annotated[int, Field(ge=0, lt=UNDRAWN)]
 Coordinate = Annotated[float, Field(ge=-2048, le=4096)]
 Point = tuple[Coordinate, Coordinate]
 Points = Annotated[list[Point], Field(min_length=1, max_length=MAX_POINTS)]
@@ -84,10 +84,10 @@ STROKES: TypeAdapter[list[Stroke]] = TypeAdapter(Strokes)
 
 
 def mask_of(strokes: Iterable[Stroke], resolution: int) -> Mask:
-    """The mask uint8 [R,R] of strokes: class ids, and NOT_DRAWN where nothing is drawn. Raises InvalidRequest."""
-    mask = np.full((resolution, resolution), NOT_DRAWN, np.uint8)
+    """The mask uint8 [R,R] of strokes: class ids, and UNDRAWN where nothing is drawn. Raises InvalidRequest."""
+    mask = np.full((resolution, resolution), UNDRAWN, np.uint8)
     for stroke in strokes:
-        mask[_area(stroke, resolution)] = NOT_DRAWN if isinstance(stroke, Erase) else stroke.class_id
+        mask[_area(stroke, resolution)] = UNDRAWN if isinstance(stroke, Erase) else stroke.class_id
     return mask
 
 

@@ -29,17 +29,24 @@ import numpy.typing as npt
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from labelmint.annotate.strokes import MAX_STROKES, NOT_DRAWN, Mask, Stroke, Taken, mask_of, runs_of
+from labelmint.annotate.strokes import MAX_STROKES, Mask, Stroke, Taken, mask_of, runs_of
 from labelmint.core.errors import CannotSave, ChangedElsewhere, InvalidRequest, UnusableFile
 from labelmint.core.policy import SEED_END, check_seed
 from labelmint.core.task import TaskName, task_of
-from labelmint.models.annotations import image_path, write_keypoints, write_masks
+from labelmint.models.annotations import (
+    UNDRAWN,
+    Unlabelled,
+    image_path,
+    mask_path,
+    write_keypoints,
+    write_masks,
+)
 from labelmint.models.annotations.directory import read_drawn, read_names, write_names
 from labelmint.models.annotations.files import read_json, write_json, write_png
 from labelmint.models.annotations.masks import LabelClasses
 from labelmint.models.tasks import learning_of
 
-MAX_CLASSES = NOT_DRAWN  # ids 0 to 254
+MAX_CLASSES = UNDRAWN  # ids 0 to 254
 _NEW_CLASSES: Mapping[TaskName, tuple[tuple[str, tuple[int, int, int]], ...]] = {
     "segmentation": (("background", (0, 0, 0)),),
     "keypoints": (),
@@ -100,7 +107,7 @@ class Sheet:
     @property
     def touched(self) -> bool:
         """Whether something is drawn or placed on it, or a point was said to be absent."""
-        return bool(self.points) or bool((self.mask != NOT_DRAWN).any())
+        return bool(self.points) or bool((self.mask != UNDRAWN).any())
 
 
 @dataclass(frozen=True)
@@ -230,7 +237,7 @@ class Workspace:
 
     def _blank(self, seed: int) -> Sheet:
         size = self.bound.resolution
-        return Sheet(seed, self.draw(seed), np.full((size, size), NOT_DRAWN, np.uint8))
+        return Sheet(seed, self.draw(seed), np.full((size, size), UNDRAWN, np.uint8))
 
     def _write_saved(self, sheet: Sheet) -> None:
         saved = _Saved(revision=sheet.revision, strokes=list(sheet.strokes), points=list(sheet.points))
@@ -283,12 +290,17 @@ class Workspace:
 
 @contextlib.contextmanager
 def opened(
-    directory: Path, bound: Bound, draw: Callable[[int], Mask], *, annotation_format: str | None = None
+    directory: Path,
+    bound: Bound,
+    draw: Callable[[int], Mask],
+    *,
+    annotation_format: str | None = None,
+    unlabelled: Unlabelled = "background",
 ) -> Iterator[Workspace]:
     """Open a directory, or make a new one. Raises UnusableFile, also if another process has it open.
 
     A directory of `labelmint synth` is taken over. With `annotation_format`, so are the annotations in it, which
-    another tool made: one of the formats of `labelmint fit`.
+    another tool made: one of the formats of `labelmint fit`, whose `--unlabelled` the last argument is.
     """
     mine, of_synth = directory / "annotate.json", directory / "dataset.json"
     if not mine.exists() and not of_synth.exists() and directory.exists() and any(directory.iterdir()):
@@ -305,7 +317,7 @@ def opened(
             _check_bound(mine, _ORDER, bound)
         elif of_synth.exists():
             _check_bound(of_synth, _SYNTH, bound)
-            _take_over(workspace, annotation_format)
+            _take_over(workspace, annotation_format, unlabelled)
         else:
             workspace._write_order([], [])
         _read(workspace)
@@ -336,12 +348,12 @@ def _check_bound(path: Path, kind: TypeAdapter[Any], bound: Bound) -> None:
             raise UnusableFile(path.parent, f"has {name} {value}, not {getattr(bound, name)}")
 
 
-def _take_over(workspace: Workspace, annotation_format: str | None) -> None:
+def _take_over(workspace: Workspace, annotation_format: str | None, unlabelled: Unlabelled) -> None:
     """Make a directory of `synth` one of this page, with the annotations that another tool made."""
     directory, bound = workspace.directory, workspace.bound
     seeds = list(read_drawn(directory).images)
     if annotation_format is not None:
-        dataset = learning_of(bound.task).read(directory, annotation_format)
+        dataset = learning_of(bound.task).read(directory, annotation_format, unlabelled)
         for seed, label in dataset.labels.items():
             sheet = replace(workspace._blank(seed), revision=1)
             if bound.task == "segmentation":
@@ -390,5 +402,5 @@ def taken(mask: Mask, source: str) -> list[Stroke]:
     return [
         Taken.model_validate({"tool": "mask", "class": int(each), "source": source, "region": runs_of(mask == each)})
         for each in np.unique(mask)
-        if each != NOT_DRAWN
+        if each != UNDRAWN
     ]
