@@ -83,6 +83,50 @@ class Synth(BaseModel):
         synthesize(self.generator, self.out, seeds, truncation_psi=self.truncation_psi)
 
 
+class Annotate(BaseModel):
+    """Draw on generated images, see what they teach, fit and serve: a page on this machine, until Ctrl-C."""
+
+    generator: Annotated[Path, Field(description="generator weights (safetensors)")]
+    directory: Annotated[CliPositionalArg[Path], Field(description="directory of the drawings, created if missing")]
+    task: Annotated[TaskName, Field(description="what to learn")] = "segmentation"
+    layout: Annotated[
+        Literal["paper", "editgan-stylegan2", "release-stylegan1"], Field(description="feature layout")
+    ] = "paper"
+    truncation_psi: Annotated[float, Field(ge=0, le=2, description="truncation of the latents")] = 1.0
+    take_over: Annotated[
+        Literal["png", "labelme", "coco", "csv"] | None,
+        Field(description="the format in which another tool annotated this directory of `synth`"),
+    ] = None
+    unlabelled: Annotated[
+        Literal["ignore", "background"],
+        Field(description="with --take-over labelme or coco: what a pixel is that no shape covers, as for `fit`"),
+    ] = "background"
+    port: Annotated[int, Field(ge=0, le=65535, description="port of the page; 0: any free port")] = 0
+    open: Annotated[bool, Field(description="open the page in a browser")] = False
+
+    @model_validator(mode="after")
+    def _take_over_fits_the_task(self) -> Annotate:
+        formats = ("png", "labelme", "coco") if self.task == "segmentation" else ("csv", "coco")
+        if self.take_over is not None and self.take_over not in formats:
+            raise ValueError(f"--take-over {self.take_over} does not apply to --task {self.task}")
+        return self
+
+    async def cli_cmd(self) -> None:
+        from labelmint.annotate.command import annotate
+
+        await annotate(
+            self.generator,
+            self.directory,
+            task=self.task,
+            layout=self.layout,
+            truncation_psi=self.truncation_psi,
+            annotation_format=self.take_over,
+            unlabelled=self.unlabelled,
+            port=self.port,
+            open_browser=self.open,
+        )
+
+
 class Fit(BaseModel):
     """Train the Style Interpreter on annotated images. After an interruption, the same command resumes."""
 
@@ -302,6 +346,7 @@ class Labelmint(BaseSettings):
     serve: Annotated[CliSubCommand[Serve], Field(description="start Triton and the gateway, until Ctrl-C")]
     import_: Annotated[CliSubCommand[Import], Field(alias="import", description="convert another project's weights")]
     synth: Annotated[CliSubCommand[Synth], Field(description="write generated images for a person to annotate")]
+    annotate: Annotated[CliSubCommand[Annotate], Field(description="draw on generated images, see, fit and serve")]
     fit: Annotated[CliSubCommand[Fit], Field(description="train the Style Interpreter on annotated images")]
     export: Annotated[CliSubCommand[Export], Field(description="write a model repository that Triton serves")]
     calibrate: Annotated[CliSubCommand[Calibrate], Field(description="measure JS scores and set the gate")]
