@@ -24,7 +24,7 @@ from labelmint.annotate.studio import Studio
 from labelmint.annotate.workspace import Bound, Workspace, opened
 from labelmint.core.errors import CannotListen
 from labelmint.core.task import TaskName
-from labelmint.models.annotations import sha256_of
+from labelmint.models.annotations import Unlabelled, sha256_of
 from labelmint.models.store import load_generator
 
 HOST = "127.0.0.1"
@@ -38,6 +38,7 @@ async def annotate(
     layout: str,
     truncation_psi: float,
     annotation_format: str | None,
+    unlabelled: Unlabelled,
     port: int,
     open_browser: bool,
 ) -> None:
@@ -61,7 +62,7 @@ async def annotate(
 
     with (
         _listening(port) as taken,
-        opened(directory, bound, studio.image, annotation_format=annotation_format) as workspace,
+        opened(directory, bound, studio.image, annotation_format=annotation_format, unlabelled=unlabelled) as workspace,
     ):
         studio.attach(workspace)
         secret, job = secrets.token_urlsafe(16), Job()
