@@ -26,7 +26,7 @@ from labelmint.annotate.strokes import Mask, Strokes, region_at, runs_of
 from labelmint.annotate.studio import Studio
 from labelmint.annotate.workspace import Place, Sheet, Workspace
 from labelmint.core.errors import InvalidRequest, LabelmintError
-from labelmint.core.policy import SEED_END
+from labelmint.core.policy import SEED_END, check_seed
 from labelmint.models.annotations import UNDRAWN
 from labelmint.models.annotations.masks import LabelClasses
 
@@ -92,9 +92,9 @@ def create_app(
 ) -> FastAPI:
     """The application. `plan` fills in what the page does not choose; `secret` is the first part of every path."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
-    app.include_router(_pages(), prefix=f"/{secret}")
     for router in (_session(workspace), _images(workspace), _previews(workspace, studio), _jobs(workspace, job, plan)):
         app.include_router(router, prefix=f"/{secret}/api")
+    app.include_router(_pages(), prefix=f"/{secret}")  # last, because its route matches every path
     app.add_exception_handler(LabelmintError, _answer_error)
     app.add_exception_handler(RequestValidationError, _answer_invalid)
     app.middleware("http")(_guarded)
@@ -198,6 +198,7 @@ def _previews(workspace: Workspace, studio: Studio) -> APIRouter:
         seed = body.seed
         if seed is None:
             seed = (await studio.suggestions(1))[0].seed
+        await studio.prepare(check_seed(seed))
         return _sheet(workspace.add(seed))
 
     @router.post("/images/{seed}/region")

@@ -103,9 +103,8 @@ def area_of(runs: Sequence[int], resolution: int) -> Area:
     """The region bool [R,R] of run lengths; raises InvalidRequest if they are not those of such an image."""
     if sum(runs) != resolution * resolution:
         raise InvalidRequest("region", f"its runs add up to {sum(runs)} pixels, not to {resolution * resolution}")
-    inside: Area = np.repeat(np.arange(len(runs)) % 2 == 1, runs)  # [R*R]
-    region: Area = inside.reshape(resolution, resolution)
-    return region
+    inside = np.repeat(np.arange(len(runs)) % 2 == 1, runs)  # [R*R]
+    return np.asarray(inside, bool).reshape(resolution, resolution)
 
 
 def region_at(label: Mask, x: float, y: float) -> Area:
@@ -117,7 +116,8 @@ def region_at(label: Mask, x: float, y: float) -> Area:
     # Pillow fills the region of equal pixels in an image of two values; the region gets a third one.
     picture = Image.fromarray((label == label[row, column]).astype(np.uint8)).copy()  # its own memory, to be filled
     ImageDraw.floodfill(picture, (column, row), 2)
-    return np.asarray(picture) == 2
+    region: Area = np.asarray(picture) == 2
+    return region
 
 
 def _area(stroke: Stroke, resolution: int) -> Area:

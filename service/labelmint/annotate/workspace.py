@@ -264,7 +264,7 @@ class Workspace:
                 self.directory,
                 self.classes.names,
                 self.classes.palette,
-                keypoints={seed: self._array(sheet) for seed, sheet in self.drawn.items()},
+                keypoints={seed: self.keypoints(sheet) for seed, sheet in self.drawn.items()},
             )
         content = {
             "generator_sha256": self.bound.generator_sha256,
@@ -275,7 +275,7 @@ class Workspace:
         for seed in changed.keys() - self.drawn.keys():  # `fit` refuses a mask of an image that is not listed
             mask_path(self.directory, seed).unlink(missing_ok=True)
 
-    def _array(self, sheet: Sheet) -> npt.NDArray[np.float32]:
+    def keypoints(self, sheet: Sheet) -> npt.NDArray[np.float32]:
         """The keypoints of an image as `write_keypoints` takes them, float32 [K,3]."""
         placed = {point.name: (point.x, point.y, 1) for point in sheet.points if point.visible}
         return np.array([placed.get(name, (0, 0, 0)) for name in self.classes.names], np.float32).reshape(-1, 3)

@@ -20,7 +20,7 @@ from PIL import Image
 from playwright.async_api import Browser, ConsoleMessage, Locator, Page, Request, Route, async_playwright, expect
 
 from labelmint.core.executor import CALIBRATIONS
-from labelmint.gateway.encoding.people import heat_colours
+from labelmint.core.heat import heat_colours
 from labelmint.gateway.rest.pages import CONTENT_SECURITY_POLICY, GALLERY
 from labelmint.triton.model_config import read_config, write_config
 from tests.conftest import REPOSITORY, Service, need_program, start_service
