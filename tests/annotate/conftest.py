@@ -37,16 +37,16 @@ class Desk:
         return self.process.wait(60)
 
 
-@pytest.fixture
-def small_generator(tmp_path: Path) -> Path:
-    path = tmp_path / "generator.safetensors"
+@pytest.fixture(scope="module")
+def small_generator(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("small") / "generator.safetensors"
     save_generator(path, small()[0], {})
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def start_desk() -> Iterator[Callable[..., Desk]]:
-    """Starts pages; those that still run at the end of the test are stopped."""
+    """Starts pages; those that still run at the end of the file are stopped."""
     desks: list[Desk] = []
 
     def start(generator: Path, directory: Path, *options: str) -> Desk:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+import signal
 import socket
 import webbrowser
 from collections.abc import Iterator
@@ -72,12 +73,23 @@ async def annotate(
         print(f"annotate at {address} (this machine only). Ctrl-C stops", flush=True)
         if open_browser:
             webbrowser.open(address)
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, server_header=False))
+        server = _Server(uvicorn.Config(app, log_level="warning", access_log=False, server_header=False))
         try:
             await server.serve(sockets=[taken])
         finally:
             await asyncio.shield(job.cancel())
             studio.close()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn that ends in peace: Ctrl-C is how this program is meant to end, and not an error."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, setattr, self, "should_exit", True)
+        yield
 
 
 @contextlib.contextmanager
