@@ -92,18 +92,21 @@ def fit_files(
     dataset = learning.read(annotations, annotation_format, unlabelled)
     settings = FitSettings(**learning.settings(generator.spec.resolution), steps=steps)
 
+    def check(seed: int, drawn: Bytes) -> None:
+        """Refuse annotations that were made on other images than those of the generator."""
+        image = dataset.images[seed]
+        if drawn.shape != image.shape or int(np.abs(drawn.astype(int) - image).max()) > 1:
+            raise UnusableFile(
+                image_path(annotations, seed),
+                f"is not the image that {generator_path} makes for seed {seed}; annotate images of this generator",
+            )
+
     generator_sha256 = sha256_of(generator_path)
     options = {"task": task, "layout": layout, "heads": heads, **asdict(settings)}
     inputs = {"weights": generator_sha256, "annotations": _digest_of(dataset), "options": json.dumps(options)}
     checkpoint = Checkpoint(out.with_name(out.name + ".checkpoint"), inputs)
     interpreter, error = fit(
-        generator,
-        dataset,
-        settings,
-        layout=layout,
-        heads=heads,
-        check=same_images(dataset, annotations, generator_path),
-        checkpoint=checkpoint,
+        generator, dataset, settings, layout=layout, heads=heads, check=check, checkpoint=checkpoint
     )
     notes: dict[str, Any] = {
         "generator_sha256": generator_sha256,
@@ -115,20 +118,6 @@ def fit_files(
     checkpoint.remove()
     outputs = interpreter.spec.num_classes
     print(f"{out}: {heads} heads, {outputs} outputs, {learning.describe(error)} on the drawn pixels")
-
-
-def same_images(dataset: AnnotatedDataset, annotations: Path, generator_path: Path) -> Callable[[int, Bytes], None]:
-    """Return a function that refuses annotations which were made on other images than those of the generator."""
-
-    def check(seed: int, drawn: Bytes) -> None:
-        image = dataset.images[seed]
-        if drawn.shape != image.shape or int(np.abs(drawn.astype(int) - image).max()) > 1:
-            raise UnusableFile(
-                image_path(annotations, seed),
-                f"is not the image that {generator_path} makes for seed {seed}; annotate images of this generator",
-            )
-
-    return check
 
 
 def _digest_of(dataset: AnnotatedDataset) -> str:
