@@ -105,6 +105,10 @@ class Fit(BaseModel):
     keypoint_format: Annotated[Literal["csv", "coco"], Field(description="format of the keypoints")] = "csv"
     steps: Annotated[int, Field(ge=1, description="training steps; a few hundred are enough for a trial")] = 4000
 
+    report: Annotated[
+        Path | None, Field(description="HTML file to write first: whether the annotations are enough")
+    ] = None
+
     @model_validator(mode="after")
     def _no_format_of_another_task(self) -> Fit:
         """Refuse the options that only other tasks have; tasks may share one."""
@@ -122,6 +126,19 @@ class Fit(BaseModel):
         from labelmint.models.fit import fit_files
 
         formats = {"mask_format": self.mask_format, "keypoint_format": self.keypoint_format}
+        annotation_format = formats[TASKS[self.task].annotation_option]
+        if self.report is not None:
+            from labelmint.annotate.report import write_report
+
+            write_report(
+                self.generator,
+                self.annotations,
+                self.report,
+                layout=self.layout,
+                task=self.task,
+                annotation_format=annotation_format,
+                unlabelled=self.unlabelled,
+            )
         fit_files(
             self.generator,
             self.annotations,
@@ -129,7 +146,7 @@ class Fit(BaseModel):
             layout=self.layout,
             heads=self.heads,
             task=self.task,
-            annotation_format=formats[TASKS[self.task].annotation_option],
+            annotation_format=annotation_format,
             unlabelled=self.unlabelled,
             steps=self.steps,
         )

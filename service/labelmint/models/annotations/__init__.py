@@ -16,7 +16,7 @@ DIRECTORY/keypoints.json   [{"name": ..., "rgb": [r, g, b]}, ...], in the order 
 """
 
 from labelmint.models.annotations.directory import UNDRAWN, AnnotatedDataset, check_new, image_path, write_dataset
-from labelmint.models.annotations.files import sha256_of, write_json
+from labelmint.models.annotations.files import sha256_of, write_json, write_text
 from labelmint.models.annotations.keypoints import KeypointFormat, read_keypoints, write_keypoints
 from labelmint.models.annotations.marks import Unlabelled
 from labelmint.models.annotations.masks import LabelClasses, MaskFormat, mask_path, read_masks, write_masks
@@ -38,4 +38,5 @@ __all__ = [
     "write_json",
     "write_keypoints",
     "write_masks",
+    "write_text",
 ]
