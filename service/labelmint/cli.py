@@ -149,6 +149,10 @@ class Fit(BaseModel):
     keypoint_format: Annotated[Literal["csv", "coco"], Field(description="format of the keypoints")] = "csv"
     steps: Annotated[int, Field(ge=1, description="training steps; a few hundred are enough for a trial")] = 4000
 
+    report: Annotated[
+        Path | None, Field(description="HTML file to write first: whether the annotations are enough")
+    ] = None
+
     @model_validator(mode="after")
     def _no_format_of_another_task(self) -> Fit:
         """Refuse the options that only other tasks have; tasks may share one."""
@@ -166,6 +170,19 @@ class Fit(BaseModel):
         from labelmint.models.fit import fit_files
 
         formats = {"mask_format": self.mask_format, "keypoint_format": self.keypoint_format}
+        annotation_format = formats[TASKS[self.task].annotation_option]
+        if self.report is not None:
+            from labelmint.annotate.report import write_report
+
+            write_report(
+                self.generator,
+                self.annotations,
+                self.report,
+                layout=self.layout,
+                task=self.task,
+                annotation_format=annotation_format,
+                unlabelled=self.unlabelled,
+            )
         fit_files(
             self.generator,
             self.annotations,
@@ -173,10 +190,52 @@ class Fit(BaseModel):
             layout=self.layout,
             heads=self.heads,
             task=self.task,
-            annotation_format=formats[TASKS[self.task].annotation_option],
+            annotation_format=annotation_format,
             unlabelled=self.unlabelled,
             steps=self.steps,
         )
+
+
+class Suggest(BaseModel):
+    """Print the seeds whose images would teach most when they are annotated next, with the reason."""
+
+    generator: Annotated[Path, Field(description="generator weights (safetensors)")]
+    directory: Annotated[CliPositionalArg[Path], Field(description="directory from `synth`, annotated or not")]
+    count: Annotated[int, Field(ge=1, description="number of seeds to print")] = 4
+    candidates: Annotated[int, Field(ge=1, description="number of seeds to choose from")] = 100
+    first_seed: Annotated[int, Field(ge=0, lt=2**32, description="first of these seeds")] = ANNOTATION_SEED
+    layout: Annotated[
+        Literal["paper", "editgan-stylegan2", "release-stylegan1"], Field(description="feature layout")
+    ] = "paper"
+    task: Annotated[TaskName, Field(description="what is annotated")] = "segmentation"
+    mask_format: Annotated[Literal["png", "labelme", "coco"], Field(description="format of the masks")] = "png"
+    unlabelled: Annotated[
+        Literal["ignore", "background"], Field(description="what a pixel is that no shape covers, as for `fit`")
+    ] = "background"
+    keypoint_format: Annotated[Literal["csv", "coco"], Field(description="format of the keypoints")] = "csv"
+
+    @model_validator(mode="after")
+    def _every_candidate_is_a_seed(self) -> Suggest:
+        if self.first_seed + self.candidates > 2**32:
+            raise ValueError("--first-seed and --candidates go beyond the last seed, 4294967295")
+        return self
+
+    def cli_cmd(self) -> None:
+        from labelmint.annotate.suggest import suggest_files
+
+        formats = {"mask_format": self.mask_format, "keypoint_format": self.keypoint_format}
+        found = suggest_files(
+            self.generator,
+            self.directory,
+            range(self.first_seed, self.first_seed + self.candidates),
+            count=self.count,
+            layout=self.layout,
+            task=self.task,
+            annotation_format=formats[TASKS[self.task].annotation_option],
+            unlabelled=self.unlabelled,
+        )
+        for suggestion in found:
+            print(suggestion)
 
 
 class Export(BaseModel):
@@ -348,6 +407,7 @@ class Labelmint(BaseSettings):
     synth: Annotated[CliSubCommand[Synth], Field(description="write generated images for a person to annotate")]
     annotate: Annotated[CliSubCommand[Annotate], Field(description="draw on generated images, see, fit and serve")]
     fit: Annotated[CliSubCommand[Fit], Field(description="train the Style Interpreter on annotated images")]
+    suggest: Annotated[CliSubCommand[Suggest], Field(description="print the seeds that are worth annotating next")]
     export: Annotated[CliSubCommand[Export], Field(description="write a model repository that Triton serves")]
     calibrate: Annotated[CliSubCommand[Calibrate], Field(description="measure JS scores and set the gate")]
     # Listed for the help only; `main` hands their arguments to the client.

@@ -1,76 +1,81 @@
-"""A running `labelmint annotate` in a process of its own, on the demo's generator or on a small one."""
+"""A small generator, and labels that are written in its features."""
 
-from __future__ import annotations
-
-import re
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
-import pytest_asyncio
-from playwright.async_api import Browser, async_playwright
+import torch
 
+from labelmint.models.annotations import UNDRAWN, AnnotatedDataset, LabelClasses, write_keypoints, write_masks
+from labelmint.models.draw import draw, synthesize
+from labelmint.models.generator import Generator
 from labelmint.models.store import save_generator
-from tests.conftest import need_program
-from tests.support.models import small
+from labelmint.models.stylegan2 import StyleGAN2Spec
 
-ADDRESS = re.compile(r"annotate at (http://\S+)")
-START_SECONDS = 120
-
-
-@dataclass
-class Desk:
-    """A running page: its address with the secret, its directory and its process."""
-
-    address: str
-    directory: Path
-    process: subprocess.Popen[str]
-    log: Path
-
-    def stop(self, number: int = signal.SIGINT) -> int:
-        self.process.send_signal(number)
-        return self.process.wait(60)
+SPEC = StyleGAN2Spec(z_dim=8, w_dim=8, mapping_layers=2, resolution=32, channels={4: 8, 8: 8, 16: 8, 32: 8})
+CLASSES = LabelClasses(("dark", "<bright>", "spot"), ((0, 0, 0), (255, 255, 255), (200, 0, 0)))
 
 
-@pytest.fixture(scope="module")
-def small_generator(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("small") / "generator.safetensors"
-    save_generator(path, small()[0], {})
-    return path
+@dataclass(frozen=True)
+class Truth:
+    """The generator, and what is true of its images."""
+
+    generator: Generator
+
+    def feature(self, seed: int, channel: int = 0) -> np.ndarray:
+        return (
+            draw(self.generator, seed, 1.0, layout="paper")[1][16][0, channel]
+            .repeat_interleave(2, 0)
+            .repeat_interleave(2, 1)
+            .numpy()
+        )
+
+    def mask(self, seed: int) -> np.ndarray:
+        """Bright where one feature is large, and spots where another is, in a part of the images only."""
+        mask = (self.feature(seed) > 0.0).astype(np.uint8)
+        if seed % 2:
+            mask[self.feature(seed, 1) > 1.5] = 2
+        return mask
+
+    def peak(self, seed: int) -> np.ndarray:
+        """The keypoint float32 [1,3]: where the first feature is largest."""
+        y, x = np.unravel_index(self.feature(seed).argmax(), (32, 32))
+        return np.array([[x, y, 1]], np.float32)
+
+    def dataset(self, seeds: range, change: Callable[[np.ndarray], np.ndarray] = lambda mask: mask) -> AnnotatedDataset:
+        masks = {seed: change(self.mask(seed)) for seed in seeds}
+        images = {seed: np.zeros((32, 32, 3), np.uint8) for seed in seeds}
+        return AnnotatedDataset("segmentation", 1.0, CLASSES.names, CLASSES.palette, images, masks)
+
+    def points(self, seeds: range) -> AnnotatedDataset:
+        images = {seed: np.zeros((32, 32, 3), np.uint8) for seed in seeds}
+        return AnnotatedDataset(
+            "keypoints", 1.0, ("peak",), ((255, 0, 0),), images, {seed: self.peak(seed) for seed in seeds}
+        )
 
 
-@pytest.fixture(scope="module")
-def start_desk() -> Iterator[Callable[..., Desk]]:
-    """Starts pages; those that still run at the end of the file are stopped."""
-    desks: list[Desk] = []
-
-    def start(generator: Path, directory: Path, *options: str) -> Desk:
-        log = directory.with_name(f"{directory.name}-{len(desks)}.log")
-        command = [sys.executable, "-m", "labelmint.cli", "annotate", "--generator", str(generator), *options]
-        with log.open("w") as stream:
-            process = subprocess.Popen([*command, str(directory)], stdout=stream, stderr=subprocess.STDOUT, text=True)
-        ends = time.monotonic() + START_SECONDS
-        while not (found := ADDRESS.search(log.read_text())):
-            assert process.poll() is None and time.monotonic() < ends, log.read_text()
-            time.sleep(0.05)
-        desks.append(Desk(found[1], directory, process, log))
-        return desks[-1]
-
-    yield start
-    for desk in desks:
-        if desk.process.poll() is None:
-            desk.stop()
+@pytest.fixture(scope="session")
+def truth() -> Truth:
+    torch.manual_seed(0)
+    return Truth(Generator(SPEC).eval())
 
 
-@pytest_asyncio.fixture(scope="module")
-async def chromium() -> AsyncIterator[Browser]:
-    program = need_program("chromium", "chromium")
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=program)
-        yield browser
-        await browser.close()
+@pytest.fixture
+def directory(tmp_path: Path, truth: Truth) -> Path:
+    """generator.safetensors, and the directory `parts` with six annotated images, for both tasks."""
+    save_generator(tmp_path / "generator.safetensors", truth.generator, {})
+    synthesize(tmp_path / "generator.safetensors", tmp_path / "parts", range(6), truncation_psi=1.0)
+    write_masks(tmp_path / "parts", CLASSES, {seed: truth.mask(seed) for seed in range(6)})
+    write_keypoints(
+        tmp_path / "parts", ("peak",), ((255, 0, 0),), keypoints={seed: truth.peak(seed) for seed in range(6)}
+    )
+    return tmp_path
+
+
+def rows_only(mask: np.ndarray) -> np.ndarray:
+    """A mask of which every fourth row is drawn."""
+    sparse = np.full_like(mask, UNDRAWN)
+    sparse[::4] = mask[::4]
+    return sparse

@@ -212,7 +212,7 @@ def _previews(workspace: Workspace, studio: Studio) -> APIRouter:
         return (await studio.look(workspace.sheet(body.seed).seed, body.others)).described()
 
     @router.get("/preview/{number}/{seed}/{name}.png")
-    async def picture(number: int, seed: int, name: Literal["image", "label", "js"]) -> Response:
+    async def picture(number: int, seed: int, name: Literal["image", "label", "uncertainty"]) -> Response:
         found = studio.preview(number)
         if name == "image":
             return _png(Image.fromarray(found.image(seed)))

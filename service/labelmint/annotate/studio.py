@@ -1,8 +1,8 @@
 """What the page computes: features of images, quick interpreters of what is drawn, suggestions and the estimate.
 
 Rules of this file:
-- One thread computes, so that two requests never compete for the cores and results do not depend on timing. The event
-  loop stays free.
+- One thread computes predictions, and another one what takes longer: suggestions and estimates. So a stroke never waits
+  for those, and the event loop stays free. Results do not depend on timing.
 - Features are computed once for each image, and kept within a bound; the least recently used ones are computed again.
 - The directions of the features come from images that nobody chose, so they are the same for whatever is drawn.
 """
@@ -24,25 +24,26 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from labelmint.annotate.estimate import estimate, quick_spec
-from labelmint.annotate.quick import HEADS, Basis, Sums, quick_interpreter
+from labelmint.annotate.estimate import estimate
+from labelmint.annotate.quick import Basis, Sums, preview, quick_interpreter, quick_spec
 from labelmint.annotate.strokes import Mask
+from labelmint.annotate.suggest import Suggestion, suggest
 from labelmint.annotate.workspace import Sheet, Workspace
 from labelmint.core.errors import InsufficientResources, InvalidRequest, TooFew
 from labelmint.core.heat import heat_colours
+from labelmint.core.policy import SEED_END
 from labelmint.core.task import task_of
 from labelmint.models.annotations import UNDRAWN, AnnotatedDataset
 from labelmint.models.draw import draw
-from labelmint.models.fit import FitSettings, choose_pixels
+from labelmint.models.fit import FitSettings, sample_pixels
 from labelmint.models.generator import Generator, to_uint8
 from labelmint.models.interpreter import sample_features
 from labelmint.models.layout import channels_of
-from labelmint.models.tasks import learning_of
 
 T = TypeVar("T")
 
 FIRST_SEED = 4_000_000_000  # of the images to annotate, as for `labelmint synth`
-CANDIDATES = 64  # images among which the next one is chosen
+CANDIDATES = 24  # images among which the next one is chosen
 BASIS_IMAGES, BASIS_PIXELS = 8, 512  # pixels of each image from which the directions are computed
 PIXELS = 4096  # of one image that a quick interpreter learns from
 KEPT_PREVIEWS = 3
@@ -51,23 +52,15 @@ Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Suggestion:
-    """A seed to draw on next, and why."""
-
-    seed: int
-    reason: str
-
-
-@dataclass(frozen=True)
 class Preview:
-    """The labels uint8 [R,R] (or keypoints float32 [K,2]) and JS maps float32 [R,R] of some images, by seed."""
+    """The labels uint8 [R,R] (or keypoints float32 [K,2]) and uncertainties float32 [R,R] of some images, by seed."""
 
     number: int
     seconds: float
     pixels: int
     images: Mapping[int, Mask]
     labels: Mapping[int, npt.NDArray[Any]]
-    js_maps: Mapping[int, Floats]
+    uncertainties: Mapping[int, Floats]
 
     def image(self, seed: int) -> Mask:
         return self._of(self.images, seed)
@@ -76,11 +69,11 @@ class Preview:
         return self._of(self.labels, seed)
 
     def heat(self, seed: int) -> Mask:
-        """The JS map in colours, uint8 [R,R,3]: dark for agreement, brightest from ln 2 nats on."""
-        return heat_colours(self._of(self.js_maps, seed))
+        """The uncertainty in colours, uint8 [R,R,3]: dark where the prediction is sure, brightest from ln 2 nats on."""
+        return heat_colours(self._of(self.uncertainties, seed))
 
     def described(self) -> dict[str, Any]:
-        images = [{"seed": seed, "uncertainty": float(js_map.sum())} for seed, js_map in self.js_maps.items()]
+        images = [{"seed": seed, "uncertainty": float(each.sum())} for seed, each in self.uncertainties.items()]
         return {"preview": self.number, "seconds": self.seconds, "pixels": self.pixels, "images": images}
 
     def _of(self, found: Mapping[int, npt.NDArray[Any]], seed: int) -> npt.NDArray[Any]:
@@ -110,7 +103,8 @@ class Studio:
         self._basis: Basis | None = None
         self._previews: OrderedDict[int, Preview] = OrderedDict()
         self._number = 0
-        self._thread = ThreadPoolExecutor(1, "studio")
+        self._quick = ThreadPoolExecutor(1, "predictions")
+        self._slow = ThreadPoolExecutor(1, "suggestions")
         self._lock = threading.Lock()  # of the features: `image` is also called on the event loop
         self._workspace: Workspace
 
@@ -118,7 +112,8 @@ class Studio:
         self._workspace = workspace
 
     def close(self) -> None:
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        for thread in (self._quick, self._slow):
+            thread.shutdown(wait=True, cancel_futures=True)
 
     def image(self, seed: int) -> Mask:
         """The image uint8 [R,R,3] of a seed."""
@@ -126,7 +121,7 @@ class Studio:
 
     async def prepare(self, seed: int) -> None:
         """Compute the image and features of a seed, so that `image` answers at once."""
-        await self._in_thread(lambda: self._drawn(seed))
+        await _within(self._quick, lambda: self._drawn(seed))
 
     def preview(self, number: int) -> Preview:
         if number not in self._previews:
@@ -136,18 +131,18 @@ class Studio:
     async def look(self, seed: int, others: Sequence[int]) -> Preview:
         """Fit a quick interpreter to everything that is drawn, and label these images; raises TooFew."""
         sheets, dataset = self._annotated()
-        preview = await self._in_thread(lambda: self._look(sheets, dataset, [seed, *others]))
-        self._previews[preview.number] = preview
+        found = await _within(self._quick, lambda: self._look(sheets, dataset, [seed, *others]))
+        self._previews[found.number] = found
         while len(self._previews) > KEPT_PREVIEWS:
             self._previews.popitem(last=False)
-        return preview
+        return found
 
     async def estimate(self) -> dict[str, Any]:
         """What leaving out each image says, for the page; raises TooFew below two images."""
         sheets, dataset = self._annotated()
         if len(sheets) < 2:
             raise TooFew("the estimate leaves out one image at a time: draw on a second one")
-        found = await self._in_thread(lambda: estimate(self._generator, dataset, layout=self._layout))
+        found = await _within(self._slow, lambda: estimate(self._generator, dataset, layout=self._layout))
         curve = [{"images": count, "miou": each.value, "spread": each.spread} for count, each in found.curve.items()]
         classes = [
             {
@@ -165,9 +160,19 @@ class Studio:
         return {"measure": measure, "curve": curve, "classes": classes, "advice": _advice(found.gain)}
 
     async def suggestions(self, count: int) -> list[Suggestion]:
-        taken = {*self._workspace.sheets, *self._workspace.skipped}
-        seeds = (seed for seed in range(FIRST_SEED, 2**32) if seed not in taken)
-        return [Suggestion(next(seeds), "one of the first seeds") for _ in range(count)]
+        """The seeds that would teach most, among the first that are neither open nor skipped; the best first."""
+        known, skipped = list(self._workspace.sheets), set(self._workspace.skipped)
+        if not known:
+            return [Suggestion(seed, 0.0, None) for seed in range(FIRST_SEED, FIRST_SEED + count)]
+        free = (seed for seed in range(FIRST_SEED, SEED_END) if seed not in skipped and seed not in known)
+        candidates = [next(free) for _ in range(max(CANDIDATES, count))]
+        try:
+            sheets, dataset = self._annotated()
+        except TooFew:
+            sheets, dataset = {}, None  # the distance decides alone
+        return await _within(
+            self._slow, lambda: self._suggest(sheets, dataset, known, candidates=candidates, count=count)
+        )
 
     def _annotated(self) -> tuple[dict[int, Sheet], AnnotatedDataset]:
         """What is drawn at this moment; raises TooFew if nothing can be learned from it."""
@@ -186,36 +191,50 @@ class Studio:
             raise TooFew("Place a keypoint first.")
         return sheets, AnnotatedDataset(task, workspace.bound.truncation_psi, names, palette, images, labels)
 
-    async def _in_thread(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+    def _suggest(
+        self,
+        sheets: Mapping[int, Sheet],
+        dataset: AnnotatedDataset | None,
+        known: Sequence[int],
+        *,
+        candidates: Sequence[int],
+        count: int,
+    ) -> list[Suggestion]:
+        judge = None
+        if dataset is not None:
+            basis = self._directions()
+            sums = Sums.together(self._sums_of(sheet, dataset, basis) for sheet in sheets.values())
+            judge = quick_interpreter(quick_spec(self._generator, dataset, self._layout), basis, sums)
+        return suggest(self._generator, known, candidates, count=count, layout=self._layout, psi=self._psi, judge=judge)
 
     @torch.no_grad()
     def _look(self, sheets: Mapping[int, Sheet], dataset: AnnotatedDataset, seeds: Sequence[int]) -> Preview:
         begun = time.perf_counter()
         basis = self._directions()
         sums = Sums.together(self._sums_of(sheet, dataset, basis) for sheet in sheets.values())
-        interpreter = quick_interpreter(quick_spec(self._generator, dataset, self._layout, HEADS), basis, sums)
-        images, labels, js_maps = {}, {}, {}
+        interpreter = quick_interpreter(quick_spec(self._generator, dataset, self._layout), basis, sums)
+        images, labels, uncertainties = {}, {}, {}
         for seed in dict.fromkeys(seeds):
             images[seed], maps = self._drawn(seed)
-            label, *_, js_map, _ = interpreter(maps)
-            labels[seed], js_maps[seed] = label[0].numpy(), js_map[0].numpy()
+            label, uncertainty = preview(interpreter, maps)
+            labels[seed], uncertainties[seed] = label.numpy(), uncertainty.numpy()
         self._number += 1
-        return Preview(self._number, time.perf_counter() - begun, sums.pixels, images, labels, js_maps)
+        return Preview(self._number, time.perf_counter() - begun, sums.pixels, images, labels, uncertainties)
 
     def _sums_of(self, sheet: Sheet, dataset: AnnotatedDataset, basis: Basis) -> Sums:
         """The sums of the drawn pixels of an image, computed once for each revision and number of classes."""
         key = (sheet.revision, len(dataset.names))
         if sheet.seed in self._sums and self._sums[sheet.seed][0] == key:
             return self._sums[sheet.seed][1]
-        learning, label = learning_of(dataset.task), dataset.labels[sheet.seed]
-        size = self._generator.spec.resolution
-        region = learning.regions(label, size)  # [R*R]
-        drawn = (region >= 0).nonzero().flatten()  # [P]
-        rng = torch.Generator().manual_seed(0)
-        power = FitSettings.class_power
-        chosen = drawn[choose_pixels(region[drawn], min(PIXELS, len(drawn)), power, rng=rng)]  # [P]
-        sums = Sums.of(basis.project(self._sampled(sheet.seed, chosen)), learning.targets(label, chosen, size), key[1])
+        pool = sample_pixels(
+            dataset,
+            sheet.seed,
+            self._drawn(sheet.seed)[1],
+            resolution=self._generator.spec.resolution,
+            settings=FitSettings(pixels_per_image=PIXELS),
+            rng=torch.Generator().manual_seed(0),
+        )
+        sums = Sums.of(basis.project(pool.features), pool.targets, key[1])
         self._sums[sheet.seed] = key, sums
         return sums
 
@@ -262,3 +281,7 @@ def _number(value: float) -> float | None:
 def _advice(gain: Mapping[str, float]) -> str:
     best = max(gain, key=lambda name: gain[name])
     return f"Draw {best!r} on another image: it would gain most."
+
+
+async def _within(thread: ThreadPoolExecutor, work: Callable[[], T]) -> T:
+    return await asyncio.get_running_loop().run_in_executor(thread, work)

@@ -17,9 +17,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,21 +92,18 @@ def fit_files(
     dataset = learning.read(annotations, annotation_format, unlabelled)
     settings = FitSettings(**learning.settings(generator.spec.resolution), steps=steps)
 
-    def check(seed: int, drawn: Bytes) -> None:
-        """Refuse annotations that were made on other images than those of the generator."""
-        image = dataset.images[seed]
-        if drawn.shape != image.shape or int(np.abs(drawn.astype(int) - image).max()) > 1:
-            raise UnusableFile(
-                image_path(annotations, seed),
-                f"is not the image that {generator_path} makes for seed {seed}; annotate images of this generator",
-            )
-
     generator_sha256 = sha256_of(generator_path)
     options = {"task": task, "layout": layout, "heads": heads, **asdict(settings)}
     inputs = {"weights": generator_sha256, "annotations": _digest_of(dataset), "options": json.dumps(options)}
     checkpoint = Checkpoint(out.with_name(out.name + ".checkpoint"), inputs)
     interpreter, error = fit(
-        generator, dataset, settings, layout=layout, heads=heads, check=check, checkpoint=checkpoint
+        generator,
+        dataset,
+        settings,
+        layout=layout,
+        heads=heads,
+        check=same_images(dataset, annotations, generator_path),
+        checkpoint=checkpoint,
     )
     notes: dict[str, Any] = {
         "generator_sha256": generator_sha256,
@@ -118,6 +115,20 @@ def fit_files(
     checkpoint.remove()
     outputs = interpreter.spec.num_classes
     print(f"{out}: {heads} heads, {outputs} outputs, {learning.describe(error)} on the drawn pixels")
+
+
+def same_images(dataset: AnnotatedDataset, annotations: Path, generator_path: Path) -> Callable[[int, Bytes], None]:
+    """Return a function that refuses annotations which were made on other images than those of the generator."""
+
+    def check(seed: int, drawn: Bytes) -> None:
+        image = dataset.images[seed]
+        if drawn.shape != image.shape or int(np.abs(drawn.astype(int) - image).max()) > 1:
+            raise UnusableFile(
+                image_path(annotations, seed),
+                f"is not the image that {generator_path} makes for seed {seed}; annotate images of this generator",
+            )
+
+    return check
 
 
 def _digest_of(dataset: AnnotatedDataset) -> str:
@@ -181,26 +192,41 @@ def draw_pool(
     """Sample pixels from every image. Returns the pool and the number of channels of each feature level."""
     resolution = generator.spec.resolution
     channels = channels_of(layout, generator.spec.taps)
-    learning = learning_of(dataset.task)
     seeds = list(dataset.labels)
     affordable = POOL_BYTES // (4 * sum(channels.values()) * len(seeds))
     per_image = min(settings.pixels_per_image, affordable, resolution**2)
+    limited = replace(settings, pixels_per_image=per_image)
     features = torch.empty(per_image * len(seeds), sum(channels.values()))  # [P,D]
     targets, filled = list[Tensor](), 0
     for seed in tqdm(seeds, desc="draw pixels", unit="img"):
         image, maps = draw(generator, seed, dataset.truncation_psi, layout=layout)
         check(seed, to_uint8(image)[0].numpy())
-        label = dataset.labels[seed]
-        region = learning.regions(label, resolution)  # [R*R]
-        drawn = (region >= 0).nonzero().flatten()  # [P]
-        count = min(per_image, len(drawn))
-        chosen = drawn[choose_pixels(region[drawn], count, settings.class_power, rng=rng)]  # [P]
-        rows, columns = chosen // resolution, chosen % resolution
-        sampled = sample_features({r: x[0] for r, x in maps.items()}, rows, columns, resolution=resolution)
-        features[filled : filled + count] = sampled
-        targets.append(learning.targets(label, chosen, resolution))
+        pixels = sample_pixels(dataset, seed, maps, resolution=resolution, settings=limited, rng=rng)
+        count = len(pixels.targets)
+        features[filled : filled + count] = pixels.features
+        targets.append(pixels.targets)
         filled += count
     return Pool(features[:filled], torch.cat(targets)), channels
+
+
+def sample_pixels(
+    dataset: AnnotatedDataset,
+    seed: int,
+    maps: Mapping[int, Tensor],
+    *,
+    resolution: int,
+    settings: FitSettings,
+    rng: torch.Generator,
+) -> Pool:
+    """Sample drawn pixels of one image, or all if fewer are drawn than wanted. `maps` are {r: float32 [1,C_r,r,r]}."""
+    learning, label = learning_of(dataset.task), dataset.labels[seed]
+    region = learning.regions(label, resolution)  # [R*R]
+    drawn = (region >= 0).nonzero().flatten()  # [P]
+    count = min(settings.pixels_per_image, len(drawn))
+    chosen = drawn[choose_pixels(region[drawn], count, settings.class_power, rng=rng)]  # [P]
+    rows, columns = chosen // resolution, chosen % resolution
+    sampled = sample_features({r: x[0] for r, x in maps.items()}, rows, columns, resolution=resolution)
+    return Pool(sampled, learning.targets(label, chosen, resolution))
 
 
 def choose_pixels(label: Tensor, count: int, class_power: float, *, rng: torch.Generator) -> Tensor:

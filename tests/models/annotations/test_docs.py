@@ -84,7 +84,9 @@ def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_commands(parts: Path) -> None:
-    synth, choose, labelme, fit_labelme, cvat, fit_sparse, _ = (block.strip() for block in blocks("sh"))
+    synth, choose, labelme, fit_labelme, cvat, fit_sparse, fit_report, suggest, _ = (
+        block.strip() for block in blocks("sh")
+    )
     labelmint(synth)
     many, remove, chosen = choose.splitlines()
     labelmint(many.replace("--count 200", "--count 2"))
@@ -116,6 +118,9 @@ def test_the_commands(parts: Path) -> None:
     labelmint(fit_sparse)
     assert load_interpreter(Path("sparse.safetensors")).spec.class_names == tuple(names)
     edit(label_path(parts, seeds[0]), lambda file: file["shapes"].pop())
+    labelmint(fit_report)
+    labelmint(suggest.replace("--count 4", "--count 2 --candidates 20"))
+    assert "Are the annotations enough?" in Path("report.html").read_text()
 
     # Two tools, the same polygons: the two converters differ in the outlines alone.
     one, other = read_masks(parts, "labelme").labels, read_masks(parts, "coco").labels

@@ -56,10 +56,9 @@ export class Classes {
     if (!name) return;
     const number = this.state.classes.length;
     const rgb = rgbOf(COLOURS[(number + COLOURS.length - 1) % COLOURS.length]);
-    if (await this.save([...this.state.classes, { name, rgb }])) {
-      $("new-name").value = "";
-      this.state.choose(number);
-    }
+    $("new-name").value = ""; // at once, so that a name typed meanwhile stays
+    if (await this.save([...this.state.classes, { name, rgb }])) this.state.choose(number);
+    else $("new-name").value = name;
   }
 
   change(id, change) {

@@ -1,4 +1,4 @@
-// The quick prediction: its label and JS map over this image, and its label over six others.
+// The quick prediction: its label and uncertainty over this image, and its label over six others.
 
 import { look, previewUrl, suggestions } from "./api.js";
 import { $, make } from "./elements.js";
@@ -57,7 +57,7 @@ export class Predictions {
   async load(preview, seed) {
     this.pictures = {};
     await Promise.all(
-      ["label", "js"].map(async (name) => {
+      ["label", "uncertainty"].map(async (name) => {
         const picture = new Image();
         picture.src = previewUrl(preview, seed, name);
         await picture.decode();

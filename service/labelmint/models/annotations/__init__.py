@@ -15,8 +15,16 @@ DIRECTORY/keypoints.json   [{"name": ..., "rgb": [r, g, b]}, ...], in the order 
   coco                     DIRECTORY/annotations/person_keypoints_default.json: CVAT's "COCO Keypoints 1.0"
 """
 
-from labelmint.models.annotations.directory import UNDRAWN, AnnotatedDataset, check_new, image_path, write_dataset
-from labelmint.models.annotations.files import sha256_of, write_json
+from labelmint.models.annotations.directory import (
+    UNDRAWN,
+    AnnotatedDataset,
+    check_new,
+    image_path,
+    names_path,
+    read_drawn,
+    write_dataset,
+)
+from labelmint.models.annotations.files import sha256_of, write_json, write_text
 from labelmint.models.annotations.keypoints import KeypointFormat, read_keypoints, write_keypoints
 from labelmint.models.annotations.marks import Unlabelled
 from labelmint.models.annotations.masks import LabelClasses, MaskFormat, mask_path, read_masks, write_masks
@@ -31,6 +39,8 @@ __all__ = [
     "check_new",
     "image_path",
     "mask_path",
+    "names_path",
+    "read_drawn",
     "read_keypoints",
     "read_masks",
     "sha256_of",
@@ -38,4 +48,5 @@ __all__ = [
     "write_json",
     "write_keypoints",
     "write_masks",
+    "write_text",
 ]

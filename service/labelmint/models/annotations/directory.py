@@ -27,7 +27,7 @@ from PIL import Image
 from pydantic import AfterValidator, Field, TypeAdapter
 
 from labelmint.core.errors import UnusableFile
-from labelmint.core.task import TaskName
+from labelmint.core.task import TaskName, task_of
 from labelmint.models.annotations.files import Bytes, Strict, open_picture, read_json, write_json, write_png
 
 Palette = tuple[tuple[int, int, int], ...]
@@ -121,6 +121,11 @@ def read_drawn(directory: Path) -> Drawn:
         picture = open_picture(image_path(directory, seed), "dataset.json lists it; write it with `labelmint synth`")
         images[seed] = np.asarray(picture.convert("RGB"))
     return Drawn(dataset.truncation_psi, images)
+
+
+def names_path(directory: Path, task: TaskName) -> Path:
+    """Return the file of the annotator's names: classes.json, or keypoints.json."""
+    return directory / ("classes.json" if task_of(task).has_label_image else "keypoints.json")
 
 
 def read_names(path: Path, mend: str) -> tuple[tuple[str, ...], Palette]:

@@ -29,6 +29,7 @@ from labelmint.models.annotations.directory import (
     annotation_files,
     check_size,
     image_name,
+    names_path,
     read_drawn,
     read_names,
     write_names,
@@ -57,7 +58,7 @@ def write_masks(directory: Path, classes: LabelClasses, masks: Mapping[int, Byte
         # Pillow stores as many bits per pixel as the palette needs, so the palette must reach the largest value.
         picture.putpalette(colours.ljust(3 * (UNDRAWN + 1), b"\0") if (mask == UNDRAWN).any() else colours)
         write_png(mask_path(directory, seed), picture)
-    write_names(directory / "classes.json", classes.names, classes.palette)
+    write_names(names_path(directory, "segmentation"), classes.names, classes.palette)
 
 
 def read_masks(directory: Path, mask_format: str = "png", *, unlabelled: Unlabelled = "background") -> AnnotatedDataset:
@@ -67,13 +68,13 @@ def read_masks(directory: Path, mask_format: str = "png", *, unlabelled: Unlabel
     """
     drawn = read_drawn(directory)
     mend = 'list the classes as [{"name": "background", "rgb": [0, 0, 0]}, ...]'
-    classes = LabelClasses(*read_names(directory / "classes.json", mend))
+    classes = LabelClasses(*read_names(names_path(directory, "segmentation"), mend))
     if mask_format == "png":
         masks = _read_pngs(directory, drawn, len(classes.names))
     else:
         shapes = (labelme if mask_format == "labelme" else coco).read_shapes(directory, drawn)
         masks = paint(shapes, classes.names, drawn, directory=directory, unlabelled=unlabelled)
-    _check_every_class(masks, classes.names, directory / "classes.json")
+    _check_every_class(masks, classes.names, names_path(directory, "segmentation"))
     return AnnotatedDataset("segmentation", drawn.truncation_psi, classes.names, classes.palette, drawn.images, masks)
 
 

@@ -15,7 +15,7 @@ from playwright.async_api import Browser, ConsoleMessage, Page, expect
 
 from labelmint.annotate.strokes import UNDRAWN
 from labelmint.models.annotations import read_keypoints, read_masks
-from tests.annotate.conftest import Desk
+from tests.annotate.page.conftest import Desk
 from tests.conftest import ROOT
 
 pytestmark = [pytest.mark.triton, pytest.mark.torch, pytest.mark.browser, pytest.mark.minutes]

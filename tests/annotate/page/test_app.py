@@ -13,7 +13,7 @@ from PIL import Image
 
 from labelmint.annotate.strokes import area_of
 from labelmint.models.annotations import read_keypoints, read_masks
-from tests.annotate.conftest import Desk
+from tests.annotate.page.conftest import Desk
 
 pytestmark = pytest.mark.torch
 
@@ -61,7 +61,7 @@ def test_draw_look_fill_and_save(api: httpx.Client, desk: Desk) -> None:
     mask = np.asarray(Image.open(io.BytesIO(api.get("images/5/mask.png").content)))
     drawn = mask[..., 3] > 0
     assert (label[drawn] == mask[drawn]).all(axis=1).mean() > 0.8, "it learned what is drawn"
-    assert Image.open(io.BytesIO(api.get(f"{at}/7/js.png").content)).size == (16, 16)
+    assert Image.open(io.BytesIO(api.get(f"{at}/7/uncertainty.png").content)).size == (16, 16)
     found = api.post("images/5/region", json={"preview": preview["preview"], "at": [8.2, 12.1]}).json()
     region = area_of(found["region"], 16)
     assert region[12, 8] and (label[region] == label[12, 8]).all()
@@ -78,9 +78,8 @@ def test_the_same_drawing_gives_the_same_prediction(
 
     def pictures(client: httpx.Client) -> list[bytes]:
         number = client.post("preview", json=asked).json()["preview"]
-        return [
-            client.get(f"preview/{number}/{seed}/{name}.png").content for seed in (5, 9, 6) for name in ("label", "js")
-        ]
+        paths = [f"preview/{number}/{seed}/{name}.png" for seed in (5, 9, 6) for name in ("label", "uncertainty")]
+        return [client.get(path).content for path in paths]
 
     desk = start_desk(small_generator, tmp_path / "drawings")
     with httpx.Client(base_url=f"{desk.address}api/", timeout=60) as client:
