@@ -39,7 +39,7 @@ CLIENT := clients/python/src/labelmint_client
 COPY_PROTO = cp service/labelmint/v1/sample_service_pb2* $(CLIENT)/v1/ && \
 	sed -i 's/^from labelmint\.v1 import/from labelmint_client.v1 import/' $(CLIENT)/v1/sample_service_pb2_grpc.py
 
-.PHONY: serve test unit check lock mutants torture bench images proto released-proto kernel compiler fiftyone readers oldest rivals openvino release packages manifests papers audit clean
+.PHONY: serve test annotate unit check lock mutants torture bench images proto released-proto kernel compiler fiftyone readers oldest rivals openvino release packages manifests papers audit clean
 
 # ARGS holds options for `labelmint serve`: make serve ARGS="--http-port 9090". If the checkout is read-only, set SERVE
 # to a directory elsewhere: the environment is created there, with a copy of the program.
@@ -48,6 +48,11 @@ serve: $(SERVE)/.ready
 
 test: $(TEST)/.ready
 	@$(PYTEST) $(PYTEST_FLAGS)
+
+# Opens the page on which a person draws on the demo's images. DRAWINGS is the directory of the drawings.
+annotate: $(TEST)/.ready
+	@exec $(TEST)/bin/python -m labelmint.cli annotate --generator benchmarks/demo/weights/generator.safetensors --open \
+		$(ARGS) $(or $(DRAWINGS),build/drawings)
 
 # Runs the tests that need neither a service nor torch, in at most a minute.
 unit: $(TEST)/.ready

@@ -98,6 +98,12 @@ def test_wrong_values_are_named() -> None:
     [
         ("keypoints", ("--mask-format", "png"), "mask_format does not apply to --task keypoints"),
         ("segmentation", ("--keypoint-format", "coco"), "keypoint_format does not apply to --task segmentation"),
+        ("keypoints", ("--unlabelled", "ignore"), "unlabelled does not apply to --task keypoints"),
+        (
+            "segmentation",
+            ("--unlabelled", "background"),
+            "unlabelled does not apply to --mask-format png; there, id 255 is a pixel not drawn",
+        ),
     ],
 )
 def test_fit_refuses_the_format_of_the_other_task(task: str, option: tuple[str, str], said: str) -> None:

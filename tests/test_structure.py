@@ -44,7 +44,18 @@ ALLOWED = {
     "models": {"core"},
     "checkpoints": {"core", "models", "untrusted"},
     "export": {"core", "kernel", "models", "triton"},
-    "cli": {"calibrate", "checkpoints", "core", "export", "gateway.process", "indexing", "models", "seed_index"},
+    "annotate": {"core", "models"},
+    "cli": {
+        "annotate",
+        "calibrate",
+        "checkpoints",
+        "core",
+        "export",
+        "gateway.process",
+        "indexing",
+        "models",
+        "seed_index",
+    },
 }
 HEAVY = {"torch", "triton", "onnx", "onnxruntime", "safetensors", "pycocotools"}
 
@@ -102,7 +113,10 @@ def test_the_core_does_no_io() -> None:
 
 def test_only_the_rooms_of_weights_import_what_is_heavy() -> None:
     for path in files():
-        if package_of(path) not in ("models", "checkpoints", "export", "gpu") and "backends" not in path.parts:
+        if (
+            package_of(path) not in ("annotate", "models", "checkpoints", "export", "gpu")
+            and "backends" not in path.parts
+        ):
             assert not {name.split(".")[0] for name in imports(path)}.intersection(HEAVY), path.name
 
 

@@ -89,6 +89,50 @@ class Synth(BaseModel):
         synthesize(self.generator, self.out, seeds, truncation_psi=self.truncation_psi, class_indices=self.class_index)
 
 
+class Annotate(BaseModel):
+    """Draw on generated images, see what they teach, fit and serve: a page on this machine, until Ctrl-C."""
+
+    generator: Annotated[Path, Field(description="generator weights (safetensors)")]
+    directory: Annotated[CliPositionalArg[Path], Field(description="directory of the drawings, created if missing")]
+    task: Annotated[TaskName, Field(description="what to learn")] = "segmentation"
+    layout: Annotated[
+        Literal["paper", "editgan-stylegan2", "release-stylegan1"], Field(description="feature layout")
+    ] = "paper"
+    truncation_psi: Annotated[float, Field(ge=0, le=2, description="truncation of the latents")] = 1.0
+    take_over: Annotated[
+        Literal["png", "labelme", "coco", "csv"] | None,
+        Field(description="the format in which another tool annotated this directory of `synth`"),
+    ] = None
+    unlabelled: Annotated[
+        Literal["ignore", "background"],
+        Field(description="with --take-over labelme or coco: what a pixel is that no shape covers, as for `fit`"),
+    ] = "background"
+    port: Annotated[int, Field(ge=0, le=65535, description="port of the page; 0: any free port")] = 0
+    open: Annotated[bool, Field(description="open the page in a browser")] = False
+
+    @model_validator(mode="after")
+    def _take_over_fits_the_task(self) -> Annotate:
+        formats = ("png", "labelme", "coco") if self.task == "segmentation" else ("csv", "coco")
+        if self.take_over is not None and self.take_over not in formats:
+            raise ValueError(f"--take-over {self.take_over} does not apply to --task {self.task}")
+        return self
+
+    async def cli_cmd(self) -> None:
+        from labelmint.annotate.command import annotate
+
+        await annotate(
+            self.generator,
+            self.directory,
+            task=self.task,
+            layout=self.layout,
+            truncation_psi=self.truncation_psi,
+            annotation_format=self.take_over,
+            unlabelled=self.unlabelled,
+            port=self.port,
+            open_browser=self.open,
+        )
+
+
 class Fit(BaseModel):
     """Train the Style Interpreter on annotated images. After an interruption, the same command resumes."""
 
@@ -101,8 +145,19 @@ class Fit(BaseModel):
     heads: Annotated[int, Field(ge=2, description="number of classifiers in the ensemble")] = 10
     task: Annotated[TaskName, Field(description="what to learn")] = "segmentation"
     mask_format: Annotated[Literal["png", "labelme", "coco"], Field(description="format of the masks")] = "png"
+    unlabelled: Annotated[
+        Literal["ignore", "background"],
+        Field(
+            description="what a pixel is that no shape of labelme or CVAT covers: not drawn, or of the first class "
+            "(in a PNG, id 255 is not drawn)"
+        ),
+    ] = "background"
     keypoint_format: Annotated[Literal["csv", "coco"], Field(description="format of the keypoints")] = "csv"
     steps: Annotated[int, Field(ge=1, description="training steps; a few hundred are enough for a trial")] = 4000
+
+    report: Annotated[
+        Path | None, Field(description="HTML file to write first: whether the annotations are enough")
+    ] = None
 
     @model_validator(mode="after")
     def _no_format_of_another_task(self) -> Fit:
@@ -111,12 +166,29 @@ class Fit(BaseModel):
         for option in (task.annotation_option for task in TASKS.values()):
             if option != own and option in self.model_fields_set:
                 raise ValueError(f"{option} does not apply to --task {self.task}")
+        if "unlabelled" in self.model_fields_set and not TASKS[self.task].has_label_image:
+            raise ValueError(f"unlabelled does not apply to --task {self.task}")
+        if "unlabelled" in self.model_fields_set and self.mask_format == "png":
+            raise ValueError("unlabelled does not apply to --mask-format png; there, id 255 is a pixel not drawn")
         return self
 
     def cli_cmd(self) -> None:
         from labelmint.models.fit import fit_files
 
         formats = {"mask_format": self.mask_format, "keypoint_format": self.keypoint_format}
+        annotation_format = formats[TASKS[self.task].annotation_option]
+        if self.report is not None:
+            from labelmint.annotate.report import write_report
+
+            write_report(
+                self.generator,
+                self.annotations,
+                self.report,
+                layout=self.layout,
+                task=self.task,
+                annotation_format=annotation_format,
+                unlabelled=self.unlabelled,
+            )
         fit_files(
             self.generator,
             self.annotations,
@@ -124,9 +196,52 @@ class Fit(BaseModel):
             layout=self.layout,
             heads=self.heads,
             task=self.task,
-            annotation_format=formats[TASKS[self.task].annotation_option],
+            annotation_format=annotation_format,
+            unlabelled=self.unlabelled,
             steps=self.steps,
         )
+
+
+class Suggest(BaseModel):
+    """Print the seeds whose images would teach most when they are annotated next, with the reason."""
+
+    generator: Annotated[Path, Field(description="generator weights (safetensors)")]
+    directory: Annotated[CliPositionalArg[Path], Field(description="directory from `synth`, annotated or not")]
+    count: Annotated[int, Field(ge=1, description="number of seeds to print")] = 4
+    candidates: Annotated[int, Field(ge=1, description="number of seeds to choose from")] = 100
+    first_seed: Annotated[int, Field(ge=0, lt=2**32, description="first of these seeds")] = ANNOTATION_SEED
+    layout: Annotated[
+        Literal["paper", "editgan-stylegan2", "release-stylegan1"], Field(description="feature layout")
+    ] = "paper"
+    task: Annotated[TaskName, Field(description="what is annotated")] = "segmentation"
+    mask_format: Annotated[Literal["png", "labelme", "coco"], Field(description="format of the masks")] = "png"
+    unlabelled: Annotated[
+        Literal["ignore", "background"], Field(description="what a pixel is that no shape covers, as for `fit`")
+    ] = "background"
+    keypoint_format: Annotated[Literal["csv", "coco"], Field(description="format of the keypoints")] = "csv"
+
+    @model_validator(mode="after")
+    def _every_candidate_is_a_seed(self) -> Suggest:
+        if self.first_seed + self.candidates > 2**32:
+            raise ValueError("--first-seed and --candidates go beyond the last seed, 4294967295")
+        return self
+
+    def cli_cmd(self) -> None:
+        from labelmint.annotate.suggest import suggest_files
+
+        formats = {"mask_format": self.mask_format, "keypoint_format": self.keypoint_format}
+        found = suggest_files(
+            self.generator,
+            self.directory,
+            range(self.first_seed, self.first_seed + self.candidates),
+            count=self.count,
+            layout=self.layout,
+            task=self.task,
+            annotation_format=formats[TASKS[self.task].annotation_option],
+            unlabelled=self.unlabelled,
+        )
+        for suggestion in found:
+            print(suggestion)
 
 
 class Export(BaseModel):
@@ -381,7 +496,9 @@ class Labelmint(BaseSettings):
     serve: Annotated[CliSubCommand[Serve], Field(description="start Triton and the gateway, until Ctrl-C")]
     import_: Annotated[CliSubCommand[Import], Field(alias="import", description="convert another project's weights")]
     synth: Annotated[CliSubCommand[Synth], Field(description="write generated images for a person to annotate")]
+    annotate: Annotated[CliSubCommand[Annotate], Field(description="draw on generated images, see, fit and serve")]
     fit: Annotated[CliSubCommand[Fit], Field(description="train the Style Interpreter on annotated images")]
+    suggest: Annotated[CliSubCommand[Suggest], Field(description="print the seeds that are worth annotating next")]
     export: Annotated[CliSubCommand[Export], Field(description="write a model repository that Triton serves")]
     calibrate: Annotated[CliSubCommand[Calibrate], Field(description="measure JS scores and set the gate")]
     index: Annotated[CliSubCommand[Index], Field(description="write an index of seeds, to find rare samples")]

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from labelmint.core.errors import UnusableFile
 from labelmint.models import keypoints
 from labelmint.models.annotations import (
+    UNDRAWN,
     AnnotatedDataset,
     LabelClasses,
     image_path,
@@ -22,8 +24,9 @@ from labelmint.models.annotations import (
     write_masks,
 )
 from labelmint.models.draw import draw, synthesize
-from labelmint.models.fit import FitSettings, _Heads, _Run, choose_pixels, fit, fit_files
+from labelmint.models.fit import FitSettings, Pool, _Heads, _Run, choose_pixels, draw_pool, fit, fit_files
 from labelmint.models.generator import Generator
+from labelmint.models.interpreter import sample_features
 from labelmint.models.store import load_interpreter, save_generator
 from labelmint.models.stylegan2 import StyleGAN2Spec
 from tests.support.interpreters import SPEC as INTERPRETER_SPEC
@@ -148,6 +151,69 @@ def test_every_class_of_an_image_is_drawn() -> None:
         chosen = choose_pixels(label, 16, 0.5, rng=rng)
         assert len(chosen.unique()) == 16
         assert set(label[chosen].tolist()) == {0, 1, 2}
+
+
+def sparse(mask: np.ndarray, share: float = 0.1) -> np.ndarray:
+    """A mask of which only a share of the pixels is drawn, and at least one of each class."""
+    rng = np.random.default_rng(0)
+    keep = rng.random(mask.shape) < share
+    for number in np.unique(mask):
+        keep[tuple(rng.choice(np.argwhere(mask == number)))] = True
+    return np.where(keep, mask, UNDRAWN).astype(np.uint8)
+
+
+def pool_of(generator: Generator, masks: dict[int, np.ndarray], settings: FitSettings = SETTINGS) -> Pool:
+    dataset = AnnotatedDataset("segmentation", 1.0, CLASSES.names, CLASSES.palette, {}, masks)
+    return draw_pool(generator, dataset, settings, layout="paper", rng=torch.Generator().manual_seed(0))[0]
+
+
+def test_only_drawn_pixels_are_sampled_and_every_class_of_each_image(generator: Generator) -> None:
+    """One image drawn whole, one in part, one with a pixel of each class: each gives the pixels that it has."""
+    full, part, two = (bright(generator, seed) for seed in range(3))
+    masks = {0: full, 1: sparse(part), 2: sparse(two, 0.0)}
+    drawn = int((masks[1] != UNDRAWN).sum())
+    pool = pool_of(generator, masks)
+    assert 50 < drawn < 200 and len(pool.features) == len(pool.targets) == 512 + drawn + 2
+    assert set(pool.targets.tolist()) == {0, 1} and sorted(pool.targets[-2:].tolist()) == [0, 1]
+    rows, columns = (torch.from_numpy(index) for index in np.nonzero(masks[1] != UNDRAWN))
+    maps = {r: x[0] for r, x in draw(generator, 1, 1.0, layout="paper")[1].items()}
+    want = sample_features(maps, rows, columns, resolution=32)
+    assert torch.equal(pool.features[512:-2], want)
+    assert pool.targets[512:-2].tolist() == masks[1][masks[1] != UNDRAWN].tolist()
+
+
+def test_every_class_is_sampled_of_an_image_with_more_pixels_than_are_wanted(generator: Generator) -> None:
+    mask = np.full((32, 32), UNDRAWN, np.uint8)
+    mask[8:24] = 0
+    mask[16, 16] = 1
+    pool = pool_of(generator, {0: mask}, FitSettings(pixels_per_image=16))
+    assert sorted(pool.targets.tolist()) == [0] * 15 + [1]
+
+
+def test_full_masks_are_sampled_as_they_were_before_masks_could_be_sparse(generator: Generator) -> None:
+    masks = {seed: bright(generator, seed) for seed in range(3)}
+    rng, features, targets = torch.Generator().manual_seed(0), [], []
+    for seed, mask in masks.items():
+        label = torch.from_numpy(mask.astype(np.int64)).flatten()
+        chosen = choose_pixels(label, 512, 0.5, rng=rng)
+        maps = {r: x[0] for r, x in draw(generator, seed, 1.0, layout="paper")[1].items()}
+        features.append(sample_features(maps, chosen // 32, chosen % 32, resolution=32))
+        targets.append(label[chosen])
+    pool = pool_of(generator, masks)
+    assert torch.equal(pool.features, torch.cat(features)) and torch.equal(pool.targets, torch.cat(targets))
+
+
+def test_learns_from_a_tenth_of_the_pixels(generator: Generator, dataset: AnnotatedDataset) -> None:
+    """Sparse and full masks together; a pixel that nobody drew teaches nothing, not even a class of its own."""
+    masks = {seed: sparse(mask) if seed % 4 else mask for seed, mask in dataset.labels.items()}
+    interpreter, error = fit(generator, replace(dataset, labels=masks), SETTINGS, layout="paper", heads=3)
+    assert interpreter.spec.num_classes == 2 and error < 0.1
+    right = []
+    for seed in range(100, 110):
+        with torch.no_grad():
+            label = interpreter(draw(generator, seed, 1.0, layout="paper")[1])[0]
+        right.append((label[0].numpy() == bright(generator, seed)).mean())
+    assert np.mean(right) > 0.8
 
 
 def test_masks_of_another_generator_are_refused(tmp_path: Path, generator: Generator) -> None:

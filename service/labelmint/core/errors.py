@@ -27,6 +27,9 @@ Rules of this file:
     |- InferenceFailed         Triton ran the model and failed
     |- IncompatibleWeights     two files do not fit together (command line only)
     |- UnusableFile            a file on disk is missing, damaged or of the wrong kind (command line only)
+    |- CannotSave              a drawing cannot be written, such as on a full disk (annotation page only)
+    |- ChangedElsewhere        another tab, window or program has changed what is to be saved (annotation page only)
+    |- TooFew                  more must be drawn before this can be answered (annotation page only)
     |- CannotListen            an address or port is not available (command line only)
     |- InsufficientResources   the machine has fewer resources than serving needs (command line only)
     `- Exposed                 other machines could send requests without authentication (command line only)
@@ -298,6 +301,33 @@ class UnusableFile(LabelmintError):
 
     def __init__(self, path: Path, problem: str) -> None:
         super().__init__(f"{path} {problem}", {"path": str(path)})
+
+
+class CannotSave(LabelmintError):
+    reason = "CANNOT_SAVE"
+    grpc_code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    http_status = 507
+    title = "Not saved"
+
+    def __init__(self, path: Path, error: OSError) -> None:
+        super().__init__(
+            f"{path} cannot be written: {error.strerror}; what was saved before is not lost; make room and try again",
+            {"path": str(path)},
+        )
+
+
+class ChangedElsewhere(LabelmintError):
+    reason = "CHANGED_ELSEWHERE"
+    grpc_code = grpc.StatusCode.ABORTED
+    http_status = 409
+    title = "Changed elsewhere"
+
+
+class TooFew(LabelmintError):
+    reason = "TOO_FEW"
+    grpc_code = grpc.StatusCode.FAILED_PRECONDITION
+    http_status = 409
+    title = "Too little is drawn"
 
 
 class CannotListen(LabelmintError):

@@ -2,7 +2,8 @@
 
 Rules of this file:
 - The generator is frozen. Pixels are sampled at random from each image: rare classes more often than in proportion to
-  their area, and at least one pixel of every class in the image. Only the features of these pixels are kept.
+  their area, and at least one pixel of every class in the image. Only the features of these pixels are kept. A pixel
+  that nobody drew is never sampled.
 - Each image is generated once, both to check that the annotation was made on it and to get its features.
 - An interrupted run resumes from its checkpoint, which lies next to the output file. It samples its pixels again and
   takes weights, optimizer, schedule and random state from the checkpoint. With the same number of threads, the result
@@ -16,9 +17,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from tqdm import tqdm
 from labelmint.core.errors import InvalidRequest, UnusableFile
 from labelmint.core.generator_classes import check_class_index
 from labelmint.core.task import TaskName
-from labelmint.models.annotations import AnnotatedDataset, image_path, sha256_of
+from labelmint.models.annotations import AnnotatedDataset, Unlabelled, image_path, sha256_of
 from labelmint.models.draw import draw
 from labelmint.models.generator import Generator, to_uint8
 from labelmint.models.interpreter import (
@@ -80,6 +81,7 @@ def fit_files(
     heads: int,
     task: TaskName = "segmentation",
     annotation_format: str = "png",
+    unlabelled: Unlabelled = "background",
     steps: int = FitSettings.steps,
 ) -> None:
     """`labelmint fit`: read, check that this generator made the images, train, and write the interpreter.
@@ -88,27 +90,21 @@ def fit_files(
     """
     generator = load_generator(generator_path)
     learning = learning_of(task)
-    dataset = learning.read(annotations, annotation_format)
+    dataset = learning.read(annotations, annotation_format, unlabelled)
     _check_classes(generator, dataset, annotations / "dataset.json")
     settings = FitSettings(**learning.settings(generator.spec.resolution), steps=steps)
-
-    def check(seed: int, drawn: Bytes) -> None:
-        """Refuse annotations that were made on other images than those of the generator."""
-        image = dataset.images[seed]
-        if drawn.shape != image.shape or int(np.abs(drawn.astype(int) - image).max()) > 1:
-            of_class = f" and class {dataset.class_indices[seed]}" if dataset.class_indices else ""
-            raise UnusableFile(
-                image_path(annotations, seed),
-                f"is not the image that {generator_path} makes for seed {seed}{of_class}; annotate images of this "
-                "generator",
-            )
-
     generator_sha256 = sha256_of(generator_path)
     options = {"task": task, "layout": layout, "heads": heads, **asdict(settings)}
     inputs = {"weights": generator_sha256, "annotations": _digest_of(dataset), "options": json.dumps(options)}
     checkpoint = Checkpoint(out.with_name(out.name + ".checkpoint"), inputs)
     interpreter, error = fit(
-        generator, dataset, settings, layout=layout, heads=heads, check=check, checkpoint=checkpoint
+        generator,
+        dataset,
+        settings,
+        layout=layout,
+        heads=heads,
+        check=same_images(dataset, annotations, generator_path),
+        checkpoint=checkpoint,
     )
     notes: dict[str, Any] = {
         "generator_sha256": generator_sha256,
@@ -134,6 +130,22 @@ def _check_classes(generator: Generator, dataset: AnnotatedDataset, path: Path) 
             raise UnusableFile(
                 path, f"does not fit the generator ({error.message}); write it with `labelmint synth` of this generator"
             ) from error
+
+
+def same_images(dataset: AnnotatedDataset, annotations: Path, generator_path: Path) -> Callable[[int, Bytes], None]:
+    """Return a function that refuses annotations which were made on other images than those of the generator."""
+
+    def check(seed: int, drawn: Bytes) -> None:
+        image = dataset.images[seed]
+        if drawn.shape != image.shape or int(np.abs(drawn.astype(int) - image).max()) > 1:
+            of_class = f" and class {dataset.class_indices[seed]}" if dataset.class_indices else ""
+            raise UnusableFile(
+                image_path(annotations, seed),
+                f"is not the image that {generator_path} makes for seed {seed}{of_class}; annotate images of this "
+                "generator",
+            )
+
+    return check
 
 
 def _digest_of(dataset: AnnotatedDataset) -> str:
@@ -205,30 +217,48 @@ def draw_pool(
     """Sample pixels from every image. Returns the pool and the number of channels of each feature level."""
     resolution = generator.spec.resolution
     channels = channels_of(layout, generator.spec.taps)
-    learning = learning_of(dataset.task)
     seeds = list(dataset.labels)
     affordable = POOL_BYTES // (4 * sum(channels.values()) * len(seeds))
     per_image = min(settings.pixels_per_image, affordable, resolution**2)
+    limited = replace(settings, pixels_per_image=per_image)
     features = torch.empty(per_image * len(seeds), sum(channels.values()))  # [P,D]
-    targets = []
-    for index, seed in enumerate(tqdm(seeds, desc="draw pixels", unit="img")):
+    targets, filled = list[Tensor](), 0
+    for seed in tqdm(seeds, desc="draw pixels", unit="img"):
         class_index = dataset.class_indices.get(seed)
         image, maps = draw(generator, seed, dataset.truncation_psi, layout=layout, class_index=class_index)
         check(seed, to_uint8(image)[0].numpy())
-        label = dataset.labels[seed]
-        region = learning.regions(label, resolution)  # [R*R]
-        chosen = choose_pixels(region, per_image, settings.class_power, rng=rng)  # [P]
-        rows, columns = chosen // resolution, chosen % resolution
-        sampled = sample_features({r: x[0] for r, x in maps.items()}, rows, columns, resolution=resolution)
-        features[index * per_image : (index + 1) * per_image] = sampled
-        targets.append(learning.targets(label, chosen, resolution))
-    return Pool(features, torch.cat(targets)), channels
+        pixels = sample_pixels(dataset, seed, maps, resolution=resolution, settings=limited, rng=rng)
+        count = len(pixels.targets)
+        features[filled : filled + count] = pixels.features
+        targets.append(pixels.targets)
+        filled += count
+    return Pool(features[:filled], torch.cat(targets)), channels
+
+
+def sample_pixels(
+    dataset: AnnotatedDataset,
+    seed: int,
+    maps: Mapping[int, Tensor],
+    *,
+    resolution: int,
+    settings: FitSettings,
+    rng: torch.Generator,
+) -> Pool:
+    """Sample drawn pixels of one image, or all if fewer are drawn than wanted. `maps` are {r: float32 [1,C_r,r,r]}."""
+    learning, label = learning_of(dataset.task), dataset.labels[seed]
+    region = learning.regions(label, resolution)  # [R*R]
+    drawn = (region >= 0).nonzero().flatten()  # [P]
+    count = min(settings.pixels_per_image, len(drawn))
+    chosen = drawn[choose_pixels(region[drawn], count, settings.class_power, rng=rng)]  # [P]
+    rows, columns = chosen // resolution, chosen % resolution
+    sampled = sample_features({r: x[0] for r, x in maps.items()}, rows, columns, resolution=resolution)
+    return Pool(sampled, learning.targets(label, chosen, resolution))
 
 
 def choose_pixels(label: Tensor, count: int, class_power: float, *, rng: torch.Generator) -> Tensor:
-    """Sample `count` pixels of one image without replacement: class ids int64 [R*R] to indices int64 [P]."""
+    """Sample `count` pixels of one image without replacement: the regions int64 [P] of all to indices int64 [count]."""
     area = torch.bincount(label).double()  # [K]
-    weight = area.clamp(min=1).pow(class_power - 1.0)[label]  # [R*R]
+    weight = area.clamp(min=1).pow(class_power - 1.0)[label]  # [P]
     # Weighted sampling as an exponential race: the largest keys win. One pixel of every class gets the maximum key.
     key = torch.rand(label.shape, generator=rng, dtype=torch.float64).clamp(min=1e-300).log() / weight
     for present in area.nonzero().flatten().tolist():

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from labelmint.models.annotations import AnnotatedDataset, read_keypoints
+from labelmint.models.annotations import AnnotatedDataset, Unlabelled, read_keypoints
 from labelmint.models.interpreter import StyleInterpreter, Weights, interleave
 
 # Standard deviation of a target's Gaussian, as a fraction of the image's side: 2 pixels at 128.
@@ -108,7 +108,8 @@ def heat_targets(keypoints: Tensor, rows: Tensor, columns: Tensor, *, resolution
 INTERPRETER: type[StyleInterpreter] = KeypointInterpreter
 
 
-def read(directory: Path, annotation_format: str) -> AnnotatedDataset:
+def read(directory: Path, annotation_format: str, unlabelled: Unlabelled) -> AnnotatedDataset:
+    """A keypoint that is not listed is absent, so there are no unlabelled pixels."""
     return read_keypoints(directory, annotation_format)
 
 

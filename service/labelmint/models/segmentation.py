@@ -1,7 +1,8 @@
 """Training for the segmentation task: each pixel is an example of its class (DatasetGAN, section 3.2).
 
 Rules of this file:
-- A label is a mask uint8 [R,R] of class ids.
+- A label is a mask uint8 [R,R] of class ids. A pixel with the value UNDRAWN is in no region, so nothing is learned from
+  it.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from labelmint.models.annotations import AnnotatedDataset, read_masks
+from labelmint.models.annotations import UNDRAWN, AnnotatedDataset, Unlabelled, read_masks
 from labelmint.models.interpreter import StyleInterpreter
 
 INTERPRETER: type[StyleInterpreter] = StyleInterpreter
 
 
-def read(directory: Path, annotation_format: str) -> AnnotatedDataset:
-    return read_masks(directory, annotation_format)
+def read(directory: Path, annotation_format: str, unlabelled: Unlabelled) -> AnnotatedDataset:
+    return read_masks(directory, annotation_format, unlabelled=unlabelled)
 
 
 def settings(resolution: int) -> dict[str, Any]:
@@ -30,7 +31,7 @@ def settings(resolution: int) -> dict[str, Any]:
 
 
 def regions(label: npt.NDArray[Any], resolution: int) -> Tensor:
-    return torch.from_numpy(label.astype(np.int64)).flatten()  # [R*R]
+    return torch.from_numpy(np.where(label == UNDRAWN, -1, label.astype(np.int64))).flatten()  # [R*R]
 
 
 def targets(label: npt.NDArray[Any], pixels: Tensor, resolution: int) -> Tensor:

@@ -48,6 +48,14 @@ def load_generator(path: Path) -> Generator:
     return build_module(path, lambda: Generator(spec), safetensors.torch.load_file(path)).eval()
 
 
+def load_unconditional(path: Path) -> Generator:
+    """Load a generator that draws one class. Raises UnusableFile for a conditional one."""
+    generator = load_generator(path)
+    if generator.spec.generator_classes:
+        raise UnusableFile(path, "draws several classes; import one of them with `labelmint import --class-index N`")
+    return generator
+
+
 def save_interpreter(path: Path, interpreter: StyleInterpreter, notes: Mapping[str, Any]) -> None:
     _save(path, "style_interpreter", interpreter, spec=asdict(interpreter.spec), notes=notes)
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from labelmint.core.task import TASKS
-from labelmint.models.annotations import AnnotatedDataset
+from labelmint.models.annotations import AnnotatedDataset, Unlabelled
 from labelmint.models.interpreter import InterpreterSpec, StyleInterpreter
 
 
@@ -25,14 +25,17 @@ class Learning(Protocol):
 
     INTERPRETER: type[StyleInterpreter]
 
-    def read(self, directory: Path, annotation_format: str) -> AnnotatedDataset:
-        """Read the annotations of a directory. Raises UnusableFile."""
+    def read(self, directory: Path, annotation_format: str, unlabelled: Unlabelled) -> AnnotatedDataset:
+        """Read the annotations of a directory; see `read_masks` for `unlabelled`. Raises UnusableFile."""
 
     def settings(self, resolution: int) -> dict[str, Any]:
         """Return the fields of FitSettings for which the task has other values."""
 
     def regions(self, label: npt.NDArray[Any], resolution: int) -> Tensor:
-        """Return the regions of an image, int64 [R*R]. At least one pixel is sampled from each, whatever its size."""
+        """Return the regions of an image, int64 [R*R]; -1 where nothing was drawn.
+
+        At least one pixel is sampled from each region, whatever its size, and none where nothing was drawn.
+        """
 
     def targets(self, label: npt.NDArray[Any], pixels: Tensor, resolution: int) -> Tensor:
         """Return the targets for the heads' outputs at pixels int64 [P]: one for each pixel."""

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from labelmint.gateway.encoding.people import MAX_JS, heat_colours, overlay_png, uncertainty_png
+from labelmint.core.heat import MAX_JS, heat_colours
+from labelmint.gateway.encoding.people import overlay_png, uncertainty_png
 from labelmint.gateway.sampling.sample import Sample
 from tests.support.samples import marked, segmented
 

@@ -16,7 +16,7 @@ from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Browser, Page, Request, Route, expect
 
 from labelmint.core.executor import CALIBRATIONS
-from labelmint.gateway.encoding.people import heat_colours
+from labelmint.core.heat import heat_colours
 from labelmint.gateway.rest.pages import CONTENT_SECURITY_POLICY, GALLERY
 from labelmint.triton.model_config import read_config, write_config
 from tests.conftest import REPOSITORY, Service, start_service

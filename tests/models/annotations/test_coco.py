@@ -10,7 +10,7 @@ import pytest
 from pycocotools.coco import COCO
 
 from labelmint.core.errors import UnusableFile
-from labelmint.models.annotations import read_masks
+from labelmint.models.annotations import UNDRAWN, read_masks
 from labelmint.models.annotations.coco import instances_path
 from tests.models.annotations.conftest import edit
 
@@ -27,6 +27,21 @@ def test_masks_are_those_of_pycocotools(annotated: Path) -> None:
             mask[theirs.annToMask(annotation) > 0] = ours.names.index(name)
         assert set(np.unique(mask)) == {0, 1, 2}
         np.testing.assert_array_equal(ours.labels[int(Path(image["file_name"]).stem)], mask)
+
+
+def test_what_no_instance_covers_may_be_not_drawn(annotated: Path) -> None:
+    """The file has a shape of the background in each image. Its pixels are drawn, and those that nothing covers not."""
+    drawn, filled = (read_masks(annotated, "coco", unlabelled=kind).labels for kind in ("ignore", "background"))
+    for seed in (3, 12):
+        assert set(np.unique(drawn[seed])) == {0, 1, 2, UNDRAWN} and UNDRAWN not in filled[seed]
+        np.testing.assert_array_equal(np.where(drawn[seed] == UNDRAWN, 0, drawn[seed]), filled[seed])
+
+    def without_background(file: Any) -> None:
+        file["annotations"] = [entry for entry in file["annotations"] if entry["category_id"] != 1]
+
+    edit(instances_path(annotated), without_background)
+    with pytest.raises(UnusableFile, match="classes.json names 'background', which is drawn in no image"):
+        read_masks(annotated, "coco", unlabelled="ignore")
 
 
 def test_ids_come_from_the_names_and_folders_do_not_matter(annotated: Path) -> None:

@@ -22,7 +22,7 @@ from labelmint.models.generator import Generator
 from labelmint.models.store import load_interpreter, save_generator
 from labelmint.models.stylegan2 import StyleGAN2Spec
 from tests.conftest import ROOT
-from tests.models.annotations.conftest import label_path
+from tests.models.annotations.conftest import edit, label_path
 
 pytestmark = pytest.mark.torch
 
@@ -30,6 +30,8 @@ pytestmark = pytest.mark.torch
 DOCUMENT = (ROOT / "docs" / "annotating.md").read_text()
 SPEC = StyleGAN2Spec(z_dim=8, w_dim=8, mapping_layers=2, resolution=32, channels={4: 8, 8: 8, 16: 8, 32: 8})
 SKIN, EYE = [[2, 2], [30, 3], [28, 30], [4, 27]], [[8, 8], [14, 8], [14, 12], [8, 12]]
+
+BACKGROUND = {"label": "background", "points": [[0, 0], [1, 1]], "shape_type": "rectangle"}
 
 
 def blocks(language: str) -> list[str]:
@@ -82,7 +84,10 @@ def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_commands(parts: Path) -> None:
-    synth, choose, labelme, fit_labelme, cvat, _ = (block.strip() for block in blocks("sh"))
+    page, synth, choose, labelme, fit_labelme, cvat, fit_sparse, fit_report, suggest, _ = (
+        block.strip() for block in blocks("sh")
+    )
+    assert page == "labelmint annotate --generator generator.safetensors drawings"  # tests/annotate/page runs it
     labelmint(synth)
     many, remove, chosen = choose.splitlines()
     labelmint(many.replace("--count 200", "--count 2"))
@@ -110,13 +115,21 @@ def test_the_commands(parts: Path) -> None:
     labelmint(fit_coco)
     assert load_interpreter(Path("interpreter.safetensors")).spec.class_names == tuple(names)
 
+    edit(label_path(parts, seeds[0]), lambda file: file["shapes"].append(BACKGROUND))
+    labelmint(fit_sparse)
+    assert load_interpreter(Path("sparse.safetensors")).spec.class_names == tuple(names)
+    edit(label_path(parts, seeds[0]), lambda file: file["shapes"].pop())
+    labelmint(fit_report)
+    labelmint(suggest.replace("--count 4", "--count 2 --candidates 20"))
+    assert "Are the annotations enough?" in Path("report.html").read_text()
+
     # Two tools, the same polygons: the two converters differ in the outlines alone.
     one, other = read_masks(parts, "labelme").labels, read_masks(parts, "coco").labels
     assert all((one[seed] == other[seed]).mean() > 0.85 and set(np.unique(one[seed])) == {0, 1, 2} for seed in seeds)
 
 
 def test_the_keypoints(parts: Path) -> None:
-    labelmint(blocks("sh")[0].replace("--count 16", "--count 1"))
+    labelmint(blocks("sh")[1].replace("--count 16", "--count 1"))
     (rows,) = blocks("csv")
     (parts / "keypoints.csv").write_text(rows.replace("63.5,70", "23.5,30").replace("48,52.25", "8,12.25"))
     (parts / "keypoints.json").write_text(

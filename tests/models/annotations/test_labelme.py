@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from labelmint.core.errors import UnusableFile
-from labelmint.models.annotations import read_masks
+from labelmint.models.annotations import UNDRAWN, read_masks
 from tests.models.annotations.conftest import edit, label_path
 
 pytestmark = pytest.mark.torch
@@ -32,6 +32,22 @@ def test_later_shapes_paint_over_earlier_ones(annotated: Path) -> None:
     edit(label_path(annotated, 3), lambda file: file["shapes"].reverse())
     after = read_masks(annotated, "labelme").labels[3]
     assert (before == 2).sum() > 50 and not (after == 2).any()  # the skin now lies over the eyes
+
+
+def test_what_no_shape_covers_may_be_not_drawn(annotated: Path) -> None:
+    """One file has a shape of the background. Its pixels are drawn, and those that no shape covers are not."""
+    drawn, filled = (read_masks(annotated, "labelme", unlabelled=kind).labels for kind in ("ignore", "background"))
+    for seed in (3, 12):
+        assert set(np.unique(drawn[seed])) == {1, 2, UNDRAWN} | ({0} if seed == 3 else set())
+        assert UNDRAWN not in filled[seed]
+        np.testing.assert_array_equal(np.where(drawn[seed] == UNDRAWN, 0, drawn[seed]), filled[seed])
+
+    def without_background(file: Any) -> None:
+        file["shapes"] = [shape for shape in file["shapes"] if shape["label"] != "background"]
+
+    edit(label_path(annotated, 3), without_background)
+    with pytest.raises(UnusableFile, match="classes.json names 'background', which is drawn in no image"):
+        read_masks(annotated, "labelme", unlabelled="ignore")
 
 
 def test_an_image_that_windows_saved_is_the_image_beside_it(annotated: Path) -> None:

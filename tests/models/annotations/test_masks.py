@@ -11,6 +11,7 @@ from PIL import Image
 
 from labelmint.core.errors import UnusableFile
 from labelmint.models.annotations import (
+    UNDRAWN,
     LabelClasses,
     image_path,
     mask_path,
@@ -183,6 +184,55 @@ def test_an_id_beyond_a_byte_is_no_smaller_one(directory: Path) -> None:
     mask_path(directory, 3).write_bytes(gray_png(np.full((8, 8), 256), 16))
     with pytest.raises(UnusableFile, match="has class id 256; classes.json names 2 classes"):
         read_masks(directory)
+
+
+def test_pixels_that_nobody_drew_come_back(directory: Path) -> None:
+    """Also with a palette of few colours, which Pillow would store in few bits."""
+    sparse = np.full((8, 8), UNDRAWN, np.uint8)
+    sparse[2, 1:3] = 0, 1
+    full = read_masks(directory).labels[12]
+    write_masks(directory, CLASSES, {3: sparse})
+    labels = read_masks(directory).labels
+    assert labels[3].tolist() == sparse.tolist()
+    assert labels[12].tolist() == full.tolist(), "a full mask stays one beside a sparse one"
+
+
+def test_an_image_without_a_drawn_pixel_is_named(directory: Path) -> None:
+    write_masks(directory, CLASSES, {3: np.full((8, 8), UNDRAWN, np.uint8)})
+    with pytest.raises(UnusableFile, match=r"0000000003.png has no drawn pixel, only 255; draw a part of its image"):
+        read_masks(directory)
+
+
+def test_a_class_that_nobody_drew_is_named(directory: Path) -> None:
+    """White and black instead of 1 and 0 says the same: that no pixel is drawn as 1."""
+    for seed in (3, 12):
+        Image.fromarray(np.tile(np.array([0, 255], np.uint8), (8, 4))).save(mask_path(directory, seed))
+    with pytest.raises(UnusableFile, match="classes.json names 'thing', which is drawn in no image; draw it in one"):
+        read_masks(directory)
+
+
+def test_who_drew_everything_saw_that_no_image_has_a_class(directory: Path) -> None:
+    write_masks(directory, CLASSES, {seed: np.zeros((8, 8), np.uint8) for seed in (3, 12)})
+    assert not any(label.any() for label in read_masks(directory).labels.values())
+
+
+def test_an_id_between_the_classes_and_the_undrawn_is_refused(directory: Path) -> None:
+    mask = np.full((8, 8), UNDRAWN, np.uint8)
+    mask[0, 0] = 254
+    Image.fromarray(mask).save(mask_path(directory, 3))
+    with pytest.raises(UnusableFile, match="has class id 254; classes.json names 2 classes"):
+        read_masks(directory)
+
+
+@pytest.mark.parametrize("count", [255, 256])
+def test_255_is_no_class(directory: Path, count: int) -> None:
+    entries = [{"name": str(number), "rgb": [0, 0, number]} for number in range(count)]
+    (directory / "classes.json").write_text(json.dumps(entries))
+    if count == 255:
+        assert len(read_masks(directory).names) == 255
+    else:
+        with pytest.raises(UnusableFile, match="classes.json cannot be read: List should have at most 255 items"):
+            read_masks(directory)
 
 
 @pytest.mark.parametrize("name", ["dataset.json", "classes.json"])

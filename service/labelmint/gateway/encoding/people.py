@@ -6,19 +6,13 @@ Rules of this file:
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
+from labelmint.core.heat import MAX_JS, heat_colours
 from labelmint.gateway.encoding.figure import figure
 from labelmint.gateway.encoding.labels import labels_of
-from labelmint.gateway.encoding.pixels import Bytes, image_of
+from labelmint.gateway.encoding.pixels import image_of
 from labelmint.gateway.sampling.sample import Sample
-
-# Anchors of a perceptually ordered colour map, from dark to bright.
-_HEAT = np.array([(8, 6, 36), (84, 18, 110), (187, 55, 84), (249, 142, 9), (252, 255, 164)], np.float64)
-MAX_JS = float(np.log(2.0))  # nats; reached when half of the ensemble is sure of one class and half of another
 
 
 def overlay_png(sample: Sample) -> bytes:
@@ -34,10 +28,3 @@ def uncertainty_png(sample: Sample) -> bytes:
     colours = [tuple(colour) for colour in heat_colours(ticks).tolist()]
     legend = [(f"{tick:.2f} nats", colour) for tick, colour in zip(ticks, colours, strict=True)]
     return figure(sample, [image_of(sample), heat_colours(sample.js_map)], legend)
-
-
-def heat_colours(nats: npt.NDArray[np.floating[Any]]) -> Bytes:
-    """Map JS divergences, float [...] in nats, to colours, uint8 [...,3]."""
-    position = np.clip(nats / MAX_JS, 0.0, 1.0) * (len(_HEAT) - 1)
-    anchors = np.arange(len(_HEAT))
-    return np.stack([np.interp(position, anchors, _HEAT[:, c]) for c in range(3)], axis=-1).round().astype(np.uint8)

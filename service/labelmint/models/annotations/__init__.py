@@ -6,7 +6,7 @@ DIRECTORY/images/SEED.png  the images; `fit` generates them again and compares, 
 
 Masks (`read_masks`) come from the annotator, in the one format that the user names:
 DIRECTORY/classes.json     [{"name": ..., "rgb": [r, g, b]}, ...], the index is the class id
-  png                      DIRECTORY/masks/SEED.png: one channel or a palette, pixel values are class ids
+  png                      DIRECTORY/masks/SEED.png: one channel or a palette, pixel values are class ids, 255 not drawn
   labelme                  DIRECTORY/images/SEED.json: labelme saves it next to the image
   coco                     DIRECTORY/annotations/instances_default.json: CVAT's export "COCO 1.0"
 
@@ -16,19 +16,32 @@ DIRECTORY/keypoints.json   [{"name": ..., "rgb": [r, g, b]}, ...], in the order 
   coco                     DIRECTORY/annotations/person_keypoints_default.json: CVAT's "COCO Keypoints 1.0"
 """
 
-from labelmint.models.annotations.directory import AnnotatedDataset, check_new, image_path, write_dataset
-from labelmint.models.annotations.files import sha256_of, write_json
+from labelmint.models.annotations.directory import (
+    UNDRAWN,
+    AnnotatedDataset,
+    check_new,
+    image_path,
+    names_path,
+    read_drawn,
+    write_dataset,
+)
+from labelmint.models.annotations.files import sha256_of, write_json, write_text
 from labelmint.models.annotations.keypoints import KeypointFormat, read_keypoints, write_keypoints
+from labelmint.models.annotations.marks import Unlabelled
 from labelmint.models.annotations.masks import LabelClasses, MaskFormat, mask_path, read_masks, write_masks
 
 __all__ = [
+    "UNDRAWN",
     "AnnotatedDataset",
     "KeypointFormat",
     "LabelClasses",
     "MaskFormat",
+    "Unlabelled",
     "check_new",
     "image_path",
     "mask_path",
+    "names_path",
+    "read_drawn",
     "read_keypoints",
     "read_masks",
     "sha256_of",
@@ -36,4 +49,5 @@ __all__ = [
     "write_json",
     "write_keypoints",
     "write_masks",
+    "write_text",
 ]

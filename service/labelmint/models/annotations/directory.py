@@ -27,11 +27,14 @@ from PIL import Image
 from pydantic import AfterValidator, Field, TypeAdapter
 
 from labelmint.core.errors import UnusableFile
-from labelmint.core.task import TaskName
+from labelmint.core.task import TaskName, task_of
 from labelmint.models.annotations.files import Bytes, Strict, open_picture, read_json, write_json, write_png
 
 Palette = tuple[tuple[int, int, int], ...]
 Size = tuple[int, int]  # height, width in pixels
+
+# The value of a mask's pixel that nobody drew. It is never a class id.
+UNDRAWN = 255
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,8 @@ class Drawn:
 class AnnotatedDataset:
     """Images uint8 [R,R,3] by seed, and the label of each image.
 
-    A label is a mask uint8 [R,R] of class ids (segmentation), or float32 [K,3] (keypoints): x and y in pixels, and 1
-    if the keypoint is present, else 0. `class_indices` are those of `Drawn`.
+    A label is a mask uint8 [R,R] of class ids, with UNDRAWN where nobody drew (segmentation), or float32 [K,3]
+    (keypoints): x and y in pixels, and 1 if the keypoint is present, else 0. `class_indices` are those of `Drawn`.
     """
 
     task: TaskName
@@ -86,8 +89,8 @@ class _Entry(Strict):
 
 
 _DATASET = TypeAdapter(_Dataset)
-# Class ids and keypoint numbers are stored in one byte.
-_ENTRIES = TypeAdapter(Annotated[list[_Entry], Field(min_length=1, max_length=256)])
+# Class ids and keypoint numbers are stored in one byte, of which UNDRAWN takes one value.
+_ENTRIES = TypeAdapter(Annotated[list[_Entry], Field(min_length=1, max_length=UNDRAWN)])
 
 
 def image_name(seed: int) -> str:
@@ -142,6 +145,11 @@ def read_drawn(directory: Path) -> Drawn:
         images[seed] = np.asarray(picture.convert("RGB"))
     classes = zip(dataset.seeds, dataset.class_indices, strict=True) if dataset.class_indices else ()
     return Drawn(dataset.truncation_psi, images, dict(classes))
+
+
+def names_path(directory: Path, task: TaskName) -> Path:
+    """Return the file of the annotator's names: classes.json, or keypoints.json."""
+    return directory / ("classes.json" if task_of(task).has_label_image else "keypoints.json")
 
 
 def read_names(path: Path, mend: str) -> tuple[tuple[str, ...], Palette]:

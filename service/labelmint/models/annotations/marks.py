@@ -1,7 +1,8 @@
 """Collects what annotators marked: named shapes into masks, and named points into arrays, for the files of all tools.
 
 Rules of this file:
-- Pixels that no shape covers are class 0, the background. A later shape paints over an earlier one.
+- Pixels that no shape covers are class 0, the background, unless the user says that nobody drew them. A later shape
+  paints over an earlier one.
 - A shape without pixels is an error, and so is an image without shapes or keypoints, and a keypoint that is present in
   no image, because all of them are probably mistakes.
 - Coordinates are pixels, x to the right and y down. The centre of the first pixel is (0, 0), as in COCO and in the
@@ -15,16 +16,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from labelmint.core.errors import UnusableFile
-from labelmint.models.annotations.directory import Drawn, Size, id_of, image_path
+from labelmint.models.annotations.directory import UNDRAWN, Drawn, Size, id_of, image_path
 from labelmint.models.annotations.files import Bytes
 
 Point = tuple[float, float]  # x, y in pixels
 Points = npt.NDArray[np.float32]
+# What a pixel is that no shape covers: not drawn, so that nothing is learned from it, or of class 0.
+Unlabelled = Literal["ignore", "background"]
 
 
 @dataclass(frozen=True)
@@ -38,9 +42,12 @@ class Shape:
     area: npt.NDArray[np.bool_]  # [R,R]
 
 
-def paint(shapes: Iterable[Shape], names: tuple[str, ...], drawn: Drawn, *, directory: Path) -> dict[int, Bytes]:
+def paint(
+    shapes: Iterable[Shape], names: tuple[str, ...], drawn: Drawn, *, directory: Path, unlabelled: Unlabelled
+) -> dict[int, Bytes]:
     """Return masks uint8 [R,R] of class ids, one for each image of `synth`."""
-    masks = {seed: np.zeros(drawn.size(seed), np.uint8) for seed in drawn.images}
+    ground = UNDRAWN if unlabelled == "ignore" else 0
+    masks = {seed: np.full(drawn.size(seed), ground, np.uint8) for seed in drawn.images}
     bare = set(masks)
     for shape in shapes:
         if not shape.area.any():

@@ -1,0 +1,78 @@
+// The strokes (or points) of one image with undo and redo, and their saving: one request at a time, always the newest.
+
+import { Trouble, saveDrawing } from "./api.js";
+
+const RETRY_MS = 2000;
+
+export class History {
+  // kind: "strokes" or "points". `told(state)` hears "saved", "saving", "unsaved" or "changed elsewhere".
+  constructor(seed, kind, { revision, list, told, stored }) {
+    this.seed = seed;
+    this.kind = kind;
+    this.list = list;
+    this.revision = revision;
+    this.done = [];
+    this.undone = [];
+    this.told = told;
+    this.stored = stored;
+    this.dirty = false;
+    this.saving = null;
+  }
+
+  get canUndo() {
+    return this.done.length > 0;
+  }
+
+  get canRedo() {
+    return this.undone.length > 0;
+  }
+
+  change(list) {
+    this.done.push(this.list);
+    this.undone = [];
+    this.replace(list);
+  }
+
+  undo() {
+    if (!this.canUndo) return;
+    this.undone.push(this.list);
+    this.replace(this.done.pop());
+  }
+
+  redo() {
+    if (!this.canRedo) return;
+    this.done.push(this.list);
+    this.replace(this.undone.pop());
+  }
+
+  replace(list) {
+    this.list = list;
+    this.dirty = true;
+    this.save();
+  }
+
+  // Resolves when everything is saved or cannot be saved now.
+  save() {
+    this.saving ??= this.send().finally(() => (this.saving = null));
+    return this.saving;
+  }
+
+  async send() {
+    while (this.dirty) {
+      this.dirty = false;
+      this.told("saving");
+      try {
+        const image = await saveDrawing(this.seed, this.kind, this.revision, this.list);
+        this.revision = image.revision;
+        this.stored(image);
+      } catch (error) {
+        this.dirty = true;
+        const lasting = error instanceof Trouble && error.reason === "CHANGED_ELSEWHERE";
+        this.told(lasting ? "changed elsewhere" : "unsaved", error.message);
+        if (!lasting) setTimeout(() => this.save(), RETRY_MS);
+        return;
+      }
+    }
+    this.told("saved");
+  }
+}

@@ -1,0 +1,148 @@
+"""The quick interpreter: linear heads that are fitted to the drawn pixels in closed form, in a fraction of a second.
+
+Rules of this file:
+- S* is never built. Pixels are sampled exactly where they were drawn. Whole images are labelled by a `StyleInterpreter`
+  that holds the linear heads, so a preview comes from the same computation as a served label.
+- Features are standardised and reduced to their main directions (`Basis`) before anything is solved. The directions
+  need no labels, so they are computed once. The cost of a fit does not depend on the size of the generator.
+- What a fit needs of the pixels are sums (`Sums`). They add up over strokes and images, and an image is left out by
+  adding up the others.
+- One head is fitted. Its uncertainty is the entropy of its own probabilities: measured on the demo, that finds wrong
+  pixels better than the JS divergence of several linear heads (benchmarks/annotate/quick.py).
+
+Segmentation is linear discriminant analysis with equal priors and a shrunken covariance; keypoints are ridge regression
+on the heat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from labelmint.core.task import task_of
+from labelmint.models.annotations import AnnotatedDataset
+from labelmint.models.generator import Generator
+from labelmint.models.interpreter import InterpreterSpec, StyleInterpreter
+from labelmint.models.layout import channels_of
+from labelmint.models.tasks import build_interpreter
+
+DIRECTIONS = 256
+SHRINKAGE = 0.3  # added to each variance; a standardised feature has variance 1
+NEVER = -1e6  # the score of a class that no pixel was drawn of
+
+
+@dataclass(frozen=True)
+class Basis:
+    """The main directions of the features: mean and scale float32 [D], directions float32 [D,Q]."""
+
+    mean: Tensor
+    scale: Tensor
+    directions: Tensor
+
+    @staticmethod
+    def of(features: Tensor) -> Basis:
+        """Return the basis of pixels float32 [P,D], at least two; labels are not needed."""
+        mean, scale = features.mean(dim=0), features.std(dim=0).clamp(min=1e-4)
+        count = min(DIRECTIONS, *features.shape)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)  # the algorithm starts from random directions
+            _, _, directions = torch.pca_lowrank((features - mean) / scale, count, center=False)  # [D,Q]
+        return Basis(mean, scale, directions)
+
+    def project(self, features: Tensor) -> Tensor:
+        """Map pixels [P,D] to [P,Q]."""
+        return ((features - self.mean) / self.scale) @ self.directions
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What a fit needs of projected pixels x [P,Q] with targets y [P,K], class ids as one-hot rows.
+
+    gram [Q,Q] is the sum of x x', mixed [K,Q] of y x', total [Q] of x, targets [K] of y; pixels counts them.
+    """
+
+    gram: Tensor
+    mixed: Tensor
+    total: Tensor
+    targets: Tensor
+    pixels: int
+
+    @staticmethod
+    def of(projected: Tensor, targets: Tensor, outputs: int) -> Sums:
+        """Targets are class ids int64 [P] or heat float32 [P,K]."""
+        y = targets if targets.is_floating_point() else F.one_hot(targets, outputs).float()  # [P,K]
+        return Sums(projected.t() @ projected, y.t() @ projected, projected.sum(dim=0), y.sum(dim=0), len(y))
+
+    @staticmethod
+    def together(parts: Iterable[Sums]) -> Sums:
+        """Return the sums over the pixels of all parts, of which there is at least one."""
+        first, *others = parts
+        for other in others:
+            first = Sums(
+                first.gram + other.gram,
+                first.mixed + other.mixed,
+                first.total + other.total,
+                first.targets + other.targets,
+                first.pixels + other.pixels,
+            )
+        return first
+
+
+def quick_spec(generator: Generator, dataset: AnnotatedDataset, layout: str) -> InterpreterSpec:
+    """Return the spec of a quick interpreter of one head. Each hidden layer holds the scores and their negatives."""
+    width, size = 2 * len(dataset.names), generator.spec.resolution
+    channels = channels_of(layout, generator.spec.taps)
+    return InterpreterSpec(layout, size, channels, 1, (width, width), dataset.names, dataset.palette, dataset.task)
+
+
+def quick_interpreter(spec: InterpreterSpec, basis: Basis, sums: Sums) -> StyleInterpreter:
+    """Fit the head of `quick_spec` and return it as an interpreter.
+
+    A linear score s is relu(s) - relu(-s), so each of the interpreter's hidden layers holds s and -s.
+    """
+    solve = _discriminants if task_of(spec.task).has_label_image else _regressions
+    reduced, bias = solve(sums)  # [K,Q], [K]
+    weight = reduced @ (basis.directions / basis.scale[:, None]).t()  # [K,D]
+    bias = bias - weight @ basis.mean
+    same, none = torch.eye(2 * spec.num_classes), torch.zeros(2 * spec.num_classes)
+    last = same[: spec.num_classes] - same[spec.num_classes :]  # [K,2K]
+    layers = [(torch.cat([weight, -weight]), torch.cat([bias, -bias])), (same, none), (last, none[: spec.num_classes])]
+    interpreter = build_interpreter(spec, "mean_entropy")
+    interpreter.take_layers([(weight[None], bias[None]) for weight, bias in layers])
+    return interpreter.eval()
+
+
+@torch.no_grad()
+def preview(interpreter: StyleInterpreter, features: Mapping[int, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the label of one image and where to draw next, from its features {r: [1,C_r,r,r]}.
+
+    The label is uint8 [R,R], or keypoints float32 [K,2]. The second is the entropy of each pixel, float32 [R,R], in
+    nats.
+    """
+    label, entropy = interpreter.run(
+        features, interpreter.weights(), interpreter.strip, lambda *maps: (interpreter.finish(*maps)[0], maps[-1])
+    )
+    return label[0], entropy[0]
+
+
+def _discriminants(sums: Sums) -> tuple[Tensor, Tensor]:
+    """Return the weight [K,Q] and bias [K] of linear discriminant analysis, in logits."""
+    means = sums.mixed / sums.targets.clamp(min=1.0)[:, None]  # [K,Q]
+    within = (sums.gram - (means * sums.targets[:, None]).t() @ means) / sums.pixels  # [Q,Q]
+    within.diagonal().add_(SHRINKAGE)
+    weight = torch.linalg.solve(within, means.t()).t()  # [K,Q]
+    bias = -0.5 * (weight * means).sum(dim=1)
+    return weight, torch.where(sums.targets > 0, bias, NEVER)
+
+
+def _regressions(sums: Sums) -> tuple[Tensor, Tensor]:
+    """Return the weight [K,Q] and bias [K] of ridge regression."""
+    mean, wanted = sums.total / sums.pixels, sums.targets / sums.pixels  # [Q], [K]
+    covariance = sums.gram / sums.pixels - torch.outer(mean, mean)  # [Q,Q]
+    covariance.diagonal().add_(SHRINKAGE)
+    weight = torch.linalg.solve(covariance, (sums.mixed / sums.pixels - torch.outer(wanted, mean)).t()).t()  # [K,Q]
+    return weight, wanted - weight @ mean
