@@ -1,7 +1,7 @@
 """Measures the quick interpreter on the demo: its labels, what its uncertainty finds, and the time of one stroke.
 
 Rules of this file:
-- The strokes are short lines inside the true parts, a tenth of the pixels. The labels are compared with the renderer's
+- The strokes are short lines inside the true parts, at most a tenth of the pixels. The labels are compared with the renderer's
   exact masks of unseen seeds.
 - A stroke's time is a fit to the sums and the previews of seven images whose features are there.
 
