@@ -1,8 +1,8 @@
 """Measures the quick interpreter on the demo: its labels, what its uncertainty finds, and the time of one stroke.
 
 Rules of this file:
-- The strokes are short lines inside the true parts, at most a tenth of the pixels. The labels are compared with the renderer's
-  exact masks of unseen seeds.
+- The strokes are short lines inside the true parts, at most a tenth of the pixels. The labels are compared with the
+  renderer's exact masks of unseen seeds.
 - A stroke's time is a fit to the sums and the previews of seven images whose features are there.
 
 Run it as `PYTHONPATH=benchmarks python -m annotate.quick`; it writes benchmarks/results/annotate_quick.json.
