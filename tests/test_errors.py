@@ -37,7 +37,7 @@ def test_the_proto_lists_the_codes_and_reasons_of_the_gateway() -> None:
     proto = (ROOT / "protos" / "labelmint" / "v1" / "sample_service.proto").read_text()
     rows = re.findall(r"^//   ([A-Z_]+) +([A-Z_]+(?:, [A-Z_]+)*)  ", proto, re.MULTILINE)
     listed = {reason: code for code, reasons in rows for reason in reasons.split(", ")}
-    assert len(listed) == 16
+    assert len(listed) == 17
     assert listed == {kind.reason: kind.grpc_code.name for kind in every_error() if kind.reason in listed}
 
 
@@ -49,11 +49,11 @@ def test_http_statuses_are_the_ones_that_clients_know() -> None:
         400: {"InvalidRequest", "Uncalibrated"},
         401: {"Unauthenticated"},
         404: {"ModelNotFound"},
-        409: {"RevisionChanged"},
+        409: {"RevisionChanged", "ChangedElsewhere", "TooFew"},
         410: {"ModelVersionGone"},
         413: {"RequestTooLarge"},
         422: {
-            *("SampleRejected", "ContentMissing", "ContentNotFound"),
+            *("SampleRejected", "ContentMissing", "ContentNotFound", "NotIndexed"),
             *("IncompatibleWeights", "UnusableFile", "Exposed"),
         },
         429: {"Overloaded", "LimitReached"},
@@ -64,6 +64,7 @@ def test_http_statuses_are_the_ones_that_clients_know() -> None:
             *("CannotListen", "InsufficientResources"),
         },
         504: {"DeadlineExceeded"},
+        507: {"CannotSave"},
     }
 
 

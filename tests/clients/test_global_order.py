@@ -45,9 +45,9 @@ from labelmint_client.ahead import calls_of, samples_ahead
 from labelmint_client.global_order import shuffled
 from labelmint_client.torch import LabeledSampleDataset, merge_states
 from tests.clients.conftest import StartGateway, gateways_before
-from tests.clients.test_ranks import run
 from tests.conftest import ROOT, Service
 from tests.support.inference import running
+from tests.support.ranks import run
 from tests.support.seed_index import real_columns, served, write
 
 pytestmark = [pytest.mark.triton, pytest.mark.torch]
@@ -387,7 +387,7 @@ def test_other_samples_are_refused(
     with Client(indexed.grpc) as client:
         model = client.get_model("light")
         first = calls_of(0)
-        with pytest.raises(LabelmintError, match=f"listed seed {rejected} .* now it is rejected"):
+        with pytest.raises(LabelmintError, match=f"listed seed {rejected} .* now it is filtered"):
             list(samples_ahead(client, model, [*accepted[:3], rejected], options=options, calls=first))
         other = dataclasses.replace(model, digest="0" * 64)
         with pytest.raises(ModelVersionGone, match="now has digest"):

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from labelmint_client import Sample, SampleOptions
-from tests.clients.test_ranks import run
 from tests.conftest import Service
+from tests.support.ranks import run
 
 pytestmark = [pytest.mark.triton, pytest.mark.torch]
 

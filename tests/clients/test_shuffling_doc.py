@@ -15,8 +15,7 @@ from labelmint.seed_index.layout import Described
 from labelmint.triton.server import TritonServer
 from labelmint_client import Client, SampleOptions
 from tests.clients.conftest import gateways_before
-from tests.clients.test_training_doc import blocks
-from tests.conftest import REPOSITORY, Service
+from tests.conftest import REPOSITORY, ROOT, Service
 from tests.support.inference import running
 from tests.support.seed_index import real_columns, served, write
 
@@ -44,7 +43,11 @@ async def faces(faces_triton: TritonServer, tmp_path_factory: pytest.TempPathFac
 
 
 def test_the_programs_run(faces: Service, tmp_path: Path) -> None:
-    shuffle, split, balance, *_ = [block for block in blocks("docs/shuffling.md") if "LabeledSamples(" in block]
+    shuffle, split, balance, *_ = [
+        block
+        for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "shuffling.md").read_text(), re.DOTALL)
+        if "LabeledSamples(" in block
+    ]
     with Client(faces.grpc) as client:
         listed = [client.list_seeds("faces", options=SampleOptions(where=where)) for where in ((), ("hair:0.1..",))]
         classes = len(client.get_model("faces").class_names)

@@ -8,7 +8,7 @@ Rules of this file:
 - What a fit needs of the pixels are sums (`Sums`). They add up over strokes and images, and an image is left out by
   adding up the others.
 - One head is fitted. Its uncertainty is the entropy of its own probabilities: measured on the demo, that finds wrong
-  pixels better than the JS divergence of several linear heads (benchmarks/annotate/quick.py).
+  pixels about as well as the JS divergence of four linear heads (benchmarks/annotate/quick.py), for one fit.
 
 Segmentation is linear discriminant analysis with equal priors and a shrunken covariance; keypoints are ridge regression
 on the heat.
