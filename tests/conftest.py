@@ -17,6 +17,7 @@ import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc
 import grpc.aio
@@ -25,6 +26,9 @@ import pytest
 import pytest_asyncio
 
 from labelmint.v1 import sample_service_pb2_grpc as pb_grpc
+
+if TYPE_CHECKING:
+    from playwright.async_api import Browser
 
 # A shell starts background jobs with SIGINT ignored, and their child processes inherit that. Restore the default.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -150,3 +154,14 @@ def light_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     repository = tmp_path_factory.mktemp("light") / "repository"
     export_small(repository, "light")
     return repository
+
+
+@pytest_asyncio.fixture(scope="module")
+async def chromium() -> AsyncIterator[Browser]:
+    from playwright.async_api import async_playwright  # here: most tests need no browser
+
+    program = need_program("chromium", "chromium")
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=program)
+        yield browser
+        await browser.close()

@@ -1,4 +1,4 @@
-"""A page of the gallery in Chromium, and what it shows.
+"""A page in Chromium, and what the gallery shows on one.
 
 Rules of this file:
 - Each page is of its own, with nothing remembered, and its console must say nothing wrong.
@@ -23,13 +23,14 @@ expect.set_options(timeout=MILLISECONDS)
 
 @asynccontextmanager
 async def opened(
-    chromium: Browser, address: str, *, width: int = 1280, height: int = 900, scheme: str = "light"
+    chromium: Browser, address: str, *, width: int = 1280, height: int = 900, scheme: str = "light", touch: bool = False
 ) -> AsyncIterator[Page]:
     """A page of its own, with nothing remembered. That the console said nothing wrong is asserted at the end."""
     context = await chromium.new_context(
         viewport={"width": width, "height": height},
         color_scheme="dark" if scheme == "dark" else "light",
         reduced_motion="reduce",
+        has_touch=touch,
     )
     context.set_default_timeout(MILLISECONDS)
     page = await context.new_page()

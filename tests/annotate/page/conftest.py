@@ -7,16 +7,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
-from playwright.async_api import Browser, async_playwright
 
 from labelmint.models.store import save_generator
-from tests.conftest import need_program
 from tests.support.models import small
 
 ADDRESS = re.compile(r"annotate at (http://\S+)")
@@ -65,12 +62,3 @@ def start_desk() -> Iterator[Callable[..., Desk]]:
     for desk in desks:
         if desk.process.poll() is None:
             desk.stop()
-
-
-@pytest_asyncio.fixture(scope="module")
-async def chromium() -> AsyncIterator[Browser]:
-    program = need_program("chromium", "chromium")
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=program)
-        yield browser
-        await browser.close()

@@ -6,52 +6,32 @@ import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 from axe_playwright_python.async_playwright import Axe
-from playwright.async_api import Browser, ConsoleMessage, Page, expect
+from playwright.async_api import Browser, Page, expect
 
 from labelmint.annotate.strokes import UNDRAWN
 from labelmint.models.annotations import read_keypoints, read_masks
 from tests.annotate.page.conftest import Desk
 from tests.conftest import ROOT
+from tests.support import browser
 
 pytestmark = [pytest.mark.triton, pytest.mark.torch, pytest.mark.browser, pytest.mark.minutes]
 
-MILLISECONDS = 60_000  # machines that test are busy
 DEMO = ROOT / "benchmarks" / "demo" / "weights" / "generator.safetensors"
 SIDE = 16  # of the small generator's images
-expect.set_options(timeout=MILLISECONDS)
 
 
 @asynccontextmanager
-async def opened(
-    chromium: Browser, address: str, *, width: int = 1280, height: int = 900, scheme: str = "light", touch: bool = False
-) -> AsyncIterator[Page]:
-    """The page once an image is open. That the console said nothing wrong is asserted at the end."""
-    context = await chromium.new_context(
-        viewport={"width": width, "height": height},
-        color_scheme="dark" if scheme == "dark" else "light",
-        has_touch=touch,
-    )
-    context.set_default_timeout(MILLISECONDS)
-    page = await context.new_page()
-    wrong: list[str] = []
-
-    def hear(message: ConsoleMessage) -> None:
-        # Chromium itself reports each answer with an error status; the tests of those look at the page.
-        if message.type in ("error", "warning") and not message.text.startswith("Failed to load resource"):
-            wrong.append(message.text)
-
-    page.on("console", hear)
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    await page.goto(address)
-    await expect(page.locator("#images button[aria-current]")).to_have_count(1)
-    yield page
-    await context.close()
-    assert not wrong
+async def opened(chromium: Browser, address: str, **looks: Any) -> AsyncIterator[Page]:
+    """The page once an image is open."""
+    async with browser.opened(chromium, address, **looks) as page:
+        await expect(page.locator("#images button[aria-current]")).to_have_count(1)
+        yield page
 
 
 async def spot(page: Page, x: float, y: float, side: int = SIDE) -> tuple[float, float]:
