@@ -127,4 +127,5 @@ def write_index(directory: Path, described: layout.Described, *, true_seeds: int
         columns |= {described.label_column(name): pixels[:, index] for index, name in enumerate(CLASSES)}
         table = pa.table(columns).replace_schema_metadata(layout.metadata_of(described))
         path = directory / f"{MODEL}-{start:010}.parquet"
-        pq.write_table(table, path, row_group_size=layout.ROW_GROUP_SEEDS, compression="zstd")
+        written = {"row_group_size": layout.ROW_GROUP_SEEDS, "compression": "zstd", "write_page_checksum": True}
+        pq.write_table(table, path, **written)

@@ -145,7 +145,10 @@ class IndexFile:
         aside = self._parts / "aside"
         try:
             with aside.open("wb") as stream:
-                with pq.ParquetWriter(stream, self._schema, compression="zstd", use_dictionary=False) as writer:
+                # The reader finds flipped bits by the checksums of the pages.
+                with pq.ParquetWriter(
+                    stream, self._schema, compression="zstd", use_dictionary=False, write_page_checksum=True
+                ) as writer:
                     for table in tables:
                         writer.write_table(table, row_group_size=ROW_GROUP_SEEDS)
                 stream.flush()
