@@ -119,7 +119,7 @@ def test_the_tokens_line(tmp_path: Path) -> None:
 
 def test_the_make_targets_exist() -> None:
     targets = {block.split()[1] for block in blocks("sh") if block.startswith("make ")}
-    assert targets == {"serve", "test"}
+    assert targets == {"serve", "annotate", "test"}
     makefile = (ROOT / "Makefile").read_text()
     assert all(f"\n{target}:" in makefile for target in targets)
 

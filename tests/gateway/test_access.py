@@ -202,6 +202,15 @@ def calls(channel: grpc.aio.Channel, metadata: tuple[tuple[str, str], ...]) -> d
         request = pb.StreamSamplesRequest(model="faces", count=1, options=LOOSE)
         return [answer async for answer in stub.StreamSamples(request, metadata=metadata)]
 
+    async def list_seeds() -> object:
+        """This gateway has no index, and says so to those who may know."""
+        try:
+            return await stub.ListSeeds(pb.ListSeedsRequest(model="faces"), metadata=metadata)
+        except grpc.aio.AioRpcError as error:
+            if info_of(error).reason == "NOT_INDEXED":
+                return error
+            raise
+
     async def reflect() -> list[message.Message]:
         reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
         request = reflection_pb2.ServerReflectionRequest(list_services="")
@@ -219,6 +228,7 @@ def calls(channel: grpc.aio.Channel, metadata: tuple[tuple[str, str], ...]) -> d
             pb.BatchGetSamplesRequest(model="faces", seeds=[7], options=LOOSE), metadata=metadata
         ),
         "StreamSamples": stream,
+        "ListSeeds": list_seeds,
         "GetModel": lambda: stub.GetModel(pb.GetModelRequest(model="faces"), metadata=metadata),
         "ListModels": lambda: stub.ListModels(pb.ListModelsRequest(), metadata=metadata),
         "ServerReflectionInfo": reflect,
