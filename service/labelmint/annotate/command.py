@@ -98,6 +98,7 @@ def _listening(port: int) -> Iterator[socket.socket]:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             taken.bind((HOST, port))
+            taken.listen()  # before the address is told, so that a browser that opens it at once waits
         except OSError as error:
             raise CannotListen(f"{HOST}:{port} cannot be used: {error.strerror}; give another --port") from error
         yield taken
