@@ -365,7 +365,7 @@ async def test_models_that_are_not_there(triton: TritonServer, repository: Path,
         triton, tmp_path, model="nothing"
     )
     assert "does not have 'tiny_generator' version 1" in await refused(triton, tmp_path, model="tiny_generator")
-    with pytest.raises(InvalidRequest, match="model 'tiny' has no generator classes; omit the option"):
+    with pytest.raises(InvalidRequest, match="model 'tiny' has no generator classes; leave it unset"):
         await index_seeds("tiny", SEEDS, tmp_path, repository=repository, triton_url=triton.grpc_url, class_index=1)
 
 

@@ -514,7 +514,7 @@ ATTACKS: dict[str, tuple[str, Change, str]] = {
     "configuration of a gigabyte": (
         "onnx",
         replaced(f"{STEP}/config.pbtxt", sparse(1 << 30)),
-        "has 1073741824 bytes; at most 262144 are read",
+        "has 1073741824 bytes; at most 16777216 are read",
     ),
     "configuration of a long word": ("onnx", add("x" * 200_000), "is not a Triton model configuration"),
     "configuration of braces": ("onnx", add("input { " * 20_000), "is not a Triton model configuration"),
