@@ -1,4 +1,4 @@
-"""The classes that a conditional generator draws: their names, and the check of a class_index.
+"""The classes that a conditional generator draws: their names, and the names of what carries them.
 
 Rules of this file:
 - An ensemble's parameter `generator_classes` has the names as a JSON list; the index of a name is the class_index. A
@@ -9,8 +9,6 @@ Rules of this file:
 from __future__ import annotations
 
 from collections.abc import Iterable
-
-from labelmint.core.errors import InvalidRequest
 
 GENERATOR_CLASSES = "generator_classes"  # the parameter of an ensemble
 CLASS_INDEX = "class_index"  # the input of an ensemble and of its generator step: int32 [1]
@@ -34,16 +32,3 @@ def check_class_names(names: Iterable[object]) -> tuple[str, ...]:
     if len(found) > MAX_GENERATOR_CLASSES:
         raise ValueError(f"a generator has at most {MAX_GENERATOR_CLASSES} classes, not {len(found)}")
     return tuple(found)
-
-
-def check_class_index(class_index: int | None, count: int) -> int | None:
-    """Return the class_index if a generator with `count` classes can draw it; raises InvalidRequest.
-
-    None is right only for a generator without classes, whose `count` is 0.
-    """
-    if count == 0 and class_index is not None:
-        raise InvalidRequest(CLASS_INDEX, "this generator has no classes; omit class_index")
-    if count and (class_index is None or not 0 <= class_index < count):
-        asked = "none was given" if class_index is None else f"not {class_index}"
-        raise InvalidRequest(CLASS_INDEX, f"this generator draws classes; give one from 0 to {count - 1}, {asked}")
-    return class_index

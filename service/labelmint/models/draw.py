@@ -17,11 +17,24 @@ from torch import Tensor
 from tqdm import tqdm
 
 from labelmint.core.errors import InvalidRequest
-from labelmint.core.generator_classes import check_class_index
+from labelmint.core.generator_classes import CLASS_INDEX
 from labelmint.core.policy import check_seed, latent_of
 from labelmint.models.annotations import check_new, sha256_of, write_dataset
 from labelmint.models.generator import Generator, to_uint8
 from labelmint.models.store import load_generator
+
+
+def check_class_index(class_index: int | None, count: int) -> int | None:
+    """Return the class_index if a generator with `count` classes can draw it; raises InvalidRequest.
+
+    None is right only for a generator without classes, whose `count` is 0.
+    """
+    if count == 0 and class_index is not None:
+        raise InvalidRequest(CLASS_INDEX, "this generator has no classes; omit class_index")
+    if count and (class_index is None or not 0 <= class_index < count):
+        asked = "none was given" if class_index is None else f"not {class_index}"
+        raise InvalidRequest(CLASS_INDEX, f"this generator draws classes; give one from 0 to {count - 1}, {asked}")
+    return class_index
 
 
 @torch.no_grad()

@@ -31,10 +31,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from labelmint.core.errors import InvalidRequest, UnusableFile
-from labelmint.core.generator_classes import check_class_index
 from labelmint.core.task import TaskName
 from labelmint.models.annotations import AnnotatedDataset, Unlabelled, image_path, sha256_of
-from labelmint.models.draw import draw
+from labelmint.models.draw import check_class_index, draw
 from labelmint.models.generator import Generator, to_uint8
 from labelmint.models.interpreter import (
     InterpreterSpec,
