@@ -226,7 +226,15 @@ def _values(path: Path, table: pa.Table, name: str) -> Column:
     column = table.column(name)
     if column.null_count:
         raise UnusableFile(path, f"has no value in column {name!r} for some seeds; index again")
-    return np.array(column.to_numpy())  # a copy, so that the memory of pyarrow's pool is free at once
+    # pyarrow's own conversion imports pandas where it is installed, which takes a second. A copy, so that the memory of
+    # pyarrow's pool is free at once.
+    kind = column.type
+    letter = "f" if pa.types.is_floating(kind) else "u" if pa.types.is_unsigned_integer(kind) else "i"
+    dtype = np.dtype(f"<{letter}{kind.bit_width // 8}")
+    parts = [
+        np.frombuffer(chunk.buffers()[1], dtype, len(chunk), chunk.offset * dtype.itemsize) for chunk in column.chunks
+    ]
+    return np.concatenate(parts)
 
 
 def _reading(path: Path, read: Callable[[FileIO], T]) -> T:
