@@ -154,7 +154,7 @@ def suggested(demo: Demo, first: int, count: int) -> list[int]:
     while len(seeds) < count:
         free = [seed for seed in range(first, first + RUN_SEEDS) if seed not in seeds][:CANDIDATES]
         judge = demo.quick(demo.dataset(masks))
-        found = suggest(demo.generator, seeds, free, count=1, layout=LAYOUT, psi=1.0, judge=judge)[0].seed
+        found = suggest(demo.maps, seeds, free, resolution=SIDE, count=1, judge=judge)[0].seed
         seeds.append(found)
         masks[found] = by_hand(demo.exact(found), found).mask
     return seeds

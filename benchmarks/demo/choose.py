@@ -16,8 +16,7 @@ from torch import Tensor
 
 from demo import faces, metrics
 from demo.scene_mapping import scene_parameters
-from labelmint.cli import ANNOTATION_SEED
-from labelmint.core.policy import latent_of
+from labelmint.core.policy import ANNOTATION_SEED, latent_of
 
 CANDIDATES = 200
 COUNT = 16

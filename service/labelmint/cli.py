@@ -30,6 +30,7 @@ from pydantic_settings import (
 from labelmint.core.calibration import ScoreKind
 from labelmint.core.errors import LabelmintError
 from labelmint.core.executor import KERNEL, Choice
+from labelmint.core.policy import ANNOTATION_SEED
 from labelmint.core.task import TASKS, TaskName
 from labelmint.gateway.process.settings import ServeSettings
 
@@ -42,8 +43,7 @@ _EXTRAS["pyarrow"] = ("index", "an index of seeds needs pyarrow")
 _EXTRAS["opentelemetry"] = ("tracing", "traces need OpenTelemetry")
 _CLIENT_COMMANDS = ("pull", "verify", "upload")
 
-# Annotation and calibration use high seeds. The low seeds, which people request first, are then unseen samples.
-ANNOTATION_SEED = 4_000_000_000
+# High, as ANNOTATION_SEED is, and for its reason.
 CALIBRATION_SEED = 4_100_000_000
 
 

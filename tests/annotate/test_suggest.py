@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from labelmint.annotate.suggest import Suggestion, suggest, suggest_files
 from labelmint.core.errors import UnusableFile
 from labelmint.core.task import TaskName
 from labelmint.models.annotations import mask_path
+from labelmint.models.draw import draw
 from tests.annotate.conftest import Truth
 
 pytestmark = pytest.mark.torch
@@ -47,10 +49,13 @@ def test_without_annotations_the_distance_decides_alone(directory: Path) -> None
 
 def test_the_copy_of_a_known_image_comes_last(truth: Truth) -> None:
     """Its distance is 0, and so is that of a candidate that was already proposed."""
-    found = suggest(truth.generator, [3], [3, 7, 8], count=3, layout="paper", psi=1.0, judge=None)
+
+    def features(psi: float) -> Callable[[int], dict[int, torch.Tensor]]:
+        return lambda seed: draw(truth.generator, seed, psi, layout="paper")[1]
+
+    found = suggest(features(1.0), [3], [3, 7, 8], resolution=32, count=3, judge=None)
     assert found[-1].seed == 3 and found[-1].distance == pytest.approx(0.0, abs=1e-2)
-    with torch.no_grad():
-        alike = suggest(truth.generator, [3], [3, 4, 5], count=3, layout="paper", psi=0.0, judge=None)
+    alike = suggest(features(0.0), [3], [3, 4, 5], resolution=32, count=3, judge=None)
     assert sorted(suggestion.seed for suggestion in alike) == [3, 4, 5], "all alike, and none twice"
 
 

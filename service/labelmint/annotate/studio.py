@@ -31,18 +31,17 @@ from labelmint.annotate.suggest import Suggestion, suggest
 from labelmint.annotate.workspace import Sheet, Workspace
 from labelmint.core.errors import InsufficientResources, InvalidRequest, TooFew
 from labelmint.core.heat import heat_colours
-from labelmint.core.policy import SEED_END
+from labelmint.core.policy import ANNOTATION_SEED, SEED_END
 from labelmint.core.task import task_of
 from labelmint.models.annotations import UNDRAWN, AnnotatedDataset
 from labelmint.models.draw import draw
 from labelmint.models.fit import FitSettings, sample_pixels
 from labelmint.models.generator import Generator, to_uint8
-from labelmint.models.interpreter import sample_features
+from labelmint.models.interpreter import StyleInterpreter, sample_features
 from labelmint.models.layout import channels_of
 
 T = TypeVar("T")
 
-FIRST_SEED = 4_000_000_000  # of the images to annotate, as for `labelmint synth`
 CANDIDATES = 24  # images among which the next one is chosen
 BASIS_IMAGES, BASIS_PIXELS = 8, 512  # pixels of each image from which the directions are computed
 PIXELS = 4096  # of one image that a quick interpreter learns from
@@ -163,8 +162,8 @@ class Studio:
         """The seeds that would teach most, among the first that are neither open nor skipped; the best first."""
         known, skipped = list(self._workspace.sheets), set(self._workspace.skipped)
         if not known:
-            return [Suggestion(seed, 0.0, None) for seed in range(FIRST_SEED, FIRST_SEED + count)]
-        free = (seed for seed in range(FIRST_SEED, SEED_END) if seed not in skipped and seed not in known)
+            return [Suggestion(seed, 0.0, None) for seed in range(ANNOTATION_SEED, ANNOTATION_SEED + count)]
+        free = (seed for seed in range(ANNOTATION_SEED, SEED_END) if seed not in skipped and seed not in known)
         candidates = [next(free) for _ in range(max(CANDIDATES, count))]
         try:
             sheets, dataset = self._annotated()
@@ -200,26 +199,27 @@ class Studio:
         candidates: Sequence[int],
         count: int,
     ) -> list[Suggestion]:
-        judge = None
-        if dataset is not None:
-            basis = self._directions()
-            sums = Sums.together(self._sums_of(sheet, dataset, basis) for sheet in sheets.values())
-            judge = quick_interpreter(quick_spec(self._generator, dataset, self._layout), basis, sums)
-        return suggest(self._generator, known, candidates, count=count, layout=self._layout, psi=self._psi, judge=judge)
+        judge = None if dataset is None else self._fitted(sheets, dataset)[0]
+        size = self._generator.spec.resolution
+        return suggest(self._seen, known, candidates, resolution=size, count=count, judge=judge)
+
+    def _fitted(self, sheets: Mapping[int, Sheet], dataset: AnnotatedDataset) -> tuple[StyleInterpreter, int]:
+        """A quick interpreter of everything that is drawn, and the number of pixels that it knows."""
+        basis = self._directions()
+        sums = Sums.together(self._sums_of(sheet, dataset, basis) for sheet in sheets.values())
+        return quick_interpreter(quick_spec(self._generator, dataset, self._layout), basis, sums), sums.pixels
 
     @torch.no_grad()
     def _look(self, sheets: Mapping[int, Sheet], dataset: AnnotatedDataset, seeds: Sequence[int]) -> Preview:
         begun = time.perf_counter()
-        basis = self._directions()
-        sums = Sums.together(self._sums_of(sheet, dataset, basis) for sheet in sheets.values())
-        interpreter = quick_interpreter(quick_spec(self._generator, dataset, self._layout), basis, sums)
+        interpreter, pixels = self._fitted(sheets, dataset)
         images, labels, uncertainties = {}, {}, {}
         for seed in dict.fromkeys(seeds):
             images[seed], maps = self._drawn(seed)
             label, uncertainty = preview(interpreter, maps)
             labels[seed], uncertainties[seed] = label.numpy(), uncertainty.numpy()
         self._number += 1
-        return Preview(self._number, time.perf_counter() - begun, sums.pixels, images, labels, uncertainties)
+        return Preview(self._number, time.perf_counter() - begun, pixels, images, labels, uncertainties)
 
     def _sums_of(self, sheet: Sheet, dataset: AnnotatedDataset, basis: Basis) -> Sums:
         """The sums of the drawn pixels of an image, computed once for each revision and number of classes."""
@@ -247,7 +247,7 @@ class Studio:
                 torch.cat(
                     [
                         self._sampled(seed, torch.randperm(size * size, generator=rng)[:count])
-                        for seed in range(FIRST_SEED, FIRST_SEED + BASIS_IMAGES)
+                        for seed in range(ANNOTATION_SEED, ANNOTATION_SEED + BASIS_IMAGES)
                     ]
                 )
             )
@@ -258,6 +258,12 @@ class Studio:
         size = self._generator.spec.resolution
         maps = {level: x[0] for level, x in self._drawn(seed)[1].items()}
         return sample_features(maps, pixels // size, pixels % size, resolution=size)
+
+    def _seen(self, seed: int) -> dict[int, Tensor]:
+        """The features of a seed: the kept ones, or new ones that are not kept, so that they displace no others."""
+        with self._lock:
+            kept = self._features.get(seed)
+        return draw(self._generator, seed, self._psi, layout=self._layout)[1] if kept is None else kept[1]
 
     @torch.no_grad()
     def _drawn(self, seed: int) -> tuple[Mask, dict[int, Tensor]]:

@@ -10,7 +10,7 @@ Rules of this file:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,6 @@ from labelmint.core.task import TaskName
 from labelmint.models.annotations import Unlabelled, names_path, read_drawn
 from labelmint.models.draw import draw
 from labelmint.models.fit import same_images
-from labelmint.models.generator import Generator
 from labelmint.models.interpreter import StyleInterpreter, sample_features
 from labelmint.models.store import load_unconditional
 from labelmint.models.tasks import learning_of
@@ -77,34 +76,41 @@ def suggest_files(
         basis, sums = sums_of(generator, dataset, layout, check)
         interpreter = quick_interpreter(quick_spec(generator, dataset, layout), basis, Sums.together(sums.values()))
     return suggest(
-        generator, list(drawn.images), free, count=count, layout=layout, psi=drawn.truncation_psi, judge=interpreter
+        lambda seed: draw(generator, seed, drawn.truncation_psi, layout=layout)[1],
+        list(drawn.images),
+        free,
+        resolution=generator.spec.resolution,
+        count=count,
+        judge=interpreter,
     )
 
 
 @torch.no_grad()
 def suggest(
-    generator: Generator,
+    features: Callable[[int], Mapping[int, Tensor]],
     known: Sequence[int],
     candidates: Sequence[int],
     *,
+    resolution: int,
     count: int,
-    layout: str,
-    psi: float,
     judge: StyleInterpreter | None,
 ) -> list[Suggestion]:
-    """Return `count` of the candidates, the most useful first. `judge` is the quick interpreter, if there is one."""
+    """Return `count` of the candidates, the most useful first.
+
+    `features` gives {r: float32 [1,C_r,r,r]} of a seed. `judge` is the quick interpreter, if there is one.
+    """
     grids, uncertain = [], []
-    for seed in tqdm([*known, *candidates], desc="suggest", unit="img"):
-        maps = draw(generator, seed, psi, layout=layout)[1]
-        grids.append(_grid(maps, generator.spec.resolution))  # [P,D]
-        if judge is not None:
+    for index, seed in enumerate(tqdm([*known, *candidates], desc="suggest", unit="img")):
+        maps = features(seed)
+        grids.append(_grid(maps, resolution))  # [P,D]
+        if judge is not None and index >= len(known):
             uncertain.append(float(preview(judge, maps)[1].mean()))
     basis = Basis.of(torch.cat(grids))
     places = torch.stack([basis.project(grid).mean(dim=0) for grid in grids])  # [known + candidates,Q]
     near, far = places[: len(known)], places[len(known) :]
     distance = torch.cdist(far, near).amin(dim=1)  # [C]
     usual = float(distance.mean()) or 1.0
-    doubt = torch.tensor(uncertain[len(known) :] if judge is not None else [1.0] * len(candidates))  # [C]
+    doubt = torch.tensor(uncertain if judge is not None else [1.0] * len(candidates))  # [C]
     doubt = doubt / doubt.mean().clamp(min=1e-12)
     taken = torch.zeros(len(candidates), dtype=torch.bool)
     chosen: list[Suggestion] = []
@@ -117,7 +123,7 @@ def suggest(
     return chosen
 
 
-def _grid(maps: dict[int, Tensor], resolution: int) -> Tensor:
+def _grid(maps: Mapping[int, Tensor], resolution: int) -> Tensor:
     """Return the features [P,D] of a regular grid of pixels of one image."""
     step = max(1, resolution // int(PIXELS**0.5))
     line = torch.arange(step // 2, resolution, step)

@@ -32,12 +32,13 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from labelmint.annotate.strokes import MAX_STROKES, Mask, Stroke, Taken, mask_of, runs_of
 from labelmint.core.errors import CannotSave, ChangedElsewhere, InvalidRequest, UnusableFile
 from labelmint.core.policy import SEED_END, check_seed
-from labelmint.core.task import TaskName, task_of
+from labelmint.core.task import TaskName
 from labelmint.models.annotations import (
     UNDRAWN,
     Unlabelled,
     image_path,
     mask_path,
+    names_path,
     write_keypoints,
     write_masks,
 )
@@ -230,7 +231,7 @@ class Workspace:
 
     @property
     def _names_path(self) -> Path:
-        return self.directory / f"{task_of(self.bound.task).names}.json"
+        return names_path(self.directory, self.bound.task)
 
     def _strokes_path(self, seed: int) -> Path:
         return self.directory / "strokes" / f"{seed:010d}.json"

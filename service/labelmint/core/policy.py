@@ -24,6 +24,7 @@ from labelmint.core.errors import InvalidRequest, Uncalibrated, shortened
 from labelmint.core.served_model import ServedModel
 
 SEED_END = 2**32
+ANNOTATION_SEED = 4_000_000_000  # a high one: the low seeds, which people request first, are then unseen samples
 MAX_BATCH = 64
 DEFAULT_WINDOW = 8
 MAX_TRUNCATION_PSI = 2.0

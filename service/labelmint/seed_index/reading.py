@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 from cachetools import LRUCache
 
 from labelmint.core.errors import UnusableFile
+from labelmint.core.task import task_of
 from labelmint.seed_index.layout import SEED, Described, read_metadata
 
 T = TypeVar("T")
@@ -169,7 +170,7 @@ def _opened(path: Path) -> tuple[Described, list[Part]]:
 
 
 def _check_columns(path: Path, schema: pa.Schema, described: Described) -> None:
-    areas = described.label_column("").startswith("pixels")
+    areas = task_of(described.task).measure == "area"
     wanted = {SEED: True, described.score_column: False}  # whether a column has whole numbers
     wanted |= {described.label_column(name): areas for name in described.label_names}
     for name, whole in wanted.items():
