@@ -38,6 +38,7 @@ from tests.support.gateways import Gateway, StartGateway, inferences
 from tests.support.inference import running
 from tests.support.seed_index import Columns, real_columns, rows, served, write
 from tests.support.wire import info_of, problem
+from tests.torture import grpc_messages
 
 pytestmark = [pytest.mark.triton, pytest.mark.torch]
 
@@ -458,3 +459,10 @@ async def test_keypoints(tmp_path: Path) -> None:
                 assert (await inferences(server, "points_generator"))[0] - before == len(want)
         finally:
             assert await asyncio.to_thread(service.stop) == 0
+
+
+async def test_spoiled_messages_are_their_senders_error(indexed: Gateway) -> None:
+    """tests/gateway/test_abuse.py sends them to a gateway that refuses to list seeds, because it has no index."""
+    outcomes = {outcome.attack: outcome for outcome in await grpc_messages.fuzz(indexed.service, "light", 150)}
+    assert not any(outcome.findings for outcome in outcomes.values())
+    assert " OK " in f" {outcomes['messages to labelmint.v1.SampleService/ListSeeds'].note}"

@@ -69,11 +69,12 @@ async def annotate(
         secret, job = secrets.token_urlsafe(16), Job()
         app = create_app(workspace, studio, job, plan=lambda body: plan_of(workspace, body), secret=secret)
         address = f"http://{HOST}:{taken.getsockname()[1]}/{secret}/"
+        server = _Server(uvicorn.Config(app, log_level="warning", access_log=False, server_header=False))
+        server.end_in_peace()
         print(f"{directory}: {len(workspace.drawn)} of {len(workspace.sheets)} images drawn")
         print(f"annotate at {address} (this machine only). Ctrl-C stops", flush=True)
         if open_browser:
             webbrowser.open(address)
-        server = _Server(uvicorn.Config(app, log_level="warning", access_log=False, server_header=False))
         try:
             await server.serve(sockets=[taken])
         finally:
@@ -84,12 +85,15 @@ async def annotate(
 class _Server(uvicorn.Server):
     """uvicorn that ends in peace: Ctrl-C is how this program is meant to end, and not an error."""
 
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
+    def end_in_peace(self) -> None:
+        """Let Ctrl-C end the server from now on, also while it starts."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, setattr, self, "should_exit", True)
-        yield
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield  # they are captured already
 
 
 @contextlib.contextmanager

@@ -17,6 +17,8 @@ from labelmint.annotate.strokes import area_of
 from labelmint.models.annotations import read_keypoints, read_masks
 from tests.annotate.page.conftest import ADDRESS, Desk
 from tests.conftest import ROOT
+from tests.support.processes import alive, descendants
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.torch
 
@@ -172,19 +174,38 @@ def test_keypoints(small_generator: Path, tmp_path: Path, start_desk: Callable[.
     assert read_keypoints(desk.directory).labels[5].tolist() == [[3.5, 4, 1], [9, 2, 1]]
 
 
+def test_ctrl_c_while_the_page_starts(small_generator: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "labelmint.cli", "annotate", "--generator", str(small_generator)]
+    with subprocess.Popen(
+        [*command, str(tmp_path / "drawings")], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        next(line for line in process.stdout if "annotate at" in line)
+        process.send_signal(signal.SIGINT)  # at once: the server does not answer yet
+        assert process.stdout.read() == "" and process.wait(60) == 0
+
+
 def test_the_third_command_of_the_readme(tmp_path: Path) -> None:
     """`make annotate` opens the page of the demo's generator, and Ctrl-C ends it."""
     assert "```sh\nmake annotate\n```" in (ROOT / "README.md").read_text()
     command = ["make", "--silent", "annotate", f"DRAWINGS={tmp_path / 'drawings'}"]
     environment = {**os.environ, "BROWSER": "true"}  # in place of a browser, the program `true`
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            said = next(line for line in process.stdout if "annotate at" in line)
-            found = ADDRESS.search(said)
-            assert found is not None
-            session = httpx.get(f"{found[1]}api/session").json()
-            assert session["resolution"] == 128 and session["images"] == []
-        finally:
-            process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 0
+    log = tmp_path / "log"
+    with log.open("w") as stream:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        wait_for(lambda: ADDRESS.search(log.read_text()) or process.poll() is not None, 120)
+        found = ADDRESS.search(log.read_text())
+        assert found is not None, log.read_text()
+        session = httpx.get(f"{found[1]}api/session").json()
+        assert session["resolution"] == 128 and session["images"] == []
+        processes = descendants(process.pid)
+        os.killpg(process.pid, signal.SIGINT)  # what a terminal does on Ctrl-C
+        process.wait(60)
+        wait_for(lambda: not alive(processes))
+        assert "Traceback" not in log.read_text()
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
