@@ -102,7 +102,7 @@ def test_wrong_values_are_named() -> None:
         (
             "segmentation",
             ("--unlabelled", "background"),
-            "unlabelled does not apply to --mask-format png; there, id 255 is a pixel not drawn",
+            "unlabelled=background does not apply to --mask-format png; there, id 255 is not drawn",
         ),
     ],
 )

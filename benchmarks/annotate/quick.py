@@ -21,11 +21,11 @@ from demo.annotate import exact_masks
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from labelmint.annotate import quick
-from labelmint.annotate.quick import Basis, Sums, preview, quick_interpreter, quick_spec
+from labelmint.models import quick
 from labelmint.models.annotations import UNDRAWN, AnnotatedDataset, write_json
 from labelmint.models.draw import draw
 from labelmint.models.interpreter import sample_features
+from labelmint.models.quick import Basis, Sums, preview, quick_interpreter, quick_spec
 from labelmint.models.store import load_generator
 
 GENERATOR = Path("benchmarks/demo/weights/generator.safetensors")

@@ -1,24 +1,21 @@
-"""Simulates a person who annotates the demo with strokes, and measures what the strokes teach.
+"""Measures what a simulated person's strokes on the demo teach, over strokes, images and time.
 
 Rules of this file:
-- A stroke is a brush stroke of the annotation page: a line that a person sees to be inside a true part, with the
-  inaccuracy of a hand (HAND pixels, normally distributed) and a radius that leaves room to the edge. It may still cross
-  the edge, as a hand does. Strokes go round the parts until SHARE of the image is drawn.
-- The time of a stroke is stated, not measured: SECONDS, and one for each SPEED pixels.
-- An arm is a way to choose images and to draw on them. Each run has other seeds; figures are means over the runs.
+- The person (`person.py`) draws what the page asks for, and sees the page's predictions meanwhile.
+- An arm is a way to choose images and to annotate them. Each run has other seeds; figures are means over the runs.
 - Labels are compared with the renderer's exact masks of unseen seeds: the mean IoU of the classes that these show.
-- `--interpreter quick` judges with the page's quick interpreter, in minutes; `ensemble` with the ten classifiers that
-  `labelmint fit` trains, in hours. Each has its own results, and resumes.
+- Each point of the curves is a small `fit --unlabelled extend` (HEADS, STEPS). The bars are judged with the ten
+  classifiers that `labelmint annotate` serves (SERVED_HEADS, SERVED_STEPS), except that of the suggestions.
+- The estimate is compared with the served classifiers' IoU of the classes for which there is an estimate.
 
-Run it as `PYTHONPATH=benchmarks python -m annotate.simulate`; it writes
-benchmarks/results/simulate_INTERPRETER.json and docs/images/simulate_INTERPRETER.png.
+Run it as `PYTHONPATH=benchmarks python -m annotate.simulate`; it takes an hour and resumes. It writes
+benchmarks/results/annotate_simulate.json and docs/images/annotate_simulate.png.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,81 +29,33 @@ import resuming
 import torch
 from demo import faces, metrics
 from demo.annotate import exact_masks
-from PIL import Image, ImageFilter
 from resuming import ROOT, Figures
 
+from annotate.person import SECONDS, SPEED, ZOOM_SECONDS, Drawing, Mask
 from annotate.quick import GENERATOR, LAYOUT, SIDE
 from labelmint.annotate.estimate import estimate
-from labelmint.annotate.quick import Basis, Sums, preview, quick_interpreter, quick_spec
-from labelmint.annotate.strokes import STROKES, mask_of
 from labelmint.annotate.suggest import suggest
-from labelmint.models.annotations import UNDRAWN, AnnotatedDataset, sha256_of
-from labelmint.models.draw import draw, drawn_images
-from labelmint.models.fit import FitSettings, fit, sample_pixels
-from labelmint.models.generator import Generator
+from labelmint.models.annotations import UNDRAWN, AnnotatedDataset
+from labelmint.models.draw import draw
+from labelmint.models.extension import extended
+from labelmint.models.fit import fit
+from labelmint.models.generator import Generator, to_uint8
 from labelmint.models.interpreter import StyleInterpreter
+from labelmint.models.pixels import FitSettings, sample_pixels
+from labelmint.models.quick import PIXELS, Basis, Sums, preview, quick_interpreter, quick_spec
 from labelmint.models.store import load_generator
 
-SHARE = 0.1  # of the pixels of an image, at most
-HAND = 0.7  # pixels
-LONGEST, POINTS = 32.0, 6  # pixels of a stroke, and points of the hand in it
-SECONDS, SPEED = 3.0, 30.0
 IMAGES = 16
-COUNTS = (2, 4, 8, 12, 16)
+COUNTS = (2, 4, 6, 8, 10, 12, 14, 16)
 CANDIDATES = 24  # of which the next image is suggested, as on the page
 FIRST_SEED, RUN_SEEDS = 4_000_000_000, 10_000  # seeds of the runs
 UNSEEN = range(4_200_000_000, 4_200_000_064)
-STROKES_ARM, SUGGESTED, FULL = "strokes, random images", "strokes, suggested images", "full masks, random images"
+HEADS, STEPS = 3, 1000
+SERVED_HEADS, SERVED_STEPS = 10, FitSettings.steps
+RANDOM, SUGGESTED, FULL = "strokes, random images", "strokes, suggested images", "full masks, random images"
 BARS = {"strokes_to_full": 0.95, "images_of_suggested": 12, "estimate_error": 0.05}
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """A sparse mask uint8 [R,R], the strokes that give it, and the stated seconds that they take."""
-
-    mask: np.ndarray
-    strokes: Sequence[Mapping[str, Any]]
-    seconds: float
-
-
-def by_hand(exact: np.ndarray, seed: int) -> Drawn:
-    """Draw strokes on the image whose exact mask is uint8 [R,R]."""
-    rng, strokes, seconds = np.random.default_rng(seed), list[dict[str, Any]](), 0.0
-    inside = {int(each): depth(exact == each) for each in np.unique(exact)}
-    mask = np.full_like(exact, UNDRAWN)
-    while (mask != UNDRAWN).mean() < SHARE - 0.01 and len(strokes) < 8 * len(inside):
-        for number, deep in inside.items():
-            line, radius = stroke_in(deep, rng)  # [P,2] of x, y
-            points = (line + rng.normal(0.0, HAND, line.shape)).round(2).tolist()
-            stroke = {"tool": "brush", "class": number, "radius": radius, "points": points}
-            found = mask_of(STROKES.validate_python([*strokes, stroke]), SIDE)
-            if (found != UNDRAWN).mean() > SHARE:
-                continue
-            strokes, mask = [*strokes, stroke], found
-            seconds += SECONDS + float(np.hypot(*(line[-1] - line[0]))) / SPEED
-    return Drawn(mask, strokes, seconds)
-
-
-def stroke_in(deep: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, float]:
-    """A line [P,2] of x, y that a person sees to be inside a part, and its radius; `deep` is the depth of the part."""
-    places = np.argwhere(deep >= max(1, 0.5 * deep.max()))[:, ::-1]  # [E,2] of x, y
-    start = places[rng.integers(len(places))]
-    near = places[np.hypot(*(places - start).T) <= LONGEST]
-    for end in rng.permutation(near)[:20]:
-        line = np.linspace(start, end, POINTS)
-        x, y = line.round().astype(int).T
-        if (deep[y, x] >= max(1, 0.5 * deep[start[1], start[0]])).all():
-            return line, float(np.clip(deep[y, x].min() - 1.0, 0.5, 3.0))
-    return start[None].astype(float), 0.5
-
-
-def depth(area: np.ndarray) -> np.ndarray:
-    """How many pixels each pixel of an area bool [R,R] is from its edge, at most 8; 1 beside the edge, int [R,R]."""
-    left, found = Image.fromarray(area.astype(np.uint8) * 255), np.zeros(area.shape, int)
-    for _ in range(8):
-        found += np.asarray(left) > 0
-        left = left.filter(ImageFilter.MinFilter(3))
-    return found
+RESULTS = ROOT / "benchmarks" / "results" / "annotate_simulate.json"
+PLOT = ROOT / "docs" / "images" / "annotate_simulate.png"
 
 
 class Demo:
@@ -115,132 +64,194 @@ class Demo:
     def __init__(self) -> None:
         self.generator: Generator = load_generator(GENERATOR)
         self.exact = cache(lambda seed: exact_masks([seed])[seed])
-        self.maps = cache(lambda seed: draw(self.generator, seed, 1.0, layout=LAYOUT)[1])
-        self.image = cache(lambda seed: dict(drawn_images(self.generator, [seed], 1.0))[seed])
+        self._drawn = cache(lambda seed: draw(self.generator, seed, 1.0, layout=LAYOUT))
 
-    def dataset(self, masks: Mapping[int, np.ndarray]) -> AnnotatedDataset:
-        images = {seed: self.image(seed) for seed in masks}
+    def maps(self, seed: int) -> dict[int, torch.Tensor]:
+        return self._drawn(seed)[1]
+
+    def dataset(self, masks: Mapping[int, Mask]) -> AnnotatedDataset:
+        images = {seed: to_uint8(self._drawn(seed)[0])[0].numpy() for seed in masks}
         return AnnotatedDataset("segmentation", 1.0, faces.CLASS_NAMES, faces.PALETTE, images, masks)
 
-    def quick(self, dataset: AnnotatedDataset) -> StyleInterpreter:
-        rng, settings = torch.Generator().manual_seed(0), FitSettings(pixels_per_image=4096)
-        pools = [
-            sample_pixels(dataset, seed, self.maps(seed), resolution=SIDE, settings=settings, rng=rng)
-            for seed in dataset.labels
-        ]
-        basis = Basis.of(torch.cat([pool.features for pool in pools]))
-        sums = [Sums.of(basis.project(pool.features), pool.targets, len(dataset.names)) for pool in pools]
-        return quick_interpreter(quick_spec(self.generator, dataset, LAYOUT), basis, Sums.together(sums))
-
-    def ensemble(self, dataset: AnnotatedDataset) -> StyleInterpreter:
-        return fit(self.generator, dataset, FitSettings(), layout=LAYOUT, heads=10)[0]
+    def fitted(self, dataset: AnnotatedDataset, heads: int, steps: int) -> StyleInterpreter:
+        whole = extended(self.generator, dataset, layout=LAYOUT, check=lambda seed, image: None)
+        return fit(self.generator, whole, FitSettings(steps=steps), layout=LAYOUT, heads=heads)[0]
 
     @torch.no_grad()
-    def miou(self, interpreter: StyleInterpreter) -> float:
-        """The mean IoU over the classes that the unseen images show."""
-        labels, exact = [], []
-        for seed in UNSEEN:
-            one = interpreter.spec.num_heads == 1
-            labels.append(preview(interpreter, self.maps(seed))[0] if one else interpreter(self.maps(seed))[0][0])
-            exact.append(torch.from_numpy(self.exact(seed)))
-        wanted = torch.stack(exact).long()  # [I,R,R]
-        by_class = metrics.iou(metrics.confusion(torch.stack(labels).long(), wanted))
-        return float(np.mean([by_class[faces.CLASS_NAMES[number]] for number in wanted.unique().tolist()]))
+    def iou(self, interpreter: StyleInterpreter) -> dict[str, float]:
+        """The IoU of each class that the unseen images show."""
+        labels = torch.stack([interpreter(self.maps(seed))[0][0] for seed in UNSEEN]).long()
+        exact = torch.stack([torch.from_numpy(self.exact(seed)) for seed in UNSEEN]).long()  # [I,R,R]
+        by_class = metrics.iou(metrics.confusion(labels, exact))
+        return {faces.CLASS_NAMES[number]: by_class[faces.CLASS_NAMES[number]] for number in exact.unique().tolist()}
 
 
-def suggested(demo: Demo, first: int, count: int) -> list[int]:
-    """The seeds that a person gets who always takes the first suggestion, from the first seed of a run on."""
-    seeds, masks = [first], {first: by_hand(demo.exact(first), first).mask}
-    while len(seeds) < count:
-        free = [seed for seed in range(first, first + RUN_SEEDS) if seed not in seeds][:CANDIDATES]
-        judge = demo.quick(demo.dataset(masks))
-        found = suggest(demo.maps, seeds, free, resolution=SIDE, count=1, judge=judge)[0].seed
-        seeds.append(found)
-        masks[found] = by_hand(demo.exact(found), found).mask
-    return seeds
+class Desk:
+    """The page's quick interpreter of what is drawn so far."""
+
+    def __init__(self, demo: Demo) -> None:
+        self._demo, self._sums = demo, dict[int, Sums]()
+        grid = np.zeros((SIDE, SIDE), np.uint8)  # every pixel is drawn
+        others = range(FIRST_SEED - 8, FIRST_SEED)
+        self._basis = Basis.of(torch.cat([self._pixels(seed, grid, 512)[0] for seed in others]))
+
+    def _pixels(self, seed: int, mask: Mask, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        pool = sample_pixels(
+            self._demo.dataset({seed: mask}),
+            seed,
+            self._demo.maps(seed),
+            resolution=SIDE,
+            settings=FitSettings(pixels_per_image=count),
+            rng=torch.Generator().manual_seed(0),
+        )
+        return pool.features, pool.targets
+
+    def draws(self, seed: int, mask: Mask) -> None:
+        features, targets = self._pixels(seed, mask, PIXELS)
+        self._sums[seed] = Sums.of(self._basis.project(features), targets, len(faces.CLASS_NAMES))
+
+    def interpreter(self) -> StyleInterpreter:
+        spec = quick_spec(self._demo.generator, self._demo.dataset({}), LAYOUT)
+        return quick_interpreter(spec, self._basis, Sums.together(self._sums.values()))
+
+    def look(self, seed: int, mask: Mask) -> Mask:
+        """The prediction uint8 [R,R] of an image of which this mask is drawn."""
+        self.draws(seed, mask)
+        label: Mask = preview(self.interpreter(), self._demo.maps(seed))[0].numpy()
+        return label
 
 
-def measure_run(demo: Demo, number: int, fitted: Callable[[AnnotatedDataset], StyleInterpreter]) -> dict[str, Figures]:
-    """The figures of one run, by arm."""
-    first = FIRST_SEED + number * RUN_SEEDS
-    chosen = {STROKES_ARM: list(range(first, first + IMAGES)), SUGGESTED: suggested(demo, first, IMAGES)}
-    found: dict[str, Figures] = {}
-    for arm, seeds in chosen.items():
-        drawn = {seed: by_hand(demo.exact(seed), seed) for seed in seeds}
-        masks = {seed: each.mask for seed, each in drawn.items()}
-        found[arm] = {
-            "miou": {str(n): demo.miou(fitted(demo.dataset({s: masks[s] for s in seeds[:n]}))) for n in COUNTS},
-            "strokes": {str(n): sum(len(drawn[s].strokes) for s in seeds[:n]) for n in COUNTS},
-            "seconds": {str(n): sum(drawn[s].seconds for s in seeds[:n]) for n in COUNTS},
-            "share": float(np.mean([(mask != UNDRAWN).mean() for mask in masks.values()])),
-            "wrong": float(np.mean([wrong(masks[s], demo.exact(s)) for s in seeds])),
-            "estimate": estimate(demo.generator, demo.dataset(masks), layout=LAYOUT).curve[IMAGES].value,
-        }
-    seeds = chosen[STROKES_ARM]
-    exact = {str(n): demo.dataset({seed: demo.exact(seed) for seed in seeds[:n]}) for n in COUNTS}
-    found[FULL] = {"miou": {n: demo.miou(fitted(dataset)) for n, dataset in exact.items()}}
-    print(number, {arm: each["miou"][str(IMAGES)] for arm, each in found.items()}, flush=True)
-    return found
+def annotated(demo: Demo, first: int, following: Callable[[Desk, list[int]], int]) -> dict[int, Drawing]:
+    """What a person draws on IMAGES images, from the seed `first` on; `following` chooses each next image."""
+    desk, found, seed = Desk(demo), dict[int, Drawing](), first
+    while True:
+        found[seed] = drawing = Drawing(demo.exact(seed), seed)
+        drawing.draw(lambda mask, seed=seed: desk.look(seed, mask))  # type: ignore[misc]
+        desk.draws(seed, drawing.mask)
+        if len(found) == IMAGES:
+            return found
+        seed = following(desk, list(found))
 
 
-def wrong(mask: np.ndarray, exact: np.ndarray) -> float:
-    """The share of the drawn pixels that are drawn as another class than theirs."""
-    drawn = mask != UNDRAWN
-    return float((mask[drawn] != exact[drawn]).mean())
+def suggested(demo: Demo, first: int) -> Callable[[Desk, list[int]], int]:
+    """The choice of a person who always takes the first suggestion."""
+
+    def following(desk: Desk, known: list[int]) -> int:
+        free = [seed for seed in range(first, first + RUN_SEEDS) if seed not in known][:CANDIDATES]
+        return suggest(demo.maps, known, free, resolution=SIDE, count=1, judge=desk.interpreter())[0].seed
+
+    return following
+
+
+def measure_run(demo: Demo, first: int) -> Iterator[tuple[str, Figures]]:
+    """The figures of one run, arm by arm."""
+    chosen = {RANDOM: lambda desk, known: max(known) + 1, SUGGESTED: suggested(demo, first)}
+    for arm, following in chosen.items():
+        drawings = annotated(demo, first, following)
+        masks = {seed: each.mask for seed, each in drawings.items()}
+        wrong = [(each.mask != each.exact)[each.mask != UNDRAWN].mean() for each in drawings.values()]
+        expected = extended(demo.generator, demo.dataset(masks), layout=LAYOUT, check=lambda seed, image: None)
+        known = estimate(demo.generator, expected, layout=LAYOUT).by_class
+        estimates = {name: figure.value for name, figure in known.items() if not np.isnan(figure.value)}
+        yield (
+            arm,
+            {
+                **curves(demo, masks),
+                "strokes": at_counts([len(each.strokes) for each in drawings.values()]),
+                "seconds": at_counts([each.seconds for each in drawings.values()]),
+                "share_drawn": float(np.mean([(mask != UNDRAWN).mean() for mask in masks.values()])),
+                "share_wrong": float(np.mean(wrong)),
+                "estimated_iou": estimates,
+            },
+        )
+    yield FULL, curves(demo, {seed: demo.exact(seed) for seed in range(first, first + IMAGES)})
+
+
+def curves(demo: Demo, masks: Mapping[int, Mask]) -> Figures:
+    """The mIoU of small fits to the first masks, and the IoU of each class of the served fit to all."""
+
+    def first(count: int) -> AnnotatedDataset:
+        return demo.dataset(dict(list(masks.items())[:count]))
+
+    small = {str(n): float(np.mean(list(demo.iou(demo.fitted(first(n), HEADS, STEPS)).values()))) for n in COUNTS}
+    return {"miou": small, "served_iou": demo.iou(demo.fitted(first(IMAGES), SERVED_HEADS, SERVED_STEPS))}
+
+
+def at_counts(values: Sequence[float]) -> dict[str, float]:
+    return {str(n): float(sum(values[:n])) for n in COUNTS}
 
 
 def summary(runs: Sequence[Mapping[str, Figures]]) -> Figures:
-    def mean(values: Sequence[Any]) -> Any:
-        if isinstance(values[0], Mapping):
-            return {name: mean([each[name] for each in values]) for name in values[0]}
-        return float(np.mean(values))
+    """Means over the runs, and what the bars ask for."""
 
-    arms = {arm: mean([run[arm] for run in runs]) for arm in (STROKES_ARM, SUGGESTED, FULL)}
-    last = str(IMAGES)
-    wanted = arms[STROKES_ARM]["miou"][last]
-    errors = [run[STROKES_ARM]["estimate"] - run[STROKES_ARM]["miou"][last] for run in runs]
+    def mean(arm: str, name: str) -> dict[str, float]:
+        return {n: float(np.mean([run[arm][name][n] for run in runs])) for n in map(str, COUNTS)}
+
+    def served(arm: str) -> float:
+        return float(np.mean([list(run[arm]["served_iou"].values()) for run in runs]))
+
+    errors = {arm: [error(run[arm]) for run in runs] for arm in (RANDOM, SUGGESTED)}
+    arms: dict[str, Figures] = {
+        arm: {"miou": mean(arm, "miou"), "served_miou": served(arm)} for arm in (RANDOM, SUGGESTED, FULL)
+    }
+    for arm in errors:
+        arms[arm] |= {name: mean(arm, name) for name in ("strokes", "seconds")}
+        arms[arm] |= {name: float(np.mean([run[arm][name] for run in runs])) for name in ("share_drawn", "share_wrong")}
+        arms[arm]["estimate_errors"] = errors[arm]
+    wanted, reached = arms[RANDOM]["miou"][str(IMAGES)], arms[SUGGESTED]["miou"]
     return {
         "runs": len(runs),
         "unseen_images": len(UNSEEN),
         "arms": arms,
-        "strokes_to_full": wanted / arms[FULL]["miou"][last],
-        "images_of_suggested": min((n for n in COUNTS if arms[SUGGESTED]["miou"][str(n)] >= wanted), default=None),
-        "estimate_error": float(np.mean(errors)),
-        "estimate_errors": errors,
+        "strokes_to_full": arms[RANDOM]["served_miou"] / arms[FULL]["served_miou"],
+        "images_of_suggested": min((n for n in COUNTS if reached[str(n)] >= wanted), default=None),
+        "estimate_error": float(np.mean(errors[RANDOM])),
     }
 
 
-def plot(found: Figures, path: Path) -> None:
-    figure, (by_images, by_time) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+def error(figures: Figures) -> float:
+    """The estimated mIoU minus the true one, over the classes for which there is an estimate."""
+    both = [name for name in figures["estimated_iou"] if name in figures["served_iou"]]
+    return float(np.mean([figures["estimated_iou"][name] - figures["served_iou"][name] for name in both]))
+
+
+def plot(found: Figures) -> None:
+    figure, panels = plt.subplots(1, 3, figsize=(12, 3.8), layout="constrained", sharey=True)
+    axes = dict(zip(("images", "strokes", "minutes"), panels, strict=True))
     for arm, each in found["arms"].items():
-        by_images.plot(list(COUNTS), list(each["miou"].values()), marker="o", label=arm)
-        if "seconds" in each:
+        (line,) = axes["images"].plot(list(COUNTS), list(each["miou"].values()), marker="o", label=arm)
+        if "strokes" in each:
             minutes = [seconds / 60 for seconds in each["seconds"].values()]
-            by_time.plot(minutes, list(each["miou"].values()), marker="o", label=arm)
-    by_images.set_xlabel("annotated images")
-    by_time.set_xlabel(f"minutes of drawing ({SECONDS:g} s a stroke, {SPEED:g} pixels a second)")
-    for axes in (by_images, by_time):
-        axes.set_ylabel("mIoU on unseen images")
-        axes.set_ylim(0, 1)
-        axes.legend(loc="lower right", fontsize=8)
-    figure.savefig(path, dpi=110)
+            for name, x in (("strokes", list(each["strokes"].values())), ("minutes", minutes)):
+                axes[name].plot(x, list(each["miou"].values()), marker="o", color=line.get_color(), label=arm)
+    axes["images"].set_xlabel("annotated images")
+    axes["strokes"].set_xlabel("strokes")
+    said = f"({SECONDS:g} s a stroke, {SPEED:g} pixels a second, {ZOOM_SECONDS:g} s to zoom in)"
+    axes["minutes"].set_xlabel(f"minutes of drawing\n{said}")
+    for each in panels:
+        each.set_xlim(left=0)
+        each.set_ylim(0, 1)
+        each.grid(alpha=0.3)
+    axes["images"].set_ylabel("mIoU on unseen images")
+    axes["images"].legend(loc="lower right", fontsize=8)
+    figure.savefig(PLOT, dpi=110)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--interpreter", choices=("quick", "ensemble"), default="quick")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--runs", type=int, default=5)
-    arguments = parser.parse_args()
-    name, demo = f"simulate_{arguments.interpreter}", Demo()
-    kept = resuming.Kept(name, sha256_of(GENERATOR))
-    for number in range(arguments.runs):
-        if number >= len(kept.rounds) or not kept.rounds[number]:
-            index, _ = kept.begin((STROKES_ARM, SUGGESTED, FULL))
-            for arm, figures in measure_run(demo, number, getattr(demo, arguments.interpreter)).items():
-                kept.keep(index, arm, figures)
-    found = summary(kept.rounds[: arguments.runs]) | {"interpreter": arguments.interpreter}
-    resuming.write(ROOT / "benchmarks" / "results" / f"simulate_{arguments.interpreter}.json", found)
-    plot(found, ROOT / "docs" / "images" / f"simulate_{arguments.interpreter}.png")
+    runs: int = parser.parse_args().runs
+    arms = (RANDOM, SUGGESTED, FULL)
+    fingerprint = resuming.digest_of([GENERATOR, Path(__file__).with_name("person.py")])
+    kept, demo = resuming.Kept("annotate_simulate", fingerprint), Demo()
+    while len(kept.complete(arms)) < runs:
+        number, _ = kept.begin(arms)
+        for arm, figures in measure_run(demo, FIRST_SEED + number * RUN_SEEDS):
+            kept.keep(number, arm, figures)
+            print(number, arm, figures["miou"], np.mean(list(figures["served_iou"].values())), flush=True)
+    found: dict[str, Any] = summary(kept.complete(arms)[:runs])
+    resuming.write(RESULTS, found)
+    plot(found)
     for bar, value in BARS.items():
         print(f"{bar}: {found[bar]} (bar {value})")
 

@@ -146,10 +146,10 @@ class Fit(BaseModel):
     task: Annotated[TaskName, Field(description="what to learn")] = "segmentation"
     mask_format: Annotated[Literal["png", "labelme", "coco"], Field(description="format of the masks")] = "png"
     unlabelled: Annotated[
-        Literal["ignore", "background"],
+        Literal["background", "ignore", "extend"],
         Field(
-            description="what a pixel is that no shape of labelme or CVAT covers: not drawn, or of the first class "
-            "(in a PNG, id 255 is not drawn)"
+            description="what a pixel is that no shape of labelme or CVAT covers: of the first class, or not drawn "
+            "(ignore, extend; in a PNG, id 255 is not drawn). extend: learn it as a quick interpreter labels it"
         ),
     ] = "background"
     keypoint_format: Annotated[Literal["csv", "coco"], Field(description="format of the keypoints")] = "csv"
@@ -168,8 +168,8 @@ class Fit(BaseModel):
                 raise ValueError(f"{option} does not apply to --task {self.task}")
         if "unlabelled" in self.model_fields_set and not TASKS[self.task].has_label_image:
             raise ValueError(f"unlabelled does not apply to --task {self.task}")
-        if "unlabelled" in self.model_fields_set and self.mask_format == "png":
-            raise ValueError("unlabelled does not apply to --mask-format png; there, id 255 is a pixel not drawn")
+        if "unlabelled" in self.model_fields_set and self.unlabelled == "background" and self.mask_format == "png":
+            raise ValueError("unlabelled=background does not apply to --mask-format png; there, id 255 is not drawn")
         return self
 
     def cli_cmd(self) -> None:

@@ -24,13 +24,11 @@ class Truth:
 
     generator: Generator
 
+    def features(self, seed: int) -> dict[int, torch.Tensor]:
+        return draw(self.generator, seed, 1.0, layout="paper")[1]
+
     def feature(self, seed: int, channel: int = 0) -> np.ndarray:
-        return (
-            draw(self.generator, seed, 1.0, layout="paper")[1][16][0, channel]
-            .repeat_interleave(2, 0)
-            .repeat_interleave(2, 1)
-            .numpy()
-        )
+        return self.features(seed)[16][0, channel].repeat_interleave(2, 0).repeat_interleave(2, 1).numpy()
 
     def mask(self, seed: int) -> np.ndarray:
         """Bright where one feature is large, and spots where another is, in a part of the images only."""

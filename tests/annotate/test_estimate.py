@@ -6,10 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from labelmint.annotate.estimate import estimate, image_counts, sums_of
-from labelmint.annotate.quick import Sums, preview, quick_interpreter, quick_spec
+from labelmint.annotate.estimate import estimate, image_counts
 from labelmint.models.annotations import UNDRAWN
 from labelmint.models.draw import draw
+from labelmint.models.quick import Sums, preview, quick_interpreter, quick_spec, sums_of
 from tests.annotate.conftest import Truth, rows_only
 
 pytestmark = pytest.mark.torch

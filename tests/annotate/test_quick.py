@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from labelmint.annotate.estimate import sums_of
-from labelmint.annotate.quick import Basis, Sums, preview, quick_interpreter, quick_spec
 from labelmint.models.draw import draw
+from labelmint.models.quick import Basis, Sums, preview, quick_interpreter, quick_spec, sums_of
 from tests.annotate.conftest import Truth
 from tests.support.interpreters import upsampled
 

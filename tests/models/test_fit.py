@@ -24,9 +24,10 @@ from labelmint.models.annotations import (
     write_masks,
 )
 from labelmint.models.draw import draw, synthesize
-from labelmint.models.fit import FitSettings, Pool, _Heads, _Run, choose_pixels, draw_pool, fit, fit_files
+from labelmint.models.fit import _Heads, _Run, fit, fit_files
 from labelmint.models.generator import Generator
 from labelmint.models.interpreter import sample_features
+from labelmint.models.pixels import FitSettings, Pool, choose_pixels, draw_pool
 from labelmint.models.store import load_interpreter, save_generator
 from labelmint.models.stylegan2 import StyleGAN2Spec
 from tests.support.interpreters import SPEC as INTERPRETER_SPEC

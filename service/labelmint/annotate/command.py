@@ -58,7 +58,7 @@ async def annotate(
             steps=body.steps,
             seeds=body.seeds,
             truncation_psi=truncation_psi,
-            task_options=("--task", task) if task == "keypoints" else (),
+            task_options=("--task", task) if task == "keypoints" else ("--unlabelled", "extend"),
         )
 
     with (

@@ -13,7 +13,7 @@ Rules of this file:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,18 +21,16 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
-from labelmint.annotate.quick import Basis, Sums, preview, quick_interpreter, quick_spec
 from labelmint.core.task import task_of
 from labelmint.models.annotations import UNDRAWN, AnnotatedDataset
 from labelmint.models.draw import draw
-from labelmint.models.fit import Bytes, FitSettings, sample_pixels
-from labelmint.models.generator import Generator, to_uint8
+from labelmint.models.generator import Generator
 from labelmint.models.interpreter import InterpreterSpec
-from labelmint.models.tasks import learning_of
+from labelmint.models.pixels import Bytes
+from labelmint.models.quick import Sums, preview, quick_interpreter, quick_spec, sums_of
 
 Floats = npt.NDArray[np.float64]
 
-PIXELS_PER_IMAGE = 2048
 RESAMPLED = 200
 NEAR = 0.05  # a keypoint is found if it is at most this fraction of the image's side away
 
@@ -68,29 +66,6 @@ def image_counts(images: int) -> list[int]:
     """Return 2, 3, 4, 6, 8, 12, 16, ... up to the number of images, which is the last."""
     counts = sorted({2**power * factor // 2 for power in range(1, 32) for factor in (2, 3)})
     return [count for count in counts if count < images] + ([images] if images > 1 else [])
-
-
-@torch.no_grad()
-def sums_of(
-    generator: Generator, dataset: AnnotatedDataset, layout: str, check: Callable[[int, Bytes], None]
-) -> tuple[Basis, dict[int, Sums]]:
-    """Return the basis of the features of the drawn pixels, and each image's sums.
-
-    `check` is called with each seed and its generated image, as in `fit`.
-    """
-    rng = torch.Generator().manual_seed(0)
-    settings = FitSettings(**learning_of(dataset.task).settings(generator.spec.resolution))
-    settings = replace(settings, pixels_per_image=min(PIXELS_PER_IMAGE, settings.pixels_per_image))
-    resolution = generator.spec.resolution
-    pools = {}
-    for seed in tqdm(dataset.labels, desc="draw pixels", unit="img"):
-        class_index = dataset.class_indices.get(seed)
-        image, maps = draw(generator, seed, dataset.truncation_psi, layout=layout, class_index=class_index)
-        check(seed, to_uint8(image)[0].numpy())
-        pools[seed] = sample_pixels(dataset, seed, maps, resolution=resolution, settings=settings, rng=rng)
-    basis = Basis.of(torch.cat([pool.features for pool in pools.values()]))
-    outputs = len(dataset.names)
-    return basis, {seed: Sums.of(basis.project(pool.features), pool.targets, outputs) for seed, pool in pools.items()}
 
 
 @torch.no_grad()

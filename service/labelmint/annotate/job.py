@@ -3,7 +3,7 @@
 Rules of this file:
 - The page shows the commands that it runs. So what it makes is what the commands make, byte for byte.
 - There is one job at a time. Cancelling ends the running command; `fit` keeps its checkpoint and resumes.
-- Progress is what the commands show: the percentage of their progress bars.
+- Progress is what the commands show: the percentage of the progress bar that has the step's name.
 - The service runs until it is stopped or the page's program ends.
 """
 
@@ -25,7 +25,7 @@ from labelmint.core.errors import ChangedElsewhere
 State = Literal["idle", "running", "failed", "cancelled", "serving"]
 STEPS = ("fit", "export", "calibrate", "serve")
 GRACE_SECONDS = 15.0
-_PERCENT = re.compile(r"(\d{1,3})%\|")
+_BAR = re.compile(r"(\w[\w ]*): +(\d{1,3})%\|")  # its name and percentage, as tqdm writes them
 _READY = re.compile(r"REST (http://\S+) ")
 _TAIL = 2_000  # characters of a failed command's output
 
@@ -138,8 +138,8 @@ class Job:
 
     def _look(self, text: str) -> None:
         """Take progress and the address of the service from what a command prints."""
-        if found := _PERCENT.findall(text):
-            self.status = replace(self.status, share=min(int(found[-1]), 100) / 100)
+        if found := [int(percent) for name, percent in _BAR.findall(text) if name == self.status.step]:
+            self.status = replace(self.status, share=min(found[-1], 100) / 100)
         if self.status.step == "serve" and (ready := _READY.search(text)):
             self.status = replace(self.status, state="serving", share=1.0, url=ready[1])
 
@@ -157,7 +157,7 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 def _last_lines(text: str) -> str:
     """The last three lines that are neither empty nor a progress bar; a JSON line's message."""
     lines = [line.strip() for line in re.split(r"[\r\n]+", text)]
-    return "\n".join([_message(line) for line in lines if line and not _PERCENT.search(line)][-3:])
+    return "\n".join([_message(line) for line in lines if line and not _BAR.search(line)][-3:])
 
 
 def _message(line: str) -> str:

@@ -23,6 +23,7 @@ from PIL import Image, ImageDraw
 from labelmint.annotate.estimate import NEAR, Estimate, Figure, estimate
 from labelmint.core.task import TaskName, task_of
 from labelmint.models.annotations import UNDRAWN, AnnotatedDataset, Unlabelled, sha256_of, write_text
+from labelmint.models.extension import extended
 from labelmint.models.fit import same_images
 from labelmint.models.store import load_generator
 from labelmint.models.tasks import learning_of
@@ -55,8 +56,12 @@ def write_report(
     """Estimate from the annotations of a directory, and write the report. Raises UnusableFile as `fit` does."""
     generator = load_generator(generator_path)
     dataset = learning_of(task).read(annotations, annotation_format, unlabelled)
-    found = estimate(generator, dataset, layout=layout, check=same_images(dataset, annotations, generator_path))
     about = f"{len(dataset.labels)} annotated images, generator {sha256_of(generator_path)[:12]}"
+    check = same_images(dataset, annotations, generator_path)
+    if unlabelled == "extend":
+        dataset = extended(generator, dataset, layout=layout, check=check)
+        about += ", undrawn pixels as a quick interpreter of all images labels them"
+    found = estimate(generator, dataset, layout=layout, check=check)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, page(dataset, found, about))
     print(f"{out}: {_said(dataset, found)}")

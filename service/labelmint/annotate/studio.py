@@ -24,8 +24,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from labelmint.annotate.estimate import estimate
-from labelmint.annotate.quick import Basis, Sums, preview, quick_interpreter, quick_spec
+from labelmint.annotate.estimate import Estimate, estimate
 from labelmint.annotate.strokes import Mask
 from labelmint.annotate.suggest import Suggestion, suggest
 from labelmint.annotate.workspace import Sheet, Workspace
@@ -35,16 +34,17 @@ from labelmint.core.policy import ANNOTATION_SEED, SEED_END
 from labelmint.core.task import task_of
 from labelmint.models.annotations import UNDRAWN, AnnotatedDataset
 from labelmint.models.draw import draw
-from labelmint.models.fit import FitSettings, sample_pixels
+from labelmint.models.extension import extended_by
 from labelmint.models.generator import Generator, to_uint8
 from labelmint.models.interpreter import StyleInterpreter, sample_features
 from labelmint.models.layout import channels_of
+from labelmint.models.pixels import FitSettings, sample_pixels
+from labelmint.models.quick import PIXELS, Basis, Sums, preview, quick_interpreter, quick_spec
 
 T = TypeVar("T")
 
 CANDIDATES = 24  # images among which the next one is chosen
 BASIS_IMAGES, BASIS_PIXELS = 8, 512  # pixels of each image from which the directions are computed
-PIXELS = 4096  # of one image that a quick interpreter learns from
 KEPT_PREVIEWS = 3
 
 Floats = npt.NDArray[np.float32]
@@ -141,7 +141,7 @@ class Studio:
         sheets, dataset = self._annotated()
         if len(sheets) < 2:
             raise TooFew("the estimate leaves out one image at a time: draw on a second one")
-        found = await _within(self._slow, lambda: estimate(self._generator, dataset, layout=self._layout))
+        found = await _within(self._slow, lambda: self._estimate(sheets, dataset))
         curve = [{"images": count, "miou": each.value, "spread": each.spread} for count, each in found.curve.items()]
         classes = [
             {
@@ -189,6 +189,11 @@ class Studio:
         if not sheets:
             raise TooFew("Place a keypoint first.")
         return sheets, AnnotatedDataset(task, workspace.bound.truncation_psi, names, palette, images, labels)
+
+    def _estimate(self, sheets: Mapping[int, Sheet], dataset: AnnotatedDataset) -> Estimate:
+        if task_of(dataset.task).has_label_image:  # as `fit` will learn it
+            dataset = extended_by(self._fitted(sheets, dataset)[0], dataset, self._seen)
+        return estimate(self._generator, dataset, layout=self._layout)
 
     def _suggest(
         self,

@@ -18,14 +18,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from labelmint.annotate.estimate import sums_of
-from labelmint.annotate.quick import Basis, Sums, preview, quick_interpreter, quick_spec
 from labelmint.core.errors import UnusableFile
 from labelmint.core.task import TaskName
 from labelmint.models.annotations import Unlabelled, names_path, read_drawn
 from labelmint.models.draw import draw
 from labelmint.models.fit import same_images
 from labelmint.models.interpreter import StyleInterpreter, sample_features
+from labelmint.models.quick import Basis, Sums, preview, quick_interpreter, quick_spec, sums_of
 from labelmint.models.store import load_unconditional
 from labelmint.models.tasks import learning_of
 

@@ -1,9 +1,7 @@
 """Trains the Style Interpreter on annotated images: N classifiers (or heat regressors) at once, in bounded memory.
 
 Rules of this file:
-- The generator is frozen. Pixels are sampled at random from each image: rare classes more often than in proportion to
-  their area, and at least one pixel of every class in the image. Only the features of these pixels are kept. A pixel
-  that nobody drew is never sampled.
+- The generator is frozen, and only the features of sampled pixels (`pixels`) are kept.
 - Each image is generated once, both to check that the annotation was made on it and to get its features.
 - An interrupted run resumes from its checkpoint, which lies next to the output file. It samples its pixels again and
   takes weights, optimizer, schedule and random state from the checkpoint. With the same number of threads, the result
@@ -17,14 +15,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -33,42 +30,19 @@ from tqdm import tqdm
 from labelmint.core.errors import InvalidRequest, UnusableFile
 from labelmint.core.task import TaskName
 from labelmint.models.annotations import AnnotatedDataset, Unlabelled, image_path, sha256_of
-from labelmint.models.draw import check_class_index, draw
-from labelmint.models.generator import Generator, to_uint8
+from labelmint.models.draw import check_class_index
+from labelmint.models.extension import extended
+from labelmint.models.generator import Generator
 from labelmint.models.interpreter import (
     InterpreterSpec,
     StyleInterpreter,
     fold_batch_norm,
     hidden_widths,
-    sample_features,
 )
-from labelmint.models.layout import channels_of
+from labelmint.models.pixels import Bytes, FitSettings, Pool, draw_pool
 from labelmint.models.resuming import Checkpoint
 from labelmint.models.store import load_generator, save_interpreter
 from labelmint.models.tasks import build_interpreter, learning_of
-
-Bytes = npt.NDArray[np.uint8]
-
-# The limit for the features of all sampled pixels. With many images, fewer pixels are sampled from each.
-POOL_BYTES = 3 << 30
-
-
-@dataclass(frozen=True)
-class FitSettings:
-    pixels_per_image: int = 8192
-    class_power: float = 0.5  # pixels of a class are sampled in proportion to its area to this power
-    steps: int = 4000
-    batch: int = 256  # pixels per head and step
-    learning_rate: float = 1e-3
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Pool:
-    """The sampled pixels of all images: features float32 [P,D]; targets class ids int64 [P] or heat float32 [P,K]."""
-
-    features: Tensor
-    targets: Tensor
 
 
 def fit_files(
@@ -94,15 +68,20 @@ def fit_files(
     settings = FitSettings(**learning.settings(generator.spec.resolution), steps=steps)
     generator_sha256 = sha256_of(generator_path)
     options = {"task": task, "layout": layout, "heads": heads, **asdict(settings)}
+    if unlabelled == "extend":
+        options["unlabelled"] = unlabelled
     inputs = {"weights": generator_sha256, "annotations": _digest_of(dataset), "options": json.dumps(options)}
     checkpoint = Checkpoint(out.with_name(out.name + ".checkpoint"), inputs)
+    check = same_images(dataset, annotations, generator_path)
+    if unlabelled == "extend":
+        dataset = extended(generator, dataset, layout=layout, check=check)
     interpreter, error = fit(
         generator,
         dataset,
         settings,
         layout=layout,
         heads=heads,
-        check=same_images(dataset, annotations, generator_path),
+        check=check,
         checkpoint=checkpoint,
     )
     notes: dict[str, Any] = {
@@ -111,12 +90,15 @@ def fit_files(
         "truncation_psi": dataset.truncation_psi,
         "training_error": error,
     }
+    if unlabelled == "extend":
+        notes["unlabelled"] = unlabelled
     if dataset.class_indices:
         notes["class_indices"] = list(dataset.class_indices.values())
     save_interpreter(out, interpreter, notes)
     checkpoint.remove()
     outputs = interpreter.spec.num_classes
-    print(f"{out}: {heads} heads, {outputs} outputs, {learning.describe(error)} on the drawn pixels")
+    where = "drawn pixels and those that extend them" if unlabelled == "extend" else "drawn pixels"
+    print(f"{out}: {heads} heads, {outputs} outputs, {learning.describe(error)} on the {where}")
 
 
 def _check_classes(generator: Generator, dataset: AnnotatedDataset, path: Path) -> None:
@@ -201,69 +183,6 @@ def fit(
         run.take(state)
     error = _train(run, pool, checkpoint)
     return network.folded(mean, deviation), error
-
-
-@torch.no_grad()
-def draw_pool(
-    generator: Generator,
-    dataset: AnnotatedDataset,
-    settings: FitSettings,
-    *,
-    layout: str,
-    rng: torch.Generator,
-    check: Callable[[int, Bytes], None] = lambda seed, image: None,
-) -> tuple[Pool, dict[int, int]]:
-    """Sample pixels from every image. Returns the pool and the number of channels of each feature level."""
-    resolution = generator.spec.resolution
-    channels = channels_of(layout, generator.spec.taps)
-    seeds = list(dataset.labels)
-    affordable = POOL_BYTES // (4 * sum(channels.values()) * len(seeds))
-    per_image = min(settings.pixels_per_image, affordable, resolution**2)
-    limited = replace(settings, pixels_per_image=per_image)
-    features = torch.empty(per_image * len(seeds), sum(channels.values()))  # [P,D]
-    targets, filled = list[Tensor](), 0
-    for seed in tqdm(seeds, desc="draw pixels", unit="img"):
-        class_index = dataset.class_indices.get(seed)
-        image, maps = draw(generator, seed, dataset.truncation_psi, layout=layout, class_index=class_index)
-        check(seed, to_uint8(image)[0].numpy())
-        pixels = sample_pixels(dataset, seed, maps, resolution=resolution, settings=limited, rng=rng)
-        count = len(pixels.targets)
-        features[filled : filled + count] = pixels.features
-        targets.append(pixels.targets)
-        filled += count
-    return Pool(features[:filled], torch.cat(targets)), channels
-
-
-def sample_pixels(
-    dataset: AnnotatedDataset,
-    seed: int,
-    maps: Mapping[int, Tensor],
-    *,
-    resolution: int,
-    settings: FitSettings,
-    rng: torch.Generator,
-) -> Pool:
-    """Sample drawn pixels of one image, or all if fewer are drawn than wanted. `maps` are {r: float32 [1,C_r,r,r]}."""
-    learning, label = learning_of(dataset.task), dataset.labels[seed]
-    region = learning.regions(label, resolution)  # [R*R]
-    drawn = (region >= 0).nonzero().flatten()  # [P]
-    count = min(settings.pixels_per_image, len(drawn))
-    chosen = drawn[choose_pixels(region[drawn], count, settings.class_power, rng=rng)]  # [P]
-    rows, columns = chosen // resolution, chosen % resolution
-    sampled = sample_features({r: x[0] for r, x in maps.items()}, rows, columns, resolution=resolution)
-    return Pool(sampled, learning.targets(label, chosen, resolution))
-
-
-def choose_pixels(label: Tensor, count: int, class_power: float, *, rng: torch.Generator) -> Tensor:
-    """Sample `count` pixels of one image without replacement: the regions int64 [P] of all to indices int64 [count]."""
-    area = torch.bincount(label).double()  # [K]
-    weight = area.clamp(min=1).pow(class_power - 1.0)[label]  # [P]
-    # Weighted sampling as an exponential race: the largest keys win. One pixel of every class gets the maximum key.
-    key = torch.rand(label.shape, generator=rng, dtype=torch.float64).clamp(min=1e-300).log() / weight
-    for present in area.nonzero().flatten().tolist():
-        members = (label == present).nonzero().flatten()
-        key[members[key[members].argmax()]] = 1.0
-    return key.topk(count).indices.sort().values
 
 
 class _Heads(nn.Module):

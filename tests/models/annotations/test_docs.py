@@ -17,8 +17,8 @@ from pydantic_settings import CliApp
 
 from labelmint.cli import Labelmint
 from labelmint.models.annotations import read_keypoints, read_masks
-from labelmint.models.fit import FitSettings
 from labelmint.models.generator import Generator
+from labelmint.models.pixels import FitSettings
 from labelmint.models.store import load_interpreter, save_generator
 from labelmint.models.stylegan2 import StyleGAN2Spec
 from tests.conftest import ROOT

@@ -27,8 +27,9 @@ from labelmint.models.annotations.files import Bytes
 
 Point = tuple[float, float]  # x, y in pixels
 Points = npt.NDArray[np.float32]
-# What a pixel is that no shape covers: not drawn, so that nothing is learned from it, or of class 0.
-Unlabelled = Literal["ignore", "background"]
+# What a pixel is that no shape covers: of class 0, or not drawn. From a pixel that nobody drew, `fit` learns nothing
+# ("ignore"), or it learns what a quick interpreter of the drawn pixels says ("extend", models/extension.py).
+Unlabelled = Literal["background", "ignore", "extend"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def paint(
     shapes: Iterable[Shape], names: tuple[str, ...], drawn: Drawn, *, directory: Path, unlabelled: Unlabelled
 ) -> dict[int, Bytes]:
     """Return masks uint8 [R,R] of class ids, one for each image of `synth`."""
-    ground = UNDRAWN if unlabelled == "ignore" else 0
+    ground = 0 if unlabelled == "background" else UNDRAWN
     masks = {seed: np.full(drawn.size(seed), ground, np.uint8) for seed in drawn.images}
     bare = set(masks)
     for shape in shapes:

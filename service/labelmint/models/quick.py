@@ -16,22 +16,26 @@ on the heat.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm import tqdm
 
 from labelmint.core.task import task_of
 from labelmint.models.annotations import AnnotatedDataset
-from labelmint.models.generator import Generator
+from labelmint.models.draw import draw
+from labelmint.models.generator import Generator, to_uint8
 from labelmint.models.interpreter import InterpreterSpec, StyleInterpreter
 from labelmint.models.layout import channels_of
-from labelmint.models.tasks import build_interpreter
+from labelmint.models.pixels import POOL_BYTES, Bytes, FitSettings, sample_pixels
+from labelmint.models.tasks import build_interpreter, learning_of
 
 DIRECTIONS = 256
 SHRINKAGE = 0.3  # added to each variance; a standardised feature has variance 1
+PIXELS = 4096  # of one image, from which it learns at most
 NEVER = -1e6  # the score of a class that no pixel was drawn of
 
 
@@ -90,6 +94,30 @@ class Sums:
                 first.pixels + other.pixels,
             )
         return first
+
+
+@torch.no_grad()
+def sums_of(
+    generator: Generator, dataset: AnnotatedDataset, layout: str, check: Callable[[int, Bytes], None]
+) -> tuple[Basis, dict[int, Sums]]:
+    """Return the basis of the features of the drawn pixels, and each image's sums.
+
+    `check` is called with each seed and its generated image, as in `fit`.
+    """
+    rng = torch.Generator().manual_seed(0)
+    resolution, channels = generator.spec.resolution, channels_of(layout, generator.spec.taps)
+    settings = FitSettings(**learning_of(dataset.task).settings(resolution))
+    affordable = POOL_BYTES // (4 * sum(channels.values()) * len(dataset.labels))
+    settings = replace(settings, pixels_per_image=min(PIXELS, affordable, settings.pixels_per_image))
+    pools = {}
+    for seed in tqdm(dataset.labels, desc="draw pixels", unit="img"):
+        class_index = dataset.class_indices.get(seed)
+        image, maps = draw(generator, seed, dataset.truncation_psi, layout=layout, class_index=class_index)
+        check(seed, to_uint8(image)[0].numpy())
+        pools[seed] = sample_pixels(dataset, seed, maps, resolution=resolution, settings=settings, rng=rng)
+    basis = Basis.of(torch.cat([pool.features for pool in pools.values()]))
+    outputs = len(dataset.names)
+    return basis, {seed: Sums.of(basis.project(pool.features), pool.targets, outputs) for seed, pool in pools.items()}
 
 
 def quick_spec(generator: Generator, dataset: AnnotatedDataset, layout: str) -> InterpreterSpec:
