@@ -93,6 +93,9 @@ bench: $(TEST)/.ready $(RIVALS)/.ready
 	$(TEST)/bin/python benchmarks/slow_triton.py
 	$(TEST)/bin/python benchmarks/autoscaling.py
 	$(TEST)/bin/python benchmarks/labels_train_models.py
+	PYTHONPATH=benchmarks $(TEST)/bin/python -m annotate.quick
+	PYTHONPATH=benchmarks $(TEST)/bin/python -m annotate.latency
+	PYTHONPATH=benchmarks $(TEST)/bin/python -m annotate.simulate
 	$(TEST)/bin/python benchmarks/gpu_plan.py
 	$(TEST)/bin/python benchmarks/report.py
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import annotate.sections
 import gpu.page
 import numpy as np
 from alternatives import JUDGED, OURS, RIVALS, TARGETS
@@ -779,6 +780,9 @@ SECTIONS = {
     "pair": pair,
     "growth": growth,
     "soak": soak,
+    "annotate_simulate": annotate.sections.simulate,
+    "annotate_latency": annotate.sections.latency,
+    "annotate_quick": annotate.sections.quick,
 }
 
 

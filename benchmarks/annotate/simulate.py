@@ -8,17 +8,16 @@ Rules of this file:
   classifiers that `labelmint annotate` serves (SERVED_HEADS, SERVED_STEPS), except that of the suggestions.
 - The estimate is compared with the served classifiers' IoU of the classes for which there is an estimate.
 
-Run it as `PYTHONPATH=benchmarks python -m annotate.simulate`; it takes an hour and resumes. It writes
+Run it as `PYTHONPATH=benchmarks python -m annotate.simulate`; it takes two hours and resumes. It writes
 benchmarks/results/annotate_simulate.json and docs/images/annotate_simulate.png.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 
@@ -53,9 +52,11 @@ UNSEEN = range(4_200_000_000, 4_200_000_064)
 HEADS, STEPS = 3, 1000
 SERVED_HEADS, SERVED_STEPS = 10, FitSettings.steps
 RANDOM, SUGGESTED, FULL = "strokes, random images", "strokes, suggested images", "full masks, random images"
+RUNS = 5
 BARS = {"strokes_to_full": 0.95, "images_of_suggested": 12, "estimate_error": 0.05}
 RESULTS = ROOT / "benchmarks" / "results" / "annotate_simulate.json"
 PLOT = ROOT / "docs" / "images" / "annotate_simulate.png"
+FINGERPRINT = resuming.digest_of([GENERATOR, Path(__file__).with_name("person.py")])
 
 
 class Demo:
@@ -143,28 +144,24 @@ def suggested(demo: Demo, first: int) -> Callable[[Desk, list[int]], int]:
     return following
 
 
-def measure_run(demo: Demo, first: int) -> Iterator[tuple[str, Figures]]:
-    """The figures of one run, arm by arm."""
-    chosen = {RANDOM: lambda desk, known: max(known) + 1, SUGGESTED: suggested(demo, first)}
-    for arm, following in chosen.items():
-        drawings = annotated(demo, first, following)
-        masks = {seed: each.mask for seed, each in drawings.items()}
-        wrong = [(each.mask != each.exact)[each.mask != UNDRAWN].mean() for each in drawings.values()]
-        expected = extended(demo.generator, demo.dataset(masks), layout=LAYOUT, check=lambda seed, image: None)
-        known = estimate(demo.generator, expected, layout=LAYOUT).by_class
-        estimates = {name: figure.value for name, figure in known.items() if not np.isnan(figure.value)}
-        yield (
-            arm,
-            {
-                **curves(demo, masks),
-                "strokes": at_counts([len(each.strokes) for each in drawings.values()]),
-                "seconds": at_counts([each.seconds for each in drawings.values()]),
-                "share_drawn": float(np.mean([(mask != UNDRAWN).mean() for mask in masks.values()])),
-                "share_wrong": float(np.mean(wrong)),
-                "estimated_iou": estimates,
-            },
-        )
-    yield FULL, curves(demo, {seed: demo.exact(seed) for seed in range(first, first + IMAGES)})
+def measure_arm(demo: Demo, first: int, arm: str) -> Figures:
+    """The figures of one arm of the run that begins with the seed `first`."""
+    if arm == FULL:
+        return curves(demo, {seed: demo.exact(seed) for seed in range(first, first + IMAGES)})
+    following = suggested(demo, first) if arm == SUGGESTED else lambda desk, known: max(known) + 1
+    drawings = annotated(demo, first, following)
+    masks = {seed: each.mask for seed, each in drawings.items()}
+    wrong = [(each.mask != each.exact)[each.mask != UNDRAWN].mean() for each in drawings.values()]
+    whole = extended(demo.generator, demo.dataset(masks), layout=LAYOUT, check=lambda seed, image: None)
+    by_class = estimate(demo.generator, whole, layout=LAYOUT).by_class
+    return {
+        **curves(demo, masks),
+        "strokes": at_counts([len(each.strokes) for each in drawings.values()]),
+        "seconds": at_counts([each.seconds for each in drawings.values()]),
+        "share_drawn": float(np.mean([(mask != UNDRAWN).mean() for mask in masks.values()])),
+        "share_wrong": float(np.mean(wrong)),
+        "estimated_iou": {name: each.value for name, each in by_class.items() if not np.isnan(each.value)},
+    }
 
 
 def curves(demo: Demo, masks: Mapping[int, Mask]) -> Figures:
@@ -237,19 +234,29 @@ def plot(found: Figures) -> None:
     figure.savefig(PLOT, dpi=110)
 
 
+def measured(demo: Demo, number: int) -> dict[str, Figures]:
+    """The arms of a run, measured now or before."""
+    arms = (RANDOM, SUGGESTED, FULL)
+    kept = resuming.Kept(f"annotate_simulate_{number}", FINGERPRINT)
+    if not kept.complete(arms):
+        index, done = kept.begin(arms)
+        for arm in arms:
+            if arm not in done:
+                kept.keep(index, arm, measure_arm(demo, FIRST_SEED + number * RUN_SEEDS, arm))
+                served = np.mean(list(kept.rounds[index][arm]["served_iou"].values()))
+                print(number, arm, kept.rounds[index][arm]["miou"], f"served {served:.3f}", flush=True)
+    return kept.complete(arms)[0]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--runs", type=int, default=5)
-    runs: int = parser.parse_args().runs
-    arms = (RANDOM, SUGGESTED, FULL)
-    fingerprint = resuming.digest_of([GENERATOR, Path(__file__).with_name("person.py")])
-    kept, demo = resuming.Kept("annotate_simulate", fingerprint), Demo()
-    while len(kept.complete(arms)) < runs:
-        number, _ = kept.begin(arms)
-        for arm, figures in measure_run(demo, FIRST_SEED + number * RUN_SEEDS):
-            kept.keep(number, arm, figures)
-            print(number, arm, figures["miou"], np.mean(list(figures["served_iou"].values())), flush=True)
-    found: dict[str, Any] = summary(kept.complete(arms)[:runs])
+    parser.add_argument("--run", type=int, help="measure this run only, beside others in other processes")
+    only: int | None = parser.parse_args().run
+    demo = Demo()
+    if only is not None:
+        measured(demo, only)
+        return
+    found = summary([measured(demo, number) for number in range(RUNS)])
     resuming.write(RESULTS, found)
     plot(found)
     for bar, value in BARS.items():

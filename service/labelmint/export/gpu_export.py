@@ -33,6 +33,7 @@ from labelmint.export.comparison import Array, ExportedStep, compare
 from labelmint.export.modules import GeneratorStep, Step, StyleInterpreterStep, example_inputs
 from labelmint.export.native_export import weights_file
 from labelmint.export.onnx_export import export_onnx
+from labelmint.files import replacing
 from labelmint.models.generator import Generator
 from labelmint.models.interpreter import StyleInterpreter
 from labelmint.models.tasks import build_interpreter
@@ -153,12 +154,11 @@ def write_flags(repository: Path) -> None:
     if not bytes_needed:
         path.unlink(missing_ok=True)
         return
-    aside = repository / f".{FLAGS_FILE}.part"
-    aside.write_text(
-        "# Written by `labelmint export --format gpu` for the models of this repository.\n"
-        f"{POOL_VARIABLE}={bytes_needed}\n"
-    )
-    os.replace(aside, path)
+    with replacing(path) as aside:
+        aside.write_text(
+            "# Written by `labelmint export --format gpu` for the models of this repository.\n"
+            f"{POOL_VARIABLE}={bytes_needed}\n"
+        )
 
 
 def advice(repository: Path) -> str:

@@ -8,7 +8,6 @@ Rules of this file:
 
 from __future__ import annotations
 
-import os
 import pickle
 import signal
 import sys
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 
 from labelmint.core.errors import UnusableFile
+from labelmint.files import replacing
 
 CHECKPOINT_SECONDS = 30.0
 
@@ -28,9 +28,8 @@ CHECKPOINT_SECONDS = 30.0
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
     """Write a state of tensors, numbers and text, replacing an existing file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".part")
-    torch.save(dict(state), aside)
-    os.replace(aside, path)
+    with replacing(path) as aside:
+        torch.save(dict(state), aside)
 
 
 def load_state(path: Path) -> dict[str, Any]:

@@ -10,7 +10,6 @@ Rules of this file:
 from __future__ import annotations
 
 import json
-import os
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -23,6 +22,7 @@ import torch
 from torch import nn
 
 from labelmint.core.errors import UnusableFile
+from labelmint.files import replacing
 from labelmint.models.generator import Generator, GeneratorSpec
 from labelmint.models.interpreter import InterpreterSpec, StyleInterpreter
 from labelmint.models.stylegan1 import StyleGAN1Spec
@@ -89,9 +89,8 @@ def _save(path: Path, kind: str, module: nn.Module, *, spec: Mapping[str, Any], 
     tensors = {name: value.detach().contiguous() for name, value in module.state_dict().items()}
     data = safetensors.torch.save(tensors, {"labelmint": json.dumps(header), "notes": json.dumps(dict(notes))})
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".part")
-    aside.write_bytes(_sorted_header(data))
-    os.replace(aside, path)
+    with replacing(path) as aside:
+        aside.write_bytes(_sorted_header(data))
 
 
 def _sorted_header(data: bytes) -> bytes:

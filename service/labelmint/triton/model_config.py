@@ -14,7 +14,6 @@ Rules of this file:
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -23,6 +22,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from labelmint.core.errors import UnusableFile
+from labelmint.files import replacing
 from labelmint.untrusted.content import Malformed, RegularFile
 
 # With a calibration of 1,000 generator classes for each of two executors, a configuration has 4.7 MB.
@@ -64,9 +64,8 @@ def write_config(path: Path, config: pb.ModelConfig) -> None:
             f"would be larger than {MAX_CONFIG_BYTES >> 20} MiB; it was left as it is. Calibrate fewer generator "
             "classes of this model",
         )
-    aside = path.with_name(f".{path.name}.part")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
+    with replacing(path) as aside:
+        aside.write_text(text, encoding="utf-8")
 
 
 def ensembles(repository: Path) -> dict[str, pb.ModelConfig]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -28,6 +30,16 @@ class Desk:
     directory: Path
     process: subprocess.Popen[str]
     log: Path
+
+    @contextlib.contextmanager
+    def full_disk(self) -> Iterator[None]:
+        """No file of the process may grow beyond a few bytes meanwhile."""
+        usual = resource.prlimit(self.process.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(self.process.pid, resource.RLIMIT_FSIZE, (8, usual[1]))
+        try:
+            yield
+        finally:
+            resource.prlimit(self.process.pid, resource.RLIMIT_FSIZE, usual)
 
     def stop(self, number: int = signal.SIGINT) -> int:
         self.process.send_signal(number)

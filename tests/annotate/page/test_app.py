@@ -158,6 +158,22 @@ def test_two_people_at_once(desk: Desk, small_generator: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
+def test_a_full_disk(api: httpx.Client, desk: Desk) -> None:
+    draw(api, 12)
+    before = read_masks(desk.directory).labels[12]
+    more = {"revision": 1, "strokes": [*STROKES, brush(1, (3, 3))]}
+    with desk.full_disk():
+        status, reason, detail = problem(api.put("images/12/strokes", json=more))
+        assert (status, reason) == (507, "CANNOT_SAVE") and "make room" in detail
+        assert problem(api.post("images", json={"seed": 13}))[:2] == (507, "CANNOT_SAVE")
+        assert problem(api.put("classes", json={"classes": CLASSES["classes"][:3]}))[:2] == (507, "CANNOT_SAVE")
+    assert (read_masks(desk.directory).labels[12] == before).all()
+    assert len(api.get("images/12/strokes").json()["strokes"]) == len(STROKES)
+    assert [each["seed"] for each in api.get("session").json()["images"]].count(13) == 0
+    assert api.put("images/12/strokes", json=more).json()["revision"] == 2
+    assert not list(desk.directory.rglob("*.part"))
+
+
 def test_keypoints(small_generator: Path, tmp_path: Path, start_desk: Callable[..., Desk]) -> None:
     desk = start_desk(small_generator, tmp_path / "points", "--task", "keypoints")
     with httpx.Client(base_url=f"{desk.address}api/", timeout=60) as api:

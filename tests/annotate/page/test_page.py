@@ -176,6 +176,28 @@ async def test_a_second_tab_overwrites_nothing_and_an_ended_program_loses_nothin
         await expect(one.locator("#saved")).to_have_text("Not saved")
 
 
+async def test_what_a_full_disk_refuses_is_saved_when_there_is_room(
+    chromium: Browser, small_generator: Path, tmp_path: Path, start_desk: Callable[..., Desk]
+) -> None:
+    desk = start_desk(small_generator, tmp_path / "full")
+    async with opened(chromium, desk.address) as page:
+        await drag(page, (3, 3), (9, 3))
+        await saved(page)
+        with desk.full_disk():
+            await drag(page, (3, 12), (9, 12))
+            await expect(page.locator("#saved")).to_have_text("Not saved")
+            await expect(page.locator("#trouble")).to_contain_text("make room")
+            await page.click("#next")
+            await expect(page.locator("#next")).to_be_enabled()
+            await expect(page.locator("#images button")).to_have_count(1)
+            assert [mask[12, 5] for mask in masks(desk).values()] == [UNDRAWN]
+        await saved(page)
+        await expect(page.locator("#trouble")).to_be_hidden()
+        assert [mask[12, 5] for mask in masks(desk).values()] == [0]
+        await page.click("#next")
+        await expect(page.locator("#images button")).to_have_count(2)
+
+
 async def test_names_colours_and_keys(
     chromium: Browser, small_generator: Path, tmp_path: Path, start_desk: Callable[..., Desk]
 ) -> None:

@@ -16,6 +16,7 @@ export class History {
     this.told = told;
     this.stored = stored;
     this.dirty = false;
+    this.waiting = false; // for another try to save
     this.saving = null;
   }
 
@@ -64,12 +65,14 @@ export class History {
       try {
         const image = await saveDrawing(this.seed, this.kind, this.revision, this.list);
         this.revision = image.revision;
+        this.waiting = false;
         this.stored(image);
       } catch (error) {
         this.dirty = true;
         const lasting = error instanceof Trouble && error.reason === "CHANGED_ELSEWHERE";
         this.told(lasting ? "changed elsewhere" : "unsaved", error.message);
-        if (!lasting) setTimeout(() => this.save(), RETRY_MS);
+        this.waiting = !lasting;
+        if (this.waiting) setTimeout(() => this.save(), RETRY_MS);
         return;
       }
     }

@@ -112,6 +112,7 @@ class State {
 
   async open(seed, fresh = false) {
     await this.history?.save();
+    if (this.history?.waiting) return; // the page says why; the image stays open until it is saved
     if (fresh) {
       const image = await this.attempt(() => openImage(seed));
       if (!image) return;

@@ -13,7 +13,6 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,6 +22,7 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from labelmint.core.errors import UnusableFile
+from labelmint.files import replacing
 
 Bytes = npt.NDArray[np.uint8]
 T = TypeVar("T")
@@ -97,12 +97,10 @@ def write_json(path: Path, content: object) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    aside = path.with_name(path.name + ".part")
-    aside.write_text(text, encoding="utf-8", newline="")
-    os.replace(aside, path)
+    with replacing(path) as aside:
+        aside.write_text(text, encoding="utf-8", newline="")
 
 
 def write_png(path: Path, picture: Image.Image) -> None:
-    aside = path.with_name(path.name + ".part")
-    picture.save(aside, "PNG")
-    os.replace(aside, path)
+    with replacing(path) as aside:
+        picture.save(aside, "PNG")
