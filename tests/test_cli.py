@@ -83,6 +83,8 @@ def test_every_option_is_read(command: str) -> None:
             read |= attributes_read(source_tree(vars(Serve.__base__)[name].fget), "self")
     else:
         read = attributes_read(source_tree(kind.cli_cmd), "self")
+        for method in [getattr(kind, name) for name in read if inspect.isfunction(getattr(kind, name, None))]:
+            read |= attributes_read(source_tree(method), "self")
     assert set(kind.model_fields) <= read, f"{command} ignores {set(kind.model_fields) - read}"
 
 
@@ -106,8 +108,11 @@ def test_wrong_values_are_named() -> None:
         ),
     ],
 )
-def test_fit_refuses_the_format_of_the_other_task(task: str, option: tuple[str, str], said: str) -> None:
-    done = run("fit", "--generator", "g", "--annotations", "a", "--task", task, *option, "out")
+@pytest.mark.parametrize("command", [("fit", "--annotations", "a"), ("suggest",)])
+def test_the_format_of_the_other_task_is_refused(
+    command: tuple[str, ...], task: str, option: tuple[str, str], said: str
+) -> None:
+    done = run(*command, "--generator", "g", "--task", task, *option, "out")
     assert done.returncode == 2 and done.stderr == f"labelmint: {said}\n"
 
 

@@ -39,8 +39,8 @@ fit that is served.
 | --- | --- | --- | --- | --- | --- | --- | --- | --- |
 {chr(10).join(row(arm, each) for arm, each in arms.items())}
 
-- Strokes reach {figures["strokes_to_full"]:.1%} of the mIoU of full masks of the same images (target: 95 %, with at most
-  10 % of the pixels drawn).
+- Strokes reach {figures["strokes_to_full"]:.1%} of the mIoU of full masks of the same images (target: 95 %, with at
+  most 10 % of the pixels drawn).
 - Suggested images reach the mIoU of 16 random ones with {reached or "more than 16"} images (target: 12).
 - The leave-one-out estimate of 16 images minus the truth, in points, run by run (target: within 5 in the mean):
   {errors["strokes, random images"]} with random images; {errors["strokes, suggested images"]} with suggested ones.

@@ -12,7 +12,7 @@ import logging
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
@@ -133,17 +133,13 @@ class Annotate(BaseModel):
         )
 
 
-class Fit(BaseModel):
-    """Train the Style Interpreter on annotated images. After an interruption, the same command resumes."""
+class _Annotations(BaseModel):
+    """The options with which a command reads annotations."""
 
-    generator: Annotated[Path, Field(description="generator weights (safetensors)")]
-    annotations: Annotated[Path, Field(description="annotated directory from `synth` (docs/annotating.md)")]
-    out: Annotated[CliPositionalArg[Path], Field(description="file for the interpreter weights (safetensors)")]
     layout: Annotated[
         Literal["paper", "editgan-stylegan2", "release-stylegan1"], Field(description="feature layout")
     ] = "paper"
-    heads: Annotated[int, Field(ge=2, description="number of classifiers in the ensemble")] = 10
-    task: Annotated[TaskName, Field(description="what to learn")] = "segmentation"
+    task: Annotated[TaskName, Field(description="what is annotated, and to be learned")] = "segmentation"
     mask_format: Annotated[Literal["png", "labelme", "coco"], Field(description="format of the masks")] = "png"
     unlabelled: Annotated[
         Literal["background", "ignore", "extend"],
@@ -153,14 +149,9 @@ class Fit(BaseModel):
         ),
     ] = "background"
     keypoint_format: Annotated[Literal["csv", "coco"], Field(description="format of the keypoints")] = "csv"
-    steps: Annotated[int, Field(ge=1, description="training steps; a few hundred are enough for a trial")] = 4000
-
-    report: Annotated[
-        Path | None, Field(description="HTML file to write first: whether the annotations are enough")
-    ] = None
 
     @model_validator(mode="after")
-    def _no_format_of_another_task(self) -> Fit:
+    def _no_format_of_another_task(self) -> _Annotations:
         """Refuse the options that only other tasks have; tasks may share one."""
         own = TASKS[self.task].annotation_option
         for option in (task.annotation_option for task in TASKS.values()):
@@ -172,37 +163,41 @@ class Fit(BaseModel):
             raise ValueError("unlabelled=background does not apply to --mask-format png; there, id 255 is not drawn")
         return self
 
+    def reading(self) -> dict[str, Any]:
+        """How annotations are read, as the functions behind the commands take it."""
+        formats = {"mask_format": self.mask_format, "keypoint_format": self.keypoint_format}
+        annotation_format = formats[TASKS[self.task].annotation_option]
+        return {
+            "layout": self.layout,
+            "task": self.task,
+            "annotation_format": annotation_format,
+            "unlabelled": self.unlabelled,
+        }
+
+
+class Fit(_Annotations):
+    """Train the Style Interpreter on annotated images. After an interruption, the same command resumes."""
+
+    generator: Annotated[Path, Field(description="generator weights (safetensors)")]
+    annotations: Annotated[Path, Field(description="annotated directory from `synth` (docs/annotating.md)")]
+    out: Annotated[CliPositionalArg[Path], Field(description="file for the interpreter weights (safetensors)")]
+    heads: Annotated[int, Field(ge=2, description="number of classifiers in the ensemble")] = 10
+    steps: Annotated[int, Field(ge=1, description="training steps; a few hundred are enough for a trial")] = 4000
+    report: Annotated[
+        Path | None, Field(description="HTML file to write first: whether the annotations are enough")
+    ] = None
+
     def cli_cmd(self) -> None:
         from labelmint.models.fit import fit_files
 
-        formats = {"mask_format": self.mask_format, "keypoint_format": self.keypoint_format}
-        annotation_format = formats[TASKS[self.task].annotation_option]
         if self.report is not None:
             from labelmint.annotate.report import write_report
 
-            write_report(
-                self.generator,
-                self.annotations,
-                self.report,
-                layout=self.layout,
-                task=self.task,
-                annotation_format=annotation_format,
-                unlabelled=self.unlabelled,
-            )
-        fit_files(
-            self.generator,
-            self.annotations,
-            self.out,
-            layout=self.layout,
-            heads=self.heads,
-            task=self.task,
-            annotation_format=annotation_format,
-            unlabelled=self.unlabelled,
-            steps=self.steps,
-        )
+            write_report(self.generator, self.annotations, self.report, **self.reading())
+        fit_files(self.generator, self.annotations, self.out, heads=self.heads, steps=self.steps, **self.reading())
 
 
-class Suggest(BaseModel):
+class Suggest(_Annotations):
     """Print the seeds whose images would teach most when they are annotated next, with the reason."""
 
     generator: Annotated[Path, Field(description="generator weights (safetensors)")]
@@ -210,15 +205,6 @@ class Suggest(BaseModel):
     count: Annotated[int, Field(ge=1, description="number of seeds to print")] = 4
     candidates: Annotated[int, Field(ge=1, description="number of seeds to choose from")] = 100
     first_seed: Annotated[int, Field(ge=0, lt=2**32, description="first of these seeds")] = ANNOTATION_SEED
-    layout: Annotated[
-        Literal["paper", "editgan-stylegan2", "release-stylegan1"], Field(description="feature layout")
-    ] = "paper"
-    task: Annotated[TaskName, Field(description="what is annotated")] = "segmentation"
-    mask_format: Annotated[Literal["png", "labelme", "coco"], Field(description="format of the masks")] = "png"
-    unlabelled: Annotated[
-        Literal["ignore", "background"], Field(description="what a pixel is that no shape covers, as for `fit`")
-    ] = "background"
-    keypoint_format: Annotated[Literal["csv", "coco"], Field(description="format of the keypoints")] = "csv"
 
     @model_validator(mode="after")
     def _every_candidate_is_a_seed(self) -> Suggest:
@@ -229,19 +215,9 @@ class Suggest(BaseModel):
     def cli_cmd(self) -> None:
         from labelmint.annotate.suggest import suggest_files
 
-        formats = {"mask_format": self.mask_format, "keypoint_format": self.keypoint_format}
-        found = suggest_files(
-            self.generator,
-            self.directory,
-            range(self.first_seed, self.first_seed + self.candidates),
-            count=self.count,
-            layout=self.layout,
-            task=self.task,
-            annotation_format=formats[TASKS[self.task].annotation_option],
-            unlabelled=self.unlabelled,
-        )
-        for suggestion in found:
-            print(suggestion)
+        candidates = range(self.first_seed, self.first_seed + self.candidates)
+        for found in suggest_files(self.generator, self.directory, candidates, count=self.count, **self.reading()):
+            print(found)
 
 
 class Export(BaseModel):
