@@ -24,7 +24,7 @@ def simulate(figures: Figures) -> str:
         if "estimate_errors" in each
     }
     reached = figures["images_of_suggested"]
-    return f"""## What does a person's drawing teach?
+    return f"""## What does drawing teach?
 
 `PYTHONPATH=benchmarks python -m annotate.simulate`
 

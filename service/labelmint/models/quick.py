@@ -107,7 +107,8 @@ def sums_of(
     rng = torch.Generator().manual_seed(0)
     resolution, channels = generator.spec.resolution, channels_of(layout, generator.spec.taps)
     settings = FitSettings(**learning_of(dataset.task).settings(resolution))
-    affordable = POOL_BYTES // (4 * sum(channels.values()) * len(dataset.labels))
+    # A third of the bound, because `Basis.of` needs two more copies.
+    affordable = POOL_BYTES // 3 // (4 * sum(channels.values()) * len(dataset.labels))
     settings = replace(settings, pixels_per_image=min(PIXELS, affordable, settings.pixels_per_image))
     pools = {}
     for seed in tqdm(dataset.labels, desc="draw pixels", unit="img"):

@@ -129,6 +129,7 @@ def test_the_estimate_and_the_suggestions(api: httpx.Client) -> None:
     assert found["curve"][0]["images"] == 2 and 0 <= found["curve"][0]["miou"] <= 1
     assert [each["name"] for each in found["classes"]] == ["background", "eye", "hair"]
     assert "would gain most" in found["advice"]
+    assert "--unlabelled extend" in api.post("commands", json={}).json()["commands"][0]
     first = api.get("suggestions", params={"count": 3}).json()
     assert len({each["seed"] for each in first}) == 3 and all(each["reason"] for each in first)
     api.post(f"images/{first[0]['seed']}/skip")
