@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from labelmint.models.annotations import UNDRAWN, AnnotatedDataset, read_masks, write_masks
+from labelmint.core.errors import UnusableFile
+from labelmint.models.annotations import UNDRAWN, AnnotatedDataset, Unlabelled, read_masks, write_masks
 from labelmint.models.extension import extended
 from labelmint.models.fit import fit_files
 from labelmint.models.quick import Sums, preview, quick_interpreter, quick_spec, sums_of
+from labelmint.models.resuming import Checkpoint
 from tests.annotate.conftest import CLASSES, Truth, rows_only
 
 pytestmark = pytest.mark.torch
@@ -55,7 +57,7 @@ def test_what_is_drawn_whole_stays_as_it_is(truth: Truth) -> None:
 def test_fit_learns_the_extended_masks(directory: Path, truth: Truth) -> None:
     """The weights are those that `fit` gives for a directory with the extended masks."""
 
-    def fitted(name: str, unlabelled: str) -> dict[str, np.ndarray]:
+    def fitted(name: str, unlabelled: Unlabelled) -> dict[str, np.ndarray]:
         out = directory / name
         fit_files(
             directory / "generator.safetensors",
@@ -63,7 +65,7 @@ def test_fit_learns_the_extended_masks(directory: Path, truth: Truth) -> None:
             out,
             layout="paper",
             heads=2,
-            unlabelled=unlabelled,  # type: ignore[arg-type]
+            unlabelled=unlabelled,
             steps=20,
         )
         return {key: value.numpy() for key, value in load_file(out).items()}
@@ -74,3 +76,23 @@ def test_fit_learns_the_extended_masks(directory: Path, truth: Truth) -> None:
     wanted = fitted("wanted", "ignore")
     assert all((whole[key] == wanted[key]).all() for key in wanted)
     assert any((whole[key] != sparse[key]).any() for key in sparse)
+
+
+def test_a_checkpoint_of_the_strokes_alone_is_not_resumed(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("labelmint.models.resuming.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(Checkpoint, "remove", lambda checkpoint: None)
+
+    def fitted(unlabelled: Unlabelled) -> None:
+        fit_files(
+            directory / "generator.safetensors",
+            directory / "parts",
+            directory / "out",
+            layout="paper",
+            heads=2,
+            unlabelled=unlabelled,
+            steps=3,
+        )
+
+    fitted("ignore")
+    with pytest.raises(UnusableFile, match="is from a run with other options"):
+        fitted("extend")

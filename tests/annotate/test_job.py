@@ -5,6 +5,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from labelmint.annotate.job import Job, Plan
+from labelmint.annotate.job import Job, Plan, Status
 from labelmint.core.errors import ChangedElsewhere
 from labelmint.models.annotations import LabelClasses, sha256_of, write_dataset, write_masks
 from labelmint.models.draw import drawn_images
@@ -69,15 +70,36 @@ async def test_the_job_serves_and_gives_the_bytes_of_its_commands(plan: Plan) ->
 
 
 async def test_a_cancelled_fit_leaves_no_process_and_the_next_start_resumes(plan: Plan) -> None:
-    long = Plan(**{**vars(plan), "steps": 100_000})
-    job, checkpoint = Job(), plan.directory / "build" / "interpreter.safetensors.checkpoint"
+    """Unless something was drawn meanwhile: `fit` would refuse the checkpoint of other drawings."""
+    long = replace(plan, steps=100_000)
+    checkpoint = plan.build / "interpreter.safetensors.checkpoint"
+
+    async def training(job: Job) -> None:
+        while not 0 < job.status.share < 1 and job.status.state == "running":
+            await asyncio.sleep(0.05)
+        assert job.status.step == "fit" and job.status.state == "running", job.status
+
+    for known in (False, True):
+        job = Job()
+        job.start(long)
+        assert checkpoint.exists() == known
+        await training(job)
+        await job.cancel()
+        assert job.status.state == "cancelled" and job.status.step == "fit"
+        assert checkpoint.exists()
+    write_masks(plan.directory, CLASSES, {1: np.eye(16, dtype=np.uint8)})
     job.start(long)
-    while not 0 < job.status.share < 1 and job.status.state == "running":
-        await asyncio.sleep(0.05)
-    assert job.status.step == "fit", job.status
+    assert not checkpoint.exists()
+    await training(job)
     await job.cancel()
-    assert job.status.state == "cancelled" and job.status.step == "fit"
-    assert checkpoint.exists()
+
+
+def test_progress_is_that_of_the_step(plan: Plan) -> None:
+    job = Job()
+    job.status = Status("running", "fit")
+    for text, share in (("\rdraw pixels:  50%|#", 0.0), ("\rfit:  12%|#", 0.12), ("fit: 100%|#\rother:   1%|", 1.0)):
+        job._look(text)
+        assert job.status.share == share
 
 
 async def test_a_command_that_fails_says_why(plan: Plan) -> None:

@@ -2,7 +2,8 @@
 
 Rules of this file:
 - The page shows the commands that it runs. So what it makes is what the commands make, byte for byte.
-- There is one job at a time. Cancelling ends the running command; `fit` keeps its checkpoint and resumes.
+- There is one job at a time. Cancelling ends the running command. `fit` keeps its checkpoint, and resumes if nothing
+  was drawn since then; else it begins again.
 - Progress is what the commands show: the percentage of the progress bar that has the step's name.
 - The service runs until it is stopped or the page's program ends.
 """
@@ -21,10 +22,13 @@ from pathlib import Path
 from typing import Literal
 
 from labelmint.core.errors import ChangedElsewhere
+from labelmint.models.annotations import sha256_of, write_json
 
 State = Literal["idle", "running", "failed", "cancelled", "serving"]
+INTERPRETER = "interpreter.safetensors"
 STEPS = ("fit", "export", "calibrate", "serve")
 GRACE_SECONDS = 15.0
+_FIT_READS = ("dataset.json", "classes.json", "masks/*.png", "keypoints.json", "keypoints.csv")
 _BAR = re.compile(r"(\w[\w ]*): +(\d{1,3})%\|")  # its name and percentage, as tqdm writes them
 _READY = re.compile(r"REST (http://\S+) ")
 _TAIL = 2_000  # characters of a failed command's output
@@ -44,10 +48,14 @@ class Plan:
     truncation_psi: float
     task_options: tuple[str, ...]
 
+    @property
+    def build(self) -> Path:
+        """The directory of everything that the commands make."""
+        return self.directory / "build"
+
     def commands(self) -> dict[str, list[str]]:
         """The arguments of `labelmint` for each step."""
-        build = self.directory / "build"
-        interpreter, repository = str(build / "interpreter.safetensors"), str(build / "model_repository")
+        interpreter, repository = str(self.build / INTERPRETER), str(self.build / "model_repository")
         generator = ["--generator", str(self.generator)]
         fit = ["--annotations", str(self.directory), "--layout", self.layout, "--heads", str(self.heads)]
         fit += ["--steps", str(self.steps), *self.task_options]
@@ -88,7 +96,7 @@ class Job:
         """Begin the commands of a plan; raises ChangedElsewhere if a job is running or its service is."""
         if self._task is not None and not self._task.done():
             raise ChangedElsewhere("a job is running, perhaps started in another tab; cancel it first")
-        (plan.directory / "build").mkdir(exist_ok=True)
+        _forget_other_checkpoints(plan)
         self.status = Status("running", STEPS[0])
         self._task = asyncio.create_task(self._run(plan))
 
@@ -142,6 +150,21 @@ class Job:
             self.status = replace(self.status, share=min(found[-1], 100) / 100)
         if self.status.step == "serve" and (ready := _READY.search(text)):
             self.status = replace(self.status, state="serving", share=1.0, url=ready[1])
+
+
+def _forget_other_checkpoints(plan: Plan) -> None:
+    """Remove the checkpoint of a cancelled `fit` unless the new one has the same options and drawings.
+
+    `fit` itself refuses the checkpoint of another run, so that nobody loses hours of work by a wrong option. Here, the
+    person has drawn on and wants that.
+    """
+    plan.build.mkdir(exist_ok=True)
+    read = [path for name in _FIT_READS for path in sorted(plan.directory.glob(name))]
+    drawn = {str(path): sha256_of(path) for path in read}
+    begun, now = plan.directory / "begun.json", {"fit": plan.commands()["fit"], "drawn": drawn}
+    if not begun.exists() or json.loads(begun.read_text()) != now:
+        (plan.build / f"{INTERPRETER}.checkpoint").unlink(missing_ok=True)
+        write_json(begun, now)
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

@@ -31,8 +31,11 @@ def test_masks_are_those_of_pycocotools(annotated: Path) -> None:
 
 def test_what_no_instance_covers_may_be_not_drawn(annotated: Path) -> None:
     """The file has a shape of the background in each image. Its pixels are drawn, and those that nothing covers not."""
-    drawn, filled = (read_masks(annotated, "coco", unlabelled=kind).labels for kind in ("ignore", "background"))
+    drawn, sparse, filled = (
+        read_masks(annotated, "coco", unlabelled=each).labels for each in ("ignore", "extend", "background")
+    )
     for seed in (3, 12):
+        np.testing.assert_array_equal(sparse[seed], drawn[seed])
         assert set(np.unique(drawn[seed])) == {0, 1, 2, UNDRAWN} and UNDRAWN not in filled[seed]
         np.testing.assert_array_equal(np.where(drawn[seed] == UNDRAWN, 0, drawn[seed]), filled[seed])
 

@@ -36,8 +36,11 @@ def test_later_shapes_paint_over_earlier_ones(annotated: Path) -> None:
 
 def test_what_no_shape_covers_may_be_not_drawn(annotated: Path) -> None:
     """One file has a shape of the background. Its pixels are drawn, and those that no shape covers are not."""
-    drawn, filled = (read_masks(annotated, "labelme", unlabelled=kind).labels for kind in ("ignore", "background"))
+    drawn, sparse, filled = (
+        read_masks(annotated, "labelme", unlabelled=each).labels for each in ("ignore", "extend", "background")
+    )
     for seed in (3, 12):
+        np.testing.assert_array_equal(sparse[seed], drawn[seed])
         assert set(np.unique(drawn[seed])) == {1, 2, UNDRAWN} | ({0} if seed == 3 else set())
         assert UNDRAWN not in filled[seed]
         np.testing.assert_array_equal(np.where(drawn[seed] == UNDRAWN, 0, drawn[seed]), filled[seed])
