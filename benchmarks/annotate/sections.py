@@ -13,8 +13,8 @@ def simulate(figures: Figures) -> str:
     def row(arm: str, each: Figures) -> str:
         strokes = f"{each['strokes'][last]:.0f}" if "strokes" in each else ""
         minutes = f"{each['seconds'][last] / 60:.0f}" if "seconds" in each else ""
-        share = f"{each['share_drawn']:.1%}" if "share_drawn" in each else "100 %"
-        cells = [share.replace("%", " %") if "share_drawn" in each else share, strokes, minutes]
+        share = f"{100 * each['share_drawn']:.1f} %" if "share_drawn" in each else "100 %"
+        cells = [share, strokes, minutes]
         cells += [f"{each['miou'][count]:.3f}" for count in ("4", "8", "12", last)]
         return f"| {arm} | {' | '.join(cells)} | {each['served_miou']:.3f} |"
 
@@ -30,8 +30,8 @@ def simulate(figures: Figures) -> str:
 
 A simulated person draws on the demo, with a hand's inaccuracy, where the page's prediction is wrong
 (`benchmarks/annotate/person.py`). mIoU on {figures["unseen_images"]} unseen images, against the renderer's exact masks;
-means of {figures["runs"]} runs on other seeds. The curves are fits of 3 heads and 1,000 steps; the last column is the
-fit that is served.
+means of {figures["runs"]} runs, each on other seeds. The curves are fits of 3 heads and 1,000 steps. The last column is
+the fit that is served. Strokes are fitted with `--unlabelled extend`.
 
 ![mIoU over images, strokes and minutes](images/annotate_simulate.png)
 
@@ -39,8 +39,8 @@ fit that is served.
 | --- | --- | --- | --- | --- | --- | --- | --- | --- |
 {chr(10).join(row(arm, each) for arm, each in arms.items())}
 
-- Strokes reach {figures["strokes_to_full"]:.1%} of the mIoU of full masks of the same images (target: 95 %, with at
-  most 10 % of the pixels drawn).
+- Strokes reach {100 * figures["strokes_to_full"]:.1f} % of the mIoU of full masks of the same images (target: 95 %,
+  with at most 10 % of the pixels drawn).
 - Suggested images reach the mIoU of 16 random ones with {reached or "more than 16"} images (target: 12).
 - The leave-one-out estimate of 16 images minus the truth, in points, run by run (target: within 5 in the mean):
   {errors["strokes, random images"]} with random images; {errors["strokes, suggested images"]} with suggested ones.
@@ -79,7 +79,8 @@ def quick(figures: Figures) -> str:
 `PYTHONPATH=benchmarks python -m annotate.quick`
 
 One linear head on all features, whose uncertainty is its entropy, or four on random halves, whose uncertainty is their
-JS divergence. Strokes on {figures["share_drawn"]:.1%} of the demo's pixels; {figures["unseen_images"]} unseen images.
+JS divergence. Strokes on {100 * figures["share_drawn"]:.1f} % of the demo's pixels; {figures["unseen_images"]} unseen
+images.
 
 | Images | mIoU: one head | four | AUROC of wrong pixels: one head | four |
 | --- | --- | --- | --- | --- |

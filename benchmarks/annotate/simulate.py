@@ -227,8 +227,9 @@ def plot(found: Figures) -> None:
     axes["minutes"].set_xlabel(f"minutes of drawing\n{said}")
     for each in panels:
         each.set_xlim(left=0)
-        each.set_ylim(0, 1)
+        each.set_ylim(0.4, 0.9)
         each.grid(alpha=0.3)
+    axes["images"].set_xticks(COUNTS)
     axes["images"].set_ylabel("mIoU on unseen images")
     axes["images"].legend(loc="lower right", fontsize=8)
     figure.savefig(PLOT, dpi=110)

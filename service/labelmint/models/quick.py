@@ -36,6 +36,8 @@ from labelmint.models.tasks import build_interpreter, learning_of
 DIRECTIONS = 256
 SHRINKAGE = 0.3  # added to each variance; a standardised feature has variance 1
 PIXELS = 4096  # of one image, from which it learns at most
+# More than the ten classifiers have: with one head, many small steps cost more than memory does.
+STRIP_ROWS = 64
 NEVER = -1e6  # the score of a class that no pixel was drawn of
 
 
@@ -141,6 +143,7 @@ def quick_interpreter(spec: InterpreterSpec, basis: Basis, sums: Sums) -> StyleI
     last = same[: spec.num_classes] - same[spec.num_classes :]  # [K,2K]
     layers = [(torch.cat([weight, -weight]), torch.cat([bias, -bias])), (same, none), (last, none[: spec.num_classes])]
     interpreter = build_interpreter(spec, "mean_entropy")
+    interpreter.strip_rows = min(STRIP_ROWS, spec.resolution)
     interpreter.take_layers([(weight[None], bias[None]) for weight, bias in layers])
     return interpreter.eval()
 
