@@ -52,6 +52,7 @@ UNSEEN = range(4_200_000_000, 4_200_000_064)
 HEADS, STEPS = 3, 1000
 SERVED_HEADS, SERVED_STEPS = 10, FitSettings.steps
 RANDOM, SUGGESTED, FULL = "strokes, random images", "strokes, suggested images", "full masks, random images"
+ALONE = "strokes that are not extended, random images"
 RUNS = 5
 BARS = {"strokes_to_full": 0.95, "images_of_suggested": 12, "estimate_error": 0.05}
 RESULTS = ROOT / "benchmarks" / "results" / "annotate_simulate.json"
@@ -74,9 +75,11 @@ class Demo:
         images = {seed: to_uint8(self._drawn(seed)[0])[0].numpy() for seed in masks}
         return AnnotatedDataset("segmentation", 1.0, faces.CLASS_NAMES, faces.PALETTE, images, masks)
 
+    def extended(self, dataset: AnnotatedDataset) -> AnnotatedDataset:
+        return extended(self.generator, dataset, layout=LAYOUT, check=lambda seed, image: None)
+
     def fitted(self, dataset: AnnotatedDataset, heads: int, steps: int) -> StyleInterpreter:
-        whole = extended(self.generator, dataset, layout=LAYOUT, check=lambda seed, image: None)
-        return fit(self.generator, whole, FitSettings(steps=steps), layout=LAYOUT, heads=heads)[0]
+        return fit(self.generator, dataset, FitSettings(steps=steps), layout=LAYOUT, heads=heads)[0]
 
     @torch.no_grad()
     def iou(self, interpreter: StyleInterpreter) -> dict[str, float]:
@@ -148,12 +151,16 @@ def measure_arm(demo: Demo, first: int, arm: str) -> Figures:
     """The figures of one arm of the run that begins with the seed `first`."""
     if arm == FULL:
         return curves(demo, {seed: demo.exact(seed) for seed in range(first, first + IMAGES)})
+    if arm == ALONE:
+        drawings = annotated(demo, first, lambda desk, known: max(known) + 1)
+        dataset = demo.dataset({seed: each.mask for seed, each in drawings.items()})
+        return {"miou": {str(IMAGES): mean_of(demo.iou(demo.fitted(dataset, HEADS, STEPS)))}}
     following = suggested(demo, first) if arm == SUGGESTED else lambda desk, known: max(known) + 1
     drawings = annotated(demo, first, following)
     masks = {seed: each.mask for seed, each in drawings.items()}
     wrong = [(each.mask != each.exact)[each.mask != UNDRAWN].mean() for each in drawings.values()]
-    whole = extended(demo.generator, demo.dataset(masks), layout=LAYOUT, check=lambda seed, image: None)
-    by_class = estimate(demo.generator, whole, layout=LAYOUT).by_class
+    dataset = demo.dataset(masks)
+    by_class = estimate(demo.generator, demo.extended(dataset), layout=LAYOUT, drawn=dataset).by_class
     return {
         **curves(demo, masks),
         "strokes": at_counts([len(each.strokes) for each in drawings.values()]),
@@ -168,10 +175,14 @@ def curves(demo: Demo, masks: Mapping[int, Mask]) -> Figures:
     """The mIoU of small fits to the first masks, and the IoU of each class of the served fit to all."""
 
     def first(count: int) -> AnnotatedDataset:
-        return demo.dataset(dict(list(masks.items())[:count]))
+        return demo.extended(demo.dataset(dict(list(masks.items())[:count])))
 
-    small = {str(n): float(np.mean(list(demo.iou(demo.fitted(first(n), HEADS, STEPS)).values()))) for n in COUNTS}
+    small = {str(n): mean_of(demo.iou(demo.fitted(first(n), HEADS, STEPS))) for n in COUNTS}
     return {"miou": small, "served_iou": demo.iou(demo.fitted(first(IMAGES), SERVED_HEADS, SERVED_STEPS))}
+
+
+def mean_of(iou: Mapping[str, float]) -> float:
+    return float(np.mean(list(iou.values())))
 
 
 def at_counts(values: Sequence[float]) -> dict[str, float]:
@@ -195,14 +206,16 @@ def summary(runs: Sequence[Mapping[str, Figures]]) -> Figures:
         arms[arm] |= {name: mean(arm, name) for name in ("strokes", "seconds")}
         arms[arm] |= {name: float(np.mean([run[arm][name] for run in runs])) for name in ("share_drawn", "share_wrong")}
         arms[arm]["estimate_errors"] = errors[arm]
+    arms[ALONE] = {"miou": {str(IMAGES): float(np.mean([run[ALONE]["miou"][str(IMAGES)] for run in runs]))}}
     wanted, reached = arms[RANDOM]["miou"][str(IMAGES)], arms[SUGGESTED]["miou"]
     return {
         "runs": len(runs),
         "unseen_images": len(UNSEEN),
+        "stated_seconds": {"stroke": SECONDS, "pixels_a_second": SPEED, "zoom": ZOOM_SECONDS},
         "arms": arms,
         "strokes_to_full": arms[RANDOM]["served_miou"] / arms[FULL]["served_miou"],
         "images_of_suggested": min((n for n in COUNTS if reached[str(n)] >= wanted), default=None),
-        "estimate_error": float(np.mean(errors[RANDOM])),
+        "estimate_error": float(np.mean(np.abs(errors[RANDOM]))),
     }
 
 
@@ -216,7 +229,8 @@ def plot(found: Figures) -> None:
     figure, panels = plt.subplots(1, 3, figsize=(12, 3.8), layout="constrained", sharey=True)
     axes = dict(zip(("images", "strokes", "minutes"), panels, strict=True))
     for arm, each in found["arms"].items():
-        (line,) = axes["images"].plot(list(COUNTS), list(each["miou"].values()), marker="o", label=arm)
+        images = [int(count) for count in each["miou"]]
+        (line,) = axes["images"].plot(images, list(each["miou"].values()), marker="o", label=arm)
         if "strokes" in each:
             minutes = [seconds / 60 for seconds in each["seconds"].values()]
             for name, x in (("strokes", list(each["strokes"].values())), ("minutes", minutes)):
@@ -237,15 +251,14 @@ def plot(found: Figures) -> None:
 
 def measured(demo: Demo, number: int) -> dict[str, Figures]:
     """The arms of a run, measured now or before."""
-    arms = (RANDOM, SUGGESTED, FULL)
+    arms = (RANDOM, SUGGESTED, FULL, ALONE)
     kept = resuming.Kept(f"annotate_simulate_{number}", FINGERPRINT)
     if not kept.complete(arms):
         index, done = kept.begin(arms)
         for arm in arms:
             if arm not in done:
                 kept.keep(index, arm, measure_arm(demo, FIRST_SEED + number * RUN_SEEDS, arm))
-                served = np.mean(list(kept.rounds[index][arm]["served_iou"].values()))
-                print(number, arm, kept.rounds[index][arm]["miou"], f"served {served:.3f}", flush=True)
+                print(number, arm, kept.rounds[index][arm]["miou"], flush=True)
     return kept.complete(arms)[0]
 
 

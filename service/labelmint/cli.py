@@ -145,7 +145,7 @@ class _Annotations(BaseModel):
         Literal["background", "ignore", "extend"],
         Field(
             description="what a pixel is that no shape of labelme or CVAT covers: of the first class, or not drawn "
-            "(ignore, extend; in a PNG, id 255 is not drawn). extend: learn it as a quick interpreter labels it"
+            "(ignore, extend; in a PNG, id 255 is not drawn). extend: `fit` learns it as a quick interpreter labels it"
         ),
     ] = "background"
     keypoint_format: Annotated[Literal["csv", "coco"], Field(description="format of the keypoints")] = "csv"

@@ -87,9 +87,11 @@ async def test_a_cancelled_fit_leaves_no_process_and_the_next_start_resumes(plan
         await job.cancel()
         assert job.status.state == "cancelled" and job.status.step == "fit"
         assert checkpoint.exists()
+    held = checkpoint.read_bytes()
     write_masks(plan.directory, CLASSES, {1: np.eye(16, dtype=np.uint8)})
     job.start(long)
     assert not checkpoint.exists()
+    assert checkpoint.with_name(f"{checkpoint.name}.old").read_bytes() == held
     await training(job)
     await job.cancel()
 

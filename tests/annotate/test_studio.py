@@ -14,6 +14,7 @@ from labelmint.annotate.studio import Studio
 from labelmint.annotate.workspace import Bound, Workspace, opened
 from labelmint.core.errors import InsufficientResources
 from labelmint.models.annotations import UNDRAWN, AnnotatedDataset, LabelClasses
+from labelmint.models.extension import extended
 from tests.annotate.conftest import CLASSES, Truth, rows_only
 
 pytestmark = pytest.mark.torch
@@ -60,6 +61,17 @@ async def test_the_estimate_is_of_what_fit_will_learn(studio: Studio, monkeypatc
     for seed, sheet in studio._workspace.drawn.items():
         mask = given[0].labels[seed]
         assert (mask != UNDRAWN).all() and (mask == sheet.mask)[sheet.mask != UNDRAWN].all()
+
+
+async def test_an_image_shows_what_is_drawn_on_it(studio: Studio, truth: Truth) -> None:
+    """Not what its extension has: nothing is estimated for a class that is drawn on one image."""
+    drawn = rows_only(truth.mask(3))
+    draw(studio._workspace, 3, np.where(drawn == 2, 1, drawn))
+    _, dataset = studio._annotated()
+    whole = extended(truth.generator, dataset, layout="paper", check=lambda seed, image: None)
+    assert sum((mask == 2).any() for mask in whole.labels.values()) > 1
+    spot = (await studio.estimate())["classes"][2]
+    assert spot["images"] == 1 and spot["iou"] is None
 
 
 async def test_features_are_kept_within_a_bound_and_come_out_the_same(studio: Studio) -> None:

@@ -3,7 +3,8 @@
 Rules of this file:
 - A class of an image becomes one bitmap (labelme) or one run-length mask (COCO), because strokes overlap and polygons
   would not keep single pixels.
-- A pixel that nobody drew is in no shape. `labelmint fit --unlabelled ignore` reads it as not drawn.
+- A pixel that nobody drew is in no shape. `labelmint fit` reads it as not drawn with `--unlabelled
+  ignore` or `extend`.
 - Only a file that this module wrote is replaced, so that nothing that was drawn elsewhere is lost.
 """
 

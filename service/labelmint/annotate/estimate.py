@@ -2,7 +2,8 @@
 
 Rules of this file:
 - Each annotated image is left out once. A quick interpreter is fitted to the others and labels the image. Its label is
-  compared with the drawn pixels. A pixel that nobody drew counts nowhere.
+  compared with the image's mask. An undrawn pixel counts nowhere, unless the masks were extended: then it counts as the
+  quick interpreter of all images, this one too, labels it.
 - A quick interpreter stands for the ten classifiers, whose training takes minutes. So the estimate says whether more
   images help, and only roughly how good the classifiers will be.
 - The curve repeats this for the first 2, 3, 4, 6, 8, 12, ... images, in their order in dataset.json.
@@ -75,8 +76,12 @@ def estimate(
     *,
     layout: str,
     check: Callable[[int, Bytes], None] = lambda seed, image: None,
+    drawn: AnnotatedDataset | None = None,
 ) -> Estimate:
-    """Leave out each annotated image once, for each number of images of the curve."""
+    """Leave out each annotated image once, for each number of images of the curve.
+
+    If the masks of `dataset` were extended, `drawn` has those before: an image shows the classes that are drawn on it.
+    """
     basis, sums = sums_of(generator, dataset, layout, check)
     spec = quick_spec(generator, dataset, layout)
     judge = _counted if task_of(dataset.task).has_label_image else _measured
@@ -92,7 +97,7 @@ def estimate(
                 found = preview(quick_interpreter(spec, basis, others), features)[0].numpy()
                 judged[count].append(judge(found, dataset.labels[seed], spec))
                 predictions[seed] = found
-    return _summary(dataset, judged, predictions)
+    return _summary(drawn or dataset, judged, predictions)
 
 
 def _counted(found: npt.NDArray[Any], label: npt.NDArray[Any], spec: InterpreterSpec) -> Floats:

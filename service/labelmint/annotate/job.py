@@ -3,7 +3,7 @@
 Rules of this file:
 - The page shows the commands that it runs. So what it makes is what the commands make, byte for byte.
 - There is one job at a time. Cancelling ends the running command. `fit` keeps its checkpoint, and resumes if nothing
-  was drawn since then; else it begins again.
+  was drawn since then and the options are the same; else it begins again.
 - Progress is what the commands show: the percentage of the progress bar that has the step's name.
 - The service runs until it is stopped or the page's program ends.
 """
@@ -21,8 +21,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from labelmint.core.errors import ChangedElsewhere
-from labelmint.models.annotations import sha256_of, write_json
+from labelmint.core.errors import CannotSave, ChangedElsewhere
+from labelmint.models.annotations import json_text, sha256_of, write_json
 
 State = Literal["idle", "running", "failed", "cancelled", "serving"]
 INTERPRETER = "interpreter.safetensors"
@@ -93,10 +93,16 @@ class Job:
         self._process: asyncio.subprocess.Process | None = None
 
     def start(self, plan: Plan) -> None:
-        """Begin the commands of a plan; raises ChangedElsewhere if a job is running or its service is."""
+        """Begin the commands of a plan.
+
+        Raises ChangedElsewhere if a job is running or its service is, and CannotSave.
+        """
         if self._task is not None and not self._task.done():
             raise ChangedElsewhere("a job is running, perhaps started in another tab; cancel it first")
-        _forget_other_checkpoints(plan)
+        try:
+            _put_other_checkpoint_aside(plan)
+        except OSError as error:
+            raise CannotSave(Path(error.filename or plan.directory), error) from error
         self.status = Status("running", STEPS[0])
         self._task = asyncio.create_task(self._run(plan))
 
@@ -152,19 +158,21 @@ class Job:
             self.status = replace(self.status, state="serving", share=1.0, url=ready[1])
 
 
-def _forget_other_checkpoints(plan: Plan) -> None:
-    """Remove the checkpoint of a cancelled `fit` unless the new one has the same options and drawings.
+def _put_other_checkpoint_aside(plan: Plan) -> None:
+    """Rename the checkpoint of a cancelled `fit` unless the new one has the same options and drawings.
 
-    `fit` itself refuses the checkpoint of another run, so that nobody loses hours of work by a wrong option. Here, the
-    person has drawn on and wants that.
+    `fit` itself refuses the checkpoint of another run, and leaves it to the person to remove it. On the page, the
+    person has drawn on, or changed the numbers, and wants a new run. The old checkpoint stays as a file.
     """
     plan.build.mkdir(exist_ok=True)
     read = [path for name in _FIT_READS for path in sorted(plan.directory.glob(name))]
-    drawn = {str(path): sha256_of(path) for path in read}
-    begun, now = plan.directory / "begun.json", {"fit": plan.commands()["fit"], "drawn": drawn}
-    if not begun.exists() or json.loads(begun.read_text()) != now:
-        (plan.build / f"{INTERPRETER}.checkpoint").unlink(missing_ok=True)
-        write_json(begun, now)
+    drawn = {str(path.relative_to(plan.directory)): sha256_of(path) for path in read}
+    now = {"layout": plan.layout, "heads": plan.heads, "steps": plan.steps, "drawn": drawn}
+    begun, checkpoint = plan.directory / "begun.json", plan.build / f"{INTERPRETER}.checkpoint"
+    same = begun.exists() and begun.read_text() == json_text(now)
+    write_json(begun, now)
+    if not same and checkpoint.exists():
+        checkpoint.replace(checkpoint.with_name(f"{checkpoint.name}.old"))
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

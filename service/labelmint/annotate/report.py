@@ -58,10 +58,11 @@ def write_report(
     dataset = learning_of(task).read(annotations, annotation_format, unlabelled)
     about = f"{len(dataset.labels)} annotated images, generator {sha256_of(generator_path)[:12]}"
     check = same_images(dataset, annotations, generator_path)
+    drawn = dataset
     if unlabelled == "extend":
-        dataset = extended(generator, dataset, layout=layout, check=check)
+        dataset = extended(generator, drawn, layout=layout, check=check)
         about += ", undrawn pixels as a quick interpreter of all images labels them"
-    found = estimate(generator, dataset, layout=layout, check=check)
+    found = estimate(generator, dataset, layout=layout, check=check, drawn=drawn)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, page(dataset, found, about))
     print(f"{out}: {_said(dataset, found)}")
@@ -84,8 +85,8 @@ def page(dataset: AnnotatedDataset, found: Estimate, about: str) -> str:
 <p>{html.escape(about)}. <strong>{html.escape(_said(dataset, found))}</strong></p>
 <p>{_next_step(found)}</p>
 <p>How it is estimated: each annotated image is left out once. A quick linear interpreter, not the ten classifiers that
-<code>labelmint fit</code> trains, learns from the others and labels it, and the label is compared with what was drawn.
-The curve shows whether more images help; the classifiers label differently, and usually better. The spread is the
+<code>labelmint fit</code> trains, learns from the others and labels it, and the label is compared with the image's
+mask. The curve shows whether more images help; the classifiers label differently, and usually better. The spread is the
 standard deviation when the images are drawn again with replacement.</p>
 <h2>{measure}, by number of annotated images</h2>
 {_curve(found.curve, measure)}

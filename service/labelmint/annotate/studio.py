@@ -191,9 +191,10 @@ class Studio:
         return sheets, AnnotatedDataset(task, workspace.bound.truncation_psi, names, palette, images, labels)
 
     def _estimate(self, sheets: Mapping[int, Sheet], dataset: AnnotatedDataset) -> Estimate:
-        if task_of(dataset.task).has_label_image:  # as `fit` will learn it
-            dataset = extended_by(self._fitted(sheets, dataset)[0], dataset, self._seen)
-        return estimate(self._generator, dataset, layout=self._layout)
+        whole = dataset
+        if task_of(dataset.task).has_label_image:  # nearly as `fit` will learn it, which has other directions
+            whole = extended_by(self._fitted(sheets, dataset)[0], dataset, self._seen)
+        return estimate(self._generator, whole, layout=self._layout, drawn=dataset)
 
     def _suggest(
         self,
@@ -229,8 +230,9 @@ class Studio:
     def _sums_of(self, sheet: Sheet, dataset: AnnotatedDataset, basis: Basis) -> Sums:
         """The sums of the drawn pixels of an image, computed once for each revision and number of classes."""
         key = (sheet.revision, len(dataset.names))
-        if sheet.seed in self._sums and self._sums[sheet.seed][0] == key:
-            return self._sums[sheet.seed][1]
+        known = self._sums.get(sheet.seed)
+        if known is not None and known[0] == key:
+            return known[1]
         pool = sample_pixels(
             dataset,
             sheet.seed,

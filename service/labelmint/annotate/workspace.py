@@ -147,7 +147,7 @@ class Workspace:
         if seed in self.sheets:
             return self.sheets[seed]
         sheet = self._blank(check_seed(seed))
-        with self._saving():
+        with self.saving():
             write_png(image_path(self.directory, seed), Image.fromarray(sheet.image))
             self._write_order([*self.sheets, seed], [each for each in self.skipped if each != seed])
         self.sheets[seed] = sheet
@@ -159,7 +159,7 @@ class Workspace:
         if seed in self.sheets and self.sheets[seed].touched:
             raise InvalidRequest("seed", f"something is drawn on the image of seed {seed}; undo it before you skip it")
         skipped = [*self.skipped, *([] if seed in self.skipped else [check_seed(seed)])]
-        with self._saving():
+        with self.saving():
             self._write_order([each for each in self.sheets if each != seed], skipped)
         self.sheets.pop(seed, None)
         self.skipped = skipped
@@ -205,13 +205,13 @@ class Workspace:
             seed: replace(sheet, points=tuple(p.model_copy(update={"name": renamed[p.name]}) for p in sheet.points))
             for seed, sheet in self.sheets.items()
         }
-        with self._saving():
+        with self.saving():
             write_names(self._names_path, names, classes.palette)
             for sheet in moved.values():
                 if sheet.points:
                     self._write_saved(sheet)
         self.classes, self.sheets = classes, moved
-        with self._saving():
+        with self.saving():
             self._write_derived(self.drawn)
 
     def _save(self, changed: Sheet, revision: int) -> Sheet:
@@ -222,10 +222,10 @@ class Workspace:
                 f"{revision}); load it again"
             )
         changed = replace(changed, revision=stored + 1)
-        with self._saving():
+        with self.saving():
             self._write_saved(changed)
         self.sheets[changed.seed] = changed
-        with self._saving():
+        with self.saving():
             self._write_derived({changed.seed: changed})
         return changed
 
@@ -282,7 +282,8 @@ class Workspace:
         return np.array([placed.get(name, (0, 0, 0)) for name in self.classes.names], np.float32).reshape(-1, 3)
 
     @contextlib.contextmanager
-    def _saving(self) -> Iterator[None]:
+    def saving(self) -> Iterator[None]:
+        """Translate a failure to write; raises CannotSave."""
         try:
             yield
         except OSError as error:

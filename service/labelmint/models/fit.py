@@ -2,7 +2,7 @@
 
 Rules of this file:
 - The generator is frozen, and only the features of sampled pixels (`pixels`) are kept.
-- Each image is generated once, both to check that the annotation was made on it and to get its features.
+- Generating an image serves both to check that the annotation was made on it and to get its features.
 - An interrupted run resumes from its checkpoint, which lies next to the output file. It samples its pixels again and
   takes weights, optimizer, schedule and random state from the checkpoint. With the same number of threads, the result
   has the same bytes as that of an uninterrupted run.

@@ -3,7 +3,7 @@
 Rules of this file:
 - Pixels are sampled at random from each image: rare classes more often than in proportion to their area, and at least
   one pixel of every class in the image. A pixel that nobody drew is never sampled.
-- Only the features of the sampled pixels are kept, within a bound. Each image is generated once.
+- Only the features of the sampled pixels are kept, within a bound.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ on the heat.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -35,9 +36,10 @@ from labelmint.models.tasks import build_interpreter, learning_of
 
 DIRECTIONS = 256
 SHRINKAGE = 0.3  # added to each variance; a standardised feature has variance 1
-PIXELS = 4096  # of one image, from which it learns at most
-# More than the ten classifiers have: with one head, many small steps cost more than memory does.
+PIXELS = 4096  # of one image that it learns from, at most
+# Larger strips than for ten classifiers: with one head, the number of steps costs more than memory does.
 STRIP_ROWS = 64
+_RANDOM = threading.Lock()  # of torch's random numbers, which all threads share
 NEVER = -1e6  # the score of a class that no pixel was drawn of
 
 
@@ -54,7 +56,7 @@ class Basis:
         """Return the basis of pixels float32 [P,D], at least two; labels are not needed."""
         mean, scale = features.mean(dim=0), features.std(dim=0).clamp(min=1e-4)
         count = min(DIRECTIONS, *features.shape)
-        with torch.random.fork_rng():
+        with _RANDOM, torch.random.fork_rng():
             torch.manual_seed(0)  # the algorithm starts from random directions
             _, _, directions = torch.pca_lowrank((features - mean) / scale, count, center=False)  # [D,Q]
         return Basis(mean, scale, directions)
@@ -109,8 +111,8 @@ def sums_of(
     rng = torch.Generator().manual_seed(0)
     resolution, channels = generator.spec.resolution, channels_of(layout, generator.spec.taps)
     settings = FitSettings(**learning_of(dataset.task).settings(resolution))
-    # A third of the bound, because `Basis.of` needs two more copies.
-    affordable = POOL_BYTES // 3 // (4 * sum(channels.values()) * len(dataset.labels))
+    # A quarter of the bound, because `Basis.of` needs three more copies.
+    affordable = POOL_BYTES // 4 // (4 * sum(channels.values()) * len(dataset.labels))
     settings = replace(settings, pixels_per_image=min(PIXELS, affordable, settings.pixels_per_image))
     pools = {}
     for seed in tqdm(dataset.labels, desc="draw pixels", unit="img"):

@@ -168,6 +168,8 @@ def test_a_full_disk(api: httpx.Client, desk: Desk) -> None:
         assert (status, reason) == (507, "CANNOT_SAVE") and "make room" in detail
         assert problem(api.post("images", json={"seed": 13}))[:2] == (507, "CANNOT_SAVE")
         assert problem(api.put("classes", json={"classes": CLASSES["classes"][:3]}))[:2] == (507, "CANNOT_SAVE")
+        assert problem(api.post("elsewhere", json={"format": "coco"}))[:2] == (507, "CANNOT_SAVE")
+        assert problem(api.post("serve", json={}))[:2] == (507, "CANNOT_SAVE")
     assert (read_masks(desk.directory).labels[12] == before).all()
     assert len(api.get("images/12/strokes").json()["strokes"]) == len(STROKES)
     assert [each["seed"] for each in api.get("session").json()["images"]].count(13) == 0
@@ -188,6 +190,7 @@ def test_keypoints(small_generator: Path, tmp_path: Path, start_desk: Callable[.
         assert api.get("images/5/points").json() == {"revision": 1, "points": points}
         commands = api.post("commands", json={}).json()["commands"]
         assert len(commands) == 4 and "--task keypoints" in commands[0]
+        assert problem(api.post("elsewhere", json={"format": "coco"}))[:2] == (400, "INVALID_REQUEST")
     assert read_keypoints(desk.directory).labels[5].tolist() == [[3.5, 4, 1], [9, 2, 1]]
 
 
@@ -199,7 +202,7 @@ def test_ctrl_c_while_the_page_starts(small_generator: Path, tmp_path: Path) -> 
         assert process.stdout is not None
         next(line for line in process.stdout if "annotate at" in line)
         process.send_signal(signal.SIGINT)  # at once: the server does not answer yet
-        assert process.stdout.read() == "" and process.wait(60) == 0
+        assert process.communicate(timeout=60)[0] == "" and process.returncode == 0
 
 
 def test_the_third_command_of_the_readme(tmp_path: Path) -> None:

@@ -183,19 +183,24 @@ async def test_what_a_full_disk_refuses_is_saved_when_there_is_room(
     async with opened(chromium, desk.address) as page:
         await drag(page, (3, 3), (9, 3))
         await saved(page)
+        await page.click("#next")
+        thumbnails = page.locator("#images button")
+        await expect(thumbnails).to_have_count(2)
+        await expect(thumbnails.nth(1)).to_have_attribute("aria-current", "true")
         with desk.full_disk():
             await drag(page, (3, 12), (9, 12))
             await expect(page.locator("#saved")).to_have_text("Not saved")
             await expect(page.locator("#trouble")).to_contain_text("make room")
+            await thumbnails.nth(0).click()
             await page.click("#next")
             await expect(page.locator("#next")).to_be_enabled()
-            await expect(page.locator("#images button")).to_have_count(1)
+            await expect(thumbnails.nth(1)).to_have_attribute("aria-current", "true")
             assert [mask[12, 5] for mask in masks(desk).values()] == [UNDRAWN]
         await saved(page)
         await expect(page.locator("#trouble")).to_be_hidden()
-        assert [mask[12, 5] for mask in masks(desk).values()] == [0]
-        await page.click("#next")
-        await expect(page.locator("#images button")).to_have_count(2)
+        assert [mask[12, 5] for mask in masks(desk).values()] == [UNDRAWN, 0]
+        await thumbnails.nth(0).click()
+        await expect(thumbnails.nth(0)).to_have_attribute("aria-current", "true")
 
 
 async def test_names_colours_and_keys(

@@ -3,6 +3,7 @@
 import { Trouble, saveDrawing } from "./api.js";
 
 const RETRY_MS = 2000;
+const PASSING = ["OFFLINE", "CANNOT_SAVE"]; // the reasons of failures that may end without the person
 
 export class History {
   // kind: "strokes" or "points". `told(state)` hears "saved", "saving", "unsaved" or "changed elsewhere".
@@ -18,6 +19,7 @@ export class History {
     this.dirty = false;
     this.waiting = false; // for another try to save
     this.saving = null;
+    this.retry = 0; // its timer
   }
 
   get canUndo() {
@@ -69,10 +71,10 @@ export class History {
         this.stored(image);
       } catch (error) {
         this.dirty = true;
-        const lasting = error instanceof Trouble && error.reason === "CHANGED_ELSEWHERE";
-        this.told(lasting ? "changed elsewhere" : "unsaved", error.message);
-        this.waiting = !lasting;
-        if (this.waiting) setTimeout(() => this.save(), RETRY_MS);
+        this.told(error.reason === "CHANGED_ELSEWHERE" ? "changed elsewhere" : "unsaved", error.message);
+        this.waiting = error instanceof Trouble && PASSING.includes(error.reason);
+        clearTimeout(this.retry);
+        if (this.waiting) this.retry = setTimeout(() => this.save(), RETRY_MS);
         return;
       }
     }

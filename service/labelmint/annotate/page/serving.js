@@ -55,7 +55,7 @@ export class Serving {
     const said = {
       idle: "",
       running: `${DOES[step]}: ${percent(share)}`,
-      cancelled: step === "fit" ? "Cancelled. The next start resumes the fit." : "Cancelled.",
+      cancelled: step === "fit" ? "Cancelled. The next start resumes the fit, unless you draw or change the numbers." : "Cancelled.",
       failed: `${DOES[step]} failed.\n${message}`,
       serving: "The service runs: ",
     }[state];

@@ -25,7 +25,7 @@ from labelmint.models.annotations.directory import (
     read_drawn,
     write_dataset,
 )
-from labelmint.models.annotations.files import sha256_of, write_json, write_text
+from labelmint.models.annotations.files import json_text, sha256_of, write_json, write_text
 from labelmint.models.annotations.keypoints import KeypointFormat, read_keypoints, write_keypoints
 from labelmint.models.annotations.marks import Unlabelled
 from labelmint.models.annotations.masks import LabelClasses, MaskFormat, mask_path, read_masks, write_masks
@@ -39,6 +39,7 @@ __all__ = [
     "Unlabelled",
     "check_new",
     "image_path",
+    "json_text",
     "mask_path",
     "names_path",
     "read_drawn",

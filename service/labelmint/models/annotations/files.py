@@ -92,8 +92,13 @@ def _opened(path: Path, mend: str) -> tuple[Image.Image, str]:
     return picture, stored_as
 
 
+def json_text(content: object) -> str:
+    """Return the text of a JSON file."""
+    return json.dumps(content, indent=2) + "\n"
+
+
 def write_json(path: Path, content: object) -> None:
-    write_text(path, json.dumps(content, indent=2) + "\n")
+    write_text(path, json_text(content))
 
 
 def write_text(path: Path, text: str) -> None:
