@@ -57,7 +57,15 @@ RUNS = 5
 BARS = {"strokes_to_full": 0.95, "images_of_suggested": 12, "estimate_error": 0.05}
 RESULTS = ROOT / "benchmarks" / "results" / "annotate_simulate.json"
 PLOT = ROOT / "docs" / "images" / "annotate_simulate.png"
-FINGERPRINT = resuming.digest_of([GENERATOR, Path(__file__).with_name("person.py")])
+CODE = ("annotate/estimate.py", "annotate/suggest.py", "models/extension.py", "models/fit.py", "models/quick.py")
+FINGERPRINT = resuming.digest_of(
+    [
+        GENERATOR,
+        Path(__file__),
+        Path(__file__).with_name("person.py"),
+        *(ROOT / "service" / "labelmint" / name for name in CODE),
+    ]
+)
 
 
 class Demo:
