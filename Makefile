@@ -4,8 +4,9 @@ PYTHON ?= python3
 SERVE := .venv
 TEST := .venv-test
 # Two processes run the tests, because most tests wait for a service half of the time. Each process runs whole files, so
-# that the tests of a file share their services.
-PYTEST := $(TEST)/bin/python -m pytest -n 2 --dist loadfile
+# that the tests of a file share their services. Waiting OpenMP threads sleep: where two processes share two cores,
+# spinning takes the core from the thread that is waited for, and a third of the time.
+PYTEST := OMP_WAIT_POLICY=passive $(TEST)/bin/python -m pytest -n 2 --dist loadfile
 FIFTYONE := .venv-fiftyone
 OLDEST := .venv-oldest
 RIVALS := .venv-rivals
