@@ -159,16 +159,13 @@ def measure_arm(demo: Demo, first: int, arm: str) -> Figures:
     """The figures of one arm of the run that begins with the seed `first`."""
     if arm == FULL:
         return curves(demo, {seed: demo.exact(seed) for seed in range(first, first + IMAGES)})
-    if arm == ALONE:
-        drawings = annotated(demo, first, lambda desk, known: max(known) + 1)
-        dataset = demo.dataset({seed: each.mask for seed, each in drawings.items()})
-        return {"miou": {str(IMAGES): mean_of(demo.iou(demo.fitted(dataset, HEADS, STEPS)))}}
     following = suggested(demo, first) if arm == SUGGESTED else lambda desk, known: max(known) + 1
     drawings = annotated(demo, first, following)
     masks = {seed: each.mask for seed, each in drawings.items()}
     wrong = [(each.mask != each.exact)[each.mask != UNDRAWN].mean() for each in drawings.values()]
     dataset = demo.dataset(masks)
-    by_class = estimate(demo.generator, demo.extended(dataset), layout=LAYOUT, drawn=dataset).by_class
+    spec = quick_spec(demo.generator, dataset, LAYOUT)
+    by_class = estimate(spec, demo.extended(dataset), demo.maps, drawn=dataset).by_class
     return {
         **curves(demo, masks),
         "strokes": at_counts([len(each.strokes) for each in drawings.values()]),
@@ -176,6 +173,7 @@ def measure_arm(demo: Demo, first: int, arm: str) -> Figures:
         "share_drawn": float(np.mean([(mask != UNDRAWN).mean() for mask in masks.values()])),
         "share_wrong": float(np.mean(wrong)),
         "estimated_iou": {name: each.value for name, each in by_class.items() if not np.isnan(each.value)},
+        "miou_alone": mean_of(demo.iou(demo.fitted(dataset, HEADS, STEPS))) if arm == RANDOM else None,
     }
 
 
@@ -214,7 +212,7 @@ def summary(runs: Sequence[Mapping[str, Figures]]) -> Figures:
         arms[arm] |= {name: mean(arm, name) for name in ("strokes", "seconds")}
         arms[arm] |= {name: float(np.mean([run[arm][name] for run in runs])) for name in ("share_drawn", "share_wrong")}
         arms[arm]["estimate_errors"] = errors[arm]
-    arms[ALONE] = {"miou": {str(IMAGES): float(np.mean([run[ALONE]["miou"][str(IMAGES)] for run in runs]))}}
+    arms[ALONE] = {"miou": {str(IMAGES): float(np.mean([run[RANDOM]["miou_alone"] for run in runs]))}}
     wanted, reached = arms[RANDOM]["miou"][str(IMAGES)], arms[SUGGESTED]["miou"]
     return {
         "runs": len(runs),
@@ -259,7 +257,7 @@ def plot(found: Figures) -> None:
 
 def measured(demo: Demo, number: int) -> dict[str, Figures]:
     """The arms of a run, measured now or before."""
-    arms = (RANDOM, SUGGESTED, FULL, ALONE)
+    arms = (RANDOM, SUGGESTED, FULL)
     kept = resuming.Kept(f"annotate_simulate_{number}", FINGERPRINT)
     if not kept.complete(arms):
         index, done = kept.begin(arms)

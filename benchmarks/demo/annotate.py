@@ -44,13 +44,13 @@ def exact_masks(seeds: Iterable[int]) -> dict[int, npt.NDArray[np.uint8]]:
 
 
 def exact_keypoints(seeds: Iterable[int]) -> dict[int, npt.NDArray[np.float32]]:
-    """Return float32 [K,3] by seed: x, y in pixels, and 1 if the point is inside the image, else 0."""
+    """Return float32 [K,3] by seed: x, y in pixels, and 2 (visible) if the point is inside the image, else 0."""
     result = {}
     for seed in seeds:
         scene = geometry(torch.from_numpy(latent_of(seed, faces.Z_DIM)))
         points = keypoints(scene, faces.RESOLUTION)[0].numpy()  # [K,2]
         inside = ((points >= -0.5) & (points <= faces.RESOLUTION - 0.5)).all(axis=1, keepdims=True)  # [K,1]
-        result[seed] = np.concatenate([points, inside], axis=1).astype(np.float32)
+        result[seed] = np.concatenate([points, 2 * inside], axis=1).astype(np.float32)
     return result
 
 

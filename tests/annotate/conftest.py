@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from labelmint.annotate.estimate import Estimate, estimate
 from labelmint.models.annotations import UNDRAWN, AnnotatedDataset, LabelClasses, write_keypoints, write_masks
 from labelmint.models.draw import draw, synthesize
 from labelmint.models.generator import Generator
+from labelmint.models.quick import quick_spec
 from labelmint.models.store import save_generator
 from labelmint.models.stylegan2 import StyleGAN2Spec
 
@@ -37,10 +39,13 @@ class Truth:
             mask[self.feature(seed, 1) > 1.5] = 2
         return mask
 
+    def estimate(self, dataset: AnnotatedDataset) -> Estimate:
+        return estimate(quick_spec(self.generator, dataset, "paper"), dataset, self.features)
+
     def peak(self, seed: int) -> np.ndarray:
         """The keypoint float32 [1,3]: where the first feature is largest."""
         y, x = np.unravel_index(self.feature(seed).argmax(), (32, 32))
-        return np.array([[x, y, 1]], np.float32)
+        return np.array([[x, y, 2]], np.float32)
 
     def dataset(self, seeds: range, change: Callable[[np.ndarray], np.ndarray] = lambda mask: mask) -> AnnotatedDataset:
         masks = {seed: change(self.mask(seed)) for seed in seeds}

@@ -11,7 +11,7 @@ from labelmint.core.errors import UnusableFile
 from labelmint.models.annotations import UNDRAWN, AnnotatedDataset, Unlabelled, read_masks, write_masks
 from labelmint.models.extension import extended
 from labelmint.models.fit import fit_files
-from labelmint.models.quick import Sums, preview, quick_interpreter, quick_spec, sums_of
+from labelmint.models.quick import fit_quick, preview
 from labelmint.models.resuming import Checkpoint
 from tests.annotate.conftest import CLASSES, Truth, rows_only
 
@@ -39,8 +39,7 @@ def test_a_drawn_pixel_keeps_its_class(truth: Truth) -> None:
 
 def test_the_other_pixels_get_what_all_drawn_pixels_say(truth: Truth) -> None:
     dataset = truth.dataset(range(8), rows_only)
-    basis, sums = sums_of(truth.generator, dataset, "paper", nothing)
-    interpreter = quick_interpreter(quick_spec(truth.generator, dataset, "paper"), basis, Sums.together(sums.values()))
+    interpreter = fit_quick(truth.generator, dataset, "paper", nothing)
     found, right = extend(truth, dataset).labels, []
     for seed, mask in dataset.labels.items():
         label = preview(interpreter, truth.features(seed))[0].numpy()

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from labelmint.models.draw import draw
-from labelmint.models.quick import Basis, Sums, preview, quick_interpreter, quick_spec, sums_of
+from labelmint.models.quick import Basis, Sums, fit_quick, preview, quick_interpreter, quick_spec, sums_of
 from tests.annotate.conftest import Truth
 from tests.support.interpreters import upsampled
 
@@ -19,8 +19,8 @@ def ignore(seed: int, image: np.ndarray) -> None:
 def test_labels_an_image_as_the_linear_heads_label_its_pixels(truth: Truth) -> None:
     """The interpreter projects, then upsamples; the linear scores of S* itself must give the same."""
     dataset = truth.dataset(range(4))
-    basis, sums = sums_of(truth.generator, dataset, "paper", ignore)
     spec = quick_spec(truth.generator, dataset, "paper")
+    basis, sums = sums_of(spec, dataset, truth.features)
     whole = Sums.together(sums.values())
     interpreter = quick_interpreter(spec, basis, whole)
     maps = draw(truth.generator, 50, 1.0, layout="paper")[1]
@@ -60,8 +60,7 @@ def test_the_basis_can_be_repeated_and_leaves_the_random_state_alone() -> None:
 
 def test_a_class_that_was_not_drawn_is_never_found(truth: Truth) -> None:
     dataset = truth.dataset(range(0, 8, 2))  # no image with a spot
-    basis, sums = sums_of(truth.generator, dataset, "paper", ignore)
-    interpreter = quick_interpreter(quick_spec(truth.generator, dataset, "paper"), basis, Sums.together(sums.values()))
+    interpreter = fit_quick(truth.generator, dataset, "paper", ignore)
     for seed in range(100, 110):
         label, entropy = preview(interpreter, draw(truth.generator, seed, 1.0, layout="paper")[1])
         assert int(label.max()) == 1 and torch.isfinite(entropy).all()
@@ -69,8 +68,9 @@ def test_a_class_that_was_not_drawn_is_never_found(truth: Truth) -> None:
 
 def test_is_more_uncertain_where_it_is_wrong(truth: Truth) -> None:
     dataset = truth.dataset(range(1))
-    basis, sums = sums_of(truth.generator, dataset, "paper", ignore)
-    interpreter = quick_interpreter(quick_spec(truth.generator, dataset, "paper"), basis, sums[0])
+    spec = quick_spec(truth.generator, dataset, "paper")
+    basis, sums = sums_of(spec, dataset, truth.features)
+    interpreter = quick_interpreter(spec, basis, sums[0])
     right, wrong = [], []
     for seed in range(100, 120, 2):
         label, entropy = preview(interpreter, draw(truth.generator, seed, 1.0, layout="paper")[1])
@@ -82,8 +82,7 @@ def test_is_more_uncertain_where_it_is_wrong(truth: Truth) -> None:
 
 def test_finds_keypoints(truth: Truth) -> None:
     dataset = truth.points(range(24))
-    basis, sums = sums_of(truth.generator, dataset, "paper", ignore)
-    interpreter = quick_interpreter(quick_spec(truth.generator, dataset, "paper"), basis, Sums.together(sums.values()))
+    interpreter = fit_quick(truth.generator, dataset, "paper", ignore)
     above = []
     for seed in range(100, 120):
         points, _ = preview(interpreter, draw(truth.generator, seed, 1.0, layout="paper")[1])

@@ -14,7 +14,6 @@ from axe_playwright_python.async_playwright import Axe
 from PIL import Image
 from playwright.async_api import async_playwright
 
-from labelmint.annotate.estimate import estimate
 from labelmint.annotate.report import page, write_report
 from labelmint.core.errors import UnusableFile
 from labelmint.models.annotations import UNDRAWN, mask_path
@@ -42,14 +41,14 @@ def test_fit_writes_it_for_each_task(directory: Path, task: str, form: str, said
 
 def test_needs_nothing_else(truth: Truth) -> None:
     dataset = truth.dataset(range(4))
-    text = page(dataset, estimate(truth.generator, dataset, layout="paper"), "4 <images>")
+    text = page(dataset, truth.estimate(dataset), "4 <images>")
     assert not re.search(r"<script|<link|@import|url\(|https?:", text)
     assert "<bright>" not in text and "&lt;bright&gt;" in text and "4 &lt;images&gt;" in text
 
 
 def test_the_pictures_show_what_was_drawn_and_what_is_wrong(truth: Truth) -> None:
     dataset = truth.dataset(range(4), rows_only)
-    found = estimate(truth.generator, dataset, layout="paper")
+    found = truth.estimate(dataset)
     shown = pictures(page(dataset, found, ""))
     for seed, label in dataset.labels.items():
         by_name = {said.removeprefix(f"Seed {seed}: "): x for said, x in shown.items() if f"Seed {seed}:" in said}
@@ -65,7 +64,7 @@ def test_the_pictures_show_what_was_drawn_and_what_is_wrong(truth: Truth) -> Non
 
 def test_one_image_is_shown_and_nothing_is_claimed(truth: Truth) -> None:
     dataset = truth.dataset(range(1))
-    text = page(dataset, estimate(truth.generator, dataset, layout="paper"), "one")
+    text = page(dataset, truth.estimate(dataset), "one")
     assert "Nothing can be estimated yet" in text and "nan" not in text.lower() and len(pictures(text)) == 2
 
 
@@ -91,7 +90,7 @@ async def test_accessibility_audit(truth: Truth, tmp_path: Path, task: str) -> N
     if program is None:
         pytest.skip("chromium is not installed")
     dataset = truth.dataset(range(4)) if task == "segmentation" else truth.points(range(4))
-    (tmp_path / "report.html").write_text(page(dataset, estimate(truth.generator, dataset, layout="paper"), "four"))
+    (tmp_path / "report.html").write_text(page(dataset, truth.estimate(dataset), "four"))
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=program)
         shown = await browser.new_page(viewport={"width": 1024, "height": 768})

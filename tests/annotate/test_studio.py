@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from labelmint.annotate.studio import Studio
 from labelmint.annotate.workspace import Bound, Workspace, opened
 from labelmint.core.errors import InsufficientResources
 from labelmint.models.annotations import UNDRAWN, AnnotatedDataset, LabelClasses
+from labelmint.models.draw import Features
 from labelmint.models.extension import extended
+from labelmint.models.interpreter import InterpreterSpec
 from tests.annotate.conftest import CLASSES, Truth, rows_only
 
 pytestmark = pytest.mark.torch
@@ -51,9 +54,9 @@ async def test_the_estimate_is_of_what_fit_will_learn(studio: Studio, monkeypatc
     """`fit --unlabelled extend` learns whole masks, so those are compared, and what is drawn stays in them."""
     given = list[AnnotatedDataset]()
 
-    def recorded(generator: object, dataset: AnnotatedDataset, **options: object) -> Estimate:
+    def recorded(spec: InterpreterSpec, dataset: AnnotatedDataset, features: Features, **options: Any) -> Estimate:
         given.append(dataset)
-        return estimate(generator, dataset, **options)  # type: ignore[arg-type]
+        return estimate(spec, dataset, features, **options)
 
     monkeypatch.setattr(module, "estimate", recorded)
     found = await studio.estimate()
@@ -72,6 +75,14 @@ async def test_an_image_shows_what_is_drawn_on_it(studio: Studio, truth: Truth) 
     assert sum((mask == 2).any() for mask in whole.labels.values()) > 1
     spot = (await studio.estimate())["classes"][2]
     assert spot["images"] == 1 and spot["iou"] is None
+
+
+async def test_nothing_is_printed(studio: Studio, capfd: pytest.CaptureFixture[str]) -> None:
+    """Where the terminal is a file, a progress bar on a full disk once stopped the page for good."""
+    await labels(studio, range(10, 12))
+    await studio.suggestions(2)
+    await studio.estimate()
+    assert capfd.readouterr() == ("", "")
 
 
 async def test_features_are_kept_within_a_bound_and_come_out_the_same(studio: Studio) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pycocotools.coco import COCO
 
 from labelmint.annotate import workspace as module
 from labelmint.annotate.elsewhere import write_elsewhere
@@ -21,6 +22,7 @@ from labelmint.annotate.workspace import Bound, Place, Workspace, opened
 from labelmint.core.errors import CannotSave, ChangedElsewhere, InvalidRequest, UnusableFile
 from labelmint.models.annotations import (
     UNDRAWN,
+    AnnotatedDataset,
     LabelClasses,
     Unlabelled,
     read_keypoints,
@@ -208,17 +210,17 @@ def test_keypoints_are_placed_hidden_absent_and_renamed(tmp_path: Path) -> None:
         found.save_points(5, [found.sheets[5].points[0], Place(name="eye", x=9, y=2.5, visible=2)], 1)
     dataset = read_keypoints(tmp_path / "work")
     assert dataset.names == ("snout", "eye")
-    assert dataset.labels[5].tolist() == [[3.25, 4, 1], [9, 2.5, 1]]
+    assert dataset.labels[5].tolist() == [[3.25, 4, 1], [9, 2.5, 2]]
 
 
-def sketch(directory: Path) -> dict[int, np.ndarray]:
-    """Draw on two images; returns their masks."""
+def sketch(directory: Path) -> tuple[dict[int, np.ndarray], AnnotatedDataset]:
+    """Draw on two images; returns their masks, and what `fit` reads."""
     with desk(directory) as found:
         found.save_classes(CLASSES)
         for seed, strokes in {5: [brush(1, 4, 4), brush(2, 5, 4, 1)], 7: [brush(0, 8, 8, 20)]}.items():
             found.add(seed)
             found.save_strokes(seed, strokes, 0)
-        return {seed: sheet.mask for seed, sheet in found.sheets.items()}
+        return {seed: sheet.mask for seed, sheet in found.sheets.items()}, found.annotated()
 
 
 @pytest.mark.parametrize("unlabelled", ["ignore", "background"])
@@ -227,8 +229,8 @@ def test_other_tools_open_what_was_drawn_and_it_comes_back(
     tmp_path: Path, file_format: str, unlabelled: Unlabelled
 ) -> None:
     directory = tmp_path / "work"
-    masks = sketch(directory)
-    written = write_elsewhere(directory, CLASSES.names, masks, file_format=file_format)  # type: ignore[arg-type]
+    masks, dataset = sketch(directory)
+    written = write_elsewhere(directory, dataset, file_format)  # type: ignore[arg-type]
     assert all(path.exists() for path in written)
     # A directory of `synth` in which that tool has drawn:
     shutil.rmtree(directory / "strokes")
@@ -240,16 +242,44 @@ def test_other_tools_open_what_was_drawn_and_it_comes_back(
             assert np.array_equal(found.sheets[seed].mask, np.where(mask == UNDRAWN, ground, mask))
 
 
+def test_cvat_opens_the_keypoints_and_they_come_back(tmp_path: Path) -> None:
+    directory, bound = tmp_path / "work", Bound("a" * 64, 1.0, "keypoints", 16)
+    placed = {
+        5: [Place(name="nose", x=3.25, y=4, visible=1), Place(name="eye", x=9, y=2.5, visible=2)],
+        7: [Place(name="nose", x=0, y=0, visible=0), Place(name="eye", x=0, y=0, visible=0)],
+    }
+    with desk(directory, bound) as found:
+        found.save_classes(LabelClasses(("nose", "eye"), ((1, 2, 3), (4, 5, 6))))
+        for seed, points in placed.items():
+            found.add(seed)
+            found.save_points(seed, points, 0)
+        (written,) = write_elsewhere(directory, found.annotated(), "coco")
+        with pytest.raises(InvalidRequest, match="labelme is for masks only"):
+            write_elsewhere(directory, found.annotated(), "labelme")
+    theirs = COCO(str(written))
+    (category,) = theirs.loadCats(theirs.getCatIds())
+    assert category["keypoints"] == ["nose", "eye"]
+    assert {each["file_name"]: theirs.imgToAnns[each["id"]][0]["num_keypoints"] for each in theirs.imgs.values()} == {
+        "0000000005.png": 2,
+        "0000000007.png": 0,
+    }
+    for name in ("annotate.json", "keypoints.csv"):
+        (directory / name).unlink()
+    shutil.rmtree(directory / "strokes")
+    with desk(directory, bound, annotation_format="coco") as found:
+        assert {seed: list(sheet.points) for seed, sheet in found.sheets.items()} == placed
+
+
 def test_a_file_of_another_tool_is_not_replaced(tmp_path: Path) -> None:
     directory = tmp_path / "work"
-    masks = sketch(directory)
-    (written,) = write_elsewhere(directory, CLASSES.names, {5: masks[5]}, file_format="labelme")
-    write_elsewhere(directory, CLASSES.names, {5: masks[5]}, file_format="labelme")  # ours is
+    _, dataset = sketch(directory)
+    written, _ = write_elsewhere(directory, dataset, "labelme")
+    write_elsewhere(directory, dataset, "labelme")  # ours is
     content = json.loads(written.read_text())
     del content["written_by"]  # labelme keeps no key that it does not know
     written.write_text(json.dumps(content))
     with pytest.raises(UnusableFile, match="saved by another tool"):
-        write_elsewhere(directory, CLASSES.names, {5: masks[5]}, file_format="labelme")
+        write_elsewhere(directory, dataset, "labelme")
     assert json.loads(written.read_text()) == content
 
 

@@ -146,11 +146,8 @@ def _session(workspace: Workspace) -> APIRouter:
 
     @router.post("/elsewhere")
     async def elsewhere(body: ElsewhereBody) -> dict[str, Any]:
-        if workspace.bound.task != "segmentation":
-            raise InvalidRequest("task", "keypoints are in keypoints.csv; files for other tools are of masks only")
-        masks = {seed: sheet.mask for seed, sheet in workspace.drawn.items()}
         with workspace.saving():
-            written = write_elsewhere(workspace.directory, workspace.classes.names, masks, file_format=body.format)
+            written = write_elsewhere(workspace.directory, workspace.annotated(), body.format)
         return {"files": [str(path) for path in written]}
 
     return router

@@ -24,7 +24,7 @@ from labelmint.annotate.job import Job, Plan
 from labelmint.annotate.studio import Studio
 from labelmint.annotate.workspace import Bound, Workspace, opened
 from labelmint.core.errors import CannotListen
-from labelmint.core.task import TaskName
+from labelmint.core.task import TaskName, task_of
 from labelmint.models.annotations import Unlabelled, sha256_of
 from labelmint.models.store import load_unconditional
 
@@ -58,7 +58,7 @@ async def annotate(
             steps=body.steps,
             seeds=body.seeds,
             truncation_psi=truncation_psi,
-            task_options=("--task", task) if task == "keypoints" else ("--unlabelled", "extend"),
+            task_options=("--unlabelled", "extend") if task_of(task).has_label_image else ("--task", task),
         )
 
     with (

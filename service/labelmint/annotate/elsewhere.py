@@ -3,6 +3,8 @@
 Rules of this file:
 - A class of an image becomes one bitmap (labelme) or one run-length mask (COCO), because strokes overlap and polygons
   would not keep single pixels.
+- Keypoints become COCO keypoints, one skeleton without edges for each image. labelme's points are not read back by
+  `labelmint fit`, so they are not written.
 - A pixel that nobody drew is in no shape. `labelmint fit` reads it as not drawn with `--unlabelled
   ignore` or `extend`.
 - Only a file that this module wrote is replaced, so that nothing that was drawn elsewhere is lost.
@@ -21,8 +23,9 @@ import numpy as np
 from PIL import Image
 
 from labelmint.annotate.strokes import Area, Mask, runs_of
-from labelmint.core.errors import UnusableFile
-from labelmint.models.annotations import UNDRAWN, image_path
+from labelmint.core.errors import InvalidRequest, UnusableFile
+from labelmint.core.task import task_of
+from labelmint.models.annotations import UNDRAWN, AnnotatedDataset, coco, image_path
 from labelmint.models.annotations.directory import image_name
 from labelmint.models.annotations.files import write_json
 
@@ -31,14 +34,19 @@ _MARK = "written_by"
 _US = "labelmint annotate"
 
 
-def write_elsewhere(
-    directory: Path, names: tuple[str, ...], masks: Mapping[int, Mask], *, file_format: Elsewhere
-) -> list[Path]:
-    """Write the masks uint8 [R,R] by seed; returns the files. Raises UnusableFile for the file of another tool."""
-    if file_format == "labelme":
-        files = {image_path(directory, seed).with_suffix(".json"): _labelme(seed, masks[seed], names) for seed in masks}
+def write_elsewhere(directory: Path, dataset: AnnotatedDataset, file_format: Elsewhere) -> list[Path]:
+    """Write what is drawn; returns the files. Raises UnusableFile for the file of another tool, InvalidRequest."""
+    names, labels = dataset.names, dataset.labels
+    if not task_of(dataset.task).has_label_image:
+        if file_format != "coco":
+            raise InvalidRequest("format", f"{file_format} is for masks only; choose coco for keypoints")
+        files = {coco.keypoints_path(directory): _coco_keypoints(dataset)}
+    elif file_format == "labelme":
+        files = {
+            image_path(directory, seed).with_suffix(".json"): _labelme(seed, labels[seed], names) for seed in labels
+        }
     else:
-        files = {directory / "annotations" / "instances_default.json": _coco(masks, names)}
+        files = {coco.instances_path(directory): _coco(labels, names)}
     for path in files:
         _check_ours(path)
     for path, content in files.items():
@@ -89,15 +97,43 @@ def _labelme(seed: int, mask: Mask, names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _coco(masks: Mapping[int, Mask], names: tuple[str, ...]) -> dict[str, Any]:
-    images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for number, (seed, mask) in enumerate(masks.items(), start=1):
-        height, width = mask.shape
-        images.append({"id": number, "file_name": image_name(seed), "height": height, "width": width})
+    for number, mask in enumerate(masks.values(), start=1):
         for each in _drawn(mask):
             annotations.append(_annotation(len(annotations) + 1, number, each + 1, area=mask == each))
     categories = [{"id": index, "name": name, "supercategory": ""} for index, name in enumerate(names, start=1)]
-    return {"images": images, "categories": categories, "annotations": annotations}
+    return {"images": _coco_images(masks), "categories": categories, "annotations": annotations}
+
+
+def _coco_keypoints(dataset: AnnotatedDataset) -> dict[str, Any]:
+    annotations = []
+    for number, points in enumerate(dataset.labels.values(), start=1):
+        placed = points[points[:, 2] > 0, :2]  # [P,2]
+        corners = np.stack([placed.min(axis=0), placed.max(axis=0)]) if len(placed) else np.zeros((2, 2))
+        (left, top), (right, bottom) = corners.tolist()
+        annotations.append(
+            {
+                "id": number,
+                "image_id": number,
+                "category_id": 1,
+                "keypoints": points.flatten().tolist(),
+                "num_keypoints": len(placed),
+                "area": (right - left) * (bottom - top),
+                "bbox": [left, top, right - left, bottom - top],
+                "iscrowd": 0,
+            }
+        )
+    skeleton = {"id": 1, "name": "keypoints", "supercategory": "", "keypoints": list(dataset.names), "skeleton": []}
+    return {"images": _coco_images(dataset.images), "categories": [skeleton], "annotations": annotations}
+
+
+def _coco_images(pictures: Mapping[int, Mask]) -> list[dict[str, Any]]:
+    """Describe masks [R,R] or images [R,R,3], numbered in their order from 1."""
+    sizes = {seed: each.shape for seed, each in pictures.items()}
+    return [
+        {"id": number, "file_name": image_name(seed), "height": height, "width": width}
+        for number, (seed, (height, width, *_)) in enumerate(sizes.items(), start=1)
+    ]
 
 
 def _annotation(number: int, image: int, category: int, *, area: Area) -> dict[str, Any]:

@@ -13,22 +13,19 @@ Rules of this file:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from tqdm import tqdm
 
 from labelmint.core.task import task_of
 from labelmint.models.annotations import UNDRAWN, AnnotatedDataset
-from labelmint.models.draw import draw
-from labelmint.models.generator import Generator
+from labelmint.models.draw import Features
 from labelmint.models.interpreter import InterpreterSpec
-from labelmint.models.pixels import Bytes
-from labelmint.models.quick import Sums, preview, quick_interpreter, quick_spec, sums_of
+from labelmint.models.quick import Sums, preview, quick_interpreter, sums_of
 
 Floats = npt.NDArray[np.float64]
 
@@ -71,30 +68,24 @@ def image_counts(images: int) -> list[int]:
 
 @torch.no_grad()
 def estimate(
-    generator: Generator,
-    dataset: AnnotatedDataset,
-    *,
-    layout: str,
-    check: Callable[[int, Bytes], None] = lambda seed, image: None,
-    drawn: AnnotatedDataset | None = None,
+    spec: InterpreterSpec, dataset: AnnotatedDataset, features: Features, *, drawn: AnnotatedDataset | None = None
 ) -> Estimate:
-    """Leave out each annotated image once, for each number of images of the curve.
+    """Leave out each annotated image once, for each number of images of the curve. `spec` is of `quick_spec`.
 
-    If the masks of `dataset` were extended, `drawn` has those before: an image shows the classes that are drawn on it.
+    It asks for the features of each image twice. If the masks of `dataset` were extended, `drawn` has those before: an
+    image shows the classes that are drawn on it.
     """
-    basis, sums = sums_of(generator, dataset, layout, check)
-    spec = quick_spec(generator, dataset, layout)
+    basis, sums = sums_of(spec, dataset, features)
     judge = _counted if task_of(dataset.task).has_label_image else _measured
     seeds = list(dataset.labels)
     judged: dict[int, list[Floats]] = {count: [] for count in image_counts(len(seeds))}
     predictions = {}
-    for index, seed in enumerate(tqdm(seeds, desc="leave one out", unit="img")):
-        class_index = dataset.class_indices.get(seed)
-        features = draw(generator, seed, dataset.truncation_psi, layout=layout, class_index=class_index)[1]
+    for index, seed in enumerate(seeds):
+        maps = features(seed)
         for count in judged:
             if index < count:
                 others = Sums.together(sums[other] for other in seeds[:count] if other != seed)
-                found = preview(quick_interpreter(spec, basis, others), features)[0].numpy()
+                found = preview(quick_interpreter(spec, basis, others), maps)[0].numpy()
                 judged[count].append(judge(found, dataset.labels[seed], spec))
                 predictions[seed] = found
     return _summary(drawn or dataset, judged, predictions)

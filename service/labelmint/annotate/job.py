@@ -90,7 +90,6 @@ class Job:
     def __init__(self) -> None:
         self.status = Status()
         self._task: asyncio.Task[None] | None = None
-        self._process: asyncio.subprocess.Process | None = None
 
     def start(self, plan: Plan) -> None:
         """Begin the commands of a plan.

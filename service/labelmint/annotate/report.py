@@ -23,8 +23,10 @@ from PIL import Image, ImageDraw
 from labelmint.annotate.estimate import NEAR, Estimate, Figure, estimate
 from labelmint.core.task import TaskName, task_of
 from labelmint.models.annotations import UNDRAWN, AnnotatedDataset, Unlabelled, sha256_of, write_text
+from labelmint.models.draw import counted, features_of
 from labelmint.models.extension import extended
 from labelmint.models.fit import same_images
+from labelmint.models.quick import quick_spec
 from labelmint.models.store import load_generator
 from labelmint.models.tasks import learning_of
 
@@ -62,7 +64,8 @@ def write_report(
     if unlabelled == "extend":
         dataset = extended(generator, drawn, layout=layout, check=check)
         about += ", undrawn pixels as a quick interpreter of all images labels them"
-    found = estimate(generator, dataset, layout=layout, check=check, drawn=drawn)
+    with counted(features_of(generator, dataset, layout, check), 2 * len(dataset.labels), "leave one out") as features:
+        found = estimate(quick_spec(generator, dataset, layout), dataset, features, drawn=drawn)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, page(dataset, found, about))
     print(f"{out}: {_said(dataset, found)}")

@@ -175,26 +175,20 @@ class Studio:
 
     def _annotated(self) -> tuple[dict[int, Sheet], AnnotatedDataset]:
         """What is drawn at this moment; raises TooFew if nothing can be learned from it."""
-        workspace, task = self._workspace, self._workspace.bound.task
-        sheets = dict(workspace.drawn)
-        labels: dict[int, npt.NDArray[Any]] = {
-            seed: sheet.mask if task_of(task).has_label_image else workspace.keypoints(sheet)
-            for seed, sheet in sheets.items()
-        }
-        names, palette = workspace.classes.names, workspace.classes.palette
-        images = {seed: sheet.image for seed, sheet in sheets.items()}
-        classes = {int(each) for label in labels.values() for each in np.unique(label)} - {UNDRAWN}
-        if task_of(task).has_label_image and len(classes) < 2:
+        dataset = self._workspace.annotated()
+        classes = {int(each) for label in dataset.labels.values() for each in np.unique(label)} - {UNDRAWN}
+        if task_of(dataset.task).has_label_image and len(classes) < 2:
             raise TooFew("Draw a few strokes of two classes to see a prediction.")
-        if not sheets:
+        if not dataset.labels:
             raise TooFew("Place a keypoint first.")
-        return sheets, AnnotatedDataset(task, workspace.bound.truncation_psi, names, palette, images, labels)
+        return dict(self._workspace.drawn), dataset
 
     def _estimate(self, sheets: Mapping[int, Sheet], dataset: AnnotatedDataset) -> Estimate:
         whole = dataset
         if task_of(dataset.task).has_label_image:  # nearly as `fit` will learn it, which has other directions
             whole = extended_by(self._fitted(sheets, dataset)[0], dataset, self._seen)
-        return estimate(self._generator, whole, layout=self._layout, drawn=dataset)
+        spec = quick_spec(self._generator, dataset, self._layout)
+        return estimate(spec, whole, self._seen, drawn=dataset)
 
     def _suggest(
         self,

@@ -10,21 +10,20 @@ Rules of this file:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from labelmint.core.errors import UnusableFile
 from labelmint.core.task import TaskName
 from labelmint.models.annotations import Unlabelled, names_path, read_drawn
-from labelmint.models.draw import draw
+from labelmint.models.draw import Features, counted, draw
 from labelmint.models.fit import same_images
 from labelmint.models.interpreter import StyleInterpreter, sample_features
-from labelmint.models.quick import Basis, Sums, preview, quick_interpreter, quick_spec, sums_of
+from labelmint.models.quick import Basis, fit_quick, preview
 from labelmint.models.store import load_unconditional
 from labelmint.models.tasks import learning_of
 
@@ -72,21 +71,19 @@ def suggest_files(
     if names_path(directory, task).exists():
         dataset = learning_of(task).read(directory, annotation_format, unlabelled)
         check = same_images(dataset, directory, generator_path)
-        basis, sums = sums_of(generator, dataset, layout, check)
-        interpreter = quick_interpreter(quick_spec(generator, dataset, layout), basis, Sums.together(sums.values()))
-    return suggest(
-        lambda seed: draw(generator, seed, drawn.truncation_psi, layout=layout)[1],
-        list(drawn.images),
-        free,
-        resolution=generator.spec.resolution,
-        count=count,
-        judge=interpreter,
-    )
+        interpreter = fit_quick(generator, dataset, layout, check)
+
+    def generated(seed: int) -> Mapping[int, Tensor]:
+        return draw(generator, seed, drawn.truncation_psi, layout=layout)[1]
+
+    known, size = list(drawn.images), generator.spec.resolution
+    with counted(generated, len(known) + len(free), "suggest") as features:
+        return suggest(features, known, free, resolution=size, count=count, judge=interpreter)
 
 
 @torch.no_grad()
 def suggest(
-    features: Callable[[int], Mapping[int, Tensor]],
+    features: Features,
     known: Sequence[int],
     candidates: Sequence[int],
     *,
@@ -94,12 +91,9 @@ def suggest(
     count: int,
     judge: StyleInterpreter | None,
 ) -> list[Suggestion]:
-    """Return `count` of the candidates, the most useful first.
-
-    `features` gives {r: float32 [1,C_r,r,r]} of a seed. `judge` is the quick interpreter, if there is one.
-    """
+    """Return `count` of the candidates, the most useful first. `judge` is the quick interpreter, if there is one."""
     grids, uncertain = [], []
-    for index, seed in enumerate(tqdm([*known, *candidates], desc="suggest", unit="img")):
+    for index, seed in enumerate([*known, *candidates]):
         maps = features(seed)
         grids.append(_grid(maps, resolution))  # [P,D]
         if judge is not None and index >= len(known):

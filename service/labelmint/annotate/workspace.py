@@ -32,9 +32,10 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from labelmint.annotate.strokes import MAX_STROKES, Mask, Stroke, Taken, mask_of, runs_of
 from labelmint.core.errors import CannotSave, ChangedElsewhere, InvalidRequest, UnusableFile
 from labelmint.core.policy import SEED_END, check_seed
-from labelmint.core.task import TaskName
+from labelmint.core.task import TaskName, task_of
 from labelmint.models.annotations import (
     UNDRAWN,
+    AnnotatedDataset,
     Unlabelled,
     image_path,
     mask_path,
@@ -136,6 +137,18 @@ class Workspace:
     def drawn(self) -> dict[int, Sheet]:
         """The images on which something is drawn, in their order."""
         return {seed: sheet for seed, sheet in self.sheets.items() if sheet.touched}
+
+    def annotated(self) -> AnnotatedDataset:
+        """Everything that is drawn, as the readers of `fit` return it, but also without any image or keypoint."""
+        keypoints = not task_of(self.bound.task).has_label_image
+        return AnnotatedDataset(
+            self.bound.task,
+            self.bound.truncation_psi,
+            self.classes.names,
+            self.classes.palette,
+            images={seed: sheet.image for seed, sheet in self.drawn.items()},
+            labels={seed: self._points(sheet) if keypoints else sheet.mask for seed, sheet in self.drawn.items()},
+        )
 
     def sheet(self, seed: int) -> Sheet:
         if seed not in self.sheets:
@@ -261,12 +274,8 @@ class Workspace:
             masks = {seed: sheet.mask for seed, sheet in changed.items() if sheet.touched}
             write_masks(self.directory, self.classes, masks)
         else:
-            write_keypoints(
-                self.directory,
-                self.classes.names,
-                self.classes.palette,
-                keypoints={seed: self.keypoints(sheet) for seed, sheet in self.drawn.items()},
-            )
+            dataset = self.annotated()
+            write_keypoints(self.directory, dataset.names, dataset.palette, keypoints=dataset.labels)
         content = {
             "generator_sha256": self.bound.generator_sha256,
             "truncation_psi": self.bound.truncation_psi,
@@ -276,9 +285,9 @@ class Workspace:
         for seed in changed.keys() - self.drawn.keys():  # `fit` refuses a mask of an image that is not listed
             mask_path(self.directory, seed).unlink(missing_ok=True)
 
-    def keypoints(self, sheet: Sheet) -> npt.NDArray[np.float32]:
-        """The keypoints of an image as `write_keypoints` takes them, float32 [K,3]."""
-        placed = {point.name: (point.x, point.y, 1) for point in sheet.points if point.visible}
+    def _points(self, sheet: Sheet) -> npt.NDArray[np.float32]:
+        """The keypoints of an image, float32 [K,3] of x, y, visibility."""
+        placed = {point.name: (point.x, point.y, point.visible) for point in sheet.points if point.visible}
         return np.array([placed.get(name, (0, 0, 0)) for name in self.classes.names], np.float32).reshape(-1, 3)
 
     @contextlib.contextmanager
@@ -362,7 +371,7 @@ def _take_over(workspace: Workspace, annotation_format: str | None, unlabelled: 
                 sheet = replace(sheet, strokes=tuple(taken(label, annotation_format)))
             else:
                 points = zip(dataset.names, label.tolist(), strict=True)
-                places = (Place(name=name, x=x, y=y, visible=2 if present else 0) for name, (x, y, present) in points)
+                places = (Place(name=name, x=x, y=y, visible=int(seen)) for name, (x, y, seen) in points)
                 sheet = replace(sheet, points=tuple(places))
             workspace._write_saved(sheet)
     # Last, because a directory that has it counts as taken over.

@@ -7,7 +7,8 @@ Rules of this file:
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,13 @@ from tqdm import tqdm
 from labelmint.core.errors import InvalidRequest
 from labelmint.core.generator_classes import CLASS_INDEX
 from labelmint.core.policy import check_seed, latent_of
-from labelmint.models.annotations import check_new, sha256_of, write_dataset
+from labelmint.models.annotations import AnnotatedDataset, check_new, sha256_of, write_dataset
+from labelmint.models.annotations.files import Bytes
 from labelmint.models.generator import Generator, to_uint8
 from labelmint.models.store import load_generator
+
+# Gives the features {r: float32 [1,C_r,r,r]} of a seed.
+Features = Callable[[int], Mapping[int, Tensor]]
 
 
 def check_class_index(class_index: int | None, count: int) -> int | None:
@@ -51,6 +56,41 @@ def draw(
     crossover = torch.tensor([[generator.spec.num_ws]], dtype=torch.int32)
     image, features = generator(latent, latent, crossover, torch.tensor([[truncation_psi]]), layout, drawn)
     return image, features
+
+
+def features_of(
+    generator: Generator,
+    dataset: AnnotatedDataset,
+    layout: str,
+    check: Callable[[int, Bytes], None] = lambda seed, image: None,
+) -> Features:
+    """Return what generates the annotated images; `check` is called with each seed and its image uint8 [R,R,3]."""
+
+    @torch.no_grad()
+    def features(seed: int) -> Mapping[int, Tensor]:
+        class_index = dataset.class_indices.get(seed)
+        image, maps = draw(generator, seed, dataset.truncation_psi, layout=layout, class_index=class_index)
+        check(seed, to_uint8(image)[0].numpy())
+        return maps
+
+    return features
+
+
+@contextmanager
+def counted(features: Features, images: int, title: str) -> Iterator[Features]:
+    """Show on the terminal how many of so many images are generated.
+
+    Only commands do. The annotation page computes silently: nobody may read its terminal, and where that is a file, a
+    full disk must not stop the page.
+    """
+    with tqdm(total=images, desc=title, unit="img") as bar:
+
+        def drawn(seed: int) -> Mapping[int, Tensor]:
+            maps = features(seed)
+            bar.update()
+            return maps
+
+        yield drawn
 
 
 def drawn_images(

@@ -9,19 +9,18 @@ Rules of this file:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from labelmint.models.annotations import UNDRAWN, AnnotatedDataset
-from labelmint.models.draw import draw
+from labelmint.models.annotations.files import Bytes
+from labelmint.models.draw import Features, counted, features_of
 from labelmint.models.generator import Generator
 from labelmint.models.interpreter import StyleInterpreter
-from labelmint.models.pixels import Bytes
-from labelmint.models.quick import Sums, preview, quick_interpreter, quick_spec, sums_of
+from labelmint.models.quick import fit_quick, preview
 
 
 @torch.no_grad()
@@ -31,21 +30,14 @@ def extended(
     """Return the dataset of masks with every pixel labelled; `check` is called as in `fit`."""
     if not any((mask == UNDRAWN).any() for mask in dataset.labels.values()):
         return dataset
-    basis, sums = sums_of(generator, dataset, layout, check)
-    interpreter = quick_interpreter(quick_spec(generator, dataset, layout), basis, Sums.together(sums.values()))
-
-    def features(seed: int) -> Mapping[int, Tensor]:
-        class_index = dataset.class_indices.get(seed)
-        return draw(generator, seed, dataset.truncation_psi, layout=layout, class_index=class_index)[1]
-
-    return extended_by(interpreter, dataset, features)
+    interpreter = fit_quick(generator, dataset, layout, check)
+    with counted(features_of(generator, dataset, layout), len(dataset.labels), "extend") as features:
+        return extended_by(interpreter, dataset, features)
 
 
 @torch.no_grad()
-def extended_by(
-    interpreter: StyleInterpreter, dataset: AnnotatedDataset, features: Callable[[int], Mapping[int, Tensor]]
-) -> AnnotatedDataset:
-    """Return the dataset extended by a quick interpreter; `features` gives {r: float32 [1,C_r,r,r]} of a seed."""
+def extended_by(interpreter: StyleInterpreter, dataset: AnnotatedDataset, features: Features) -> AnnotatedDataset:
+    """Return the dataset extended by a quick interpreter."""
     labels = {}
     for seed, mask in dataset.labels.items():
         found = preview(interpreter, features(seed))[0].numpy()  # [R,R]

@@ -30,6 +30,7 @@ from tqdm import tqdm
 from labelmint.core.errors import InvalidRequest, UnusableFile
 from labelmint.core.task import TaskName
 from labelmint.models.annotations import AnnotatedDataset, Unlabelled, image_path, sha256_of
+from labelmint.models.annotations.files import Bytes
 from labelmint.models.draw import check_class_index
 from labelmint.models.extension import extended
 from labelmint.models.generator import Generator
@@ -39,7 +40,7 @@ from labelmint.models.interpreter import (
     fold_batch_norm,
     hidden_widths,
 )
-from labelmint.models.pixels import Bytes, FitSettings, Pool, draw_pool
+from labelmint.models.pixels import FitSettings, Pool, draw_pool
 from labelmint.models.resuming import Checkpoint
 from labelmint.models.store import load_generator, save_interpreter
 from labelmint.models.tasks import build_interpreter, learning_of
@@ -67,13 +68,13 @@ def fit_files(
     _check_classes(generator, dataset, annotations / "dataset.json")
     settings = FitSettings(**learning.settings(generator.spec.resolution), steps=steps)
     generator_sha256 = sha256_of(generator_path)
-    options = {"task": task, "layout": layout, "heads": heads, **asdict(settings)}
-    if unlabelled == "extend":
-        options["unlabelled"] = unlabelled
+    # Noted only where it changes something, so that the files of other fits keep their bytes.
+    extends = {"unlabelled": unlabelled} if unlabelled == "extend" else {}
+    options = {"task": task, "layout": layout, "heads": heads, **asdict(settings), **extends}
     inputs = {"weights": generator_sha256, "annotations": _digest_of(dataset), "options": json.dumps(options)}
     checkpoint = Checkpoint(out.with_name(out.name + ".checkpoint"), inputs)
     check = same_images(dataset, annotations, generator_path)
-    if unlabelled == "extend":
+    if extends:
         dataset = extended(generator, dataset, layout=layout, check=check)
     interpreter, error = fit(
         generator,
@@ -89,15 +90,14 @@ def fit_files(
         "seeds": list(dataset.images),
         "truncation_psi": dataset.truncation_psi,
         "training_error": error,
+        **extends,
     }
-    if unlabelled == "extend":
-        notes["unlabelled"] = unlabelled
     if dataset.class_indices:
         notes["class_indices"] = list(dataset.class_indices.values())
     save_interpreter(out, interpreter, notes)
     checkpoint.remove()
     outputs = interpreter.spec.num_classes
-    where = "drawn pixels and those that extend them" if unlabelled == "extend" else "drawn pixels"
+    where = "drawn pixels and those that extend them" if extends else "drawn pixels"
     print(f"{out}: {heads} heads, {outputs} outputs, {learning.describe(error)} on the {where}")
 
 

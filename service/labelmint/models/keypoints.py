@@ -97,12 +97,13 @@ def locate(heat: Tensor) -> tuple[Tensor, Tensor]:
 def heat_targets(keypoints: Tensor, rows: Tensor, columns: Tensor, *, resolution: int) -> Tensor:
     """Return Gaussian targets at chosen pixels, float32 [P,K] with peak 1; all 0 for a keypoint that is absent.
 
-    keypoints float32 [K,3] are (x, y, present); rows and columns are int64 [P].
+    keypoints float32 [K,3] are (x, y, visibility); a hidden one counts as a visible one. Rows and columns are
+    int64 [P].
     """
     dx = columns[:, None] - keypoints[None, :, 0]  # [P,K]
     dy = rows[:, None] - keypoints[None, :, 1]  # [P,K]
     deviation = SIGMA * resolution
-    return torch.exp(-(dx.square() + dy.square()) / (2.0 * deviation**2)) * keypoints[:, 2]
+    return torch.exp(-(dx.square() + dy.square()) / (2.0 * deviation**2)) * (keypoints[:, 2] > 0)
 
 
 INTERPRETER: type[StyleInterpreter] = KeypointInterpreter

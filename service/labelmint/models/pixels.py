@@ -8,23 +8,19 @@ Rules of this file:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from labelmint.models.annotations import AnnotatedDataset
-from labelmint.models.draw import draw
-from labelmint.models.generator import Generator, to_uint8
+from labelmint.models.annotations.files import Bytes
+from labelmint.models.draw import Features, counted, features_of
+from labelmint.models.generator import Generator
 from labelmint.models.interpreter import sample_features
 from labelmint.models.layout import channels_of
 from labelmint.models.tasks import learning_of
-
-Bytes = npt.NDArray[np.uint8]
 
 # The limit for the features of all sampled pixels. With many images, fewer pixels are sampled from each.
 POOL_BYTES = 3 << 30
@@ -59,24 +55,37 @@ def draw_pool(
     check: Callable[[int, Bytes], None] = lambda seed, image: None,
 ) -> tuple[Pool, dict[int, int]]:
     """Sample pixels from every image. Returns the pool and the number of channels of each feature level."""
-    resolution = generator.spec.resolution
     channels = channels_of(layout, generator.spec.taps)
-    seeds = list(dataset.labels)
-    affordable = POOL_BYTES // (4 * sum(channels.values()) * len(seeds))
-    per_image = min(settings.pixels_per_image, affordable, resolution**2)
-    limited = replace(settings, pixels_per_image=per_image)
-    features = torch.empty(per_image * len(seeds), sum(channels.values()))  # [P,D]
+    width, images, resolution = sum(channels.values()), len(dataset.labels), generator.spec.resolution
+    limited = affordable(settings, images, width=width, resolution=resolution, most_bytes=POOL_BYTES)
+    features = torch.empty(limited.pixels_per_image * images, width)  # [P,D]
     targets, filled = list[Tensor](), 0
-    for seed in tqdm(seeds, desc="draw pixels", unit="img"):
-        class_index = dataset.class_indices.get(seed)
-        image, maps = draw(generator, seed, dataset.truncation_psi, layout=layout, class_index=class_index)
-        check(seed, to_uint8(image)[0].numpy())
-        pixels = sample_pixels(dataset, seed, maps, resolution=resolution, settings=limited, rng=rng)
-        count = len(pixels.targets)
-        features[filled : filled + count] = pixels.features
-        targets.append(pixels.targets)
-        filled += count
+    with counted(features_of(generator, dataset, layout, check), images, "draw pixels") as drawn:
+        for _, pixels in pools(dataset, drawn, limited, resolution=resolution, rng=rng):
+            count = len(pixels.targets)
+            features[filled : filled + count] = pixels.features
+            targets.append(pixels.targets)
+            filled += count
     return Pool(features[:filled], torch.cat(targets)), channels
+
+
+def affordable(settings: FitSettings, images: int, *, width: int, resolution: int, most_bytes: int) -> FitSettings:
+    """Return the settings with no more pixels of each image than it has, and than `most_bytes` hold the features of.
+
+    A pixel has `width` features.
+    """
+    held = most_bytes // (4 * width * images)
+    return replace(settings, pixels_per_image=min(settings.pixels_per_image, held, resolution**2))
+
+
+@torch.no_grad()
+def pools(
+    dataset: AnnotatedDataset, features: Features, settings: FitSettings, *, resolution: int, rng: torch.Generator
+) -> Iterator[tuple[int, Pool]]:
+    """Yield the seed and the sampled pixels of each image."""
+    for seed in dataset.labels:
+        maps = features(seed)
+        yield seed, sample_pixels(dataset, seed, maps, resolution=resolution, settings=settings, rng=rng)
 
 
 def sample_pixels(

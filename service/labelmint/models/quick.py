@@ -23,15 +23,15 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from labelmint.core.task import task_of
 from labelmint.models.annotations import AnnotatedDataset
-from labelmint.models.draw import draw
-from labelmint.models.generator import Generator, to_uint8
+from labelmint.models.annotations.files import Bytes
+from labelmint.models.draw import Features, counted, features_of
+from labelmint.models.generator import Generator
 from labelmint.models.interpreter import InterpreterSpec, StyleInterpreter
 from labelmint.models.layout import channels_of
-from labelmint.models.pixels import POOL_BYTES, Bytes, FitSettings, sample_pixels
+from labelmint.models.pixels import POOL_BYTES, FitSettings, affordable, pools
 from labelmint.models.tasks import build_interpreter, learning_of
 
 DIRECTIONS = 256
@@ -101,28 +101,29 @@ class Sums:
 
 
 @torch.no_grad()
-def sums_of(
-    generator: Generator, dataset: AnnotatedDataset, layout: str, check: Callable[[int, Bytes], None]
-) -> tuple[Basis, dict[int, Sums]]:
-    """Return the basis of the features of the drawn pixels, and each image's sums.
-
-    `check` is called with each seed and its generated image, as in `fit`.
-    """
-    rng = torch.Generator().manual_seed(0)
-    resolution, channels = generator.spec.resolution, channels_of(layout, generator.spec.taps)
-    settings = FitSettings(**learning_of(dataset.task).settings(resolution))
+def sums_of(spec: InterpreterSpec, dataset: AnnotatedDataset, features: Features) -> tuple[Basis, dict[int, Sums]]:
+    """Return the basis of the features of the drawn pixels, and each image's sums. `spec` is of `quick_spec`."""
+    settings = FitSettings(**learning_of(dataset.task).settings(spec.resolution))
+    settings = replace(settings, pixels_per_image=min(PIXELS, settings.pixels_per_image))
+    width, resolution = spec.feature_dim, spec.resolution
     # A quarter of the bound, because `Basis.of` needs three more copies.
-    affordable = POOL_BYTES // 4 // (4 * sum(channels.values()) * len(dataset.labels))
-    settings = replace(settings, pixels_per_image=min(PIXELS, affordable, settings.pixels_per_image))
-    pools = {}
-    for seed in tqdm(dataset.labels, desc="draw pixels", unit="img"):
-        class_index = dataset.class_indices.get(seed)
-        image, maps = draw(generator, seed, dataset.truncation_psi, layout=layout, class_index=class_index)
-        check(seed, to_uint8(image)[0].numpy())
-        pools[seed] = sample_pixels(dataset, seed, maps, resolution=resolution, settings=settings, rng=rng)
-    basis = Basis.of(torch.cat([pool.features for pool in pools.values()]))
+    most_bytes = POOL_BYTES // 4
+    settings = affordable(settings, len(dataset.labels), width=width, resolution=resolution, most_bytes=most_bytes)
+    rng = torch.Generator().manual_seed(0)
+    found = dict(pools(dataset, features, settings, resolution=resolution, rng=rng))
+    basis = Basis.of(torch.cat([pool.features for pool in found.values()]))
     outputs = len(dataset.names)
-    return basis, {seed: Sums.of(basis.project(pool.features), pool.targets, outputs) for seed, pool in pools.items()}
+    return basis, {seed: Sums.of(basis.project(pool.features), pool.targets, outputs) for seed, pool in found.items()}
+
+
+def fit_quick(
+    generator: Generator, dataset: AnnotatedDataset, layout: str, check: Callable[[int, Bytes], None]
+) -> StyleInterpreter:
+    """Return the quick interpreter of all drawn pixels; `check` is called as in `features_of`."""
+    spec = quick_spec(generator, dataset, layout)
+    with counted(features_of(generator, dataset, layout, check), len(dataset.labels), "draw pixels") as features:
+        basis, sums = sums_of(spec, dataset, features)
+    return quick_interpreter(spec, basis, Sums.together(sums.values()))
 
 
 def quick_spec(generator: Generator, dataset: AnnotatedDataset, layout: str) -> InterpreterSpec:
@@ -144,8 +145,7 @@ def quick_interpreter(spec: InterpreterSpec, basis: Basis, sums: Sums) -> StyleI
     same, none = torch.eye(2 * spec.num_classes), torch.zeros(2 * spec.num_classes)
     last = same[: spec.num_classes] - same[spec.num_classes :]  # [K,2K]
     layers = [(torch.cat([weight, -weight]), torch.cat([bias, -bias])), (same, none), (last, none[: spec.num_classes])]
-    interpreter = build_interpreter(spec, "mean_entropy")
-    interpreter.strip_rows = min(STRIP_ROWS, spec.resolution)
+    interpreter = build_interpreter(spec, "mean_entropy", STRIP_ROWS)
     interpreter.take_layers([(weight[None], bias[None]) for weight, bias in layers])
     return interpreter.eval()
 

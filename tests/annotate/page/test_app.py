@@ -15,6 +15,7 @@ from PIL import Image
 
 from labelmint.annotate.strokes import area_of
 from labelmint.models.annotations import read_keypoints, read_masks
+from labelmint.models.annotations.coco import keypoints_path
 from tests.annotate.page.conftest import ADDRESS, Desk
 from tests.conftest import ROOT
 from tests.support.processes import alive, descendants
@@ -190,8 +191,10 @@ def test_keypoints(small_generator: Path, tmp_path: Path, start_desk: Callable[.
         assert api.get("images/5/points").json() == {"revision": 1, "points": points}
         commands = api.post("commands", json={}).json()["commands"]
         assert len(commands) == 4 and "--task keypoints" in commands[0]
-        assert problem(api.post("elsewhere", json={"format": "coco"}))[:2] == (400, "INVALID_REQUEST")
-    assert read_keypoints(desk.directory).labels[5].tolist() == [[3.5, 4, 1], [9, 2, 1]]
+        assert problem(api.post("elsewhere", json={"format": "labelme"}))[:2] == (400, "INVALID_REQUEST")
+        assert api.post("elsewhere", json={"format": "coco"}).json()["files"] == [str(keypoints_path(desk.directory))]
+    for form in ("csv", "coco"):
+        assert read_keypoints(desk.directory, form).labels[5].tolist() == [[3.5, 4, 2], [9, 2, 1]]
 
 
 def test_ctrl_c_while_the_page_starts(small_generator: Path, tmp_path: Path) -> None:

@@ -303,7 +303,7 @@ async def test_keypoints_are_placed_dragged_hidden_and_absent(
         points = httpx.get(f"{desk.address}api/images/4000000000/points").json()["points"]
         assert [(each["name"], each["visible"]) for each in points] == [("nose", 2), ("eye", 1), ("mouth", 0)]
         (label,) = read_keypoints_but_mouth(desk)
-        assert np.allclose(label[0], (4, 5, 1), atol=0.2) and np.allclose(label[1], (11, 9, 1), atol=0.2)
+        assert np.allclose(label[0], (4, 5, 2), atol=0.2) and np.allclose(label[1], (11, 9, 1), atol=0.2)
 
 
 def read_keypoints_but_mouth(desk: Desk) -> list[np.ndarray]:

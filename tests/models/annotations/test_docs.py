@@ -135,7 +135,7 @@ def test_the_keypoints(parts: Path) -> None:
     (parts / "keypoints.json").write_text(
         '[{"name": "left_eye", "rgb": [0, 0, 0]}, {"name": "nose", "rgb": [0, 0, 0]}]'
     )
-    assert read_keypoints(parts, "csv").labels[4_000_000_000].tolist() == [[8, 12.25, 1], [23.5, 30, 1]]
+    assert read_keypoints(parts, "csv").labels[4_000_000_000].tolist() == [[8, 12.25, 2], [23.5, 30, 2]]
     labelmint(blocks("sh")[-1].strip())
     spec = load_interpreter(Path("keypoints.safetensors")).spec
     assert (spec.task, spec.class_names) == ("keypoints", ("left_eye", "nose"))

@@ -25,7 +25,8 @@ def test_what_is_written_comes_back_to_the_bit(annotated: Path) -> None:
     rng = np.random.default_rng(0)
     points = {seed: rng.uniform(0, 23, (3, 3)).astype(np.float32) for seed in (3, 12)}
     for values in points.values():
-        values[:, 2] = 1
+        values[:, 2] = 2
+    points[3][0, 2] = 1  # hidden
     points[3][1] = 0
     write_keypoints(annotated, NAMES, PALETTE, keypoints=points)
     dataset = read_keypoints(annotated, "csv")
@@ -45,8 +46,8 @@ def test_an_image_may_show_none_of_them(annotated: Path) -> None:
 def test_a_csv_by_hand(annotated: Path) -> None:
     csv_path(annotated).write_bytes(b"\xef\xbb\xbf" + CSV.replace("\n", "\r\n").encode() + b"\r\n")
     points = read_keypoints(annotated, "csv").labels
-    assert points[3].tolist() == [[-0.5, 23.5, 1], [0, 0, 0], [1.5, 2, 1]]
-    assert points[12].tolist() == [[0, 0, 0], [39.5, 0, 1], [0, 0, 1]]
+    assert points[3].tolist() == [[-0.5, 23.5, 2], [0, 0, 0], [1.5, 2, 2]]
+    assert points[12].tolist() == [[0, 0, 0], [39.5, 0, 2], [0, 0, 2]]
 
 
 @pytest.mark.parametrize(
@@ -103,8 +104,8 @@ def test_coco_is_matched_by_name(annotated: Path) -> None:
     stems = {image["id"]: int(Path(image["file_name"]).stem) for image in content["images"]}
     theirs = {stems[entry["image_id"]]: np.reshape(entry["keypoints"], (3, 3)) for entry in content["annotations"]}
     assert {seed: values[:, 2].tolist() for seed, values in theirs.items()} == {3: [2, 1, 2], 12: [2, 2, 0]}
-    np.testing.assert_allclose(keypoints[3], np.c_[theirs[3][:, :2], [1, 1, 1]], rtol=1e-6)
-    np.testing.assert_allclose(keypoints[12][:2], np.c_[theirs[12][:2, :2], [1, 1]], rtol=1e-6)
+    np.testing.assert_allclose(keypoints[3], theirs[3], rtol=1e-6)
+    np.testing.assert_allclose(keypoints[12][:2], theirs[12][:2], rtol=1e-6)
     assert keypoints[12][2].tolist() == [0, 0, 0]
     # The order is that of keypoints.json, whatever the tool's.
     edit(annotated / "keypoints.json", lambda entries: entries.reverse())

@@ -60,7 +60,7 @@ class State {
     await this.renamed(await session());
     const keypoints = this.session.task === "keypoints";
     this.tools = keypoints ? new Placing(this, this.view) : new Drawing(this, this.view);
-    for (const id of ["tools", "size", "preview-head", "elsewhere"]) $(id).hidden = keypoints;
+    for (const id of ["tools", "size", "preview-head", "labelme"]) $(id).hidden = keypoints;
     $("placing").hidden = !keypoints;
     if (keypoints) $("preview-said").textContent = "";
     $("names-title").textContent = keypoints ? "Keypoints" : "Classes";

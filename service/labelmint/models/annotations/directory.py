@@ -58,7 +58,8 @@ class AnnotatedDataset:
     """Images uint8 [R,R,3] by seed, and the label of each image.
 
     A label is a mask uint8 [R,R] of class ids, with UNDRAWN where nobody drew (segmentation), or float32 [K,3]
-    (keypoints): x and y in pixels, and 1 if the keypoint is present, else 0. `class_indices` are those of `Drawn`.
+    (keypoints): x and y in pixels, and COCO's visibility, 0 absent, 1 hidden, 2 visible. `class_indices` are those of
+    `Drawn`.
     """
 
     task: TaskName

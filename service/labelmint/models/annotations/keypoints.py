@@ -33,14 +33,15 @@ def csv_path(directory: Path) -> Path:
 def write_keypoints(
     directory: Path, names: tuple[str, ...], palette: Palette, *, keypoints: Mapping[int, Points]
 ) -> None:
-    """Write keypoints as an annotator would, in the format `csv`. For each seed: float32 [K,3] of x, y, present."""
+    """Write keypoints as an annotator would, in the format `csv`. For each seed: float32 [K,3] of x, y, visibility."""
     lines = io.StringIO()
     writer = csv.writer(lines, lineterminator="\n")
     writer.writerow([*_HEADER, _VISIBLE])
     for seed, points in keypoints.items():
-        for name, (x, y, present) in zip(names, points.tolist(), strict=True):
+        for name, (x, y, visible) in zip(names, points.tolist(), strict=True):
             # Nine digits are enough to read back exactly the same float32.
-            writer.writerow([seed, name, f"{x:.9g}", f"{y:.9g}", 2] if present else [seed, name, "", "", 0])
+            place = (f"{x:.9g}", f"{y:.9g}") if visible else ("", "")
+            writer.writerow([seed, name, *place, int(visible)])
     write_text(csv_path(directory), lines.getvalue())
     write_names(directory / "keypoints.json", names, palette)
 

@@ -85,7 +85,7 @@ class Keypoint:
 
 
 def gather(entries: Iterable[Keypoint], names: tuple[str, ...], drawn: Drawn, *, directory: Path) -> dict[int, Points]:
-    """Return points float32 [K,3] of x, y and present (0 or 1), one array for each image of `synth`."""
+    """Return points float32 [K,3] of x, y and visibility (0 if absent), one array for each image of `synth`."""
     gathered = {seed: np.zeros((len(names), 3), np.float32) for seed in drawn.images}
     given: dict[int, set[int]] = {seed: set() for seed in drawn.images}
     for entry in entries:
@@ -96,7 +96,7 @@ def gather(entries: Iterable[Keypoint], names: tuple[str, ...], drawn: Drawn, *,
             raise UnusableFile(entry.path, f"{entry.where} is a duplicate for seed {entry.seed}; keep one")
         given[entry.seed].add(number)
         if _is_present(entry, drawn):
-            gathered[entry.seed][number] = entry.x, entry.y, 1
+            gathered[entry.seed][number] = entry.x, entry.y, entry.visible
     for seed, numbers in given.items():
         if not numbers:
             raise UnusableFile(
