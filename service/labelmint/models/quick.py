@@ -29,10 +29,10 @@ from labelmint.models.annotations import AnnotatedDataset
 from labelmint.models.annotations.files import Bytes
 from labelmint.models.draw import Features, counted, features_of
 from labelmint.models.generator import Generator
-from labelmint.models.interpreter import InterpreterSpec, StyleInterpreter
+from labelmint.models.interpreter import InterpreterSpec, StyleInterpreter, Weights
 from labelmint.models.layout import channels_of
 from labelmint.models.pixels import POOL_BYTES, FitSettings, affordable, pools
-from labelmint.models.tasks import build_interpreter, learning_of
+from labelmint.models.tasks import learning_of
 
 DIRECTIONS = 256
 SHRINKAGE = 0.3  # added to each variance; a standardised feature has variance 1
@@ -126,27 +126,31 @@ def fit_quick(
     return quick_interpreter(spec, basis, Sums.together(sums.values()))
 
 
+class _Linear:
+    """Makes an interpreter linear: the outputs of the first layer are those of the head, and the others are skipped."""
+
+    def layers(self, hidden: Tensor, _: Weights) -> Tensor:
+        """Map the first layer's outputs [B,K,H,W] to the head's outputs [B,H,1,K,W]."""
+        return hidden.transpose(1, 2).unsqueeze(2)
+
+
 def quick_spec(generator: Generator, dataset: AnnotatedDataset, layout: str) -> InterpreterSpec:
-    """Return the spec of a quick interpreter of one head. Each hidden layer holds the scores and their negatives."""
-    width, size = 2 * len(dataset.names), generator.spec.resolution
+    """Return the spec of a quick interpreter: one linear head, whose first layer has K outputs."""
+    count, size = len(dataset.names), generator.spec.resolution
     channels = channels_of(layout, generator.spec.taps)
-    return InterpreterSpec(layout, size, channels, 1, (width, width), dataset.names, dataset.palette, dataset.task)
+    return InterpreterSpec(layout, size, channels, 1, (count, count), dataset.names, dataset.palette, dataset.task)
 
 
 def quick_interpreter(spec: InterpreterSpec, basis: Basis, sums: Sums) -> StyleInterpreter:
-    """Fit the head of `quick_spec` and return it as an interpreter.
-
-    A linear score s is relu(s) - relu(-s), so each of the interpreter's hidden layers holds s and -s.
-    """
+    """Fit the head of `quick_spec` and return it as an interpreter."""
     solve = _discriminants if task_of(spec.task).has_label_image else _regressions
     reduced, bias = solve(sums)  # [K,Q], [K]
     weight = reduced @ (basis.directions / basis.scale[:, None]).t()  # [K,D]
     bias = bias - weight @ basis.mean
-    same, none = torch.eye(2 * spec.num_classes), torch.zeros(2 * spec.num_classes)
-    last = same[: spec.num_classes] - same[spec.num_classes :]  # [K,2K]
-    layers = [(torch.cat([weight, -weight]), torch.cat([bias, -bias])), (same, none), (last, none[: spec.num_classes])]
-    interpreter = build_interpreter(spec, "mean_entropy", STRIP_ROWS)
-    interpreter.take_layers([(weight[None], bias[None]) for weight, bias in layers])
+    linear = type("QuickInterpreter", (_Linear, learning_of(spec.task).INTERPRETER), {})
+    interpreter: StyleInterpreter = linear(spec, "mean_entropy", STRIP_ROWS)
+    skipped = torch.zeros(1, spec.num_classes, spec.num_classes), torch.zeros(1, spec.num_classes)
+    interpreter.take_layers([(weight[None], bias[None]), skipped, skipped])
     return interpreter.eval()
 
 
