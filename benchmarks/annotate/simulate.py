@@ -84,7 +84,7 @@ class Demo:
         return AnnotatedDataset("segmentation", 1.0, faces.CLASS_NAMES, faces.PALETTE, images, masks)
 
     def extended(self, dataset: AnnotatedDataset) -> AnnotatedDataset:
-        return extended(self.generator, dataset, layout=LAYOUT, check=lambda seed, image: None)
+        return extended(self.generator, dataset, layout=LAYOUT)
 
     def fitted(self, dataset: AnnotatedDataset, heads: int, steps: int) -> StyleInterpreter:
         return fit(self.generator, dataset, FitSettings(steps=steps), layout=LAYOUT, heads=heads)[0]

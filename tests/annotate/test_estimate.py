@@ -23,7 +23,7 @@ def test_image_counts() -> None:
 def test_comes_near_the_truth_of_unseen_images(truth: Truth) -> None:
     dataset = truth.dataset(range(12))
     found = truth.estimate(dataset)
-    interpreter = fit_quick(truth.generator, dataset, "paper", lambda seed, image: None)
+    interpreter = fit_quick(truth.generator, dataset, "paper")
     hits, union = np.zeros(3), np.zeros(3)
     for seed in range(100, 140):
         label = preview(interpreter, draw(truth.generator, seed, 1.0, layout="paper")[1])[0].numpy()

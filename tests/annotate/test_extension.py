@@ -18,12 +18,8 @@ from tests.annotate.conftest import CLASSES, Truth, rows_only
 pytestmark = pytest.mark.torch
 
 
-def nothing(seed: int, image: np.ndarray) -> None:
-    pass
-
-
 def extend(truth: Truth, dataset: AnnotatedDataset) -> AnnotatedDataset:
-    return extended(truth.generator, dataset, layout="paper", check=nothing)
+    return extended(truth.generator, dataset, layout="paper")
 
 
 def test_a_drawn_pixel_keeps_its_class(truth: Truth) -> None:
@@ -39,7 +35,7 @@ def test_a_drawn_pixel_keeps_its_class(truth: Truth) -> None:
 
 def test_the_other_pixels_get_what_all_drawn_pixels_say(truth: Truth) -> None:
     dataset = truth.dataset(range(8), rows_only)
-    interpreter = fit_quick(truth.generator, dataset, "paper", nothing)
+    interpreter = fit_quick(truth.generator, dataset, "paper")
     found, right = extend(truth, dataset).labels, []
     for seed, mask in dataset.labels.items():
         label = preview(interpreter, truth.features(seed))[0].numpy()

@@ -12,10 +12,6 @@ from tests.support.interpreters import upsampled
 pytestmark = pytest.mark.torch
 
 
-def ignore(seed: int, image: np.ndarray) -> None:
-    pass
-
-
 def test_labels_an_image_as_the_linear_heads_label_its_pixels(truth: Truth) -> None:
     """The interpreter projects, then upsamples; the linear scores of S* itself must give the same."""
     dataset = truth.dataset(range(4))
@@ -60,7 +56,7 @@ def test_the_basis_can_be_repeated_and_leaves_the_random_state_alone() -> None:
 
 def test_a_class_that_was_not_drawn_is_never_found(truth: Truth) -> None:
     dataset = truth.dataset(range(0, 8, 2))  # no image with a spot
-    interpreter = fit_quick(truth.generator, dataset, "paper", ignore)
+    interpreter = fit_quick(truth.generator, dataset, "paper")
     for seed in range(100, 110):
         label, entropy = preview(interpreter, draw(truth.generator, seed, 1.0, layout="paper")[1])
         assert int(label.max()) == 1 and torch.isfinite(entropy).all()
@@ -82,7 +78,7 @@ def test_is_more_uncertain_where_it_is_wrong(truth: Truth) -> None:
 
 def test_finds_keypoints(truth: Truth) -> None:
     dataset = truth.points(range(24))
-    interpreter = fit_quick(truth.generator, dataset, "paper", ignore)
+    interpreter = fit_quick(truth.generator, dataset, "paper")
     above = []
     for seed in range(100, 120):
         points, _ = preview(interpreter, draw(truth.generator, seed, 1.0, layout="paper")[1])

@@ -71,7 +71,7 @@ async def test_an_image_shows_what_is_drawn_on_it(studio: Studio, truth: Truth) 
     drawn = rows_only(truth.mask(3))
     draw(studio._workspace, 3, np.where(drawn == 2, 1, drawn))
     _, dataset = studio._annotated()
-    whole = extended(truth.generator, dataset, layout="paper", check=lambda seed, image: None)
+    whole = extended(truth.generator, dataset, layout="paper")
     assert sum((mask == 2).any() for mask in whole.labels.values()) > 1
     spot = (await studio.estimate())["classes"][2]
     assert spot["images"] == 1 and spot["iou"] is None

@@ -181,7 +181,7 @@ class Studio:
             raise TooFew("Draw a few strokes of two classes to see a prediction.")
         if not dataset.labels:
             raise TooFew("Place a keypoint first.")
-        return dict(self._workspace.drawn), dataset
+        return {seed: self._workspace.sheets[seed] for seed in dataset.labels}, dataset
 
     def _estimate(self, sheets: Mapping[int, Sheet], dataset: AnnotatedDataset) -> Estimate:
         whole = dataset

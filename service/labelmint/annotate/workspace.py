@@ -140,14 +140,14 @@ class Workspace:
 
     def annotated(self) -> AnnotatedDataset:
         """Everything that is drawn, as the readers of `fit` return it, but also without any image or keypoint."""
-        keypoints = not task_of(self.bound.task).has_label_image
+        keypoints, drawn = not task_of(self.bound.task).has_label_image, self.drawn
         return AnnotatedDataset(
             self.bound.task,
             self.bound.truncation_psi,
             self.classes.names,
             self.classes.palette,
-            images={seed: sheet.image for seed, sheet in self.drawn.items()},
-            labels={seed: self._points(sheet) if keypoints else sheet.mask for seed, sheet in self.drawn.items()},
+            images={seed: sheet.image for seed, sheet in drawn.items()},
+            labels={seed: self._points(sheet) if keypoints else sheet.mask for seed, sheet in drawn.items()},
         )
 
     def sheet(self, seed: int) -> Sheet:

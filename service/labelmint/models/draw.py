@@ -27,6 +27,12 @@ from labelmint.models.store import load_generator
 
 # Gives the features {r: float32 [1,C_r,r,r]} of a seed.
 Features = Callable[[int], Mapping[int, Tensor]]
+# Is called with each seed and its generated image uint8 [R,R,3], and may raise.
+Check = Callable[[int, Bytes], None]
+
+
+def unchecked(seed: int, image: Bytes) -> None:
+    """Accept every image."""
 
 
 def check_class_index(class_index: int | None, count: int) -> int | None:
@@ -58,13 +64,8 @@ def draw(
     return image, features
 
 
-def features_of(
-    generator: Generator,
-    dataset: AnnotatedDataset,
-    layout: str,
-    check: Callable[[int, Bytes], None] = lambda seed, image: None,
-) -> Features:
-    """Return what generates the annotated images; `check` is called with each seed and its image uint8 [R,R,3]."""
+def features_of(generator: Generator, dataset: AnnotatedDataset, layout: str, check: Check = unchecked) -> Features:
+    """Return what generates the annotated images, and checks them."""
 
     @torch.no_grad()
     def features(seed: int) -> Mapping[int, Tensor]:

@@ -9,15 +9,13 @@ Rules of this file:
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import torch
 
 from labelmint.models.annotations import UNDRAWN, AnnotatedDataset
-from labelmint.models.annotations.files import Bytes
-from labelmint.models.draw import Features, counted, features_of
+from labelmint.models.draw import Check, Features, counted, features_of, unchecked
 from labelmint.models.generator import Generator
 from labelmint.models.interpreter import StyleInterpreter
 from labelmint.models.quick import fit_quick, preview
@@ -25,9 +23,9 @@ from labelmint.models.quick import fit_quick, preview
 
 @torch.no_grad()
 def extended(
-    generator: Generator, dataset: AnnotatedDataset, *, layout: str, check: Callable[[int, Bytes], None]
+    generator: Generator, dataset: AnnotatedDataset, *, layout: str, check: Check = unchecked
 ) -> AnnotatedDataset:
-    """Return the dataset of masks with every pixel labelled; `check` is called as in `fit`."""
+    """Return the dataset of masks with every pixel labelled."""
     if not any((mask == UNDRAWN).any() for mask in dataset.labels.values()):
         return dataset
     interpreter = fit_quick(generator, dataset, layout, check)

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -31,7 +30,7 @@ from labelmint.core.errors import InvalidRequest, UnusableFile
 from labelmint.core.task import TaskName
 from labelmint.models.annotations import AnnotatedDataset, Unlabelled, image_path, sha256_of
 from labelmint.models.annotations.files import Bytes
-from labelmint.models.draw import check_class_index
+from labelmint.models.draw import Check, check_class_index, unchecked
 from labelmint.models.extension import extended
 from labelmint.models.generator import Generator
 from labelmint.models.interpreter import (
@@ -113,7 +112,7 @@ def _check_classes(generator: Generator, dataset: AnnotatedDataset, path: Path) 
             ) from error
 
 
-def same_images(dataset: AnnotatedDataset, annotations: Path, generator_path: Path) -> Callable[[int, Bytes], None]:
+def same_images(dataset: AnnotatedDataset, annotations: Path, generator_path: Path) -> Check:
     """Return a function that refuses annotations which were made on other images than those of the generator."""
 
     def check(seed: int, drawn: Bytes) -> None:
@@ -154,7 +153,7 @@ def fit(
     *,
     layout: str,
     heads: int,
-    check: Callable[[int, Bytes], None] = lambda seed, image: None,
+    check: Check = unchecked,
     checkpoint: Checkpoint | None = None,
 ) -> tuple[StyleInterpreter, float]:
     """Return the trained, folded interpreter and its error on the sampled pixels, as a mean over the heads.

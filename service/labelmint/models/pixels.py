@@ -8,15 +8,14 @@ Rules of this file:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from labelmint.models.annotations import AnnotatedDataset
-from labelmint.models.annotations.files import Bytes
-from labelmint.models.draw import Features, counted, features_of
+from labelmint.models.draw import Check, Features, counted, features_of, unchecked
 from labelmint.models.generator import Generator
 from labelmint.models.interpreter import sample_features
 from labelmint.models.layout import channels_of
@@ -52,7 +51,7 @@ def draw_pool(
     *,
     layout: str,
     rng: torch.Generator,
-    check: Callable[[int, Bytes], None] = lambda seed, image: None,
+    check: Check = unchecked,
 ) -> tuple[Pool, dict[int, int]]:
     """Sample pixels from every image. Returns the pool and the number of channels of each feature level."""
     channels = channels_of(layout, generator.spec.taps)

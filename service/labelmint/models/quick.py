@@ -17,7 +17,7 @@ on the heat.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -26,8 +26,7 @@ from torch import Tensor
 
 from labelmint.core.task import task_of
 from labelmint.models.annotations import AnnotatedDataset
-from labelmint.models.annotations.files import Bytes
-from labelmint.models.draw import Features, counted, features_of
+from labelmint.models.draw import Check, Features, counted, features_of, unchecked
 from labelmint.models.generator import Generator
 from labelmint.models.interpreter import InterpreterSpec, StyleInterpreter, Weights
 from labelmint.models.layout import channels_of
@@ -117,9 +116,9 @@ def sums_of(spec: InterpreterSpec, dataset: AnnotatedDataset, features: Features
 
 
 def fit_quick(
-    generator: Generator, dataset: AnnotatedDataset, layout: str, check: Callable[[int, Bytes], None]
+    generator: Generator, dataset: AnnotatedDataset, layout: str, check: Check = unchecked
 ) -> StyleInterpreter:
-    """Return the quick interpreter of all drawn pixels; `check` is called as in `features_of`."""
+    """Return the quick interpreter of all drawn pixels."""
     spec = quick_spec(generator, dataset, layout)
     with counted(features_of(generator, dataset, layout, check), len(dataset.labels), "draw pixels") as features:
         basis, sums = sums_of(spec, dataset, features)
